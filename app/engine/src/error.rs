@@ -1,0 +1,19 @@
+//! What can go wrong in an engine.
+
+/// Why an engine refuses a network or a call. Each message is one sentence for the operator.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum EngineError {
+    #[error("the model file is empty")]
+    Empty,
+    #[error("the model file cannot be loaded: {0}")]
+    Load(String),
+    #[error("operator {op} (node {node:?}): {why}")]
+    Unsupported { node: String, op: String, why: String },
+    #[error("tensor {name}: the graph has {graph}, the manifest says {manifest}")]
+    Tensor { name: String, graph: String, manifest: String },
+    #[error("tensor {name}: element {index} is {value}, which this engine cannot represent")]
+    Value { name: String, index: usize, value: String },
+    #[error("inference failed: {0}")]
+    Run(String),
+}

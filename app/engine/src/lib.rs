@@ -1,0 +1,58 @@
+//! Engines: ways to run a model.
+//!
+//! The room owns two small traits and their implementations. An [`Engine`] turns a network into a [`Model`]; a model
+//! hands out one [`Session`] per worker thread; a session turns input bytes into output bytes, and nothing else. Vendor
+//! engines implement the same three. [`Runner`] puts normalisation before a session, so that the daemon's hosts and the
+//! operator's tool go the same way from raw units to an answer, and [`Runner::check_golden`] is the proof every load has
+//! to give.
+//!
+//! It promises that an answer is computed or an error is returned: nothing is made up, truncated or converted with a
+//! silent loss. It knows nothing of processes, sockets or time limits; those are the hosts' business.
+
+mod cpu;
+mod error;
+mod runner;
+
+pub use cpu::{CpuEngine, GraphInfo};
+pub use error::EngineError;
+pub use runner::{GoldenCheckError, Runner};
+
+use inferd_model::{EngineKind, Manifest};
+
+/// A way to run models.
+pub trait Engine: Send + Sync {
+    /// Which engine this is.
+    fn kind(&self) -> EngineKind;
+
+    /// The library behind it and its version: `rten 0.27.0`.
+    fn version(&self) -> String;
+
+    /// The device it runs on, as `/healthz` shows it: `cpu`, `hailo8`.
+    fn device(&self) -> String;
+
+    /// Loads a network. `onnx` is verified memory that lives as long as the process (a sealed memfd in a host).
+    ///
+    /// # Errors
+    /// [`EngineError`] when the file is damaged, an operator is missing or known to be computed wrongly, or inputs and
+    /// outputs are not those of the manifest.
+    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError>;
+}
+
+/// A loaded network, shared by all workers.
+pub trait Model: Send + Sync {
+    /// Makes what one worker thread needs; called on that thread.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine cannot give another session.
+    fn session(&self) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// One worker's way to run the network. It stays on the thread that made it.
+pub trait Session {
+    /// Runs the network once. One little-endian, row-major buffer per tensor in the manifest's order, each of exactly
+    /// the specified length and aligned to 64 bytes; inputs are already normalised.
+    ///
+    /// # Errors
+    /// [`EngineError`]; `outputs` then hold nothing of value.
+    fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError>;
+}

@@ -1,0 +1,18 @@
+//! Engine hosts: child processes that run models, and the only way the daemon reaches an engine.
+//!
+//! One host per CPU model. `inferd` re-executes itself as `inferd engine-host`; parent and child share one sealed memfd
+//! (the ring: a fixed number of slots sized from the manifest, each with request id and generation), wake each other with
+//! a futex and an eventfd, and speak over one Unix socket while a model is loaded. This room owns the processes, the ring,
+//! the queue (its length is the number of slots), deadlines, memory caps, restarts with backoff, and the swap of one
+//! model for another.
+//!
+//! The path of a request: [`Hosts::get`] → [`Served::begin`] takes a slot → the caller parses into [`Ticket::input_mut`] →
+//! [`Ticket::run`] queues it and waits → [`Answer::output`] is read in place → dropping the answer frees the slot.
+//!
+//! It promises: an answer belongs to its request (a late one is counted and dropped); a host may be killed, stopped, out
+//! of memory or panicking and every caller still gets a typed error within its deadline; a model is ready only after its
+//! golden vectors passed in the very process that serves it; nothing here grows with load.
+
+mod served;
+
+pub use served::*;

@@ -1,0 +1,501 @@
+//! The manifest: one TOML page that says everything about a model.
+//!
+//! A model is a directory with `manifest.toml` ([`MANIFEST_FILE`]), the network and its golden vectors; a bundle
+//! carries the same page. `app/model/README.md` shows a complete one.
+
+use crate::{DType, ModelName, SpecError, TensorSpec};
+use serde::{Deserialize, Serialize};
+
+/// The manifest's file name inside a model directory.
+pub const MANIFEST_FILE: &str = "manifest.toml";
+/// Version of this format, in the manifest's `schema` key.
+pub const SCHEMA: u32 = 1;
+/// The largest manifest that is read.
+pub const MAX_MANIFEST_BYTES: usize = 256 << 10;
+/// The most inputs, and the most outputs, a model may have.
+pub const MAX_TENSORS: usize = 16;
+
+/// Everything about a model but its weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the manifest format: [`SCHEMA`].
+    pub schema: u32,
+    /// The name the model is served under.
+    pub name: ModelName,
+    /// The model's own version, free text without spaces: `1.2.0`.
+    pub version: String,
+    /// What the model is for; decides which endpoints it answers.
+    pub task: Task,
+    /// One line for people.
+    #[serde(default)]
+    pub summary: String,
+    /// Engines that may run it, the preferred one first.
+    pub engines: Vec<EngineKind>,
+    /// What it may use.
+    pub budget: Budget,
+    /// The network.
+    pub onnx: FileRef,
+    /// Recorded inputs and outputs that every load must reproduce.
+    pub golden: GoldenRef,
+    /// Parameters of the task `imu-encoder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imu: Option<ImuTask>,
+    /// Where the model comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
+    /// Measured quality, each with the data it was measured on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accuracy: Vec<Accuracy>,
+    /// Inputs in the graph's order.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs in the graph's order.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// A window of inertial samples to a latent vector and motif scores.
+    ImuEncoder,
+    /// A window of muscle signals to a gesture.
+    EmgClassifier,
+    /// An image to boxes.
+    Detector,
+    /// An image to one class.
+    Classifier,
+    /// Tensors in, tensors out; only the Open Inference Protocol.
+    Tensor,
+}
+
+/// A way to run a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// The built-in engine, pure Rust.
+    Cpu,
+    /// ONNX Runtime.
+    Ort,
+    /// HailoRT.
+    Hailo,
+    /// TensorRT plans.
+    Tensorrt,
+}
+
+/// What a model may use while it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// Hard cap of the engine host, in MiB: weights, workspaces of all workers and the engine's own code.
+    pub memory_mib: u32,
+    /// The longest one inference may compute, in milliseconds. A worker past it is killed with its host.
+    pub deadline_ms: u32,
+    /// Requests that may wait at once; the daemon's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u16>,
+    /// Worker threads; the daemon's default (one per core) when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u16>,
+}
+
+/// A file beside the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRef {
+    /// File name in the model directory; no path.
+    pub file: String,
+    /// SHA-256 of the content, 64 lower-case hex digits.
+    pub sha256: String,
+}
+
+/// The golden vectors and how near an engine must come to them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenRef {
+    /// File name in the model directory (safetensors, see [`crate::Golden`]).
+    pub file: String,
+    /// SHA-256 of the content, 64 lower-case hex digits.
+    pub sha256: String,
+    /// Least cosine similarity per output, in (0, 1].
+    pub cosine: f64,
+    /// Largest absolute difference of any element, in the output's unit.
+    pub max_abs: f64,
+}
+
+/// Parameters of the task `imu-encoder`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImuTask {
+    /// The output that is the latent vector.
+    pub latent: String,
+    /// Where motif scores come from. Absent: the model has none; twelve zeros are served and marked so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub motif: Option<Motif>,
+}
+
+/// A motif head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Motif {
+    /// An output of the network holds the scores, each already in [0, 1].
+    Output {
+        /// The output's name.
+        output: String,
+        /// One label per score.
+        labels: Vec<String>,
+    },
+    /// `sigmoid(W latent + b)`, weights in a safetensors file with `weight` FP32 [K, D] and `bias` FP32 [K].
+    Linear {
+        /// File name in the model directory.
+        file: String,
+        /// SHA-256 of the content, 64 lower-case hex digits.
+        sha256: String,
+        /// One label per score.
+        labels: Vec<String>,
+    },
+}
+
+impl Motif {
+    /// One label per score, in the order of the scores.
+    #[must_use]
+    pub fn labels(&self) -> &[String] {
+        match self {
+            Self::Output { labels, .. } | Self::Linear { labels, .. } => labels,
+        }
+    }
+
+    /// The name of the source on the wire: `output` or `linear`.
+    #[must_use]
+    pub fn source(&self) -> &'static str {
+        match self {
+            Self::Output { .. } => "output",
+            Self::Linear { .. } => "linear",
+        }
+    }
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// Who or what made it.
+    #[serde(default)]
+    pub source: String,
+    /// SPDX licence expression.
+    #[serde(default)]
+    pub license: String,
+    /// Anything else worth knowing.
+    #[serde(default)]
+    pub notes: String,
+}
+
+/// One measured quality.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accuracy {
+    /// The data it was measured on, and that it was unseen in training.
+    pub dataset: String,
+    /// What was measured: `top-1`.
+    pub metric: String,
+    /// The value, a ratio in [0, 1].
+    pub value: f64,
+    /// How many samples it was measured on.
+    pub samples: u64,
+}
+
+/// Why a manifest is refused; every message names the key.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ManifestError {
+    #[error("manifest is {0} bytes, at most {MAX_MANIFEST_BYTES} are read")]
+    TooLarge(usize),
+    #[error("manifest is not valid TOML of this form: {0}")]
+    Toml(String),
+    #[error("schema is {0}, this program reads {SCHEMA}")]
+    Schema(u32),
+    #[error("version {0:?}: 1 to 64 printable characters without spaces")]
+    Version(String),
+    #[error("engines: name at least one, each once")]
+    Engines,
+    #[error("budget.{key} is {value}, allowed are {min} to {max}")]
+    Budget { key: &'static str, value: u64, min: u64, max: u64 },
+    #[error("{key}: {file:?} is not a plain file name")]
+    File { key: &'static str, file: String },
+    #[error("{key}: sha256 is 64 lower-case hex digits")]
+    Digest { key: &'static str },
+    #[error("golden.{0}: out of range")]
+    Tolerance(&'static str),
+    #[error("{0}: between 1 and {MAX_TENSORS} tensors, each with its own name")]
+    Tensors(&'static str),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("{key}: the model has no output {name:?}")]
+    NoSuchOutput { key: &'static str, name: String },
+    #[error("task imu-encoder: {0}")]
+    Imu(String),
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// [`ManifestError`] with the first thing that is wrong.
+    pub fn from_toml(text: &str) -> Result<Self, ManifestError> {
+        if text.len() > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooLarge(text.len()));
+        }
+        toml::from_str::<Self>(text).map_err(|e| ManifestError::Toml(e.to_string()))?.validated()
+    }
+
+    /// The manifest as TOML, comments not included.
+    ///
+    /// # Panics
+    /// Never for a validated manifest: every field has a TOML form.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field of a manifest has a TOML form")
+    }
+
+    /// Checks a manifest made in code.
+    ///
+    /// # Errors
+    /// [`ManifestError`] with the first thing that is wrong.
+    pub fn validated(self) -> Result<Self, ManifestError> {
+        if self.schema != SCHEMA {
+            return Err(ManifestError::Schema(self.schema));
+        }
+        if !(1..=64).contains(&self.version.len()) || !self.version.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(ManifestError::Version(self.version));
+        }
+        let unique = (1..self.engines.len()).all(|i| !self.engines[..i].contains(&self.engines[i]));
+        if self.engines.is_empty() || !unique {
+            return Err(ManifestError::Engines);
+        }
+        let range = |key, value: u64, min, max| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ManifestError::Budget { key, value, min, max })
+            }
+        };
+        range("memory_mib", self.budget.memory_mib.into(), 8, 1 << 20)?;
+        range("deadline_ms", self.budget.deadline_ms.into(), 1, 600_000)?;
+        if let Some(q) = self.budget.queue {
+            range("queue", q.into(), 1, 4096)?;
+        }
+        if let Some(w) = self.budget.workers {
+            range("workers", w.into(), 1, 64)?;
+        }
+        check_file("onnx", &self.onnx.file, &self.onnx.sha256)?;
+        check_file("golden", &self.golden.file, &self.golden.sha256)?;
+        if !(self.golden.cosine > 0.0 && self.golden.cosine <= 1.0) {
+            return Err(ManifestError::Tolerance("cosine"));
+        }
+        if !(self.golden.max_abs >= 0.0 && self.golden.max_abs.is_finite()) {
+            return Err(ManifestError::Tolerance("max_abs"));
+        }
+        for (key, specs) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
+            let unique = (1..specs.len()).all(|i| specs[..i].iter().all(|s| s.name != specs[i].name));
+            if specs.is_empty() || specs.len() > MAX_TENSORS || !unique {
+                return Err(ManifestError::Tensors(key));
+            }
+            specs.iter().try_for_each(TensorSpec::check)?;
+        }
+        if self.task == Task::ImuEncoder {
+            self.check_imu()?;
+        }
+        Ok(self)
+    }
+
+    fn check_imu(&self) -> Result<(), ManifestError> {
+        let fail = |m: &str| Err(ManifestError::Imu(m.to_owned()));
+        let Some(imu) = &self.imu else { return fail("needs an [imu] section") };
+        let [input] = &self.inputs[..] else { return fail("has exactly one input") };
+        if input.dtype != DType::Fp32 || input.shape.len() != 3 || input.shape[0] != 1 {
+            return fail("its input is FP32 [1, timesteps, channels]");
+        }
+        let latent = self.output("imu.latent", &imu.latent)?;
+        if latent.dtype != DType::Fp32 {
+            return fail("its latent is FP32");
+        }
+        match &imu.motif {
+            Some(Motif::Output { output, labels }) => {
+                let scores = self.output("imu.motif.output", output)?;
+                if scores.dtype != DType::Fp32 || scores.elements() != labels.len() {
+                    return fail("motif.labels needs one label per element of the FP32 output");
+                }
+            }
+            Some(Motif::Linear { file, sha256, labels }) => {
+                check_file("imu.motif", file, sha256)?;
+                if labels.is_empty() || labels.len() > 1024 {
+                    return fail("motif.labels has 1 to 1024 entries");
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn output(&self, key: &'static str, name: &str) -> Result<&TensorSpec, ManifestError> {
+        let found = self.outputs.iter().find(|o| o.name == name);
+        found.ok_or_else(|| ManifestError::NoSuchOutput { key, name: name.to_owned() })
+    }
+}
+
+impl EngineKind {
+    /// The engine's name in configuration, metrics and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Ort => "ort",
+            Self::Hailo => "hailo",
+            Self::Tensorrt => "tensorrt",
+        }
+    }
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Task {
+    /// The task's name in a manifest: `imu-encoder`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ImuEncoder => "imu-encoder",
+            Self::EmgClassifier => "emg-classifier",
+            Self::Detector => "detector",
+            Self::Classifier => "classifier",
+            Self::Tensor => "tensor",
+        }
+    }
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn check_file(key: &'static str, file: &str, sha256: &str) -> Result<(), ManifestError> {
+    let plain = (1..=128).contains(&file.len())
+        && !file.starts_with('.')
+        && file.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if !plain {
+        return Err(ManifestError::File { key, file: file.to_owned() });
+    }
+    let hex = sha256.len() == 64 && sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if hex { Ok(()) } else { Err(ManifestError::Digest { key }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> String {
+        let digest = "0".repeat(64);
+        format!(
+            r#"
+schema = 1
+name = "imu-motion"
+version = "1.0.0"
+task = "imu-encoder"
+summary = "twelve motions"
+engines = ["ort", "cpu"]
+
+[budget]
+memory_mib = 64
+deadline_ms = 250
+
+[onnx]
+file = "model.onnx"
+sha256 = "{digest}"
+
+[golden]
+file = "golden.safetensors"
+sha256 = "{digest}"
+cosine = 0.9999
+max_abs = 1e-4
+
+[imu]
+latent = "latent"
+motif = {{ source = "output", output = "motif", labels = ["walk", "run"] }}
+
+[[accuracy]]
+dataset = "synthetic, unseen seeds"
+metric = "top-1"
+value = 0.97
+samples = 1200
+
+[[inputs]]
+name = "imu_window"
+dtype = "FP32"
+shape = [1, 100, 2]
+channels = {{ names = ["ax", "gx"], units = ["m/s^2", "rad/s"], rate_hz = 100.0 }}
+normalization = {{ mean = [0.0, 0.0], std = [1.0, 1.0] }}
+limits = [{{ quantity = "Accelerometer", channels = ["ax"], max_abs = 500.0 }}]
+
+[[outputs]]
+name = "latent"
+dtype = "FP32"
+shape = [1, 64]
+
+[[outputs]]
+name = "motif"
+dtype = "FP32"
+shape = [1, 2]
+"#
+        )
+    }
+
+    fn refused(from: &str, to: &str) -> ManifestError {
+        let text = page();
+        assert!(text.contains(from), "the test edits a line that is there: {from}");
+        Manifest::from_toml(&text.replace(from, to)).unwrap_err()
+    }
+
+    #[test]
+    fn a_manifest_survives_being_written_and_read() {
+        let m = Manifest::from_toml(&page()).unwrap();
+        assert_eq!(Manifest::from_toml(&m.to_toml()).unwrap(), m);
+        assert_eq!(m.inputs[0].limit_per_channel(), [Some(("Accelerometer", 500.0)), None]);
+        assert_eq!(m.imu.unwrap().motif.unwrap().labels(), ["walk", "run"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(refused("schema = 1", "schema = 2"), ManifestError::Schema(2));
+        assert!(matches!(refused("name = \"imu-motion\"", "name = \"../etc\""), ManifestError::Toml(_)));
+        assert!(matches!(refused("summary", "sumary"), ManifestError::Toml(m) if m.contains("sumary")));
+        assert_eq!(refused("[\"ort\", \"cpu\"]", "[]"), ManifestError::Engines);
+        assert_eq!(refused("[\"ort\", \"cpu\"]", "[\"cpu\", \"cpu\"]"), ManifestError::Engines);
+        assert!(matches!(
+            refused("memory_mib = 64", "memory_mib = 1"),
+            ManifestError::Budget { key: "memory_mib", .. }
+        ));
+        assert!(matches!(
+            refused("\"model.onnx\"", "\"../model.onnx\""),
+            ManifestError::File { key: "onnx", .. }
+        ));
+        assert_eq!(refused("cosine = 0.9999", "cosine = 1.5"), ManifestError::Tolerance("cosine"));
+        assert_eq!(refused("max_abs = 1e-4", "max_abs = nan"), ManifestError::Tolerance("max_abs"));
+        assert!(matches!(
+            refused("latent = \"latent\"", "latent = \"z\""),
+            ManifestError::NoSuchOutput { .. }
+        ));
+        assert!(matches!(refused("[\"walk\", \"run\"]", "[\"walk\"]"), ManifestError::Imu(_)));
+        assert!(matches!(refused("channels = [\"ax\"]", "channels = [\"az\"]"), ManifestError::Spec(_)));
+        assert_eq!(refused("name = \"motif\"", "name = \"latent\""), ManifestError::Tensors("outputs"));
+    }
+
+    #[test]
+    fn a_huge_manifest_is_not_parsed() {
+        let text = format!("{}#{}", page(), "x".repeat(MAX_MANIFEST_BYTES));
+        assert!(matches!(Manifest::from_toml(&text), Err(ManifestError::TooLarge(_))));
+    }
+}
