@@ -14,6 +14,12 @@ pub enum EngineError {
     Tensor { name: String, graph: String, manifest: String },
     #[error("tensor {name}: element {index} is {value}, which this engine cannot represent")]
     Value { name: String, index: usize, value: String },
+    #[error("{got} {what} buffers were given, the model has {want}")]
+    Count { what: &'static str, got: usize, want: usize },
+    #[error("tensor {name}: the buffer has {got} bytes, the manifest asks for {want}")]
+    Length { name: String, got: usize, want: usize },
+    #[error("tensor {name}: the buffer is not aligned to {want} bytes")]
+    Alignment { name: String, want: usize },
     #[error("inference failed: {0}")]
     Run(String),
 }

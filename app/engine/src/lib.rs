@@ -9,10 +9,14 @@
 //! It promises that an answer is computed or an error is returned: nothing is made up, truncated or converted with a
 //! silent loss. It knows nothing of processes, sockets or time limits; those are the hosts' business.
 
+#![forbid(unsafe_code)]
+
+mod buffer;
 mod cpu;
 mod error;
 mod runner;
 
+pub use buffer::{ALIGNMENT, AlignedBuffer};
 pub use cpu::{CpuEngine, GraphInfo};
 pub use error::EngineError;
 pub use runner::{GoldenCheckError, Runner};
