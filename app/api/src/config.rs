@@ -1,0 +1,94 @@
+//! What a deployment may decide about the endpoint.
+
+use crate::limits;
+use std::time::Duration;
+
+/// Settings of the endpoint. `Default` is the appliance as it is shipped.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// The model that answers `/infer`; `None`: the first `imu-encoder` by name.
+    pub default_model: Option<String>,
+    /// Zeros in `motif_scores` when the model has no motif head (`NUM_MOTIFS`).
+    pub motifs_without_head: usize,
+    /// Largest request body in bytes.
+    pub body_limit: usize,
+    /// Bytes of all bodies held at once.
+    pub bodies_total: usize,
+    /// Connections held at once.
+    pub max_connections: usize,
+    /// Time for a request's head.
+    pub head_time: Duration,
+    /// Time for a request's body.
+    pub body_time: Duration,
+    /// Time between requests on a kept connection.
+    pub idle_time: Duration,
+    /// Time for requests in flight at shutdown.
+    pub drain_time: Duration,
+    /// Cross-origin rules.
+    pub cors: Cors,
+    /// Key that routes which change the device ask for. `None`: they are open to this machine only (loopback).
+    pub api_key: Option<String>,
+    /// Requests per client; `None`: no limit.
+    pub rate_limit: Option<RateLimit>,
+    /// Deviations from the documented contract that old clients need.
+    pub compat: Compat,
+    /// Whether `/docs`, `/redoc` and `/openapi.json` are served.
+    pub docs: bool,
+    /// `GET /` repeats it, as the seed did.
+    pub log_level: String,
+    /// Hash of the effective configuration, hex; `/healthz` and `hailo_config_ok` show it.
+    pub config_hash: String,
+    /// Hash the fleet expects, if it said so.
+    pub expected_config_hash: Option<String>,
+}
+
+/// Cross-origin rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins that may read answers; `*` stands for all, an empty list switches CORS off.
+    pub origins: Vec<String>,
+}
+
+/// A token bucket per client address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLimit {
+    /// Requests per second that are refilled.
+    pub per_second: f64,
+    /// Requests that may come at once.
+    pub burst: f64,
+}
+
+/// Switches for old clients. All off is the documented contract.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compat {
+    /// Accept numeric strings and booleans as numbers in an IMU window.
+    pub lenient_numbers: bool,
+    /// Answer mistakes in `/infer` and `/encode` with 400 instead of FastAPI's 422.
+    pub strict_400: bool,
+    /// Export Triton's `nv_inference_*` names too (they break the naming rules `promtool check metrics` knows).
+    pub triton_metrics: bool,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            default_model: None,
+            motifs_without_head: limits::MOTIFS,
+            body_limit: limits::BODY,
+            bodies_total: limits::BODIES_TOTAL,
+            max_connections: limits::CONNECTIONS,
+            head_time: limits::HEAD_TIME,
+            body_time: limits::BODY_TIME,
+            idle_time: limits::IDLE_TIME,
+            drain_time: limits::DRAIN_TIME,
+            cors: Cors { origins: vec!["*".to_owned()] },
+            api_key: None,
+            rate_limit: None,
+            compat: Compat::default(),
+            docs: true,
+            log_level: "info".to_owned(),
+            config_hash: String::new(),
+            expected_config_hash: None,
+        }
+    }
+}

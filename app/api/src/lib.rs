@@ -1,0 +1,33 @@
+//! The door: HTTP/1.1 on the LAN.
+//!
+//! ```text
+//! GET  /                     what this is and where things are
+//! GET  /healthz /livez /readyz /health
+//! POST /infer /infer/infer   an IMU window to latent and motif scores
+//! POST /encode               the same window to the latent alone
+//! POST /api/v1/analysis/infer   the same, mistakes are 400
+//! POST /test                 golden vectors through the running host
+//! GET  /status /contract /metrics /openapi.json /docs /redoc
+//! *    /v2/...               the Open Inference Protocol
+//! ```
+//!
+//! The room owns sockets, limits, routing, the words on the wire and the counters. It promises that a request costs bounded
+//! memory and time before it is known to be good, that every mistake of a client is a 4xx with a reason and without an
+//! echo of its input, that overload is a 503 that says when to come back, and that nothing in an answer is made up. It runs
+//! no model and starts no process: that is the hosts' room.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod config;
+pub mod http;
+pub mod limits;
+mod metrics;
+pub mod oip;
+mod serve;
+
+pub use app::App;
+pub use config::{ApiConfig, Compat, Cors, RateLimit};
+pub use http::{Reply, Req, RequestId};
+pub use metrics::{Metrics, Stages, Surface};
+pub use serve::serve;

@@ -1,0 +1,32 @@
+//! Every limit of this room, with its reason. Those a deployment may change are also in [`crate::ApiConfig`].
+
+use std::time::Duration;
+
+/// The largest request body. A 100x9 window is 6 to 12 KiB of JSON, a 640x640 RGB frame as binary FP32 is 4.7 MiB.
+pub const BODY: usize = 10 << 20;
+/// Bytes of bodies held at once, all connections together. A small board must survive 256 clients that each send 10 MiB.
+pub const BODIES_TOTAL: usize = 64 << 20;
+/// Connections held at once. One more takes the place of the one that is idle longest, or is answered 503.
+pub const CONNECTIONS: usize = 256;
+/// Time for the head of a request, from its first byte.
+pub const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Time for the body of a request.
+pub const BODY_TIME: Duration = Duration::from_secs(30);
+/// Time between requests on a kept connection. Client pools (AsyncHTTPClient: 60 s) must give up before we do.
+pub const IDLE_TIME: Duration = Duration::from_secs(90);
+/// Time for requests in flight when the daemon is told to end.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a request's head, which is also hyper's read buffer.
+pub const HEAD: usize = 64 << 10;
+/// After a refusal with unread input: bytes and time we go on reading, so that the refusal is not lost to a reset.
+pub const LINGER_BYTES: usize = 1 << 20;
+/// See [`LINGER_BYTES`].
+pub const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Replies of at least this size are compressed when the client asks for it.
+pub const GZIP_FROM: usize = 1000;
+/// JSON bodies and compressions above this size leave the network thread, so that health checks stay quick.
+pub const HEAVY: usize = 256 << 10;
+/// Motif scores of a model without a motif head: that many zeros.
+pub const MOTIFS: usize = 12;
+/// Clients whose request rate is remembered.
+pub const RATE_CLIENTS: usize = 1024;
