@@ -1,0 +1,472 @@
+//! The configuration: command line over environment over file over defaults.
+//!
+//! [`Config::read`] declares every setting once, with its default, allowed values and meaning. Values that are not allowed
+//! end the start with a sentence that names key, value, range and source; names nobody knows are reported and ignored, so
+//! that one file can serve several versions of the firmware.
+
+mod layers;
+mod seed;
+
+pub use layers::{Entry, Source, env_name};
+
+use inferd_model::ModelName;
+use layers::{FileLayer, Reader};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the file is looked for when nobody names one; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/inferd/inferd.toml";
+/// The largest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Every setting, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[inference]`
+    pub inference: Inference,
+    /// `[models]`
+    pub models: Models,
+    /// `[hosts]`
+    pub hosts: Hosts,
+    /// `[security]`
+    pub security: Security,
+    /// `[logging]`
+    pub logging: Logging,
+    /// `[config]`
+    pub expected_sha256: Option<String>,
+}
+
+/// The endpoint.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Server {
+    pub listen: Vec<SocketAddr>,
+    pub threads: usize,
+    pub max_connections: usize,
+    pub keep_alive: Duration,
+    pub header_timeout: Duration,
+    pub request_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub max_request_bytes: usize,
+    pub docs_enabled: bool,
+    pub allow_origins: Vec<String>,
+}
+
+/// How requests are run.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Inference {
+    pub max_queue_size: usize,
+    pub timeout: Duration,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Models {
+    pub dirs: Vec<PathBuf>,
+    pub default: Option<ModelName>,
+}
+
+/// The engine hosts.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Hosts {
+    /// 0 means one per core.
+    pub workers: usize,
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Who may do what, and how much of it.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Security {
+    pub api_key: Option<String>,
+    /// 0 means no limit.
+    pub rate_limit_per_s: u64,
+    pub rate_limit_burst: u64,
+    pub max_json_depth: usize,
+}
+
+/// What is logged, and where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Logging {
+    pub level: tracing::Level,
+    pub format: LogFormat,
+    pub sink: LogSink,
+    pub requests: bool,
+}
+
+/// How a line on the console looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogSink {
+    /// To journald when standard error is connected to it, else to the console.
+    Auto,
+    Console,
+    Journald,
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Arguments {
+    /// `--config`
+    pub file: Option<PathBuf>,
+    /// `--models`, in order.
+    pub models: Vec<PathBuf>,
+    /// `--listen`, in order.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// A configuration and how it came about.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// Each setting with its source, in the order of the reference.
+    pub entries: Vec<Entry>,
+    /// The file that was read, if one was.
+    pub file: Option<PathBuf>,
+    /// What was said and is not used, one sentence each.
+    pub notes: Vec<String>,
+    /// SHA-256 of the effective configuration, see [`fingerprint`].
+    pub sha256: String,
+}
+
+/// Why the daemon does not start.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Loaded {
+    /// Puts the layers of this process together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong, one sentence each.
+    pub fn of_process(arguments: &Arguments) -> Result<Self, ConfigError> {
+        let environment: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.to_string_lossy().into_owned())))
+            .collect();
+        let named = arguments
+            .file
+            .clone()
+            .or_else(|| environment.get("INFERD_CONFIG").filter(|s| !s.is_empty()).map(PathBuf::from));
+        let file = read_file(named).map_err(|why| ConfigError(vec![why]))?;
+        Self::from_layers(arguments, environment, file.as_ref().map(|(p, t)| (p.as_path(), t.as_str())))
+    }
+
+    /// Puts given layers together; reads nothing else.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong, one sentence each.
+    pub fn from_layers(
+        arguments: &Arguments,
+        environment: BTreeMap<String, String>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, ConfigError> {
+        let layer = file
+            .map(|(path, text)| FileLayer::parse(path, text))
+            .transpose()
+            .map_err(|why| ConfigError(vec![why]))?
+            .unwrap_or_default();
+        let mut said = BTreeMap::new();
+        if !arguments.listen.is_empty() {
+            let listen = arguments.listen.iter().map(ToString::to_string).collect();
+            said.insert("server.listen", ("--listen", listen));
+        }
+        if !arguments.models.is_empty() {
+            let dirs = arguments.models.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+            said.insert("models.dirs", ("--models", dirs));
+        }
+        let old = seed::translate(&environment);
+        let mut reader = Reader::new(said, environment, old.settings, layer);
+        let config = Config::read(&mut reader);
+        let mut problems = old.problems;
+        let (entries, unknown) = match reader.finish() {
+            Ok(done) => done,
+            Err(more) => {
+                problems.extend(more);
+                (Vec::new(), Vec::new())
+            }
+        };
+        if !problems.is_empty() {
+            return Err(ConfigError(problems));
+        }
+        let mut notes = old.notes;
+        notes.extend(unknown);
+        let sha256 = fingerprint(&entries);
+        Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, sha256 })
+    }
+
+    /// Where the value of a setting came from.
+    #[must_use]
+    pub fn source(&self, key: &str) -> &Source {
+        self.entries.iter().find(|e| e.key == key).map_or(&Source::Default, |e| &e.source)
+    }
+
+    /// The effective configuration as a TOML file with the source of each value.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut out = format!("# sha256 {}\n", self.sha256);
+        let mut section = "";
+        for entry in &self.entries {
+            let (head, key) = entry.key.split_once('.').unwrap_or(("", entry.key));
+            if head != section {
+                let _ = write!(out, "\n[{head}]\n");
+                section = head;
+            }
+            let _ = writeln!(out, "{:<52} # {}", format!("{key} = {}", entry.value), entry.source);
+        }
+        for note in &self.notes {
+            let _ = write!(out, "\n# note: {note}");
+        }
+        if !self.notes.is_empty() {
+            out.push('\n');
+        }
+        out
+    }
+}
+
+impl Config {
+    /// The reference: every setting there is.
+    fn read(r: &mut Reader) -> Self {
+        let path = |s: &str| Some(PathBuf::from(s));
+        Self {
+            server: Server {
+                listen: r.list(
+                    "server.listen",
+                    1,
+                    &["0.0.0.0:9000"],
+                    "one or more ADDRESS:PORT, IPv6 in brackets",
+                    "Where the endpoint listens.",
+                    |s| s.parse().ok(),
+                ),
+                threads: size(r.integer(
+                    "server.threads",
+                    1,
+                    1..=64,
+                    "Threads of the endpoint. One keeps a request on one core: fewer wake-ups across cores.",
+                )),
+                max_connections: size(r.integer(
+                    "server.max_connections",
+                    1024,
+                    1..=65_536,
+                    "Connections open at once; one more is answered 503 and closed.",
+                )),
+                keep_alive: Duration::from_secs(r.integer(
+                    "server.keep_alive_s",
+                    90,
+                    1..=3600,
+                    "How long an idle connection is kept; clients that pool connections want 75 or more.",
+                )),
+                header_timeout: Duration::from_secs(r.integer(
+                    "server.header_timeout_s",
+                    10,
+                    1..=300,
+                    "How long a client may take to send the head of a request.",
+                )),
+                request_timeout: Duration::from_secs(r.integer(
+                    "server.request_timeout_s",
+                    30,
+                    1..=3600,
+                    "How long a client may take to send the body of a request.",
+                )),
+                drain_timeout: Duration::from_secs(r.integer(
+                    "server.drain_timeout_s",
+                    10,
+                    0..=300,
+                    "How long requests in flight may take to end after SIGTERM.",
+                )),
+                max_request_bytes: size(r.integer(
+                    "server.max_request_size_mb",
+                    10,
+                    1..=1024,
+                    "The largest request body, in MiB, also after decompression; more is answered 413.",
+                )) << 20,
+                docs_enabled: r.boolean(
+                    "server.docs_enabled",
+                    true,
+                    "Serve /docs, /redoc and /openapi.json.",
+                ),
+                allow_origins: r.list(
+                    "server.allow_origins",
+                    0,
+                    &["*"],
+                    "\"*\" or origins such as http://dashboard.lan:3000",
+                    "Origins whose pages may read answers (CORS); an empty list allows none.",
+                    |s| (s == "*" || is_origin(s)).then(|| s.to_owned()),
+                ),
+            },
+            inference: Inference {
+                max_queue_size: size(r.integer(
+                    "inference.max_queue_size",
+                    128,
+                    1..=4096,
+                    "Requests per model that may run or wait at once, where its manifest does not say; more are answered 503.",
+                )),
+                timeout: Duration::from_millis(r.integer(
+                    "inference.timeout_ms",
+                    1000,
+                    1..=600_000,
+                    "How long a request may wait and run when the client names no deadline of its own.",
+                )),
+            },
+            models: Models {
+                dirs: r.list(
+                    "models.dirs",
+                    0,
+                    &["/usr/share/inferd/models"],
+                    "paths of model directories, or of directories of such",
+                    "Models served from the start.",
+                    path,
+                ),
+                default: r.text(
+                    "models.default",
+                    "",
+                    "the name of a model",
+                    "The model behind /infer and /healthz; empty: the first one by name whose task fits.",
+                    |s| ModelName::new(s).ok(),
+                ),
+            },
+            hosts: Hosts {
+                workers: size(r.integer(
+                    "hosts.workers",
+                    0,
+                    0..=256,
+                    "Worker threads per model, where its manifest does not say; 0 is one per core.",
+                )),
+                cgroup_root: r.text(
+                    "hosts.cgroup_root",
+                    "/sys/fs/cgroup/inferd",
+                    "an absolute path",
+                    "The cgroup v2 directory under which hosts are capped; empty or not writable: RLIMIT_AS caps them.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+            },
+            security: Security {
+                api_key: r.secret(
+                    "security.api_key",
+                    "16 to 256 printable characters",
+                    "When set, requests that infer or change something must carry it (X-API-Key or Bearer).",
+                ),
+                rate_limit_per_s: r.integer(
+                    "security.rate_limit_per_s",
+                    0,
+                    0..=1_000_000,
+                    "Requests per second that one client address may send; 0 is no limit.",
+                ),
+                rate_limit_burst: r.integer(
+                    "security.rate_limit_burst",
+                    100,
+                    1..=1_000_000,
+                    "Requests that one client may send at once before the limit applies.",
+                ),
+                max_json_depth: size(r.integer(
+                    "security.max_json_depth",
+                    10,
+                    4..=128,
+                    "How deeply a JSON body may be nested.",
+                )),
+            },
+            logging: Logging {
+                level: r.choice(
+                    "logging.level",
+                    tracing::Level::INFO,
+                    &[
+                        ("error", tracing::Level::ERROR),
+                        ("warn", tracing::Level::WARN),
+                        ("info", tracing::Level::INFO),
+                        ("debug", tracing::Level::DEBUG),
+                        ("trace", tracing::Level::TRACE),
+                    ],
+                    "The least important lines that are logged.",
+                ),
+                format: r.choice(
+                    "logging.format",
+                    LogFormat::Text,
+                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+                    "How lines on the console look.",
+                ),
+                sink: r.choice(
+                    "logging.sink",
+                    LogSink::Auto,
+                    &[("auto", LogSink::Auto), ("console", LogSink::Console), ("journald", LogSink::Journald)],
+                    "Where lines go; auto is journald when standard error is connected to it, else the console.",
+                ),
+                requests: r.boolean("logging.requests", false, "Log one line per request."),
+            },
+            expected_sha256: r.text(
+                "config.expected_sha256",
+                "",
+                "64 hex digits",
+                "What the SHA-256 of the effective configuration should be; the metric config_ok says whether it is.",
+                |s| {
+                    (s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit())).then(|| s.to_ascii_lowercase())
+                },
+            ),
+        }
+    }
+}
+
+/// The identity of an effective configuration: SHA-256 over `key = value` lines, one per setting, in the order of the
+/// reference. Sources do not count, a secret counts as set or not, and the expected hash itself does not count.
+#[must_use]
+pub fn fingerprint(entries: &[Entry]) -> String {
+    let mut hash = Sha256::new();
+    for entry in entries.iter().filter(|e| e.key != "config.expected_sha256") {
+        hash.update(format!("{} = {}\n", entry.key, entry.value));
+    }
+    hash.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// The configuration file: the named one, which must exist, or the default one, which may.
+fn read_file(named: Option<PathBuf>) -> Result<Option<(PathBuf, String)>, String> {
+    let must_exist = named.is_some();
+    let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let why = |e: &dyn std::fmt::Display| format!("{}: the configuration file cannot be read: {e}.", path.display());
+    match std::fs::metadata(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(None),
+        Err(e) => return Err(why(&e)),
+        Ok(meta) if meta.len() > MAX_FILE_BYTES => {
+            return Err(why(&format!("it is {} bytes, at most {MAX_FILE_BYTES} are read", meta.len())));
+        }
+        Ok(_) => {}
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| why(&e))?;
+    Ok(Some((path, text)))
+}
+
+/// A setting whose range fits any machine's `usize`.
+fn size(value: u64) -> usize {
+    usize::try_from(value).expect("the ranges of sizes end far below 2^32")
+}
+
+/// `http://host[:port]`, nothing behind it.
+fn is_origin(text: &str) -> bool {
+    text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).is_some_and(|rest| {
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@'))
+    })
+}
+
+#[cfg(test)]
+mod tests;
