@@ -56,6 +56,7 @@ pub struct Server {
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
     pub max_request_bytes: usize,
+    pub max_bodies_bytes: usize,
     pub docs_enabled: bool,
     pub allow_origins: Vec<String>,
 }
@@ -65,7 +66,9 @@ pub struct Server {
 #[allow(missing_docs)]
 pub struct Inference {
     pub max_queue_size: usize,
-    pub timeout: Duration,
+    pub motifs_without_head: usize,
+    pub lenient_numbers: bool,
+    pub strict_400: bool,
 }
 
 /// What is served.
@@ -93,7 +96,6 @@ pub struct Security {
     /// 0 means no limit.
     pub rate_limit_per_s: u64,
     pub rate_limit_burst: u64,
-    pub max_json_depth: usize,
 }
 
 /// What is logged, and where to.
@@ -103,7 +105,6 @@ pub struct Logging {
     pub level: tracing::Level,
     pub format: LogFormat,
     pub sink: LogSink,
-    pub requests: bool,
 }
 
 /// How a line on the console looks.
@@ -266,9 +267,9 @@ impl Config {
                 )),
                 max_connections: size(r.integer(
                     "server.max_connections",
-                    1024,
+                    256,
                     1..=65_536,
-                    "Connections open at once; one more is answered 503 and closed.",
+                    "Connections open at once; one more takes the place of an idle one, or is answered 503.",
                 )),
                 keep_alive: Duration::from_secs(r.integer(
                     "server.keep_alive_s",
@@ -300,6 +301,12 @@ impl Config {
                     1..=1024,
                     "The largest request body, in MiB, also after decompression; more is answered 413.",
                 )) << 20,
+                max_bodies_bytes: size(r.integer(
+                    "server.max_bodies_mb",
+                    64,
+                    1..=4096,
+                    "MiB of request bodies held at once, all connections together.",
+                )) << 20,
                 docs_enabled: r.boolean(
                     "server.docs_enabled",
                     true,
@@ -321,12 +328,22 @@ impl Config {
                     1..=4096,
                     "Requests per model that may run or wait at once, where its manifest does not say; more are answered 503.",
                 )),
-                timeout: Duration::from_millis(r.integer(
-                    "inference.timeout_ms",
-                    1000,
-                    1..=600_000,
-                    "How long a request may wait and run when the client names no deadline of its own.",
+                motifs_without_head: size(r.integer(
+                    "inference.motifs_without_head",
+                    12,
+                    1..=1024,
+                    "Zeros in motif_scores when a model has no motif head.",
                 )),
+                lenient_numbers: r.boolean(
+                    "inference.lenient_numbers",
+                    false,
+                    "Accept numeric strings and booleans as numbers in an IMU window, as the seed sidecar did.",
+                ),
+                strict_400: r.boolean(
+                    "inference.strict_400",
+                    false,
+                    "Answer mistakes in /infer and /encode with 400 instead of FastAPI's 422.",
+                ),
             },
             models: Models {
                 dirs: r.list(
@@ -364,7 +381,7 @@ impl Config {
                 api_key: r.secret(
                     "security.api_key",
                     "16 to 256 printable characters",
-                    "When set, requests that infer or change something must carry it (X-API-Key or Bearer).",
+                    "Requests that change the device must carry it (X-API-Key or Bearer); empty: only this machine may change it.",
                 ),
                 rate_limit_per_s: r.integer(
                     "security.rate_limit_per_s",
@@ -378,12 +395,6 @@ impl Config {
                     1..=1_000_000,
                     "Requests that one client may send at once before the limit applies.",
                 ),
-                max_json_depth: size(r.integer(
-                    "security.max_json_depth",
-                    10,
-                    4..=128,
-                    "How deeply a JSON body may be nested.",
-                )),
             },
             logging: Logging {
                 level: r.choice(
@@ -410,7 +421,6 @@ impl Config {
                     &[("auto", LogSink::Auto), ("console", LogSink::Console), ("journald", LogSink::Journald)],
                     "Where lines go; auto is journald when standard error is connected to it, else the console.",
                 ),
-                requests: r.boolean("logging.requests", false, "Log one line per request."),
             },
             expected_sha256: r.text(
                 "config.expected_sha256",

@@ -6,11 +6,11 @@
 //! | `FASTAPI_HOST`, `FASTAPI_PORT` | the same, where the `SIDECAR_` one is absent |
 //! | `LOG_LEVEL` | `logging.level`; `warning` and `critical` are understood |
 //! | `WORKERS` | `hosts.workers` |
-//! | `BACKEND_TIMEOUT_MS` | `inference.timeout_ms` |
+//! | `NUM_MOTIFS` | `inference.motifs_without_head` |
 //! | `HEF_PATH` | `models.dirs` when it names a model directory, otherwise reported |
 //! | `INFER_MODE` | `stub` is refused: this program never makes answers up; other values change nothing |
-//! | `NUM_MOTIFS`, `MAX_BATCH_SIZE`, `BATCH_SIZE` | reported when they ask for something else than the daemon does |
-//! | `HEALTH_CHECK_INTERVAL`, `MODEL_VERSION`, `MODEL_ACCURACY`, `HAILO_DEVICE_ID` | reported as not used, with the reason |
+//! | `MAX_BATCH_SIZE`, `BATCH_SIZE` | reported when they ask for something else than the daemon does |
+//! | `BACKEND_TIMEOUT_MS`, `HEALTH_CHECK_INTERVAL`, `MODEL_VERSION`, `MODEL_ACCURACY`, `HAILO_DEVICE_ID` | reported as not used, with the reason |
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -46,7 +46,7 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         };
         out.settings.insert("logging.level", (word, "LOG_LEVEL".into()));
     }
-    for (name, key) in [("WORKERS", "hosts.workers"), ("BACKEND_TIMEOUT_MS", "inference.timeout_ms")] {
+    for (name, key) in [("WORKERS", "hosts.workers"), ("NUM_MOTIFS", "inference.motifs_without_head")] {
         if let Some(value) = get(name) {
             out.settings.insert(key, (value.to_owned(), name.into()));
         }
@@ -74,11 +74,6 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         )),
     }
     for (name, only, reason) in [
-        (
-            "NUM_MOTIFS",
-            "12",
-            "the number of motif scores is the model's own; a model without a motif head answers 12 zeros",
-        ),
         ("MAX_BATCH_SIZE", "1", "a request is one window and is never held back to wait for others"),
         ("BATCH_SIZE", "1", "a request is one window and is never held back to wait for others"),
     ] {
@@ -87,6 +82,7 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         }
     }
     for (name, reason) in [
+        ("BACKEND_TIMEOUT_MS", "a model's deadline stands in its manifest, a client's in Inference-Deadline-Ms"),
         ("HEALTH_CHECK_INTERVAL", "who probes decides how often; /healthz costs microseconds"),
         ("MODEL_VERSION", "a model's version stands in its manifest"),
         ("MODEL_ACCURACY", "a model's accuracy stands in its manifest"),

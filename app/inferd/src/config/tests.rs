@@ -138,8 +138,8 @@ fn a_value_that_is_not_allowed_names_key_value_range_and_source() {
         ),
         (
             "",
-            &[("BACKEND_TIMEOUT_MS", "0.1")],
-            "inference.timeout_ms is \"0.1\" (from environment BACKEND_TIMEOUT_MS), allowed is a whole number from 1 to 600000.",
+            &[("NUM_MOTIFS", "0.1")],
+            "inference.motifs_without_head is \"0.1\" (from environment NUM_MOTIFS), allowed is a whole number from 1 to 1024.",
         ),
         (
             "",
@@ -179,7 +179,7 @@ fn the_old_names_mean_what_they_meant() {
         (&[("LOG_LEVEL", "WARNING")], "logging.level", "\"warn\""),
         (&[("LOG_LEVEL", "critical")], "logging.level", "\"error\""),
         (&[("WORKERS", "2")], "hosts.workers", "2"),
-        (&[("BACKEND_TIMEOUT_MS", "150")], "inference.timeout_ms", "150"),
+        (&[("NUM_MOTIFS", "8")], "inference.motifs_without_head", "8"),
         // An empty variable is how compose files say "not set".
         (&[("SIDECAR_PORT", ""), ("LOG_LEVEL", "")], "server.listen", "[\"0.0.0.0:9000\"]"),
     ];
@@ -206,7 +206,7 @@ fn what_is_not_used_is_reported_by_name() {
         ("port = 9000", &[], "/etc/inferd/test.toml:1: unknown key port is ignored."),
         ("", &[("INFERD_SERVER_LISTN", "x")], "environment: unknown variable INFERD_SERVER_LISTN is ignored; did you mean INFERD_SERVER_LISTEN?"),
         ("", &[("HEF_PATH", "/nowhere/tcn.hef")], "HEF_PATH=/nowhere/tcn.hef is not used: "),
-        ("", &[("NUM_MOTIFS", "8")], "NUM_MOTIFS=8 is not used: "),
+        ("", &[("BACKEND_TIMEOUT_MS", "150")], "BACKEND_TIMEOUT_MS=150 is not used: "),
         ("", &[("BATCH_SIZE", "4")], "BATCH_SIZE=4 is not used: "),
         ("", &[("HEALTH_CHECK_INTERVAL", "30")], "HEALTH_CHECK_INTERVAL=30 is not used: "),
         ("", &[("INFER_MODE", "gpu")], "INFER_MODE=gpu is not used: "),
