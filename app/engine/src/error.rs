@@ -12,8 +12,8 @@ pub enum EngineError {
     Unsupported { node: String, op: String, why: String },
     #[error("tensor {name}: the graph has {graph}, the manifest says {manifest}")]
     Tensor { name: String, graph: String, manifest: String },
-    #[error("tensor {name}: element {index} is {value}, which this engine cannot represent")]
-    Value { name: String, index: usize, value: String },
+    #[error("tensor {name}: element {index} is {value}, which is not a value of {what}")]
+    Value { name: String, index: usize, value: String, what: &'static str },
     #[error("{got} {what} buffers were given, the model has {want}")]
     Count { what: &'static str, got: usize, want: usize },
     #[error("tensor {name}: the buffer has {got} bytes, the manifest asks for {want}")]

@@ -12,13 +12,17 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod convert;
 mod cpu;
 mod error;
+mod graph;
+mod onnx;
 mod runner;
 
 pub use buffer::{ALIGNMENT, AlignedBuffer};
-pub use cpu::{CpuEngine, GraphInfo};
+pub use cpu::CpuEngine;
 pub use error::EngineError;
+pub use graph::{DimInfo, GraphInfo, TensorInfo};
 pub use runner::{GoldenCheckError, Runner};
 
 use inferd_model::{EngineKind, Manifest};
@@ -40,6 +44,15 @@ pub trait Engine: Send + Sync {
     /// [`EngineError`] when the file is damaged, an operator is missing or known to be computed wrongly, or inputs and
     /// outputs are not those of the manifest.
     fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError>;
+
+    /// Runs a worker's whole life on a thread this engine computes well on, and returns when it is over. A panic in
+    /// `life` comes out here.
+    ///
+    /// Sessions work on any thread, but inside of `life` they compute on the calling thread itself, without a hop to a
+    /// thread of the engine's library and back. An engine without such threads runs `life` in place, as this default does.
+    fn worker(&self, life: Box<dyn FnOnce() + Send + '_>) {
+        life();
+    }
 }
 
 /// A loaded network, shared by all workers.

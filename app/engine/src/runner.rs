@@ -38,8 +38,8 @@ impl Runner {
     /// the manifest, else what the session gives; `outputs` then hold nothing of value.
     pub fn run(&mut self, raw: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
         let specs = &self.manifest.inputs;
-        check("input", specs, raw.iter().copied())?;
-        check("output", &self.manifest.outputs, outputs.iter().map(|o| &**o))?;
+        check("input", specs.iter(), raw.iter().copied())?;
+        check("output", self.manifest.outputs.iter(), outputs.iter().map(|o| &**o))?;
         for ((spec, bytes), normalized) in specs.iter().zip(raw).zip(&mut self.normalized) {
             if let (Some(constants), Some(to)) = (&spec.normalization, normalized) {
                 constants.apply(as_f32(spec, bytes)?, as_f32_mut(spec, to.as_mut_bytes())?);
@@ -79,15 +79,15 @@ impl Runner {
 }
 
 /// That these are the buffers of the manifest: as many, as long, and aligned.
-pub(crate) fn check<'a>(
+pub(crate) fn check<'a, 's>(
     what: &'static str,
-    specs: &[TensorSpec],
+    specs: impl ExactSizeIterator<Item = &'s TensorSpec>,
     buffers: impl ExactSizeIterator<Item = &'a [u8]>,
 ) -> Result<(), EngineError> {
     if buffers.len() != specs.len() {
         return Err(EngineError::Count { what, got: buffers.len(), want: specs.len() });
     }
-    for (spec, bytes) in specs.iter().zip(buffers) {
+    for (spec, bytes) in specs.zip(buffers) {
         if bytes.len() != spec.byte_len() {
             let (got, want) = (bytes.len(), spec.byte_len());
             return Err(EngineError::Length { name: spec.name.clone(), got, want });
