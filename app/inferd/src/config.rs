@@ -453,7 +453,9 @@ pub fn fingerprint(entries: &[Entry]) -> String {
 fn read_file(named: Option<PathBuf>) -> Result<Option<(PathBuf, String)>, String> {
     let must_exist = named.is_some();
     let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    let why = |e: &dyn std::fmt::Display| format!("{}: the configuration file cannot be read: {e}.", path.display());
+    let why = |e: &dyn std::fmt::Display| {
+        format!("{}: the configuration file cannot be read: {e}.", path.display())
+    };
     match std::fs::metadata(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(None),
         Err(e) => return Err(why(&e)),
@@ -474,7 +476,8 @@ fn size(value: u64) -> usize {
 /// `http://host[:port]`, nothing behind it.
 fn is_origin(text: &str) -> bool {
     text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).is_some_and(|rest| {
-        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@'))
+        !rest.is_empty()
+            && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@'))
     })
 }
 

@@ -61,13 +61,11 @@ impl Raw {
         use toml::de::DeValue;
         match value {
             DeValue::String(s) => Self::String(s.to_string()),
-            DeValue::Integer(i) => {
-                Self::Integer(match i.radix() {
-                    10 => i.as_str().to_owned(),
-                    radix => i64::from_str_radix(i.as_str(), radix)
-                        .map_or_else(|_| i.as_str().to_owned(), |n| n.to_string()),
-                })
-            }
+            DeValue::Integer(i) => Self::Integer(match i.radix() {
+                10 => i.as_str().to_owned(),
+                radix => i64::from_str_radix(i.as_str(), radix)
+                    .map_or_else(|_| i.as_str().to_owned(), |n| n.to_string()),
+            }),
             DeValue::Boolean(b) => Self::Boolean(*b),
             DeValue::Array(items) => Self::List(items.iter().map(|v| Self::from_toml(v.get_ref())).collect()),
             other => Self::Other(other.type_str()),
@@ -102,7 +100,8 @@ impl FileLayer {
     /// # Errors
     /// When the text is not TOML: one sentence with file and line.
     pub fn parse(path: &Path, text: &str) -> Result<Self, String> {
-        let line_at = |offset: usize| text.as_bytes()[..offset.min(text.len())].split(|b| *b == b'\n').count();
+        let line_at =
+            |offset: usize| text.as_bytes()[..offset.min(text.len())].split(|b| *b == b'\n').count();
         let table = toml::de::DeTable::parse(text).map_err(|e| {
             let line = e.span().map_or(1, |s| line_at(s.start));
             format!("{}:{line}: this is not TOML: {}.", path.display(), e.message())
@@ -262,17 +261,18 @@ impl Reader {
         let good = |s: &str| s.len() >= 16 && s.len() <= 256 && s.bytes().all(|b| b.is_ascii_graphic());
         let problems = self.problems.len();
         let show = |s: &String| quoted(if s.is_empty() { "" } else { "(set)" });
-        let text = self.setting(
-            key,
-            String::new(),
-            format!("{allowed}, or empty"),
-            meaning,
-            show,
-            |raw| match raw {
-                Raw::Text(s) | Raw::String(s) if s.is_empty() || good(s) => Some(s.clone()),
-                _ => None,
-            },
-        );
+        let text =
+            self.setting(
+                key,
+                String::new(),
+                format!("{allowed}, or empty"),
+                meaning,
+                show,
+                |raw| match raw {
+                    Raw::Text(s) | Raw::String(s) if s.is_empty() || good(s) => Some(s.clone()),
+                    _ => None,
+                },
+            );
         if let Some(problem) = self.problems.get_mut(problems) {
             let source = self.entries.last().map(|e| e.source.to_string()).unwrap_or_default();
             *problem = format!("{key} from {source} is not allowed: {allowed}, or empty.");
@@ -334,10 +334,12 @@ impl Reader {
     fn unknown(&self) -> Vec<String> {
         let keys: BTreeSet<&str> = self.entries.iter().map(|e| e.key).collect();
         let names: BTreeSet<String> = self.entries.iter().map(Entry::env).collect();
-        let in_file = self.file.values.iter().filter(|(key, _)| !keys.contains(key.as_str())).map(|(key, (_, line))| {
-            let hint = nearest(key, keys.iter().copied());
-            format!("{}:{line}: unknown key {key} is ignored{hint}", self.file.path.display())
-        });
+        let in_file = self.file.values.iter().filter(|(key, _)| !keys.contains(key.as_str())).map(
+            |(key, (_, line))| {
+                let hint = nearest(key, keys.iter().copied());
+                format!("{}:{line}: unknown key {key} is ignored{hint}", self.file.path.display())
+            },
+        );
         let in_environment = self
             .environment
             .keys()
@@ -383,10 +385,8 @@ impl Reader {
             Some(raw) => match parse(&raw) {
                 Some(value) => value,
                 None => {
-                    self.problems.push(format!(
-                        "{key} is {} (from {source}), allowed is {allowed}.",
-                        raw.shown()
-                    ));
+                    self.problems
+                        .push(format!("{key} is {} (from {source}), allowed is {allowed}.", raw.shown()));
                     default
                 }
             },

@@ -82,7 +82,10 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         }
     }
     for (name, reason) in [
-        ("BACKEND_TIMEOUT_MS", "a model's deadline stands in its manifest, a client's in Inference-Deadline-Ms"),
+        (
+            "BACKEND_TIMEOUT_MS",
+            "a model's deadline stands in its manifest, a client's in Inference-Deadline-Ms",
+        ),
         ("HEALTH_CHECK_INTERVAL", "who probes decides how often; /healthz costs microseconds"),
         ("MODEL_VERSION", "a model's version stands in its manifest"),
         ("MODEL_ACCURACY", "a model's accuracy stands in its manifest"),
@@ -96,12 +99,19 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
 }
 
 /// The first of these variables that is set.
-fn first<'a>(get: &impl Fn(&str) -> Option<&'a str>, names: [&'static str; 2]) -> Option<(&'static str, &'a str)> {
+fn first<'a>(
+    get: &impl Fn(&str) -> Option<&'a str>,
+    names: [&'static str; 2],
+) -> Option<(&'static str, &'a str)> {
     names.into_iter().find_map(|name| get(name).map(|value| (name, value)))
 }
 
 /// Host and port as one address; IPv6 in brackets.
 fn join(host: &str, port: &str) -> String {
     let host = if host == "localhost" { "127.0.0.1" } else { host };
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }

@@ -147,11 +147,7 @@ fn a_value_that_is_not_allowed_names_key_value_range_and_source() {
             "INFER_MODE is \"stub\" (from environment): this program never makes answers up. \
              Unset it, or use any other value to run the real model.",
         ),
-        (
-            "[server\n",
-            &[],
-            "/etc/inferd/test.toml:1: this is not TOML: ",
-        ),
+        ("[server\n", &[], "/etc/inferd/test.toml:1: this is not TOML: "),
         (
             "[server]\nthreads = 1\nthreads = 2\n",
             &[],
@@ -199,12 +195,32 @@ fn the_old_defaults_are_accepted_in_silence() {
 #[test]
 fn what_is_not_used_is_reported_by_name() {
     let table: &[(&str, &[(&str, &str)], &str)] = &[
-        ("[server]\nthread = 2", &[], "/etc/inferd/test.toml:2: unknown key server.thread is ignored; did you mean server.threads?"),
-        ("[sever]\nlisten = []", &[], "/etc/inferd/test.toml:2: unknown key sever.listen is ignored; did you mean server.listen?"),
-        ("[inference]\nworkers = 2", &[], "/etc/inferd/test.toml:2: unknown key inference.workers is ignored; did you mean hosts.workers?"),
-        ("[hardware]\ntemperature_warning = 70", &[], "/etc/inferd/test.toml:2: unknown key hardware.temperature_warning is ignored."),
+        (
+            "[server]\nthread = 2",
+            &[],
+            "/etc/inferd/test.toml:2: unknown key server.thread is ignored; did you mean server.threads?",
+        ),
+        (
+            "[sever]\nlisten = []",
+            &[],
+            "/etc/inferd/test.toml:2: unknown key sever.listen is ignored; did you mean server.listen?",
+        ),
+        (
+            "[inference]\nworkers = 2",
+            &[],
+            "/etc/inferd/test.toml:2: unknown key inference.workers is ignored; did you mean hosts.workers?",
+        ),
+        (
+            "[hardware]\ntemperature_warning = 70",
+            &[],
+            "/etc/inferd/test.toml:2: unknown key hardware.temperature_warning is ignored.",
+        ),
         ("port = 9000", &[], "/etc/inferd/test.toml:1: unknown key port is ignored."),
-        ("", &[("INFERD_SERVER_LISTN", "x")], "environment: unknown variable INFERD_SERVER_LISTN is ignored; did you mean INFERD_SERVER_LISTEN?"),
+        (
+            "",
+            &[("INFERD_SERVER_LISTN", "x")],
+            "environment: unknown variable INFERD_SERVER_LISTN is ignored; did you mean INFERD_SERVER_LISTEN?",
+        ),
         ("", &[("HEF_PATH", "/nowhere/tcn.hef")], "HEF_PATH=/nowhere/tcn.hef is not used: "),
         ("", &[("BACKEND_TIMEOUT_MS", "150")], "BACKEND_TIMEOUT_MS=150 is not used: "),
         ("", &[("BATCH_SIZE", "4")], "BATCH_SIZE=4 is not used: "),
@@ -286,15 +302,29 @@ fn assert_file_is(path: &str, expected: impl Fn(&str) -> String) {
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
         std::fs::write(&path, expected).unwrap();
     } else {
-        assert_eq!(text, expected, "run the tests of inferd once with UPDATE_REFERENCE=1: {}", path.display());
+        assert_eq!(
+            text,
+            expected,
+            "run the tests of inferd once with UPDATE_REFERENCE=1: {}",
+            path.display()
+        );
     }
 }
 
 #[test]
 fn the_reference_in_the_readme_is_the_one_in_the_code() {
-    let mut table = String::from("| key | environment | default | allowed | meaning |\n|---|---|---|---|---|\n");
+    let mut table =
+        String::from("| key | environment | default | allowed | meaning |\n|---|---|---|---|---|\n");
     for e in defaults() {
-        let _ = writeln!(table, "| `{}` | `{}` | `{}` | {} | {} |", e.key, e.env(), e.default, e.allowed, e.meaning);
+        let _ = writeln!(
+            table,
+            "| `{}` | `{}` | `{}` | {} | {} |",
+            e.key,
+            e.env(),
+            e.default,
+            e.allowed,
+            e.meaning
+        );
     }
     assert_file_is("README.md", |text| {
         let (begin, end) = ("<!-- reference: begin -->\n", "<!-- reference: end -->");
