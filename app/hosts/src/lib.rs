@@ -13,6 +13,23 @@
 //! of memory or panicking and every caller still gets a typed error within its deadline; a model is ready only after its
 //! golden vectors passed in the very process that serves it; nothing here grows with load.
 
-mod served;
+#![deny(unsafe_code)]
 
-pub use served::*;
+mod alloc;
+mod cgroup;
+mod child;
+mod host;
+mod limits;
+mod package;
+mod ring;
+mod served;
+mod stats;
+mod sys;
+
+pub use alloc::CountingAllocator;
+pub use child::engine_host_main;
+pub use package::LoadError;
+pub use served::{
+    Answer, EngineInfo, Histograms, Hosts, HostsConfig, InferError, Served, Snapshot, State, Ticket, Timing,
+    WorkerSnapshot,
+};

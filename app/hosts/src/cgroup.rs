@@ -1,0 +1,74 @@
+//! A cgroup v2 per host: `memory.max`, no swap, a bounded number of tasks; the evidence when it was too little.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One host's group; removed when dropped (its processes are gone by then, or are killed first).
+#[derive(Debug)]
+pub struct Group {
+    path: PathBuf,
+}
+
+impl Group {
+    /// Makes `root/name` with a hard cap, or says why that is not possible here.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or the memory controller is not delegated to it.
+    pub fn create(root: &Path, name: &str, memory: u64, tasks: usize) -> io::Result<Self> {
+        let group = Self { path: root.join(name) };
+        match fs::create_dir(&group.path) {
+            // Left behind by a daemon that was killed: whatever still runs there has lost its daemon.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => group.kill(),
+            other => other?,
+        }
+        group.set("memory.max", &memory.to_string())?;
+        group.set("memory.oom.group", "1")?;
+        group.set("pids.max", &tasks.to_string())?;
+        // Absent on kernels without swap accounting; then there is no swap to forbid.
+        let _ = group.set("memory.swap.max", "0");
+        Ok(group)
+    }
+
+    fn set(&self, key: &str, value: &str) -> io::Result<()> {
+        let path = self.path.join(key);
+        fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    }
+
+    /// Writing "0" here moves the writer into the group.
+    ///
+    /// # Errors
+    /// As opening a file.
+    pub fn procs(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
+    }
+
+    /// How often the kernel killed something here because of the cap.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let line = events.lines().find_map(|l| l.strip_prefix("oom_kill "));
+        line.and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    fn kill(&self) {
+        let _ = self.set("cgroup.kill", "1");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+        // EBUSY while a killed process is still being torn down: the next host's `create` takes the directory over.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Kills what hosts of an earlier daemon left under `root`, and removes their groups.
+pub fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("host-") {
+            drop(Group { path: entry.path() });
+        }
+    }
+}

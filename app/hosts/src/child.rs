@@ -1,0 +1,263 @@
+//! The host process: what `inferd engine-host` does.
+//!
+//! It inherits the model's sealed memory, the ring, an eventfd and one end of a Unix socket; maps them; caps its own
+//! memory when no cgroup does; loads the model; starts the workers; lets every worker run the golden vectors; says
+//! "ready" and then only computes. Its first thread waits for the socket to close and ends the process.
+
+use crate::alloc;
+use crate::limits::{MAX_WORKERS, WORKER_STACK};
+use crate::package;
+use crate::ring::{Layout, Ring, Status};
+use crate::sys;
+use inferd_engine::{CpuEngine, Engine, EngineError, Model, Runner};
+use inferd_model::{Agreement, EngineKind, Golden, Manifest};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+
+/// What the daemon tells a host on its command line, as JSON: descriptors and sizes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub model: i32,
+    pub ring: i32,
+    pub event: i32,
+    pub control: i32,
+    pub slots: usize,
+    pub workers: usize,
+    pub engine: EngineKind,
+    /// Bytes to cap private memory at, on top of what the process has after its start; `None` in a cgroup.
+    pub cap: Option<u64>,
+}
+
+/// What a host tells the daemon, one JSON object a line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// It does this now.
+    Phase(Phase),
+    /// It serves from now on.
+    Ready { version: String, device: String, cosine: f64, max_abs: f64 },
+    /// It will not serve, because of this.
+    Refused(String),
+}
+
+/// The steps of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Loading,
+    Golden,
+}
+
+/// Exit status of a host that refused its model; everything else that ends a host is a fault.
+pub const REFUSED: u8 = 3;
+
+/// The main function of `inferd engine-host ORDERS`. Call it before any thread or runtime is made.
+#[must_use]
+pub fn engine_host_main() -> ExitCode {
+    let Some(orders) = std::env::args().nth(2).and_then(|o| serde_json::from_str::<Orders>(&o).ok()) else {
+        eprintln!("inferd engine-host is started by inferd itself, with descriptors it inherits");
+        return ExitCode::from(2);
+    };
+    match serve(&orders) {
+        Ok(never) => match never {},
+        Err(Failure { control, why }) => {
+            if let Some(mut c) = control {
+                report(&mut c, &Report::Refused(why));
+            }
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+struct Failure {
+    control: Option<UnixStream>,
+    why: String,
+}
+
+enum Never {}
+
+fn serve(orders: &Orders) -> Result<Never, Failure> {
+    let early = |why: String| Failure { control: None, why };
+    let fd = |n| sys::take_fd(n).map_err(|e| early(e.to_string()));
+    let mut control = UnixStream::from(fd(orders.control)?);
+    let (model, ring, event) = (fd(orders.model)?, fd(orders.ring)?, fd(orders.event)?);
+    match start(orders, File::from(model), File::from(ring), event, &mut control) {
+        Ok(()) => {
+            // Everything happens on the workers now. When the daemon goes, or has had enough of us, the socket closes.
+            while !matches!(control.read(&mut [0; 16]), Ok(0) | Err(_)) {}
+            sys::exit_now(0)
+        }
+        Err(why) => Err(Failure { control: Some(control), why }),
+    }
+}
+
+fn report(control: &mut UnixStream, report: &Report) {
+    let mut line = serde_json::to_vec(report).expect("a report has a JSON form");
+    line.push(b'\n');
+    // When the daemon is gone there is nobody to tell.
+    let _ = control.write_all(&line);
+}
+
+fn start(
+    orders: &Orders,
+    model: File,
+    ring: File,
+    event: OwnedFd,
+    control: &mut UnixStream,
+) -> Result<(), String> {
+    report(control, &Report::Phase(Phase::Loading));
+    let opened = package::open_inherited(&model)?;
+    drop(model);
+    let manifest = Arc::new(opened.manifest);
+    let layout = Layout::new(&manifest.inputs, &manifest.outputs, orders.slots);
+    let workers = orders.workers.clamp(1, MAX_WORKERS);
+    let ring = Ring::open(&ring, layout).map_err(|e| format!("the ring cannot be mapped: {e}"))?.leak();
+    alloc::report_refusals_to(ring.refused_cell());
+    leave_words_on_panic(ring);
+    if let Some(cap) = orders.cap {
+        let stacks = (workers * WORKER_STACK) as u64;
+        sys::cap_data(cap + stacks).map_err(|e| format!("memory cannot be capped: {e}"))?;
+    }
+
+    let engine = engine(orders.engine)?;
+    let network = contained(|| engine.load(opened.onnx, &manifest))?;
+    let network: Arc<dyn Model> = Arc::from(network);
+
+    report(control, &Report::Phase(Phase::Golden));
+    let golden = Arc::new(opened.golden);
+    let event = Arc::new(event);
+    let (tell, told) = mpsc::channel();
+    for index in 0..workers {
+        let worker = Worker {
+            index,
+            ring,
+            event: event.clone(),
+            network: network.clone(),
+            manifest: manifest.clone(),
+        };
+        let (tell, golden) = (tell.clone(), golden.clone());
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .stack_size(WORKER_STACK)
+            .spawn(move || worker.main(golden, &tell))
+            .map_err(|e| format!("worker {index} cannot be started: {e}"))?;
+    }
+    drop((tell, golden));
+    let mut worst = Agreement { cosine: 1.0, max_abs: 0.0 };
+    for _ in 0..workers {
+        let a = told.recv().map_err(|_| "a worker ended while it ran the golden vectors".to_owned())??;
+        worst = Agreement { cosine: worst.cosine.min(a.cosine), max_abs: worst.max_abs.max(a.max_abs) };
+    }
+    let (version, device) = (engine.version(), engine.device());
+    report(control, &Report::Ready { version, device, cosine: worst.cosine, max_abs: worst.max_abs });
+    Ok(())
+}
+
+fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, String> {
+    match kind {
+        EngineKind::Cpu => Ok(Box::new(CpuEngine::new())),
+        other => Err(format!("this program has no engine {other}")),
+    }
+}
+
+/// Panics end up as the host's last words instead of on the console; the daemon logs them.
+fn leave_words_on_panic(ring: &'static Ring) {
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("a panic without words");
+        let at = info.location().map_or_else(String::new, |l| {
+            let file = l.file().rsplit('/').next().unwrap_or_default();
+            format!(" ({file}:{})", l.line())
+        });
+        let mut words = heapless::String::<{ crate::limits::MAX_WORDS }>::new();
+        for c in text.chars().chain(at.chars()) {
+            if words.push(c).is_err() {
+                break;
+            }
+        }
+        ring.say(&words);
+    }));
+}
+
+fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(r) => r.map_err(|e| e.to_string()),
+        Err(_) => Err("the engine panicked while it loaded the model".to_owned()),
+    }
+}
+
+struct Worker {
+    index: usize,
+    ring: &'static Ring,
+    event: Arc<OwnedFd>,
+    network: Arc<dyn Model>,
+    manifest: Arc<Manifest>,
+}
+
+impl Worker {
+    fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, String>>) {
+        alloc::count_on_this_thread(self.ring.worker(self.index));
+        let first = contained(|| self.runner()).and_then(|mut runner| {
+            let agreement = match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden))) {
+                Ok(r) => r.map_err(|e| e.to_string())?,
+                Err(_) => return Err("the engine panicked on the golden vectors".to_owned()),
+            };
+            Ok((runner, agreement))
+        });
+        drop(golden);
+        let mut runner = match first {
+            Ok((runner, agreement)) => {
+                let _ = tell.send(Ok(agreement));
+                Some(runner)
+            }
+            Err(why) => {
+                let _ = tell.send(Err(why));
+                return;
+            }
+        };
+        loop {
+            self.serve_one(&mut runner);
+        }
+    }
+
+    fn runner(&self) -> Result<Runner, EngineError> {
+        Runner::new(&*self.network, self.manifest.clone())
+    }
+
+    /// Takes one request, runs it, hands it back. A panic costs this request and this worker's session, nothing else.
+    fn serve_one(&self, runner: &mut Option<Runner>) {
+        let wake = || {
+            let _ = nix::unistd::write(&self.event, &1_u64.to_ne_bytes());
+        };
+        let mut job = self.ring.next(self.index, &wake);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let session = match runner {
+                Some(r) => r,
+                None => runner.insert(self.runner()?),
+            };
+            // Inputs are copied nowhere: they are read where the daemon parsed them to.
+            let ring = self.ring;
+            let (inputs, mut outputs) = ring.job_parts(&mut job);
+            session.run(&inputs, &mut outputs)
+        }));
+        match outcome {
+            Ok(Ok(())) => self.ring.finish(job, self.index, Status::Ok, "", &wake),
+            Ok(Err(e)) => self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake),
+            Err(_) => {
+                *runner = None;
+                let words = self.ring.last_words().unwrap_or_default();
+                self.ring.finish(job, self.index, Status::Panicked, &words, &wake);
+            }
+        }
+    }
+}
+
+/// Lines of reports from a host.
+pub fn parse_report(line: &str) -> io::Result<Report> {
+    serde_json::from_str(line).map_err(io::Error::other)
+}

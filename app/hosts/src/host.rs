@@ -1,0 +1,585 @@
+//! One engine-host process as the daemon sees it: started, fed, watched, ended.
+//!
+//! [`Host::start`] returns when the golden vectors have passed in it. After that one task (`watch`) owns its life: it
+//! hands out completions, kills it when a worker is past the model's deadline, and when it has ended fails whatever
+//! was in it. A host never comes back; the next one gets a new ring.
+
+use crate::cgroup::Group;
+use crate::child::{Orders, Phase, REFUSED, Report, parse_report};
+use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE};
+use crate::package::Package;
+use crate::ring::{Completion, Layout, Ring, Slot, Status};
+use crate::served::{HostsConfig, InferError, Timing};
+use crate::stats::{End, Stats};
+use crate::sys::{self, ChildSetup, now_ns};
+use inferd_model::{Agreement, EngineKind, Manifest};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::{Notify, watch};
+
+/// Ids of requests, unique in this daemon.
+static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
+
+/// How a host is made.
+pub struct Plan<'a> {
+    pub config: &'a HostsConfig,
+    pub package: &'a Package,
+    pub stats: Arc<Stats>,
+    pub workers: usize,
+    pub slots: usize,
+    /// Unique among this daemon's hosts; names the cgroup.
+    pub serial: u64,
+}
+
+/// A running host that has passed its golden vectors.
+pub struct Host {
+    pub pid: u32,
+    pub version: String,
+    pub device: String,
+    pub engine: EngineKind,
+    pub agreement: Agreement,
+    pub cap: u64,
+    pub cap_kind: &'static str,
+    pub workers: usize,
+    pub manifest: Arc<Manifest>,
+    ring: Ring,
+    cells: Mutex<Cells>,
+    stats: Arc<Stats>,
+    /// Something was queued: the watch looks at the clock again.
+    queued: Notify,
+    watching_clock: AtomicBool,
+    /// Asks the watch to end the host.
+    end: Notify,
+    gone: watch::Sender<Option<Ended>>,
+}
+
+/// How a host ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// For the operator and the callers.
+    pub reason: String,
+}
+
+/// The daemon's own record of each slot.
+struct Cells {
+    free: heapless::Vec<Slot, MAX_SLOTS>,
+    busy: Vec<Option<Busy>>,
+    in_use: usize,
+    ended: Option<String>,
+}
+
+/// A slot that was queued.
+struct Busy {
+    slot: Slot,
+    request_id: u64,
+    queued_ns: u64,
+    state: Waiting,
+}
+
+enum Waiting {
+    /// Somebody waits for it.
+    For(Option<Waker>),
+    /// Nobody waits any more; what comes is dropped. `true`: it was cancelled before it ran.
+    Nobody { cancelled: bool },
+    /// It is done and not yet fetched.
+    Done(Completion),
+}
+
+impl Host {
+    /// Starts a host and waits until it serves. `phase` hears what it is doing.
+    ///
+    /// # Errors
+    /// A sentence for the operator: why it refused, how it died, or that it took too long.
+    pub async fn start(plan: Plan<'_>, phase: impl Fn(Phase)) -> Result<Arc<Self>, String> {
+        let manifest = plan.package.manifest.clone();
+        let layout = Layout::new(&manifest.inputs, &manifest.outputs, plan.slots);
+        let text = |what: &str| {
+            let what = what.to_owned();
+            move |e: io::Error| format!("{what}: {e}")
+        };
+        let ring_bytes = layout.len();
+        let (ring_file, ring, free) = Ring::create(layout).map_err(text("the ring cannot be made"))?;
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| text("no eventfd")(e.into()))?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(text("no socket pair"))?;
+        ours.set_nonblocking(true).map_err(text("socket"))?;
+        let control = UnixStream::from_std(ours).map_err(text("socket"))?;
+
+        let budget = u64::from(manifest.budget.memory_mib) << 20;
+        let group = plan.config.cgroup_root.as_ref().and_then(|root| {
+            let name = format!("host-{}-{}", manifest.name, plan.serial);
+            // The ring's and the model's pages are charged to whoever touches them first; count them in.
+            let cap = budget + (ring_bytes + plan.package.len()) as u64;
+            match Group::create(root, &name, cap, plan.workers + 8) {
+                Ok(g) => Some(g),
+                Err(e) => {
+                    tracing::warn!(error = %e, "no cgroup for the host, RLIMIT_DATA caps it instead");
+                    None
+                }
+            }
+        });
+
+        let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), plan.package.file.as_fd()];
+        let inherit = inherit.into_iter().map(high).collect::<Result<Vec<OwnedFd>, _>>();
+        let inherit = inherit.map_err(text("descriptors"))?;
+        let engine = EngineKind::Cpu;
+        let orders = Orders {
+            ring: inherit[0].as_raw_fd(),
+            event: inherit[1].as_raw_fd(),
+            control: inherit[2].as_raw_fd(),
+            model: inherit[3].as_raw_fd(),
+            slots: plan.slots,
+            workers: plan.workers,
+            engine,
+            cap: group.is_none().then_some(budget),
+        };
+        let mut command = Command::new(&plan.config.program);
+        command
+            .arg0(format!("inferd-host:{}", manifest.name))
+            .arg("engine-host")
+            .arg(serde_json::to_string(&orders).expect("orders have a JSON form"))
+            .env_clear()
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let cgroup_procs = group
+            .as_ref()
+            .map(Group::procs)
+            .transpose()
+            .map_err(text("the host's cgroup cannot be opened"))?;
+        let parent = i32::try_from(std::process::id()).unwrap_or_default();
+        sys::prepare(&mut command, ChildSetup { inherit, cgroup_procs, parent });
+        plan.stats.starts.fetch_add(1, Relaxed);
+        let mut child = command
+            .spawn()
+            .map_err(|e| format!("{} cannot be started: {e}", plan.config.program.display()))?;
+        // The command holds the inherited ends open; without it an ending host closes them.
+        drop(command);
+        drop(theirs);
+        drop(ring_file);
+
+        let mut reports = BufReader::new(control);
+        let ready = tokio::time::timeout(LOAD_TIMEOUT, hear_ready(&mut reports, phase)).await;
+        let (version, device, agreement) = match ready {
+            Ok(Ok(ready)) => ready,
+            other => {
+                let _ = child.start_kill();
+                let status = child.wait().await;
+                return Err(match other {
+                    Ok(Err(Some(refused))) => refused,
+                    Ok(Err(None)) => {
+                        let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, budget);
+                        plan.stats.ended(end);
+                        format!("the engine host ended while it loaded the model: {reason}")
+                    }
+                    _ => format!("the engine host did not get ready within {} s", LOAD_TIMEOUT.as_secs()),
+                });
+            }
+        };
+        let host = Arc::new(Self {
+            pid: child.id().unwrap_or_default(),
+            version,
+            device,
+            engine,
+            agreement,
+            cap: budget,
+            cap_kind: if group.is_some() { "cgroup" } else { "rlimit" },
+            workers: plan.workers,
+            manifest,
+            cells: Mutex::new(Cells {
+                busy: (0..free.len()).map(|_| None).collect(),
+                free: free.into_iter().collect(),
+                in_use: 0,
+                ended: None,
+            }),
+            ring,
+            stats: plan.stats,
+            queued: Notify::new(),
+            watching_clock: AtomicBool::new(false),
+            end: Notify::new(),
+            gone: watch::Sender::new(None),
+        });
+        let event = sys::async_event(event).map_err(text("eventfd"))?;
+        tokio::spawn(host.clone().watch(child, event, reports, group));
+        Ok(host)
+    }
+
+    fn cells(&self) -> MutexGuard<'_, Cells> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a free slot; `None` when all are taken.
+    ///
+    /// # Errors
+    /// The reason, when the host has ended.
+    pub fn take(&self) -> Result<Option<Slot>, String> {
+        let mut cells = self.cells();
+        if let Some(reason) = &cells.ended {
+            return Err(reason.clone());
+        }
+        let slot = cells.free.pop();
+        if let Some(mut slot) = slot {
+            cells.in_use += 1;
+            self.ring.take(&mut slot);
+            return Ok(Some(slot));
+        }
+        Ok(None)
+    }
+
+    /// Gives a slot back that is not queued.
+    pub fn give(&self, slot: Slot) {
+        self.cells().give(slot);
+    }
+
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// (slots in use, all slots)
+    pub fn occupancy(&self) -> (usize, usize) {
+        let cells = self.cells();
+        (cells.in_use, cells.busy.len())
+    }
+
+    /// Queues a filled slot; its index and generation name it from now on.
+    pub fn submit(&self, slot: Slot) -> Submitted {
+        let (index, generation) = (slot.index(), slot.generation());
+        let request_id = NEXT_REQUEST.fetch_add(1, Relaxed);
+        let mut cells = self.cells();
+        // On a host that has ended nobody comes for the slot; `wait` says so.
+        self.ring.submit(&slot, request_id);
+        cells.busy[index] = Some(Busy { slot, request_id, queued_ns: now_ns(), state: Waiting::For(None) });
+        drop(cells);
+        if !self.watching_clock.swap(true, Relaxed) {
+            self.queued.notify_one();
+        }
+        Submitted { index, generation }
+    }
+
+    /// Waits for the answer of a submitted slot.
+    ///
+    /// # Errors
+    /// [`InferError::HostLost`], [`InferError::Panicked`] or [`InferError::Engine`].
+    pub async fn wait(&self, at: Submitted) -> Result<(Slot, Timing), InferError> {
+        poll_fn(|cx| {
+            let mut cells = self.cells();
+            let ended = cells.ended.clone();
+            let Some(busy) = cells.mine(at) else {
+                return Poll::Ready(Err(InferError::Engine("the request is not in its slot".into())));
+            };
+            match &mut busy.state {
+                Waiting::Done(_) => {
+                    let Some(Busy { slot, state: Waiting::Done(done), .. }) = cells.busy[at.index].take()
+                    else {
+                        unreachable!("matched above under the same lock")
+                    };
+                    let failure = match done.status {
+                        Status::Ok => {
+                            return Poll::Ready(Ok((
+                                slot,
+                                Timing { queue: done.queue, compute: done.compute },
+                            )));
+                        }
+                        Status::Panicked => InferError::Panicked { message: done.words },
+                        Status::EngineError | Status::Cancelled => InferError::Engine(done.words),
+                    };
+                    cells.give(slot);
+                    Poll::Ready(Err(failure))
+                }
+                _ if ended.is_some() => Poll::Ready(Err(InferError::HostLost {
+                    reason: ended.unwrap_or_default(),
+                    retry_after: Duration::ZERO,
+                })),
+                Waiting::For(waker) => {
+                    if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                        *waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+                Waiting::Nobody { .. } => {
+                    Poll::Ready(Err(InferError::Engine("the request was given up".into())))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Nobody waits for this request any more: it is cancelled, or its answer will be counted as late and dropped.
+    pub fn abandon(&self, at: Submitted) {
+        let mut cells = self.cells();
+        let Some(busy) = cells.mine(at) else { return };
+        if matches!(busy.state, Waiting::Done(_)) {
+            if let Some(busy) = cells.busy[at.index].take() {
+                self.stats.late.fetch_add(1, Relaxed);
+                cells.give(busy.slot);
+            }
+        } else if matches!(busy.state, Waiting::For(_)) {
+            let cancelled = self.ring.cancel(at.index, at.generation);
+            busy.state = Waiting::Nobody { cancelled };
+            if cancelled {
+                self.stats.cancelled.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight, or the host has ended.
+    pub async fn drained(&self) {
+        let mut pause = tokio::time::interval(Duration::from_millis(2));
+        loop {
+            pause.tick().await;
+            let cells = self.cells();
+            if cells.in_use == 0 || cells.ended.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Asks the host to end; [`Host::ended`] tells when it has.
+    pub fn stop(&self) {
+        self.end.notify_one();
+    }
+
+    /// Waits until the host has ended.
+    pub async fn ended(&self) -> Ended {
+        let mut gone = self.gone.subscribe();
+        match gone.wait_for(Option::is_some).await {
+            Ok(e) => e.clone().unwrap_or(Ended { reason: String::new() }),
+            Err(_) => Ended { reason: "its watch ended".into() },
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- the watch
+
+    async fn watch(
+        self: Arc<Self>,
+        mut child: Child,
+        event: AsyncFd<EventFd>,
+        control: BufReader<UnixStream>,
+        group: Option<Group>,
+    ) {
+        let deadline = Duration::from_millis(self.manifest.budget.deadline_ms.into()) + STUCK_GRACE;
+        let look = (deadline / 8).clamp(Duration::from_millis(5), Duration::from_millis(100));
+        let mut clock = tokio::time::interval(look);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut killed = None;
+        let status = loop {
+            match self.collect() {
+                Ok(()) => {}
+                Err(why) => {
+                    killed.get_or_insert((End::Protocol, why));
+                    let _ = child.start_kill();
+                }
+            }
+            self.ring.daemon_asleep(true);
+            if self.ring.has_done() {
+                self.ring.daemon_asleep(false);
+                continue;
+            }
+            let watching = self.watching_clock.load(Relaxed);
+            tokio::select! {
+                biased;
+                ready = event.readable() => {
+                    if let Ok(mut guard) = ready {
+                        let _ = event.get_ref().read();
+                        guard.clear_ready();
+                    }
+                }
+                status = child.wait() => break status,
+                () = self.end.notified() => {
+                    let _ = child.start_kill();
+                    killed.get_or_insert((End::Signal, String::new()));
+                }
+                _ = clock.tick(), if watching => {
+                    if let Some(late) = self.stuck(deadline) {
+                        let why = format!("a request was in it for {} ms, the model's deadline is {} ms",
+                            late.as_millis(), self.manifest.budget.deadline_ms);
+                        killed.get_or_insert((End::Deadline, why));
+                        let _ = child.start_kill();
+                    }
+                }
+                () = self.queued.notified(), if !watching => {}
+            }
+            self.ring.daemon_asleep(false);
+        };
+        drop(control);
+        let asked = matches!(&killed, Some((End::Signal, _)));
+        let (how, reason) = match killed {
+            Some((End::Signal, _)) => (End::Signal, "it was stopped".to_owned()),
+            Some(other) => other,
+            None => autopsy(status.ok(), group.as_ref(), &self.ring, self.cap),
+        };
+        if !asked {
+            self.stats.ended(how);
+            tracing::warn!(model = %self.manifest.name, pid = self.pid, reason, "engine host ended");
+        }
+        // Answers that were complete before the end still count.
+        let _ = self.collect();
+        let mut cells = self.cells();
+        cells.ended = Some(reason.clone());
+        let wakers: Vec<Waker> = cells.busy.iter_mut().flatten().filter_map(Busy::waker).collect();
+        drop(cells);
+        wakers.into_iter().for_each(Waker::wake);
+        drop(group);
+        self.gone.send_replace(Some(Ended { reason }));
+    }
+
+    /// Hands finished slots to those who wait for them.
+    fn collect(&self) -> Result<(), String> {
+        let mut broken = None;
+        let mut wake = heapless::Vec::<Waker, 64>::new();
+        let mut cells = self.cells();
+        self.ring.drain_done(|index| {
+            let Some(busy) = cells.busy.get_mut(index).and_then(Option::as_mut) else {
+                broken = Some(format!("slot {index} was finished and had not been queued"));
+                return;
+            };
+            let done = match self.ring.completion(&busy.slot) {
+                Some(done) if done.request_id == busy.request_id => done,
+                _ => {
+                    broken = Some(format!("slot {index} came back with another request's answer"));
+                    return;
+                }
+            };
+            if done.status == Status::Panicked {
+                self.stats.panics.fetch_add(1, Relaxed);
+                tracing::warn!(model = %self.manifest.name, words = done.words, "a worker panicked on a request; contained");
+            }
+            match &mut busy.state {
+                Waiting::For(waker) => {
+                    if let Some(w) = waker.take()
+                        && let Err(w) = wake.push(w)
+                    {
+                        w.wake();
+                    }
+                    busy.state = Waiting::Done(done);
+                }
+                Waiting::Nobody { cancelled } => {
+                    if !*cancelled {
+                        self.stats.late.fetch_add(1, Relaxed);
+                    }
+                    if let Some(busy) = cells.busy[index].take() {
+                        cells.give(busy.slot);
+                    }
+                }
+                Waiting::Done(_) => broken = Some(format!("slot {index} was finished twice")),
+            }
+        });
+        drop(cells);
+        wake.into_iter().for_each(Waker::wake);
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// How long the host has been stuck, if it is: a worker runs for longer than the deadline, or requests wait and nothing
+    /// has moved for that long. With nothing in flight the clock is not looked at any more.
+    fn stuck(&self, deadline: Duration) -> Option<Duration> {
+        let cells = self.cells();
+        let oldest_waiting = cells.busy.iter().flatten().filter(|b| !matches!(b.state, Waiting::Done(_)));
+        let Some(oldest) = oldest_waiting.map(|b| b.queued_ns).min() else {
+            self.watching_clock.store(false, Relaxed);
+            return None;
+        };
+        drop(cells);
+        let idle_since = self.ring.progress_ns().max(oldest);
+        let since = self.ring.oldest_running_ns(self.workers).unwrap_or(idle_since);
+        let age = Duration::from_nanos(now_ns().saturating_sub(since.max(oldest)));
+        (age > deadline).then_some(age)
+    }
+}
+
+/// Names a submitted request.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitted {
+    index: usize,
+    generation: u32,
+}
+
+impl Cells {
+    fn mine(&mut self, at: Submitted) -> Option<&mut Busy> {
+        self.busy[at.index].as_mut().filter(|b| b.slot.generation() == at.generation)
+    }
+
+    fn give(&mut self, slot: Slot) {
+        self.in_use -= 1;
+        // There is one `Slot` per place, so there is always room.
+        let _ = self.free.push(slot);
+    }
+}
+
+impl Busy {
+    fn waker(&mut self) -> Option<Waker> {
+        match &mut self.state {
+            Waiting::For(w) => w.take(),
+            _ => None,
+        }
+    }
+}
+
+/// A copy of a descriptor above the numbers a child uses for itself.
+fn high(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let n = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(10))?;
+    sys::take_fd(n)
+}
+
+type Ready = (String, String, Agreement);
+
+/// Reads reports until the host is ready. `Err(Some)`: it refused; `Err(None)`: it ended.
+async fn hear_ready(
+    reports: &mut BufReader<UnixStream>,
+    phase: impl Fn(Phase),
+) -> Result<Ready, Option<String>> {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match reports.read_line(&mut line).await {
+            Ok(n) if n > 0 => {}
+            _ => return Err(None),
+        }
+        match parse_report(&line) {
+            Ok(Report::Phase(p)) => phase(p),
+            Ok(Report::Refused(why)) => return Err(Some(why)),
+            Ok(Report::Ready { version, device, cosine, max_abs }) => {
+                return Ok((version, device, Agreement { cosine, max_abs }));
+            }
+            Err(e) => return Err(Some(format!("the engine host spoke out of turn: {e}"))),
+        }
+    }
+}
+
+/// What a dead host tells: how it ended, in words.
+fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: u64) -> (End, String) {
+    let mib = cap >> 20;
+    if let Some(bytes) = ring.refused() {
+        return (
+            End::Oom,
+            format!("it was over its memory cap of {mib} MiB (an allocation of {bytes} bytes was refused)"),
+        );
+    }
+    if group.is_some_and(|g| g.oom_kills() > 0) {
+        return (End::Oom, format!("it was over its memory cap of {mib} MiB and was killed by the kernel"));
+    }
+    let words = ring.last_words().map(|w| format!("; last words: {w}")).unwrap_or_default();
+    match status {
+        Some(s) => match (s.signal(), s.code()) {
+            (Some(libc::SIGKILL), _) => (End::Signal, format!("it was killed (SIGKILL){words}")),
+            (Some(n @ (libc::SIGTERM | libc::SIGINT)), _) => {
+                (End::Signal, format!("it was ended by signal {n}{words}"))
+            }
+            (Some(n), _) => (End::Crash, format!("it crashed with signal {n}{words}")),
+            (None, Some(c)) if c == i32::from(REFUSED) => (End::Crash, format!("it refused to serve{words}")),
+            (None, code) => (End::Crash, format!("it ended with status {}{words}", code.unwrap_or(-1))),
+        },
+        None => (End::Crash, format!("its exit status is unknown{words}")),
+    }
+}

@@ -1,0 +1,34 @@
+//! Every limit of the room, in one place.
+
+use std::time::Duration;
+
+/// Most slots (running + waiting requests) of one host.
+pub const MAX_SLOTS: usize = 4096;
+/// Most worker threads of one host.
+pub const MAX_WORKERS: usize = 64;
+/// Most bytes of one ring; the number of slots is lowered to keep below it.
+pub const MAX_RING_BYTES: usize = 512 << 20;
+/// Slots of large tensors share this many bytes by default; small tensors get as many slots as are configured.
+pub const DEFAULT_RING_BYTES: usize = 64 << 20;
+/// Longest text a worker or a dying host can leave, in bytes.
+pub const MAX_WORDS: usize = 184;
+/// Largest network file that is read.
+pub const MAX_ONNX_BYTES: u64 = 1 << 30;
+/// Largest golden-vector or head file that is read.
+pub const MAX_SIDE_FILE_BYTES: u64 = 256 << 20;
+/// How long a host may take from its start to passing its golden vectors.
+pub const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a host that is replaced may take to finish what it has; then it is killed.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Added to a model's deadline before a worker counts as stuck: scheduling on a busy machine is not the model's fault.
+pub const STUCK_GRACE: Duration = Duration::from_millis(50);
+/// Pause before the second start of a host that ended before it was of use; doubled each time.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between two starts.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Stack of a worker thread, in bytes.
+pub const WORKER_STACK: usize = 2 << 20;
+/// Successes over which exact quantiles are kept.
+pub const QUANTILE_WINDOW: usize = 1024;
+/// Weight of the newest service time in the drain rate.
+pub const DRAIN_WEIGHT: f64 = 0.05;

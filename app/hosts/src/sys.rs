@@ -1,0 +1,205 @@
+//! The few system calls around the ring: sealed memory files, mappings, futex, monotonic time, memory limits.
+//!
+//! With `ring` and `alloc` the only places of the room with `unsafe`; each block says why it is sound.
+#![allow(unsafe_code)]
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::eventfd::EventFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`: the same clock in the daemon and its hosts, never stepped.
+pub fn now_ns() -> u64 {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("CLOCK_MONOTONIC is always there");
+    u64::try_from(Duration::from(t).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A memory file that can be sealed.
+pub fn memory_file(name: &str) -> io::Result<File> {
+    let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(File::from(memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?))
+}
+
+/// Nobody can change the size of this memory file any more, nor its content when `read_only`.
+pub fn seal(file: &File, read_only: bool) -> io::Result<()> {
+    let mut seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    if read_only {
+        seals |= SealFlag::F_SEAL_WRITE;
+    }
+    fcntl(file, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
+    Ok(())
+}
+
+/// Whether size (and content, when `read_only`) of this memory file are sealed.
+pub fn is_sealed(file: &File, read_only: bool) -> io::Result<bool> {
+    let seals = SealFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GET_SEALS)?);
+    let mut want = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    if read_only {
+        want |= SealFlag::F_SEAL_WRITE;
+    }
+    Ok(seals.contains(want))
+}
+
+/// A shared mapping of a whole memory file; unmapped when dropped.
+pub struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain memory that stays where it is; what is done with it is up to `ring`, which uses atomics for
+// everything two parties write.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps a sealed file of exactly `len` bytes. The size cannot change any more, so no access can fault.
+    pub fn new(file: &File, len: usize, writable: bool) -> io::Result<Self> {
+        if !is_sealed(file, !writable)? || file.metadata()?.len() != len as u64 {
+            return Err(io::Error::other("the memory file is not sealed or has another size"));
+        }
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let prot = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let at = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
+        Ok(Self { at: at.cast(), len })
+    }
+
+    /// Where the mapping starts (page-aligned).
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.at.as_ptr()
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The bytes of a read-only mapping, for the rest of the process' life.
+    pub fn leak(self) -> &'static [u8] {
+        let me = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the mapping is never unmapped any more, is `len` bytes long, and nobody can write to the file behind
+        // it: `new` saw it sealed against writes (only read-only mappings are leaked, see `Package`).
+        unsafe { std::slice::from_raw_parts(me.at.as_ptr(), me.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and nothing borrowed from it outlives the mapping (`ring` hands out
+        // references bound to its own life).
+        let _ = unsafe { munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// Sleeps while `*word == expected`, at most `timeout`. Wakes up for no reason now and then; the caller looks again.
+pub fn futex_wait(word: &AtomicU32, expected: u32, timeout: Duration) {
+    let t = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: the word is a valid, aligned u32 for the whole call; FUTEX_WAIT only reads it. Not PRIVATE: it is shared
+    // between processes.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, &raw const t) };
+}
+
+/// Wakes up to `count` sleepers of this word.
+pub fn futex_wake(word: &AtomicU32, count: i32) {
+    // SAFETY: FUTEX_WAKE does not access memory through the pointer; it is only the name of the queue.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
+}
+
+/// Registers an eventfd with the runtime.
+pub fn async_event(event: EventFd) -> io::Result<AsyncFd<EventFd>> {
+    // SAFETY: `EventFd` owns its descriptor and always names the same one until the `AsyncFd` drops it.
+    unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }.map_err(|e| e.into_parts().1)
+}
+
+/// What a child does between fork and exec. Only async-signal-safe calls, no allocation.
+#[derive(Debug)]
+pub struct ChildSetup {
+    /// Descriptors the child inherits.
+    pub inherit: Vec<OwnedFd>,
+    /// Opened `cgroup.procs` of the child's group.
+    pub cgroup_procs: Option<File>,
+    /// The process that must still be the parent.
+    pub parent: i32,
+}
+
+/// Prepares a command: own process group, dies with its parent, inherits exactly the named descriptors, joins its cgroup
+/// before its first instruction, leaves no core files.
+pub fn prepare(command: &mut tokio::process::Command, setup: ChildSetup) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the closure runs in the forked child and makes only async-signal-safe system calls on values that were made
+    // before the fork; it allocates nothing (`io::Error::from_raw_os_error` is two words).
+    unsafe {
+        command.pre_exec(move || {
+            let last = || io::Error::last_os_error();
+            if libc::setpgid(0, 0) != 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(last());
+            }
+            if libc::getppid() != setup.parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            let core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if libc::setrlimit(libc::RLIMIT_CORE, &raw const core) != 0 {
+                return Err(last());
+            }
+            if let Some(procs) = &setup.cgroup_procs
+                && libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1
+            {
+                return Err(last());
+            }
+            for fd in &setup.inherit {
+                if libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) != 0 {
+                    return Err(last());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Takes over an inherited descriptor; each number once, at the start of a host.
+pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl on any number is harmless; it fails for one that is not open.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::other(format!("descriptor {number} was not inherited")));
+    }
+    // SAFETY: it is open (checked), above the standard ones, and named once on our command line, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Caps private writable memory of this process at what it has now plus `budget`.
+///
+/// `RLIMIT_DATA` rather than `RLIMIT_AS`: it counts private writable mappings (heap, stacks) and leaves out the shared
+/// ring, read-only files and address space that an allocator merely reserves.
+pub fn cap_data(budget: u64) -> io::Result<u64> {
+    use nix::sys::resource::{Resource, setrlimit};
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kib = |key: &str| {
+        let line = status.lines().find(|l| l.starts_with(key))?;
+        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let now = kib("VmData:").ok_or_else(|| io::Error::other("no VmData in /proc/self/status"))? * 1024;
+    let cap = now.saturating_add(budget);
+    setrlimit(Resource::RLIMIT_DATA, cap, cap)?;
+    Ok(cap)
+}
+
+/// Ends the process at once, without running destructors: workers may be in the middle of anything.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
