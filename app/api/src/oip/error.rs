@@ -14,7 +14,9 @@ pub enum BadRequest {
     HeaderLength,
     #[error("Inference-Header-Content-Length is {length}, but the body has {body} bytes")]
     HeaderLengthRange { length: u64, body: usize },
-    #[error("the body is empty; an inference request is a JSON object, then the binary tensors if there are any")]
+    #[error(
+        "the body is empty; an inference request is a JSON object, then the binary tensors if there are any"
+    )]
     Empty,
     #[error("the request's JSON is not UTF-8: byte {0} starts no character")]
     Utf8(usize),
@@ -45,7 +47,9 @@ pub enum BadRequest {
          Inference-Header-Content-Length the length of the JSON?"
     )]
     BinaryShort { input: String, size: u64, left: usize },
-    #[error("{0} bytes follow the last binary tensor; binary_data_size of the inputs does not account for them")]
+    #[error(
+        "{0} bytes follow the last binary tensor; binary_data_size of the inputs does not account for them"
+    )]
     Trailing(usize),
     #[error("a raw binary request carries one tensor, but the model has {0} inputs; send a JSON header")]
     RawInputs(usize),
@@ -77,11 +81,17 @@ pub enum BadRequest {
     Nesting { input: String, want: String },
     #[error("input {input}: element {at} is {why}")]
     Element { input: String, at: String, why: String },
-    #[error("input {input}: element {at} is not a finite number; this input is a measurement in physical units")]
+    #[error(
+        "input {input}: element {at} is not a finite number; this input is a measurement in physical units"
+    )]
     NotFinite { input: String, at: String },
-    #[error("{quantity} value out of range: {value} at element {at} of input {input}, at most {limit} {unit}")]
+    #[error(
+        "{quantity} value out of range: {value} at element {at} of input {input}, at most {limit} {unit}"
+    )]
     OutOfRange { quantity: String, value: f32, at: String, input: String, limit: f64, unit: String },
-    #[error("output {output} is {dtype}, which has no JSON form; ask for it with the parameter \"binary_data\": true")]
+    #[error(
+        "output {output} is {dtype}, which has no JSON form; ask for it with the parameter \"binary_data\": true"
+    )]
     OutputBinaryOnly { output: String, dtype: DType },
     #[error(
         "output {output} holds a value that is not a finite number at element {at}, which JSON cannot carry; ask for \

@@ -6,3 +6,11 @@ use crate::{App, Reply, Req};
 pub async fn handle(_app: &App, _req: &Req) -> Reply {
     Reply::not_found()
 }
+
+mod compress;
+mod error;
+mod reply;
+mod request;
+mod tensors;
+#[cfg(test)]
+mod testing;

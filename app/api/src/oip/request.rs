@@ -112,14 +112,12 @@ pub fn parse(body: &[u8], header: Option<u64>) -> Result<Request<'_>, BadRequest
 /// Turns the parser's error into ours; never more than its first 200 characters, for it may repeat what it read.
 fn json_error(json: &str, e: &serde_json::Error) -> BadRequest {
     let message: String = e.to_string().chars().take(200).collect();
-    let at = json
-        .split_inclusive('\n')
-        .nth(e.line().saturating_sub(1))
-        .and_then(|line| line.as_bytes().get(e.column().saturating_sub(1)..))
-        .unwrap_or_default();
-    let not_a_number = [&b"NaN"[..], b"nan", b"Inf", b"inf", b"-I", b"-N", b"I", b"N"];
+    let line = json.split_inclusive('\n').nth(e.line().saturating_sub(1)).unwrap_or_default().as_bytes();
+    // The parser stops at the first character that cannot be, which for `nan` is the second.
+    let near = line.get(e.column().saturating_sub(3)..(e.column() + 3).min(line.len())).unwrap_or_default();
+    let near = near.to_ascii_lowercase();
     let is_syntax = e.classify() == serde_json::error::Category::Syntax;
-    if is_syntax && not_a_number.iter().any(|t| at.starts_with(t)) {
+    if is_syntax && near.windows(3).any(|w| w == b"nan" || w == b"inf") {
         BadRequest::NotANumber(message)
     } else {
         BadRequest::Json(message)
@@ -196,7 +194,9 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Few<T, N> {
                 let mut few = Vec::new();
                 while let Some(value) = seq.next_element()? {
                     if few.len() == N {
-                        return Err(serde::de::Error::custom(format_args!("an array has more than {N} values")));
+                        return Err(serde::de::Error::custom(format_args!(
+                            "an array has more than {N} values"
+                        )));
                     }
                     few.push(value);
                 }
@@ -390,7 +390,9 @@ impl<'de> Deserialize<'de> for Dims {
                 while let Some(size) = seq.next_element::<Scalar>()? {
                     if let Ok(sizes) = &mut dims {
                         match size {
-                            _ if axis == MAX_RANK => dims = Err(format!("has more than {MAX_RANK} dimensions")),
+                            _ if axis == MAX_RANK => {
+                                dims = Err(format!("has more than {MAX_RANK} dimensions"))
+                            }
                             Scalar::Unsigned(n) => sizes.push(n),
                             _ => dims = Err(format!("has no whole number, 0 or more, as dimension {axis}")),
                         }
@@ -530,8 +532,11 @@ impl<'a> InputFields<'a> {
             (Some(json), None) => Data::Json(json.get()),
             (None, Some(size)) => {
                 let split = usize::try_from(size).ok().and_then(|n| left.split_at_checked(n));
-                let (mine, rest) =
-                    split.ok_or_else(|| BadRequest::BinaryShort { input: input(), size, left: left.len() })?;
+                let (mine, rest) = split.ok_or_else(|| BadRequest::BinaryShort {
+                    input: input(),
+                    size,
+                    left: left.len(),
+                })?;
                 *left = rest;
                 Data::Binary(mine)
             }
@@ -639,7 +644,10 @@ mod tests {
         assert!(matches!(refused(&json), BadRequest::BinaryShort { left: 0, .. }));
         for bad in ["-8", "8.0", "\"8\"", "null", "true", "[8]", "18446744073709551616"] {
             let got = refused(&input(&format!(r#","parameters":{{"binary_data_size":{bad}}}"#)));
-            assert!(matches!(got, BadRequest::InputParameter { name: "binary_data_size", .. }), "{bad}: {got}");
+            assert!(
+                matches!(got, BadRequest::InputParameter { name: "binary_data_size", .. }),
+                "{bad}: {got}"
+            );
         }
         assert!(matches!(
             refused(&input(r#","data":[1,2],"parameters":{"binary_data_size":8}"#)),
@@ -650,12 +658,33 @@ mod tests {
     #[test]
     fn json_that_is_not_a_request_is_refused_with_the_place() {
         for bad in [
-            "null", "[]", "5", "\"x\"", "true", "{", "{}x", "{\"inputs\":}", "{\"inputs\":{}}", "{\"inputs\":[[]]}",
-            "{\"inputs\":[5]}", "{\"inputs\":[],}", "{\"inputs\":[{\"name\":5}]}", "{\"id\":7,\"inputs\":[]}",
-            "{\"inputs\":[],\"inputs\":[]}", "{\"inputs\":[],\"outputs\":[3]}", "{\"inputs\":[],\"parameters\":[]}",
-            "{\"inputs\":[{\"name\":\"x\",\"name\":\"x\"}]}", "{\"inputs\":[{\"shape\":4}]}", "{\"inputs\":[{\"data\":[01]}]}",
-            "{\"inputs\":[{\"data\":[1}]", "{\"inputs\":[{\"data\":[1,2}]}", "{\"inputs\":[\"\\ud800\"]}", "\u{feff}{}",
-            "{\"inputs\":[{\"data\":[1.]}]}", "{\"inputs\":[{\"data\":[+1]}]}", "{\"inputs\":[{\"data\":[1,]}]}",
+            "null",
+            "[]",
+            "5",
+            "\"x\"",
+            "true",
+            "{",
+            "{}x",
+            "{\"inputs\":}",
+            "{\"inputs\":{}}",
+            "{\"inputs\":[[]]}",
+            "{\"inputs\":[5]}",
+            "{\"inputs\":[],}",
+            "{\"inputs\":[{\"name\":5}]}",
+            "{\"id\":7,\"inputs\":[]}",
+            "{\"inputs\":[],\"inputs\":[]}",
+            "{\"inputs\":[],\"outputs\":[3]}",
+            "{\"inputs\":[],\"parameters\":[]}",
+            "{\"inputs\":[{\"name\":\"x\",\"name\":\"x\"}]}",
+            "{\"inputs\":[{\"shape\":4}]}",
+            "{\"inputs\":[{\"data\":[01]}]}",
+            "{\"inputs\":[{\"data\":[1}]",
+            "{\"inputs\":[{\"data\":[1,2}]}",
+            "{\"inputs\":[\"\\ud800\"]}",
+            "\u{feff}{}",
+            "{\"inputs\":[{\"data\":[1.]}]}",
+            "{\"inputs\":[{\"data\":[+1]}]}",
+            "{\"inputs\":[{\"data\":[1,]}]}",
         ] {
             assert!(matches!(refused(bad), BadRequest::Json(_)), "{bad}: {}", refused(bad));
         }
@@ -685,7 +714,10 @@ mod tests {
             (r#"{"inputs":[{}]}"#, "input number 0: \"name\" is missing"),
             (r#"{"inputs":[{"name":"x"}]}"#, "input \"x\": \"datatype\" is missing"),
             (r#"{"inputs":[{"name":"x","datatype":"FP32"}]}"#, "input \"x\": \"shape\" is missing"),
-            (r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1]}]}"#, "input \"x\": \"data\" is missing"),
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1]}]}"#,
+                "input \"x\": \"data\" is missing",
+            ),
             (r#"{"inputs":[],"outputs":[{}]}"#, "the request has no \"name of an output\""),
         ];
         for (body, want) in lacking {
@@ -695,12 +727,17 @@ mod tests {
 
     #[test]
     fn dimensions_are_whole_numbers() {
-        for bad in ["[-5]", "[2,1.5]", "[null]", "[\"2\"]", "[[2]]", "[1e2]", "[true]", "[18446744073709551616]"] {
-            let got = refused(&format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":{bad},"data":[1]}}]}}"#));
+        for bad in
+            ["[-5]", "[2,1.5]", "[null]", "[\"2\"]", "[[2]]", "[1e2]", "[true]", "[18446744073709551616]"]
+        {
+            let got = refused(&format!(
+                r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":{bad},"data":[1]}}]}}"#
+            ));
             assert!(matches!(got, BadRequest::Shape { .. }), "{bad}: {got}");
         }
         let many = format!("[{}1]", "1,".repeat(100_000));
-        let got = refused(&format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":{many},"data":[1]}}]}}"#));
+        let got =
+            refused(&format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":{many},"data":[1]}}]}}"#));
         assert!(matches!(got, BadRequest::Shape { .. }));
     }
 
@@ -736,23 +773,45 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         let with = |p: &str| parse(format!(r#"{{"inputs":[],"parameters":{{{p}}}}}"#).as_bytes(), None).err();
         for good in [
-            "", "\"priority\":3", "\"timeout\":0", "\"sequence_id\":0", "\"sequence_id\":\"\"", "\"sequence_start\":false",
-            "\"anything\":[{}]", "\"headers\":null",
+            "",
+            "\"priority\":3",
+            "\"timeout\":0",
+            "\"sequence_id\":0",
+            "\"sequence_id\":\"\"",
+            "\"sequence_start\":false",
+            "\"anything\":[{}]",
+            "\"headers\":null",
         ] {
             assert_eq!(with(good), None, "{good}");
         }
         for bad in [
-            "\"priority\":-1", "\"timeout\":-1", "\"timeout\":1.5", "\"timeout\":\"1\"", "\"sequence_id\":3",
-            "\"sequence_id\":\"s\"", "\"sequence_start\":true", "\"sequence_end\":true", "\"sequence_end\":1",
-            "\"binary_data_output\":1", "\"binary_data_output\":\"true\"", "\"triton_x\":1", "\"timeout\":99999999999999999999",
+            "\"priority\":-1",
+            "\"timeout\":-1",
+            "\"timeout\":1.5",
+            "\"timeout\":\"1\"",
+            "\"sequence_id\":3",
+            "\"sequence_id\":\"s\"",
+            "\"sequence_start\":true",
+            "\"sequence_end\":true",
+            "\"sequence_end\":1",
+            "\"binary_data_output\":1",
+            "\"binary_data_output\":\"true\"",
+            "\"triton_x\":1",
+            "\"timeout\":99999999999999999999",
         ] {
             assert!(matches!(with(bad), Some(BadRequest::Parameter { .. })), "{bad}");
         }
         assert!(matches!(with("\"timeout\":1,\"timeout\":2"), Some(BadRequest::Json(_))));
         let shm = r#","parameters":{"shared_memory_region":"r","shared_memory_byte_size":8}"#;
         assert!(refused(&input(shm)).to_string().contains("shared memory"));
-        let out = |p: &str| refused(&format!(r#"{{"inputs":[],"outputs":[{{"name":"y","parameters":{{{p}}}}}]}}"#));
-        for bad in ["\"binary_data\":1", "\"classification\":-1", "\"classification\":\"2\"", "\"shared_memory_region\":\"r\""] {
+        let out =
+            |p: &str| refused(&format!(r#"{{"inputs":[],"outputs":[{{"name":"y","parameters":{{{p}}}}}]}}"#));
+        for bad in [
+            "\"binary_data\":1",
+            "\"classification\":-1",
+            "\"classification\":\"2\"",
+            "\"shared_memory_region\":\"r\"",
+        ] {
             assert!(matches!(out(bad), BadRequest::OutputParameter { .. }), "{bad}");
         }
     }
