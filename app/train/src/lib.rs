@@ -1,0 +1,22 @@
+//! Training of the small sensor models, and the synthetic motion they are trained on.
+//!
+//! The room owns
+//! * [`motion`]: a seeded generator of what a nine-axis collar sensor measures during twelve motions;
+//! * [`net`]: a temporal convolutional network with its derivatives, and the optimiser;
+//! * [`training`]: the training loop and honest measurement on unseen windows;
+//! * [`onnx`]: the network as an ONNX file;
+//! * [`imu_motion`]: the appliance's default model, written as a model directory.
+//!
+//! It promises that the same seed gives the same windows on every platform, and the same network on the same machine;
+//! that what it writes is what it computed (golden vectors come from its own forward pass); and that a model says in
+//! its manifest what it was trained and measured on. It never opens a socket, never reads a clock, and is no part of
+//! the request path.
+
+#![forbid(unsafe_code)]
+
+pub mod imu_motion;
+pub mod motion;
+pub mod net;
+pub mod onnx;
+pub mod random;
+pub mod training;

@@ -1,0 +1,120 @@
+//! Trains the default model, and makes windows of synthetic motion as clients send them.
+
+use clap::{Parser, Subcommand};
+use inferd_train::imu_motion;
+use inferd_train::motion::{self, Conditions, Motion};
+use inferd_train::training::{Schedule, train};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Trains small sensor models on synthetic motion.
+#[derive(Parser)]
+#[command(name = "inferd-train", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train the default model and write its directory: manifest.toml, model.onnx, golden.safetensors.
+    ImuMotion {
+        /// Everything random follows from this number.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Rounds of training; fewer for a quick look.
+        #[arg(long, default_value_t = Schedule::FULL.epochs)]
+        epochs: usize,
+        /// The model directory.
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Print the confusion matrices too (Markdown).
+        #[arg(long)]
+        confusion: bool,
+    },
+    /// Print windows, one request body {"x": [[9 numbers] x 100]} a line.
+    Windows {
+        /// sit, stay, heel, come, down, shake, spin, jump, bark, sniff, walk or play.
+        #[arg(long)]
+        motion: Motion,
+        /// The first window's seed; the next has the next.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many windows.
+        #[arg(long, default_value_t = 1)]
+        count: u64,
+        /// Wider ranges and more noise than the model was trained with.
+        #[arg(long)]
+        hard: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::ImuMotion { seed, epochs, output, confusion } => {
+            train_imu_motion(seed, epochs, &output, confusion)
+        }
+        Command::Windows { motion, seed, count, hard } => {
+            let conditions = if hard { Conditions::Hard } else { Conditions::Usual };
+            (0..count).try_for_each(|i| print_window(motion, seed.wrapping_add(i), conditions))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("inferd-train: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Done = Result<(), Box<dyn std::error::Error>>;
+
+fn train_imu_motion(seed: u64, epochs: usize, output: &std::path::Path, confusion: bool) -> Done {
+    let schedule = Schedule { epochs, ..Schedule::FULL };
+    let start = Instant::now();
+    let net = train(
+        &imu_motion::WIDTHS,
+        imu_motion::LATENT,
+        &schedule,
+        &imu_motion::normalization(),
+        seed,
+        |r, _| {
+            let elapsed = start.elapsed().as_secs_f32();
+            eprintln!("epoch {:2} of {epochs}: loss {:.4} ({elapsed:.0} s)", r.epoch, r.loss);
+        },
+    );
+    eprintln!("measuring on unseen windows");
+    let usual = imu_motion::quality(&net, Conditions::Usual);
+    let hard = imu_motion::quality(&net, Conditions::Hard);
+    let manifest = imu_motion::write(&net, seed, &usual, &hard, output)?;
+    println!(
+        "{} {} in {}: {} parameters, {:.2} M multiply-adds per window",
+        manifest.name,
+        manifest.version,
+        output.display(),
+        net.parameter_count(),
+        mega(net.multiply_adds(motion::STEPS)),
+    );
+    for a in &manifest.accuracy {
+        println!("{:.2} % {} ({} {})", 100.0 * a.value, a.metric, a.samples, a.dataset);
+    }
+    if confusion {
+        println!("\nusual conditions\n\n{}\nhard conditions\n\n{}", usual.table(), hard.table());
+    }
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "printed with three digits")]
+fn mega(n: usize) -> f64 {
+    n as f64 / 1e6
+}
+
+fn print_window(motion: Motion, seed: u64, conditions: Conditions) -> Done {
+    use std::io::Write;
+    let rows: Vec<_> = motion::window(motion, seed, conditions);
+    let body = serde_json::json!({ "x": rows });
+    writeln!(std::io::stdout(), "{body}")?;
+    Ok(())
+}
