@@ -33,7 +33,7 @@ pub struct Package {
     len: usize,
 }
 
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 /// Before the parts: three little-endian u64 lengths, the rest of the page zero.
 const PARTS: usize = 3;
 
@@ -66,7 +66,7 @@ impl Package {
         let onnx = &manifest.onnx;
         let write = || -> io::Result<(File, usize, u64, String)> {
             let mut out = sys::memory_file("inferd-model")?;
-            out.write_all(&[0; PAGE as usize])?;
+            out.write_all(&[0; PAGE])?;
             append(&mut out, text.as_bytes())?;
             append(&mut out, &golden_bytes)?;
             let (onnx_len, digest) = copy_hashing(open(&at(&onnx.file))?, &mut out)?;
@@ -126,14 +126,13 @@ pub fn open_inherited(file: &File) -> Result<Opened, String> {
 }
 
 fn parts(bytes: &'static [u8]) -> Option<[&'static [u8]; PARTS]> {
-    let page = usize::try_from(PAGE).ok()?;
-    let mut at = page;
+    let mut at = PAGE;
     let mut out: [&[u8]; PARTS] = [&[]; PARTS];
     for (i, part) in out.iter_mut().enumerate() {
         let len = u64::from_le_bytes(bytes.get(i * 8..i * 8 + 8)?.try_into().ok()?);
         let range: Range<usize> = at..at.checked_add(usize::try_from(len).ok()?)?;
         *part = bytes.get(range.clone())?;
-        at = range.end.next_multiple_of(page);
+        at = range.end.next_multiple_of(PAGE);
     }
     Some(out)
 }
@@ -191,7 +190,7 @@ fn append(out: &mut File, bytes: &[u8]) -> io::Result<()> {
 
 fn pad(out: &mut File) -> io::Result<()> {
     let at = out.stream_position()?;
-    let zeros = at.next_multiple_of(PAGE) - at;
+    let zeros = at.next_multiple_of(PAGE as u64) - at;
     io::copy(&mut io::repeat(0).take(zeros), out).map(|_| ())
 }
 

@@ -105,7 +105,7 @@ impl Stats {
         r.window.write((micros(t.queue), micros(t.compute)));
         r.service = Some(r.service.map_or(seconds, |s| s + DRAIN_WEIGHT * (seconds - s)));
         r.last = Some(t.compute);
-        if before % 64 == 0 {
+        if before.is_multiple_of(64) {
             let mut compute: heapless::Vec<u32, QUANTILE_WINDOW> = r.window.iter().map(|w| w.1).collect();
             let rank = compute.len() * 95 / 100;
             r.p95 = Some(Duration::from_micros((*compute.select_nth_unstable(rank).1).into()));
