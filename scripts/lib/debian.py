@@ -1,0 +1,168 @@
+"""Debian packages without installing them: a private apt for any architecture and suite, packages unpacked into a folder.
+
+Nothing on the system changes and no root is needed: apt gets its own state, cache and sources below the cache folder,
+and `dpkg-deb` only unpacks. Signatures are checked by apt as always. Unpacked trees are kept and found again by what
+was asked for, so a second run needs no network; `refresh=True` asks the archive for newer versions.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import places
+from steps import Failure, run
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+SOURCES = Path("/etc/apt")
+
+
+def mirror():
+    """The Debian archive this machine already uses, or $INFERD_DEBIAN_MIRROR."""
+    chosen = os.environ.get("INFERD_DEBIAN_MIRROR")
+    if chosen:
+        return chosen.rstrip("/")
+    files = [SOURCES / "sources.list", *sorted((SOURCES / "sources.list.d").glob("*.sources"))]
+    files += sorted((SOURCES / "sources.list.d").glob("*.list"))
+    for file in files:
+        uri = mirror_in(file.read_text(errors="replace")) if file.is_file() else None
+        if uri:
+            return uri
+    raise Failure(
+        "no Debian archive is configured on this machine; name one: INFERD_DEBIAN_MIRROR=http://HOST/debian "
+        f"(looked in {SOURCES}/sources.list and sources.list.d)"
+    )
+
+
+def mirror_in(text):
+    """The first archive URI ending in /debian in an apt sources file, old (`deb URI suite`) or new (`URIs:`) style."""
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("#") or not re.match(r"(deb(-src)?\s|URIs:)", line):
+            continue
+        for word in line.split():
+            if re.fullmatch(r"[a-z+]+:\S*/debian/?", word):
+                return word.rstrip("/")
+    return None
+
+
+def host_architecture():
+    """Debian's name of this machine's architecture: amd64, arm64."""
+    if not shutil.which("dpkg"):
+        raise Failure("this script takes its programs from Debian packages and needs dpkg and apt-get (Debian 12 or newer)")
+    return run(["dpkg", "--print-architecture"]).strip()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Unpacked packages: where they lie, and which versions they are."""
+
+    path: Path
+    versions: dict
+
+
+class Archive:
+    """One architecture's view of some suites of the Debian archive."""
+
+    def __init__(self, architectures, suites):
+        self.architectures = [architectures] if isinstance(architectures, str) else list(architectures)
+        self.suites = list(suites)
+        name = "-".join(self.architectures + self.suites)
+        self.base = places.cache() / "debian" / name
+
+    def tree(self, packages, *, closure=False, follow=(), only=None, refresh=False):
+        """Unpacks `packages`, and says which versions they are.
+
+        With `closure` everything they depend on comes along. `follow` names metapackages (a kernel flavour): the first
+        package each depends on is unpacked instead. With `only`, a tar wildcard, just those paths are unpacked.
+        """
+        packages = list(packages)
+        key = json.dumps([packages, closure, list(follow), only], sort_keys=True)
+        name = re.sub(r"[^a-z0-9.+-]", "_", packages[0]) + "-" + hashlib.sha256(key.encode()).hexdigest()[:10]
+        tree = self.base / name
+        stamp = tree / ".versions.json"
+        with places.locked(self.base):
+            if refresh or not stamp.is_file():
+                self._update()
+                real = [self._first_dependency(name) if name in follow else name for name in packages]
+                self._unpack(self._closure(real) if closure else real, tree, only)
+            return Tree(tree, json.loads(stamp.read_text()))
+
+    def madison(self, package):
+        """Every version of a package that the suites hold, newest first."""
+        with places.locked(self.base):
+            self._update()
+            rows = self._apt("apt-cache", "madison", package).splitlines()
+        return [row.split("|")[1].strip() for row in rows if "|" in row]
+
+    def _first_dependency(self, package):
+        text = self._apt("apt-cache", "depends", "--no-recommends", "--no-suggests", package)
+        match = re.search(r"^\s+Depends:\s+(\S+)", text, re.MULTILINE)
+        if not match:
+            raise Failure(f"the Debian package {package} is no metapackage: it depends on nothing")
+        return match[1]
+
+    def _closure(self, packages):
+        listing = self._apt("apt-get", "install", "--no-install-recommends", "--print-uris", "-y", "-qq", *packages)
+        # 'URI' name_version_architecture.deb size hash
+        rows = re.findall(r"^'\S+' ([^_\s]+)_([^_\s]+)_([^_\s]+)\.deb ", listing, re.MULTILINE)
+        return [f"{name}={version.replace('%3a', ':')}" for name, version, _ in rows]
+
+    def _update(self):
+        base = self.base
+        for folder in ("state/lists/partial", "cache/archives/partial", "none"):
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / "status").touch()
+        signed = f"Signed-By: {KEYRING}\n" if KEYRING.is_file() else ""
+        stanzas = [
+            f"Types: deb\nURIs: {mirror()}\nSuites: {suite}\nComponents: main\n"
+            f"Architectures: {' '.join(self.architectures)}\n{signed}"
+            for suite in self.suites
+        ]
+        (base / "debian.sources").write_text("\n".join(stanzas))
+        quoted = " ".join(f'"{arch}";' for arch in self.architectures)
+        # Sources, preferences and state are ours; the system's proxy and credentials stay in force.
+        (base / "apt.conf").write_text(
+            f'Dir::Etc::sourcelist "{base}/debian.sources"; Dir::Etc::sourceparts "{base}/none";\n'
+            f'Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "{base}/none";\n'
+            f'Dir::State "{base}/state"; Dir::State::status "{base}/status"; Dir::Cache "{base}/cache";\n'
+            f'APT::Architecture "{self.architectures[0]}"; APT::Architectures {{ {quoted} }};\n'
+            'Acquire::Languages "none"; Acquire::Check-Valid-Until "false"; Acquire::Retries "3";\n'
+            'APT::Sandbox::User ""; APT::Get::AllowUnauthenticated "false";\n'
+        )
+        self._apt("apt-get", "update", "-qq")
+
+    def _apt(self, *command, cwd=None):
+        return run(command, env={"APT_CONFIG": self.base / "apt.conf", "LC_ALL": "C.UTF-8"}, cwd=cwd)
+
+    def _unpack(self, packages, tree, only):
+        downloads = self.base / "downloads"
+        shutil.rmtree(downloads, ignore_errors=True)
+        downloads.mkdir()
+        self._apt("apt-get", "download", "-qq", *packages, cwd=downloads)
+        fresh = tree.with_name(tree.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        versions = {}
+        for deb in sorted(downloads.glob("*.deb")):
+            fields = run(["dpkg-deb", "--showformat=${Package} ${Version}", "--show", deb]).split()
+            versions[fields[0]] = fields[1]
+            _extract(deb, fresh, only)
+        (fresh / ".versions.json").write_text(json.dumps(versions, indent=1, sort_keys=True))
+        shutil.rmtree(tree, ignore_errors=True)
+        fresh.rename(tree)
+        shutil.rmtree(downloads)
+
+
+def _extract(deb, folder, only):
+    """Unpacks one package as whoever we are: owners are not kept."""
+    wanted = ["--wildcards", only] if only else []
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as archive:
+        run(["tar", "x", "-C", folder, "--no-same-owner", *wanted], stdin=archive.stdout)
+        archive.stdout.close()
+    if archive.returncode != 0:
+        raise Failure(f"cannot unpack {deb.name}: dpkg-deb ended with status {archive.returncode}")

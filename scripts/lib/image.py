@@ -1,0 +1,319 @@
+"""Assembles a board's image: kernel and BusyBox from Debian packages, our overlay, our daemon, one GPT disk image.
+
+Needs no root and mounts nothing. The same inputs give the same bytes: times come from SOURCE_DATE_EPOCH (default: the
+last commit's), identifiers are fixed or derived from names. Beside FILE stands FILE.json, which says what is in it.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import tomllib
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import board as boards
+import cpio
+import debian
+import hosttools
+import layout as layouts
+import modules
+import musl
+import places
+import rust
+from steps import Failure, main, run, say, step
+
+MODELS_IN_IMAGE = "usr/share/inferd/models"
+FOLDERS = ("boot", "data", "dev", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "var")
+LINKS = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "usr/sbin": "bin", "var/run": "/run", "var/log": "/run"}
+APPLETS_NEEDED = {"init", "sh", "mount", "insmod", "switch_root", "udhcpc", "ip", "start-stop-daemon", "arping"}
+
+
+@dataclass
+class Recipe:
+    """What goes into an image."""
+
+    board: boards.Board
+    inferd: Path
+    models: list
+    dev: bool = False
+    refresh: bool = False
+    epoch: int = field(default_factory=lambda: source_date_epoch())
+    build_id: str = field(default_factory=lambda: build_id())
+
+
+def source_date_epoch():
+    """The time that every file in the image carries, in seconds since 1970."""
+    chosen = os.environ.get("SOURCE_DATE_EPOCH")
+    if chosen:
+        return int(chosen)
+    try:
+        return int(run(["git", "log", "-1", "--format=%ct"], cwd=places.ROOT).strip())
+    except Failure:
+        return 0
+
+
+def build_id():
+    """What the image calls itself in /etc/os-release: $INFERD_BUILD_ID, else the commit."""
+    chosen = os.environ.get("INFERD_BUILD_ID")
+    if chosen:
+        return chosen
+    try:
+        return run(["git", "describe", "--always", "--dirty", "--tags"], cwd=places.ROOT).strip()
+    except Failure:
+        return "unknown"
+
+
+def assemble(recipe, output):
+    """Writes the image to `output` and the facts about it to `output`.json; returns those facts."""
+    rust.check_static(recipe.inferd, recipe.board.rust_target)
+    layout = layouts.load(recipe.board.sizes)
+    with step("Unpacking the image tools, the kernel and BusyBox from Debian packages (nothing is installed)") as remark:
+        tools = hosttools.Tools(hosttools.IMAGE, refresh=recipe.refresh)
+        packages = packages_of(recipe.board, recipe.refresh)
+        remark += [f"{name} {version}" for name, version in packages.versions.items()]
+    work = output.with_name(output.name + ".work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with step(f"Assembling {output.name} for {recipe.board.summary}{', with a root shell' if recipe.dev else ''}") as remark:
+        files = {
+            "rootfs": rootfs(recipe, packages.path, tools, work),
+            "boot": boot(recipe, packages.path, layout, tools, work),
+            "data": data(recipe, layout, tools, work),
+        }
+        disk(layout, files, tools, work, output)
+        remark += [f"root {mib(files['rootfs'])}", f"image {mib(output)}, of which written {mib(output, True)}"]
+    facts = {
+        "board": recipe.board.name,
+        "dev": recipe.dev,
+        "build": recipe.build_id,
+        "sha256": digest(output),
+        "rootfs_bytes": files["rootfs"].stat().st_size,
+        "initramfs_bytes": (work / "boot" / "initramfs").stat().st_size,
+        "kernel_bytes": (work / "boot" / "kernel").stat().st_size,
+        "inferd_bytes": recipe.inferd.stat().st_size,
+        "image_bytes": output.stat().st_size,
+        "image_bytes_written": output.stat().st_blocks * 512,
+        "packages": packages.versions,
+        "tools": {name: tools.versions[name] for name in hosttools.IMAGE},
+        "models": sorted(path.name for path in (work / "rootfs" / MODELS_IN_IMAGE).iterdir()),
+    }
+    output.with_name(output.name + ".json").write_text(json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(work)
+    return facts
+
+
+def packages_of(board, refresh=False):
+    """The board's kernel and BusyBox, unpacked."""
+    archive = debian.Archive(board.architecture, [board.suite])
+    return archive.tree([board.kernel, "busybox-static"], follow=[board.kernel], refresh=refresh)
+
+
+def rootfs(recipe, packages, tools, work):
+    """The read-only root: overlay, BusyBox, daemon, models, as squashfs."""
+    stage = work / "rootfs"
+    for folder in FOLDERS:
+        (stage / folder).mkdir(parents=True, exist_ok=True)
+    for link, to in LINKS.items():
+        (stage / link).symlink_to(to)
+    shutil.copytree(places.OVERLAY, stage, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    install_busybox(packages, stage / "usr/bin")
+    shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
+    for name, folder in named_models(recipe.models).items():
+        shutil.copytree(folder, stage / MODELS_IN_IMAGE / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    version = tomllib.loads((places.ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    (stage / "etc/os-release").write_text(
+        f'NAME="inferd appliance"\nID=inferd\nVERSION_ID={version}\nPRETTY_NAME="inferd appliance {version}"\n'
+        f'BUILD_ID="{recipe.build_id}"\nVARIANT_ID={"dev" if recipe.dev else "production"}\n'
+    )
+    (stage / "etc/inferd/board.toml").write_text((places.BOARDS / recipe.board.name / "board.toml").read_text())
+    if recipe.dev:
+        with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
+            inittab.write(f"{recipe.board.dev_shell}::respawn:-/bin/sh\n")
+    for path in [stage, *stage.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+    squashfs = work / "rootfs.squashfs"
+    run(
+        [tools.path("mksquashfs"), stage, squashfs, "-noappend", "-no-progress", "-quiet", "-all-root", "-no-xattrs"]
+        + ["-comp", "zstd", "-Xcompression-level", "19", "-mkfs-time", recipe.epoch, "-all-time", recipe.epoch],
+        drop=["SOURCE_DATE_EPOCH"],  # mksquashfs refuses its own time options beside it
+    )
+    return squashfs
+
+
+def install_busybox(packages, folder):
+    """BusyBox and a link for every applet it says it has."""
+    program = packages / "usr/bin/busybox"
+    shutil.copy(program, folder / "busybox")
+    names = applets(program.read_bytes())
+    for name in names:
+        if name != "busybox":
+            (folder / name).symlink_to("busybox")
+    return names
+
+
+def applets(binary):
+    """The applets a BusyBox binary holds, from the table in it: it may be another architecture's and cannot be asked."""
+    match = re.search(rb"\[\0\[\[\0((?:[a-z0-9_-]+\0)+)", binary)
+    names = {name.decode() for name in match[1].split(b"\0") if name} if match else set()
+    missing = APPLETS_NEEDED - names
+    if missing:
+        raise Failure(f"this BusyBox lacks {', '.join(sorted(missing))}")
+    return ["[", "[[", *sorted(names)]
+
+
+def named_models(folders):
+    """Model directories by the name their manifests give them; two of one name are refused."""
+    found = {}
+    for folder in map(Path, folders):
+        manifest = folder / "manifest.toml"
+        if not manifest.is_file():
+            raise Failure(f"{folder} is no model directory: it has no manifest.toml (`inferctl model import` makes one)")
+        name = tomllib.loads(manifest.read_text()).get("name", "")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise Failure(f"{manifest} gives no usable name: {name!r}")
+        if name in found:
+            raise Failure(f"{folder} and {found[name]} are both called {name!r}")
+        found[name] = folder
+    if not found:
+        raise Failure("an image needs at least one model (--model DIR)")
+    return found
+
+
+def initramfs(board, packages):
+    """BusyBox, our init and the modules the board needs to reach its root filesystem."""
+    archive = cpio.Archive()
+    for folder in ("bin", "dev", "proc", "sys", "root", "lib", "lib/modules"):
+        archive.directory(folder)
+    archive.character_device("dev/console", 5, 1)
+    busybox = (packages / "usr/bin/busybox").read_bytes()
+    archive.file("bin/busybox", busybox, 0o755)
+    for name in applets(busybox):
+        if name != "busybox":
+            archive.symlink(f"bin/{name}", "busybox")
+    order = modules.Modules(packages).load_order(board.modules)
+    for name, content in order:
+        archive.file(f"lib/modules/{name}.ko", content)
+    archive.file("lib/modules/order", "".join(f"{name}\n" for name, _ in order).encode())
+    archive.file("init", (places.BOARDS / "common/initramfs/init").read_bytes(), 0o755)
+    return gzip.compress(archive.bytes(), compresslevel=6, mtime=0)
+
+
+def boot(recipe, packages, layout, tools, work):
+    """The FAT: kernel, initramfs, kernel command line, and the configuration as an example to start from."""
+    kernels = list((packages / "boot").glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        raise Failure(f"{packages}/boot holds {len(kernels)} kernels, not one")
+    stage = work / "boot"
+    stage.mkdir()
+    shutil.copyfile(kernels[0], stage / "kernel")
+    (stage / "initramfs").write_bytes(initramfs(recipe.board, packages))
+    (stage / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
+    shutil.copyfile(places.OVERLAY / "etc/inferd/inferd.toml", stage / "inferd.toml.example")
+    partition = layout.named("boot")
+    fat = work / "boot.vfat"
+    with open(fat, "wb") as image:
+        image.truncate(partition.size)
+    environment = {"SOURCE_DATE_EPOCH": recipe.epoch, "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
+    serial = hashlib.sha256(partition.uuid.encode()).hexdigest()[:8]
+    run([tools.path("mkfs.fat"), "--invariant", "-F", "32", "-n", "INFERD-BOOT", "-i", serial, fat], env=environment)
+    for path in sorted(stage.iterdir()):
+        os.utime(path, (recipe.epoch, recipe.epoch))
+        run([tools.path("mcopy"), "-m", "-i", fat, path, f"::{path.name}"], env=environment)
+    return fat
+
+
+def data(recipe, layout, tools, work):
+    """An empty ext4 for state and overrides."""
+    partition = layout.named("data")
+    image = work / "data.ext4"
+    with open(image, "wb") as file:
+        file.truncate(partition.size)
+    seed = uuid.uuid5(uuid.UUID(partition.uuid), "hash_seed")
+    options = f"hash_seed={seed},root_owner=0:0,lazy_itable_init=1,nodiscard"
+    environment = {"SOURCE_DATE_EPOCH": recipe.epoch, "E2FSPROGS_FAKE_TIME": recipe.epoch or 1, "MKE2FS_CONFIG": os.devnull}
+    run(
+        [tools.path("mkfs.ext4"), "-q", "-F", "-L", "data", "-U", partition.uuid, "-E", options, "-m", "1", "-b", "4096"]
+        + ["-O", "has_journal,extent,64bit,metadata_csum,dir_index,filetype,flex_bg,sparse_super,large_file", "-I", "256"]
+        + [image],
+        env=environment,
+    )
+    return image
+
+
+def disk(layout, files, tools, work, output):
+    """One GPT image of all parts, put in place whole."""
+    for content, file in files.items():
+        room = layout.named(content).size
+        if file.stat().st_size > room:
+            raise Failure(
+                f"the {content} part is {mib(file)}, its partition {room >> 20} MiB; "
+                f"raise {layout.named(content).name} under [sizes] in the board's board.toml"
+            )
+    config = work / "genimage.cfg"
+    config.write_text(layouts.genimage(layout, "disk.img", {content: file.name for content, file in files.items()}))
+    for folder in ("empty", "genimage.tmp"):
+        (work / folder).mkdir()
+    run(
+        [tools.path("genimage"), "--config", config, "--inputpath", work, "--outputpath", work]
+        + ["--rootpath", work / "empty", "--tmppath", work / "genimage.tmp"],
+    )
+    (work / "disk.img").replace(output)
+
+
+def mib(path, written=False):
+    """A file's size for people; `written`: what it takes on the disk, holes left out."""
+    status = path.stat()
+    return f"{(status.st_blocks * 512 if written else status.st_size) / (1 << 20):.1f} MiB"
+
+
+def digest(path):
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/image",
+        description="Assemble a bootable image for a board: Debian's kernel and BusyBox, the init scripts of "
+        "rootfs-overlay, the static daemon and its models. Needs no root.",
+    )
+    parser.add_argument("--board", required=True, choices=boards.names(), help="which board")
+    parser.add_argument("-o", "--output", type=Path, help="image file (default: target/image/BOARD.img)")
+    parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="one more model; repeatable")
+    parser.add_argument("--no-default-model", action="store_true", help="only the models named with --model")
+    parser.add_argument("--inferd", type=Path, metavar="FILE", help="use this daemon instead of building it")
+    parser.add_argument("--dev", action="store_true", help="a root shell on a second port of the machine; never ship it")
+    parser.add_argument("--refresh", action="store_true", help="ask the Debian archive for newer packages")
+    return parser.parse_args()
+
+
+def cli():
+    """scripts/image"""
+    options = arguments()
+    board = boards.load(options.board)
+    inferd = options.inferd or built_daemon(board)
+    models = ([] if options.no_default_model else [places.DEFAULT_MODEL]) + options.model
+    output = (options.output or places.images() / f"{board.name}{'-dev' if options.dev else ''}.img").absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = assemble(Recipe(board, inferd, models, dev=options.dev, refresh=options.refresh), output)
+    say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
+    return 0
+
+
+def built_daemon(board):
+    """The static daemon for a board, built now."""
+    musl.ensure([board.rust_target])
+    with step(f"Building the daemon for {board.rust_target} (static; the first build takes some minutes)"):
+        return rust.build("inferd", board.rust_target)
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -1,0 +1,296 @@
+"""A board played by QEMU: power it on, wait until it answers, look inside, pull the plug.
+
+The host is the boot loader: kernel, initramfs and command line are read from the image's own boot partition, so what
+runs is what the image holds. Writes of the guest go to a throw-away overlay unless `keep_writes` is asked for.
+QEMU dies with the process that started it.
+"""
+
+import ctypes
+import http.client
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import cpio
+import hosttools
+import layout as layouts
+from steps import Failure, run
+
+GUEST_PORT = 9000
+# Lines on the console after which waiting makes no sense.
+FATAL = ("Kernel panic", "no slot holds a root filesystem", "next try in 3 s")
+PR_SET_PDEATHSIG = 1
+
+
+def free_port():
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def port_is_free(port):
+    """Whether a server could listen on this port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def boot_files(image, folder):
+    """Copies kernel, initramfs and cmdline.txt out of an image's boot partition, as a boot loader reads them."""
+    partition = next((part for part in layouts.read_gpt(image)[1] if part.name == "boot"), None)
+    if partition is None:
+        raise Failure(f"{image} has no boot partition")
+    mcopy = hosttools.Tools(hosttools.IMAGE).path("mcopy")
+    names = ("kernel", "initramfs", "cmdline.txt")
+    run(
+        [mcopy, "-n", "-i", f"{image}@@{partition.offset}", *[f"::{name}" for name in names], folder],
+        env={"MTOOLS_SKIP_CHECK": "1"},
+    )
+    return folder / "kernel", folder / "initramfs", (folder / "cmdline.txt").read_text().strip()
+
+
+class Machine:
+    """One QEMU process that runs one image."""
+
+    def __init__(self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, kvm=False, serial=None, extra=()):
+        self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
+        self.keep_writes, self.kvm, self.extra = keep_writes, kvm, list(extra)
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
+        self.serial = Path(serial) if serial else self.folder / "serial.log"
+        self.process = None
+        self.powered_on = None
+        self.shell = None
+
+    def __enter__(self):
+        try:
+            return self.power_on()
+        except BaseException:
+            self.power_off()
+            raise
+
+    def __exit__(self, *_):
+        self.power_off()
+
+    def power_on(self):
+        """Starts QEMU; returns at once."""
+        tools = hosttools.Tools([self.board.qemu.package])
+        kernel, initramfs, cmdline = boot_files(self.image, self.folder)
+        if self.slot:
+            cmdline += f" inferd.slot={self.slot}"
+        self.serial.parent.mkdir(parents=True, exist_ok=True)
+        self.serial.write_bytes(b"")
+        command = self._command(tools, kernel, initramfs, cmdline)
+        self.powered_on = time.monotonic()
+        with open(self.folder / "qemu.log", "wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+            )
+        return self
+
+    def power_off(self):
+        """Pulls the plug (after QEMU has written what it holds) and removes the temporary files."""
+        if self.shell:
+            self.shell.close()
+            self.shell = None
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def seconds(self):
+        """Time since power-on."""
+        return time.monotonic() - self.powered_on
+
+    def console(self):
+        """What the serial console has shown."""
+        return self.serial.read_bytes().decode("utf-8", "replace")
+
+    def wait_for_console(self, pattern, timeout):
+        """Waits until the console shows a match of `pattern` (a regular expression); returns the match."""
+        end = time.monotonic() + timeout
+        while True:
+            match = re.search(pattern, self.console(), re.MULTILINE)
+            if match:
+                return match
+            self._check_alive()
+            if time.monotonic() > end:
+                raise Failure(f"the console did not show {pattern!r} within {timeout} s", self.serial)
+            time.sleep(0.05)
+
+    def wait_ready(self, timeout=180, progress=None):
+        """Waits until /readyz says 200. `progress` is told each new reason it is not ready yet."""
+        end, told = time.monotonic() + timeout, None
+        while True:
+            state = readiness(self.url)
+            if state == "ready":
+                return self.seconds()
+            if progress and state != told:
+                progress(state)
+                told = state
+            self._check_alive()
+            console = self.console()
+            fatal = next((line for line in FATAL if line in console), None)
+            if fatal:
+                raise Failure(f"the appliance does not come up: {fatal}", self.serial)
+            if time.monotonic() > end:
+                raise Failure(f"the appliance was not ready within {timeout} s; last state: {state}", self.serial)
+            time.sleep(0.1)
+
+    def wait_exit(self, timeout):
+        """Waits until the machine has switched itself off."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"the machine did not switch itself off within {timeout} s", self.serial) from None
+
+    def root(self, command, timeout=60):
+        """Runs a shell command in the appliance as root (images made with --dev); returns (status, output)."""
+        if self.shell is None:
+            if not self.dev:
+                raise Failure("only an image made with --dev has a root shell")
+            self.shell = Shell(self.folder / "shell.sock", timeout)
+        return self.shell.command(command, timeout)
+
+    def _check_alive(self):
+        if self.process.poll() is not None:
+            said = (self.folder / "qemu.log").read_text(errors="replace").strip()
+            raise Failure(f"QEMU ended with status {self.process.returncode}: {said or 'it said nothing'}", self.serial)
+
+    def _command(self, tools, kernel, initramfs, cmdline):
+        qemu = self.board.qemu
+        drive = f"if=none,id=disk,format=raw,file={self.image},cache=unsafe"
+        command = [
+            *(tools.path(qemu.program), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *("-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"),
+            *("-machine", qemu.machine, "-smp", qemu.cpus, "-m", f"{qemu.memory_mib}M"),
+            *(("-accel", "kvm", "-cpu", "host") if self.kvm else ("-accel", "tcg,thread=multi", "-cpu", qemu.cpu)),
+            *("-kernel", kernel, "-initrd", initramfs, "-append", cmdline),
+            *("-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
+            *("-drive", drive if self.keep_writes else drive + ",snapshot=on", "-device", "virtio-blk-pci,drive=disk"),
+            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}"),
+            *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
+            *("-device", "i6300esb", "-action", "watchdog=reset"),
+        ]
+        if self.dev:
+            shell = f"socket,id=shell,path={self.folder}/shell.sock,server=on,wait=off"
+            command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]
+        return [str(part) for part in command + self.extra]
+
+
+class Shell:
+    """A root shell on a virtual console, driven over a Unix socket."""
+
+    def __init__(self, path, timeout):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.text = ""
+        self.count = 0
+        end = time.monotonic() + timeout
+        # The shell may not have opened its console yet; what is sent before that is lost.
+        while not self._sent_and_seen("stty -echo; PS1=; PS2=", 2):
+            if time.monotonic() > end:
+                raise Failure("the root shell of the appliance does not answer")
+
+    def command(self, command, timeout):
+        """Runs one command line; returns (status, output)."""
+        found = self._sent_and_seen(command, timeout)
+        if not found:
+            raise Failure(f"`{command}` did not end within {timeout} s in the appliance; so far: {self.text!r}")
+        return int(found[2]), found[1]
+
+    def close(self):
+        """Leaves the shell alone."""
+        self.socket.close()
+
+    def _sent_and_seen(self, command, timeout):
+        self.count += 1
+        mark = f"done-{self.count}"
+        # The quotes keep the echo of this line from looking like its result.
+        self.socket.sendall(f'{command}\necho "<""{mark}:$?>"\n'.encode())
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            found = re.search(rf"(.*?)<{mark}:(\d+)>\n", self.text, re.DOTALL)
+            if found:
+                self.text = self.text[found.end() :]
+                return found
+            if select.select([self.socket], [], [], 0.2)[0]:
+                got = self.socket.recv(65536)
+                if not got:
+                    raise Failure("the appliance closed its root shell")
+                self.text += got.decode("utf-8", "replace").replace("\r", "")
+        return None
+
+
+def readiness(url):
+    """"ready", or why not: the reason a server gives, or that none answers."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+            return "ready" if answer.status == 200 else f"status {answer.status}"
+    except urllib.error.HTTPError as error:
+        try:
+            page = json.loads(error.read(65536))
+            return str(page.get("reason") or page.get("phase") or page)
+        except (ValueError, OSError, AttributeError, http.client.HTTPException):
+            return f"status {error.code}"
+    except (OSError, http.client.HTTPException):
+        return "no answer yet"
+
+
+def kvm_works(board, image):
+    """Whether KVM really runs this image's kernel here: /dev/kvm may exist and still kill every guest. Boots the kernel
+    with a one-line init and waits at most ten seconds for that line."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    tools = hosttools.Tools([board.qemu.package])
+    with tempfile.TemporaryDirectory(prefix="inferd-kvm-") as name:
+        folder = Path(name)
+        kernel, initramfs, cmdline = boot_files(image, folder)
+        # Later archives overlay earlier ones: the image's own initramfs with another init.
+        probe = cpio.Archive()
+        probe.file("init", b"#!/bin/sh\necho INFERD-KVM-WORKS\nsleep 60\n", 0o755)
+        with open(initramfs, "ab") as file:
+            file.write(bytes(-file.tell() % 512) + probe.bytes())
+        command = [tools.path(board.qemu.program), "-nodefaults", "-display", "none", "-machine", board.qemu.machine]
+        command += ["-accel", "kvm", "-cpu", "host", "-m", "256M", "-kernel", kernel, "-initrd", initramfs]
+        command += ["-append", cmdline, "-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"]
+        command += ["-serial", f"file:{folder}/serial"]
+        with subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
+        ) as process:
+            end = time.monotonic() + 10
+            seen = False
+            while not seen and time.monotonic() < end and process.poll() is None:
+                time.sleep(0.1)
+                serial = folder / "serial"
+                seen = serial.is_file() and b"INFERD-KVM-WORKS" in serial.read_bytes()
+            process.kill()
+        return seen
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
