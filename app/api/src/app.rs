@@ -16,13 +16,15 @@ pub struct App {
     pub metrics: Metrics,
     /// When the endpoint was made.
     pub started: Instant,
+    /// What the Open Inference Protocol counts for its statistics.
+    pub oip: crate::oip::Doors,
 }
 
 impl App {
     /// The endpoint over these models.
     #[must_use]
     pub fn new(hosts: Arc<Hosts>, config: ApiConfig) -> Self {
-        Self { hosts, config, metrics: Metrics::default(), started: Instant::now() }
+        Self { hosts, config, metrics: Metrics::default(), started: Instant::now(), oip: crate::oip::Doors::default() }
     }
 
     /// The model that answers `/infer`: the configured one, else the first IMU encoder by name.

@@ -1,16 +1,293 @@
-//! The Open Inference Protocol v2, everything under `/v2`.
+//! The Open Inference Protocol v2, everything under `/v2`, as KServe specifies it and Triton extends it.
+//!
+//! ```text
+//! GET  /v2                                      server metadata
+//! GET  /v2/health/live  /v2/health/ready        this process; every model
+//! GET  /v2/models                               the names of the models
+//! GET  /v2/models/{m}[/versions/{v}]            metadata, with the input contract under `parameters`
+//! GET  .../ready  .../config  .../stats         one model
+//! GET  /v2/models/stats                         all models
+//! POST .../infer                                tensors in, tensors out
+//! POST /v2/repository/index                     what is known, and in which state
+//! POST /v2/repository/models/{m}/load | unload  from the directory the model came from
+//! ```
+//!
+//! * Framing is decided by `Inference-Header-Content-Length` alone: absent, the body is JSON; 0, the body is the only input
+//!   of the model; otherwise JSON of that length, then binary tensors. `Content-Type` is not looked at.
+//! * Every fixed-size datatype; `BYTES` only as the answer to `classification`. FP16 and BF16 exist as binary data only, and
+//!   NaN or an infinity too: an output that holds one is a 400 when it was asked for as JSON.
+//! * An input with limits or normalisation is a measurement: finite, within its limits, in the units of the metadata; the
+//!   server normalises. Other inputs are plain tensors.
+//! * A model has one version, its manifest's. `priority` is read and changes nothing; `timeout` (microseconds) and
+//!   `Inference-Deadline-Ms` both count from the request's first byte, the shorter one holds.
+//! * Requests may be gzip or deflate; replies of `infer` are, when the client names the coding. Other replies never are:
+//!   `tritonclient.http.aio` asks for compression everywhere and undoes it only there.
+//! * Shared memory, sequences, tracing, log settings and text generation are refused by name (501 for the endpoint, 400 for
+//!   the parameter). A mistake of the client is a 4xx with `{"error": ...}`, never a 5xx.
+//!
+//! The room never interprets a name as a path and never runs a request that it read only in part.
 
 use crate::{App, Reply, Req};
-
-/// Answers every path under `/v2`.
-pub async fn handle(_app: &App, _req: &Req) -> Reply {
-    Reply::not_found()
-}
+use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata};
+use hyper::header::{self, HeaderValue};
+use hyper::StatusCode;
+use inferd_hosts::{Served, State};
+use route::{NoRoute, OfModel, Route};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod compress;
+mod describe;
+mod doors;
 mod error;
+mod infer;
 mod reply;
 mod request;
+mod route;
 mod tensors;
 #[cfg(test)]
 mod testing;
+
+pub use doors::Doors;
+
+/// Answers every path under `/v2`.
+pub async fn handle(app: &App, req: &Req) -> Reply {
+    let route = match Route::of(&req.path) {
+        Ok(route) => route,
+        Err(NoRoute::NotFound) => {
+            return refuse(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path; GET /v2 describes the server");
+        }
+        Err(NoRoute::Encoding) => {
+            return refuse(StatusCode::BAD_REQUEST, "validation_error", "the path is not percent-encoded UTF-8");
+        }
+    };
+    if !route.allows(&req.method) {
+        let allow = route.allow().unwrap_or_default();
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &format!("this path answers {allow}"))
+            .with(header::ALLOW, HeaderValue::from_static(allow));
+    }
+    match route {
+        Route::Server => ok(&ServerMetadata::THIS),
+        Route::Live => ok(&json!({ "live": true })),
+        Route::Ready => server_ready(app),
+        Route::Models => {
+            let names: Vec<String> = app.hosts.list().iter().map(|m| m.manifest().name.to_string()).collect();
+            ok(&json!({ "models": names }))
+        }
+        Route::AllStatistics => {
+            let all: Vec<ModelStat> = app.hosts.list().iter().map(|m| statistics(app, m)).collect();
+            ok(&json!({ "model_stats": all }))
+        }
+        Route::Model { name, version, what } => match find(app, &name, version.as_deref()) {
+            Err(reply) => {
+                if what == OfModel::Infer {
+                    app.metrics.failed(crate::Surface::Oip, "", "not_found");
+                }
+                reply
+            }
+            Ok(served) => match what {
+                OfModel::Infer => infer::infer(app, req, &served).await,
+                OfModel::Metadata => {
+                    ok(&ModelMetadata::of(&served.manifest(), &served.engine(), served.agreement()))
+                }
+                OfModel::Ready => model_ready(&served),
+                OfModel::Config => {
+                    let workers = served.snapshot().workers.len();
+                    ok(&ModelConfig::of(&served.manifest(), &served.engine(), workers))
+                }
+                OfModel::Statistics => ok(&json!({ "model_stats": [statistics(app, &served)] })),
+            },
+        },
+        Route::Index => index(app, req),
+        Route::Load(name) => load(app, req, &name).await,
+        Route::Unload(name) => unload(app, req, &name).await,
+        Route::Unsupported(what) => {
+            refuse(StatusCode::NOT_IMPLEMENTED, "unsupported", &format!("this server has no {what}"))
+        }
+    }
+}
+
+fn ok(body: &impl serde::Serialize) -> Reply {
+    Reply::json(StatusCode::OK, body)
+}
+
+/// A refusal in the protocol's form.
+fn refuse(status: StatusCode, kind: &'static str, message: &str) -> Reply {
+    Reply::json(status, &json!({ "error": message })).with_error(kind)
+}
+
+/// The model, if it is served in this version.
+fn find(app: &App, name: &str, version: Option<&str>) -> Result<Arc<Served>, Reply> {
+    let not_found = |message: String| refuse(StatusCode::NOT_FOUND, "not_found", &message);
+    let Some(served) = app.hosts.get(name) else {
+        let quoted = error::quote(name);
+        return Err(not_found(match (app.hosts.last_load_error(name), app.hosts.directory(name)) {
+            (Some(reason), _) => format!("the model {quoted} is not loaded: {reason}"),
+            (None, Some(_)) => format!("the model {quoted} is not loaded"),
+            (None, None) => format!("there is no model {quoted}"),
+        }));
+    };
+    match version {
+        Some(v) if v != served.manifest().version => Err(not_found(format!(
+            "the model {} is served in version {}, not in {}",
+            error::quote(name),
+            served.manifest().version,
+            error::quote(v)
+        ))),
+        _ => Ok(served),
+    }
+}
+
+fn server_ready(app: &App) -> Reply {
+    let models = app.hosts.list();
+    let waiting: Vec<String> = models
+        .iter()
+        .map(|m| (m.manifest().name.to_string(), m.state()))
+        .filter(|(_, state)| *state != State::Ready)
+        .map(|(name, state)| format!("{name}: {}", describe::state_reason(&state)))
+        .collect();
+    let reason = match (models.is_empty(), waiting.is_empty()) {
+        (false, true) => return ok(&json!({ "ready": true })),
+        (false, false) => waiting.join("; "),
+        (true, _) => match app.hosts.load_errors().into_iter().next() {
+            Some((_, reason)) => format!("no model is loaded: {reason}"),
+            None => "no model is loaded".to_owned(),
+        },
+    };
+    let body = json!({ "ready": false, "error": reason });
+    Reply::json(StatusCode::SERVICE_UNAVAILABLE, &body).with_error("model_unavailable")
+}
+
+fn model_ready(served: &Served) -> Reply {
+    let name = served.manifest().name.to_string();
+    match served.state() {
+        State::Ready => ok(&json!({ "name": name, "ready": true })),
+        state => {
+            let body = json!({ "name": name, "ready": false, "error": describe::state_reason(&state) });
+            Reply::json(StatusCode::SERVICE_UNAVAILABLE, &body).with_error("model_unavailable")
+        }
+    }
+}
+
+fn statistics(app: &App, served: &Served) -> ModelStat {
+    let manifest = served.manifest();
+    let door = app.oip.of(manifest.name.as_str()).read();
+    ModelStat::of(&manifest, &served.state(), &served.snapshot(), door)
+}
+
+// ---------------------------------------------------------------------------------------------------- the repository
+
+fn index(app: &App, req: &Req) -> Reply {
+    let only_ready = match request::index(&req.body) {
+        Ok(only_ready) => only_ready,
+        Err(e) => return refuse(StatusCode::BAD_REQUEST, "validation_error", &e.to_string()),
+    };
+    let entries = entries(app);
+    let shown: Vec<&IndexEntry> = entries.values().filter(|e| !only_ready || e.state == "READY").collect();
+    ok(&shown)
+}
+
+/// Every model that is served, was served, or failed to load, by name.
+fn entries(app: &App) -> BTreeMap<String, IndexEntry> {
+    let mut entries = BTreeMap::new();
+    for served in app.hosts.list() {
+        let (manifest, state) = (served.manifest(), served.state());
+        let name = manifest.name.to_string();
+        let entry = IndexEntry {
+            name: name.clone(),
+            version: Some(manifest.version.clone()),
+            state: describe::state_name(&state),
+            reason: describe::state_reason(&state),
+        };
+        entries.insert(name, entry);
+    }
+    let directories = app.hosts.known();
+    let unloaded = |name: String| IndexEntry {
+        name,
+        version: None,
+        state: "UNAVAILABLE",
+        reason: "unloaded".to_owned(),
+    };
+    for (name, _) in &directories {
+        entries.entry(name.clone()).or_insert_with(|| unloaded(name.clone()));
+    }
+    for (of, reason) in app.hosts.load_errors() {
+        // A failure before the manifest could be read is known by its directory alone.
+        let known = directories.iter().find(|(name, dir)| *name == of || dir.as_path() == Path::new(&of));
+        let name = known.map_or_else(|| file_name(&of), |(name, _)| name.clone());
+        let entry = entries.entry(name.clone()).or_insert_with(|| unloaded(name));
+        entry.reason = match entry.state {
+            "READY" => format!("the last load failed, the model before it serves on: {reason}"),
+            _ => reason,
+        };
+    }
+    entries
+}
+
+fn file_name(directory: &str) -> String {
+    Path::new(directory).file_name().map_or_else(|| directory.to_owned(), |n| n.to_string_lossy().into_owned())
+}
+
+/// The directory a model came from. A name is compared with what is known, and becomes no path.
+fn directory(app: &App, name: &str) -> Option<PathBuf> {
+    let failed = || app.hosts.load_errors().into_iter().map(|(of, _)| of).find(|of| file_name(of) == name);
+    app.hosts.directory(name).or_else(|| failed().map(PathBuf::from))
+}
+
+/// A refusal of the shared rules in the protocol's form: the same status and headers, the reason as `error`.
+fn in_our_form(mut reply: Reply) -> Reply {
+    let detail = serde_json::from_slice::<serde_json::Value>(&reply.body)
+        .ok()
+        .and_then(|body| body.get("detail")?.as_str().map(str::to_owned));
+    if let Some(detail) = detail {
+        reply.body = json!({ "error": detail }).to_string().into();
+    }
+    reply
+}
+
+async fn load(app: &App, req: &Req, name: &str) -> Reply {
+    if let Err(reply) = app.may_change(req) {
+        return in_our_form(reply);
+    }
+    let bad = |message: &str| refuse(StatusCode::BAD_REQUEST, "validation_error", message);
+    if let Err(e) = request::control(&req.body) {
+        return bad(&e.to_string());
+    }
+    let Some(dir) = directory(app, name) else {
+        let message = format!("there is no model {} in the repository", error::quote(name));
+        return refuse(StatusCode::NOT_FOUND, "not_found", &message);
+    };
+    // In a task of its own: a load that began ends, whether the client waits for it or not.
+    let hosts = app.hosts.clone();
+    match tokio::spawn(async move { hosts.load(&dir).await }).await {
+        Ok(Ok(served)) if served.manifest().name.as_str() == name => {
+            ok(&json!({ "name": name, "version": served.manifest().version, "state": "READY" }))
+        }
+        Ok(Ok(served)) => bad(&format!(
+            "the directory of the model {name} now holds a model called {}, which was loaded beside it",
+            served.manifest().name
+        )),
+        Ok(Err(e)) => refuse(StatusCode::BAD_REQUEST, "load_failed", &e.to_string()),
+        Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", &format!("the load was lost: {e}")),
+    }
+}
+
+async fn unload(app: &App, req: &Req, name: &str) -> Reply {
+    if let Err(reply) = app.may_change(req) {
+        return in_our_form(reply);
+    }
+    if let Err(e) = request::control(&req.body) {
+        return refuse(StatusCode::BAD_REQUEST, "validation_error", &e.to_string());
+    }
+    let (hosts, model) = (app.hosts.clone(), name.to_owned());
+    match tokio::spawn(async move { hosts.unload(&model).await }).await {
+        Ok(Ok(())) => ok(&json!({ "name": name, "state": "UNAVAILABLE" })),
+        // The only way to fail is that there is no such model.
+        Ok(Err(_)) => {
+            refuse(StatusCode::NOT_FOUND, "not_found", &format!("there is no model {} to unload", error::quote(name)))
+        }
+        Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", &format!("the unload was lost: {e}")),
+    }
+}

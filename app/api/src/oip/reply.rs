@@ -75,6 +75,16 @@ fn plan_one(want: &Output, binary: bool, model: &Manifest) -> Result<Planned, Ba
 }
 
 impl Plan {
+    /// About how many bytes of work the reply is: JSON numbers are some 12 characters each, binary data is copied.
+    #[must_use]
+    pub fn size_hint(&self, model: &Manifest) -> usize {
+        let cost = |o: &Planned| {
+            let spec = &model.outputs[o.index];
+            if o.binary && o.classes == 0 { spec.byte_len() / 8 } else { spec.elements().saturating_mul(12) }
+        };
+        self.outputs.iter().map(cost).fold(0, usize::saturating_add)
+    }
+
     /// Writes the reply from the model's outputs.
     ///
     /// # Errors

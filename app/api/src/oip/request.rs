@@ -109,6 +109,42 @@ pub fn parse(body: &[u8], header: Option<u64>) -> Result<Request<'_>, BadRequest
     top.0.finish(binary)
 }
 
+/// Reads the body of an index request, which may be empty: whether only models that are ready are wanted.
+///
+/// # Errors
+/// [`BadRequest`] when it is not a JSON object or `ready` is not a boolean.
+pub fn index(body: &[u8]) -> Result<bool, BadRequest> {
+    let fields: IndexFields = small(body)?;
+    let bad = |why| BadRequest::Parameter { name: "ready".to_owned(), why };
+    Ok(fields.ready.map(Scalar::bool).transpose().map_err(bad)?.unwrap_or(false))
+}
+
+/// Reads the body of a load or unload request, which may be empty. A model comes from its directory as it is there, so
+/// parameters that would override it are refused; others are accepted and change nothing.
+///
+/// # Errors
+/// [`BadRequest`] when it is not a JSON object or asks for an override.
+pub fn control(body: &[u8]) -> Result<(), BadRequest> {
+    let fields: ControlFields = small(body)?;
+    match fields.parameters.and_then(|p| p.0.overriding) {
+        Some(name) => Err(BadRequest::Parameter {
+            name,
+            why: "cannot be honoured: a model is loaded from its directory as it is there",
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Reads a JSON object; nothing at all counts as an empty one.
+fn small<'a, T: Fields<'a>>(body: &'a [u8]) -> Result<T, BadRequest> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    let json = std::str::from_utf8(body).map_err(|e| BadRequest::Utf8(e.valid_up_to()))?;
+    let object: Object<T> = serde_json::from_str(json).map_err(|e| json_error(json, &e))?;
+    Ok(object.0)
+}
+
 /// Turns the parser's error into ours; never more than its first 200 characters, for it may repeat what it read.
 fn json_error(json: &str, e: &serde_json::Error) -> BadRequest {
     let message: String = e.to_string().chars().take(200).collect();
@@ -484,6 +520,46 @@ impl<'de> Fields<'de> for OutputParameters {
     }
 }
 
+#[derive(Default)]
+struct IndexFields {
+    ready: Option<Scalar>,
+}
+
+impl<'de> Fields<'de> for IndexFields {
+    const WHAT: &'static str = "an index request: a JSON object";
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        if key == "ready" { once(&mut self.ready, key, map) } else { ignore(map) }
+    }
+}
+
+#[derive(Default)]
+struct ControlFields {
+    parameters: Option<Object<ControlParameters>>,
+}
+
+impl<'de> Fields<'de> for ControlFields {
+    const WHAT: &'static str = "a load or unload request: a JSON object";
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        if key == "parameters" { once(&mut self.parameters, key, map) } else { ignore(map) }
+    }
+}
+
+#[derive(Default)]
+struct ControlParameters {
+    /// The first parameter that would replace something of the directory.
+    overriding: Option<String>,
+}
+
+impl<'de> Fields<'de> for ControlParameters {
+    const WHAT: &'static str = "parameters: a JSON object";
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        if key == "config" || key.starts_with("file:") {
+            self.overriding.get_or_insert_with(|| key.chars().take(48).collect());
+        }
+        ignore(map)
+    }
+}
+
 impl<'a> Top<'a> {
     /// Checks what needs no model and cuts the binary part into tensors.
     fn finish(self, binary: &'a [u8]) -> Result<Request<'a>, BadRequest> {
@@ -813,6 +889,56 @@ mod tests {
             "\"shared_memory_region\":\"r\"",
         ] {
             assert!(matches!(out(bad), BadRequest::OutputParameter { .. }), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_index_request_may_ask_for_ready_models_only() {
+        for (body, want) in [
+            ("", false),
+            (" \n", false),
+            ("{}", false),
+            ("{\"ready\":true}", true),
+            ("{\"ready\":false,\"x\":[]}", false),
+        ] {
+            assert_eq!(index(body.as_bytes()), Ok(want), "{body}");
+        }
+        let deep = format!("{{\"ready\":{}true{}}}", "[".repeat(250_000), "]".repeat(250_000));
+        for bad in [
+            "{\"ready\":1}",
+            "{\"ready\":\"true\"}",
+            "[]",
+            "true",
+            "{",
+            "{\"ready\":true,\"ready\":true}",
+            &deep,
+        ] {
+            assert!(index(bad.as_bytes()).is_err(), "{}", &bad[..bad.len().min(40)]);
+        }
+        assert!(index(b"\xff").is_err());
+    }
+
+    #[test]
+    fn a_load_request_cannot_replace_files() {
+        for good in [
+            "",
+            "{}",
+            "{\"parameters\":{}}",
+            "{\"parameters\":{\"unload_dependents\":true,\"x\":1}}",
+            "{\"y\":[[]]}",
+        ] {
+            assert_eq!(control(good.as_bytes()), Ok(()), "{good}");
+        }
+        let long = format!("{{\"parameters\":{{\"file:{}\":\"YQ==\"}}}}", "A".repeat(100_000));
+        for bad in [
+            "{\"parameters\":{\"config\":\"{}\"}}",
+            "{\"parameters\":{\"file:1/model.onnx\":\"\"}}",
+            "[]",
+            "x",
+            &long,
+        ] {
+            let got = control(bad.as_bytes()).unwrap_err().to_string();
+            assert!(got.len() < 200, "{got}");
         }
     }
 
