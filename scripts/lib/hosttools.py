@@ -38,12 +38,12 @@ class Tools:
         raise Failure(f"{name} is not in the packages unpacked at {self.tree}")
 
     def _wrapper(self, name, program):
-        lib = f"{self.tree}/usr/lib/{self.triplet}"
+        lib = self.tree / "usr/lib" / self.triplet
+        start = f"'{program}'"
+        if (lib / self.loader).exists():  # a static program's packages bring none
+            start = f"'{lib / self.loader}' --argv0 '{name}' --library-path '{lib}' {start}"
         modules = f"export QEMU_MODULE_DIR='{lib}/qemu'\n" if name.startswith("qemu-system") else ""
-        text = (
-            f"#!/bin/sh\n{modules}exec '{lib}/{self.loader}' --argv0 '{name}' "
-            f"--library-path '{lib}:{lib}/pulseaudio' '{program}' \"$@\"\n"
-        )
+        text = f'#!/bin/sh\n{modules}exec {start} "$@"\n'
         folder = places.cache() / "bin" / hashlib.sha256(str(self.tree).encode()).hexdigest()[:10]
         folder.mkdir(parents=True, exist_ok=True)
         script = folder / name

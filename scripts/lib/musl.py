@@ -12,11 +12,11 @@ import argparse
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import debian
 import places
+import venv
 from steps import Failure, main, run, say, step
 
 TARGETS = ("aarch64-unknown-linux-musl", "x86_64-unknown-linux-musl")
@@ -102,13 +102,8 @@ def musl_files(target):
 
 def ziglang():
     """The zig program of a private virtual environment."""
-    home = places.cache() / "zig"
-    found = list(home.glob("lib/python3*/site-packages/ziglang/zig"))
-    if not found:
-        run([sys.executable, "-m", "venv", "--clear", home])
-        run([home / "bin/pip", "install", "-q", ZIG])
-        found = list(home.glob("lib/python3*/site-packages/ziglang/zig"))
-    return found[0]
+    home = venv.ensure("zig", f"{ZIG}\n")
+    return next(home.glob("lib/python3*/site-packages/ziglang/zig"))
 
 
 def build_std(library, target, work):
@@ -153,7 +148,7 @@ def unwinder(target, zig, work, into):
     shutil.rmtree(objects, ignore_errors=True)
     objects.mkdir(parents=True)
     source = zig.parent / "lib/libunwind"
-    environment = {"ZIG_GLOBAL_CACHE_DIR": places.cache() / "zig/cache"}
+    environment = {"ZIG_GLOBAL_CACHE_DIR": places.cache() / "zig-cache"}
 
     def compile_one(file, flags=(), language="cc", output=None):
         output = output or objects / f"{Path(file).stem}.o"

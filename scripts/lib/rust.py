@@ -1,16 +1,30 @@
 """The project's own programs, built with cargo."""
 
+import os
 import shutil
 
 import places
-from steps import Failure, run
+from steps import Failure, run, step
 
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
+def ensure_toolchain():
+    """cargo, and a C linker for the programs that run while we build: as root it is installed, else asked for."""
+    if not shutil.which("cargo"):
+        raise Failure("cargo is not on the PATH; install Rust with rustup (https://rustup.rs), then start again")
+    if shutil.which("cc"):
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Failure("Rust needs a C linker for this machine's own programs; as root: apt-get install gcc libc6-dev")
+    with step("Installing gcc and libc6-dev with apt-get (Rust links this machine's own programs with them)"):
+        run(["apt-get", "update", "-qq"])
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "gcc", "libc6-dev"])
+
+
 def build(package, rust_target, *, profile="release"):
     """Builds one package for a target and returns the program."""
-    _check_cargo()
+    ensure_toolchain()
     flags = ["--release"] if profile == "release" else []
     run(["cargo", "build", "--locked", *flags, "--target", rust_target, "-p", package], show=True, cwd=places.ROOT)
     return places.target() / rust_target / profile / package
@@ -18,7 +32,7 @@ def build(package, rust_target, *, profile="release"):
 
 def build_for_host(package):
     """Builds a tool for this machine, unoptimised: quick to build, and its own speed does not matter here."""
-    _check_cargo()
+    ensure_toolchain()
     run(["cargo", "build", "--locked", "-p", package], show=True, cwd=places.ROOT)
     return places.target() / "debug" / package
 
@@ -39,10 +53,3 @@ def check_static(program, rust_target):
         tags = range(offset, offset + size, 16) if kind == 2 else ()
         if any(int.from_bytes(elf[tag : tag + 8], "little") == 1 for tag in tags):
             raise Failure(f"{program} is not static: it needs shared libraries")
-
-
-def _check_cargo():
-    if not shutil.which("cargo"):
-        raise Failure("cargo is not on the PATH; install Rust with rustup (https://rustup.rs), then start again")
-    if not shutil.which("cc"):
-        raise Failure("Rust needs a C linker for this machine's own programs: apt-get install gcc libc6-dev")

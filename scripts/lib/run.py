@@ -1,0 +1,234 @@
+"""Builds everything, boots the appliance in QEMU (or starts the daemon here) and asks it a first question."""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import board as boards
+import debian
+import image
+import musl
+import places
+import qemu
+import rust
+from steps import Failure, main, say, step
+
+DEFAULT_PORT = 9000
+WINDOW = places.ROOT / "tests/data/imu_walk.json"
+LATENT, MOTIFS = 64, 12
+READY_TIMEOUT_S = 240
+NATIVE_TARGETS = {"amd64": "x86_64-unknown-linux-musl", "arm64": "aarch64-unknown-linux-musl"}
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/run",
+        description="Build the daemon and an appliance image, boot it in QEMU, wait until it is ready, let it judge one "
+        "second of motion, print the answer and stop. Nothing is installed but, as root, a missing C linker.",
+        epilog=f"Downloads are kept in {places.cache()} ($INFERD_CACHE), images and logs in {places.images()}.",
+    )
+    parser.add_argument("--board", default="qemu-aarch64", choices=boards.names(), help="which board (default: %(default)s)")
+    parser.add_argument("--native", action="store_true", help="no image and no QEMU: run the daemon on this machine")
+    parser.add_argument("--keep", action="store_true", help="stay up until interrupted (Ctrl-C)")
+    parser.add_argument("--port", type=int, help=f"port on this machine (default: {DEFAULT_PORT}, or a free one if it is taken)")
+    parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="serve this model as well; repeatable")
+    parser.add_argument("--dev", action="store_true", help="an image with a root shell, reached through a socket on this machine")
+    parser.add_argument("--kvm", action="store_true", help="use KVM if it really runs this image here (default: emulation)")
+    options = parser.parse_args()
+    if options.native and (options.dev or options.kvm):
+        parser.error("--dev and --kvm are about the appliance in QEMU; leave out --native")
+    return options
+
+
+def cli():
+    """scripts/run"""
+    # A terminated script stops what it started, like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = arguments()
+    started = time.monotonic()
+    port = choose_port(options.port)
+    models = [places.DEFAULT_MODEL, *options.model]
+    image.named_models(models)
+    rust.ensure_toolchain()
+    if options.native:
+        native(options, port, models, started)
+    else:
+        appliance(options, port, models, started)
+    return 0
+
+
+def appliance(options, port, models, started):
+    """The whole way: image, QEMU, first answer."""
+    board = boards.load(options.board)
+    inferd = image.built_daemon(board)
+    inferctl = build_inferctl()
+    output = places.images() / f"{board.name}{'-dev' if options.dev else ''}.img"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    image.assemble(image.Recipe(board, inferd, models, dev=options.dev), output)
+    kvm = options.kvm and probe_kvm(board, output)
+    serial = output.with_suffix(".console.log")
+    machine = qemu.Machine(board, output, port=port, dev=options.dev, kvm=kvm, serial=serial)
+    with machine:
+        with step(f"Booting {output.name} in QEMU ({'KVM' if kvm else 'emulated'}; console in {serial})"):
+            machine.wait_ready(READY_TIMEOUT_S, progress=lambda state: say(f"    {machine.seconds():5.1f} s  {state}"))
+        with step("Asking it for the first inference") as remark:
+            answer = first_answer(machine.url, serial)
+            remark.append(f"{machine.seconds():.1f} s after power-on")
+        report(answer, machine.url, inferctl, options, started)
+        if options.dev:
+            say(f"  socat - UNIX-CONNECT:{machine.folder}/shell.sock    # root shell")
+        if options.keep:
+            say("\nThe appliance runs until you press Ctrl-C.")
+            stay(machine.process)
+    say("The appliance is switched off.")
+
+
+def native(options, port, models, started):
+    """The daemon alone, on this machine."""
+    target = NATIVE_TARGETS.get(debian.host_architecture())
+    if target is None:
+        raise Failure("--native works on amd64 and arm64")
+    musl.ensure([target])
+    with step(f"Building the daemon for {target} (static; the first build takes some minutes)"):
+        inferd = rust.build("inferd", target)
+    inferctl = build_inferctl()
+    log = places.target() / "run" / "inferd.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(inferd), "--listen", f"127.0.0.1:{port}"]
+    for folder in models:
+        command += ["--models", str(folder)]
+    url = f"http://127.0.0.1:{port}"
+    with open(log, "wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process:
+        try:
+            with step(f"Starting the daemon (log in {log})"):
+                wait_native(process, url, log)
+            with step("Asking it for the first inference"):
+                answer = first_answer(url, log)
+            report(answer, url, inferctl, options, started)
+            if options.keep:
+                say("\nThe daemon runs until you press Ctrl-C.")
+                stay(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    say("The daemon has ended.")
+
+
+def wait_native(process, url, log, timeout=60):
+    """Waits until the daemon is ready."""
+    end, state = time.monotonic() + timeout, ""
+    while (state := qemu.readiness(url)) != "ready":
+        if process.poll() is not None:
+            raise Failure(f"the daemon ended with status {process.returncode}", log)
+        if time.monotonic() > end:
+            raise Failure(f"the daemon was not ready within {timeout} s; last state: {state}", log)
+        time.sleep(0.05)
+
+
+def build_inferctl():
+    """The operator's tool for this machine."""
+    with step("Building inferctl, the operator's tool, for this machine"):
+        return rust.build_for_host("inferctl")
+
+
+def choose_port(wanted):
+    """The port on this machine: the one asked for, else 9000, else a free one."""
+    if wanted is not None:
+        if not 1 <= wanted <= 65535:
+            raise Failure(f"--port {wanted}: a port is a number from 1 to 65535")
+        if not qemu.port_is_free(wanted):
+            raise Failure(f"port {wanted} of this machine is taken; choose another with --port, or leave it out")
+        return wanted
+    if qemu.port_is_free(DEFAULT_PORT):
+        return DEFAULT_PORT
+    port = qemu.free_port()
+    say(f"Port {DEFAULT_PORT} of this machine is taken; using {port}.")
+    return port
+
+
+def probe_kvm(board, output):
+    """Whether to use KVM; says so when it cannot be."""
+    with step("Trying whether KVM runs this image's kernel here") as remark:
+        works = qemu.kvm_works(board, output)
+        remark.append("it does" if works else "it does not; emulating instead")
+    return works
+
+
+def first_answer(url, log):
+    """Sends one second of motion and checks that the answer is one: 64 latent numbers and 12 scores in [0, 1]."""
+    body = WINDOW.read_bytes()
+    request = urllib.request.Request(f"{url}/infer", data=body, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        raise Failure(f"POST {url}/infer was answered {error.code}: {error.read(2000).decode('utf-8', 'replace')}", log) from error
+    except (OSError, ValueError) as error:
+        raise Failure(f"POST {url}/infer failed: {error}", log) from error
+    latent, motifs = answer.get("latent", []), answer.get("motif_scores", [])
+    if len(latent) != LATENT or len(motifs) != MOTIFS or not all(0 <= score <= 1 for score in motifs):
+        raise Failure(f"the answer is not {LATENT} latent numbers and {MOTIFS} scores: {answer}", log)
+    return answer
+
+
+def report(answer, url, inferctl, options, started):
+    """The answer, and what to try next."""
+    labels = motif_labels()
+    best = sorted(zip(answer["motif_scores"], labels, strict=True), reverse=True)
+    numbers = " ".join(f"{value:.3f}" for value in answer["latent"][:8])
+    say(f"\n  sent    {WINDOW.relative_to(places.ROOT)}: one second of synthetic walking, 100 samples of 9 axes")
+    say(f"  latent  {numbers} ... ({LATENT} numbers)")
+    say(f"  motifs  {', '.join(f'{label} {score:.3f}' for score, label in best[:4])}, ... ({MOTIFS} scores)")
+    say(f"\nIt answers at {url} ({time.monotonic() - started:.0f} s after you asked for it).")
+    say("Try next:" if options.keep else f"Start it again to stay (scripts/run {keep_flags(options)}), then try:")
+    window = WINDOW.relative_to(places.ROOT)
+    say(f"  curl -s {url}/healthz")
+    say(f"  curl -s {url}/infer -H 'Content-Type: application/json' -d @{window}")
+    say(f"  {relative(inferctl)} --url {url} status")
+    say(f"  {relative(inferctl)} --url {url} infer {window}")
+    say(f"  {relative(inferctl)} --url {url} bench")
+
+
+def keep_flags(options):
+    """The flags that start the same thing again and keep it."""
+    flags = ["--keep"]
+    flags += ["--native"] if options.native else ["--board", options.board] if options.board != "qemu-aarch64" else []
+    for folder in options.model:
+        flags += ["--model", str(folder)]
+    return " ".join(flags)
+
+
+def motif_labels():
+    """The default model's names for its scores."""
+    manifest = tomllib.loads((places.DEFAULT_MODEL / "manifest.toml").read_text())
+    return manifest["imu"]["motif"]["labels"]
+
+
+def relative(path):
+    """A path as the reader would type it."""
+    return path.relative_to(places.ROOT) if path.is_relative_to(places.ROOT) else path
+
+
+def stay(process):
+    """Until interrupted, or until the process ends by itself."""
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        say()
+        return
+    raise Failure(f"it ended by itself with status {process.returncode}")
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -1,0 +1,91 @@
+"""One image per kind and one booted appliance, shared by all tests of this folder.
+
+The board is `$INFERD_TEST_BOARD` (default qemu-aarch64). The image that is booted is made with --dev, so that tests can
+look inside; everything else in it is the production image's.
+"""
+
+import os
+from pathlib import Path
+
+import board as boards
+import image
+import pytest
+import qemu
+import rust
+import places
+
+EPOCH, BUILD_ID = 1_760_000_000, "test"
+# Emulation on two busy cores: a boot takes 6 to 30 seconds.
+READY_TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="session")
+def board():
+    """The board's facts."""
+    return boards.load(os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64"))
+
+
+@pytest.fixture(scope="session")
+def daemon_for_board(board):
+    """The static daemon of the board's architecture, built when it is missing."""
+    program = places.target() / board.rust_target / "release/inferd"
+    return program if program.is_file() else rust.build("inferd", board.rust_target)
+
+
+@pytest.fixture(scope="session")
+def make_image(board, daemon_for_board, tmp_path_factory):
+    """Assembles images whose every input is pinned: `make_image(name, dev=False)` gives the file and its facts."""
+
+    def make(name, *, dev=False, models=(places.DEFAULT_MODEL,)):
+        output = tmp_path_factory.mktemp("image") / name
+        recipe = image.Recipe(board, daemon_for_board, list(models), dev=dev, epoch=EPOCH, build_id=BUILD_ID)
+        return output, image.assemble(recipe, output)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def production_image(make_image):
+    """The image as it ships, and the facts about it."""
+    return make_image("production.img")
+
+
+@pytest.fixture(scope="session")
+def dev_image(make_image):
+    """The same with a root shell."""
+    return make_image("dev.img", dev=True)[0]
+
+
+@pytest.fixture(scope="session")
+def boot(board):
+    """Boots images: `with boot(image, dev=True) as machine` is a machine that is ready."""
+
+    def start(file, **options):
+        return Booted(board, file, **options)
+
+    return start
+
+
+class Booted(qemu.Machine):
+    """A machine that is ready when the `with` block begins."""
+
+    def __init__(self, board, file: Path, *, wait=True, **options):
+        super().__init__(board, file, **options)
+        self.wait = wait
+
+    def __enter__(self):
+        super().__enter__()
+        if self.wait:
+            try:
+                self.wait_ready(READY_TIMEOUT_S)
+            except BaseException:
+                self.power_off()
+                raise
+        return self
+
+
+@pytest.fixture(scope="session")
+def appliance(boot, dev_image):
+    """The booted appliance."""
+    with boot(dev_image, dev=True) as machine:
+        yield machine

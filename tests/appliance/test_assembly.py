@@ -1,0 +1,220 @@
+"""The parts an image is made of: archives, layouts, board pages, kernel modules. Needs no image and no QEMU."""
+
+import gzip
+import stat
+import struct
+import subprocess
+
+import board as boards
+import cpio
+import debian
+import hosttools
+import image
+import layout as layouts
+import modules
+import places
+import pytest
+import rust
+from steps import Failure
+
+BOARD_PAGE = (places.BOARDS / "qemu-aarch64/board.toml").read_text()
+LAYOUT_PAGE = (places.BOARDS / "common/layout.toml").read_text()
+
+
+@pytest.mark.parametrize("name", boards.names())
+def test_every_board_page_is_complete_and_fits_the_layout(name):
+    board = boards.load(name)
+    assert board.name == name, "a board is called like its folder"
+    assert {part.content for part in layouts.load(board.sizes).partitions} >= {"boot", "rootfs", "data"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("suite = ", "suit = "), "'debian.suite' is missing"),
+        (("cpus = 2", 'cpus = "2"'), "'qemu.cpus' is '2', not of type int"),
+        (("[watchdog]", "[watchdog]\npaw = 1"), "unknown keys: watchdog.paw"),
+        (("[watchdog]", "[watchdog"), "board.toml: "),
+    ],
+)
+def test_a_wrong_board_page_is_refused_with_the_key_that_is_wrong(change, says):
+    with pytest.raises(Failure, match=says.replace("[", r"\[")):
+        boards.parse(BOARD_PAGE.replace(*change), "board.toml")
+
+
+def test_an_unknown_board_is_refused_with_the_names_of_those_there_are():
+    with pytest.raises(Failure, match="no board 'toaster'; there are: .*qemu-aarch64"):
+        boards.load("toaster")
+
+
+def test_a_board_may_change_a_partition_size_but_not_invent_a_partition():
+    layout = layouts.parse(LAYOUT_PAGE, {"data": "1G"}, "layout.toml")
+    assert layout.named("data").size == 1 << 30
+    with pytest.raises(Failure, match="does not have: swap"):
+        layouts.parse(LAYOUT_PAGE, {"swap": "1G"}, "layout.toml")
+
+
+@pytest.mark.parametrize("size", ["", "64", "M", "0M", "-1M", "1.5G", "64MB"])
+def test_a_partition_size_that_is_no_size_is_refused(size):
+    with pytest.raises(Failure, match="is no size"):
+        layouts.parse_size(size)
+
+
+def test_genimage_lays_a_disk_out_as_the_layout_says(tmp_path):
+    layout = layouts.load()
+    files = {}
+    for content in layouts.CONTENTS:
+        files[content] = tmp_path / content
+        files[content].write_bytes(content.encode() * 100)
+    image.disk(layout, files, hosttools.Tools(hosttools.IMAGE), tmp_path, tmp_path / "out.img")
+    disk, found = layouts.read_gpt(tmp_path / "out.img")
+    assert disk == layout.disk_uuid
+    assert [(p.name, p.uuid, p.type, p.size) for p in found] == [(p.name, p.uuid, p.type, p.size) for p in layout.partitions]
+    assert all(part.offset % layout.align == 0 for part in found)
+    with open(tmp_path / "out.img", "rb") as file:
+        file.seek(next(part.offset for part in found if part.name == "rootfs-a"))
+        assert file.read(12) == b"rootfsrootfs"
+
+
+def test_a_part_that_does_not_fit_its_partition_is_refused_with_the_key_to_change(tmp_path):
+    rootfs = tmp_path / "rootfs"
+    with open(rootfs, "wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(Failure, match=r"rootfs part is 64\.0 MiB.*raise rootfs-a under \[sizes\]"):
+        image.disk(layouts.load(), {"rootfs": rootfs}, None, tmp_path, tmp_path / "out.img")
+
+
+def test_a_damaged_partition_table_is_noticed(tmp_path):
+    layout = layouts.load()
+    files = {content: tmp_path / content for content in layouts.CONTENTS}
+    for file in files.values():
+        file.write_bytes(b"x")
+    image.disk(layout, files, hosttools.Tools(hosttools.IMAGE), tmp_path, tmp_path / "out.img")
+    with open(tmp_path / "out.img", "r+b") as file:
+        file.seek(512 + 72)
+        first_entry = int.from_bytes(file.read(8), "little") * 512
+        file.seek(first_entry + 56)
+        file.write(b"B")
+    with pytest.raises(Failure, match="entries' checksum is wrong"):
+        layouts.read_gpt(tmp_path / "out.img")
+
+
+def test_a_cpio_archive_holds_what_was_added(tmp_path):
+    archive = cpio.Archive()
+    archive.directory("bin")
+    archive.file("bin/tool", b"#!/bin/sh\n", 0o755)
+    archive.symlink("bin/link", "tool")
+    archive.file("odd", b"12345")
+    subprocess.run([hosttools.Tools(["cpio"]).path("cpio"), "-i", "--quiet"], input=archive.bytes(), cwd=tmp_path, check=True)
+    assert (tmp_path / "bin/tool").read_bytes() == b"#!/bin/sh\n"
+    assert stat.S_IMODE((tmp_path / "bin/tool").stat().st_mode) == 0o755
+    assert (tmp_path / "bin/link").readlink().name == "tool"
+    assert (tmp_path / "odd").read_bytes() == b"12345"
+
+
+def test_a_cpio_archive_is_the_same_bytes_every_time_and_carries_the_console_device():
+    def make():
+        archive = cpio.Archive()
+        archive.character_device("dev/console", 5, 1)
+        return archive.bytes()
+
+    assert make() == make()
+    head = make()[:110]
+    fields = [int(head[6 + 8 * n : 14 + 8 * n], 16) for n in range(13)]
+    assert stat.S_ISCHR(fields[1]) and fields[9:11] == [5, 1] and fields[5] == 0
+
+
+@pytest.fixture(scope="module", params=boards.names())
+def packages(request):
+    """Each board with its kernel and BusyBox."""
+    board = boards.load(request.param)
+    return board, image.packages_of(board).path
+
+
+def test_modules_are_loaded_after_what_they_depend_on_and_built_in_ones_are_left_out(packages):
+    board, tree = packages
+    known = modules.Modules(tree)
+    order = [name for name, _ in known.load_order(["virtio_net", "ext4"])]
+    assert order.index("net_failover") < order.index("virtio_net")
+    assert len(order) == len(set(order))
+    assert not set(order) & known.builtin
+    assert set(order) | known.builtin >= {"ext4", "virtio_net"}
+
+
+def test_the_watchdog_of_the_board_is_among_its_modules(packages):
+    board, tree = packages
+    names = {name for name, _ in modules.Modules(tree).load_order(board.modules)}
+    assert board.watchdog_driver in names
+
+
+def test_a_module_that_the_kernel_lacks_is_refused_by_name(packages):
+    with pytest.raises(Failure, match="has no module flux_capacitor"):
+        modules.Modules(packages[1]).load_order(["flux_capacitor"])
+
+
+def test_the_initramfs_is_reproducible_and_loads_what_the_board_needs(packages):
+    board, tree = packages
+    first = image.initramfs(board, tree)
+    assert first == image.initramfs(board, tree)
+    content = gzip.decompress(first)
+    assert content.count(b"lib/modules/squashfs.ko") == 1 and b"virtio_blk\n" in content
+
+
+def test_busybox_applets_are_read_from_the_binary_of_any_architecture(packages):
+    names = image.applets((packages[1] / "usr/bin/busybox").read_bytes())
+    assert {"init", "sh", "udhcpc", "zcat"} <= set(names)
+    with pytest.raises(Failure, match="lacks .*init"):
+        image.applets(b"no applets here")
+
+
+def test_models_are_named_by_their_manifests_and_two_of_one_name_are_refused(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "manifest.toml").write_text('name = "same"')
+    assert image.named_models([tmp_path / "one"]) == {"same": tmp_path / "one"}
+    with pytest.raises(Failure, match="both called 'same'"):
+        image.named_models([tmp_path / "one", tmp_path / "two"])
+    with pytest.raises(Failure, match="has no manifest.toml"):
+        image.named_models([tmp_path])
+
+
+def elf(program_type, content=b""):
+    """The least of an x86_64 ELF file with one program header."""
+    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    entry = struct.pack("<IIQQQQQQ", program_type, 4, 120, 0, 0, len(content), len(content), 8)
+    return head + entry + content
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (elf(3, b"/lib64/ld-linux-x86-64.so.2\0"), "names the loader /lib64/ld-linux-x86-64.so.2"),
+        (elf(2, struct.pack("<QQQQ", 1, 7, 0, 0)), "needs shared libraries"),
+        (b"#!/bin/sh\n", "is no 64-bit program"),
+    ],
+)
+def test_a_program_that_is_not_static_is_refused_before_it_gets_into_an_image(tmp_path, content, says):
+    program = tmp_path / "inferd"
+    program.write_bytes(content)
+    with pytest.raises(Failure, match=says):
+        rust.check_static(program, "x86_64-unknown-linux-musl")
+
+
+def test_a_static_pie_program_is_accepted(tmp_path):
+    program = tmp_path / "inferd"
+    program.write_bytes(elf(2, struct.pack("<QQQQ", 30, 8, 0, 0)))
+    rust.check_static(program, "x86_64-unknown-linux-musl")
+    with pytest.raises(Failure, match="no 64-bit program for aarch64"):
+        rust.check_static(program, "aarch64-unknown-linux-musl")
+
+
+@pytest.mark.parametrize(
+    ("sources", "mirror"),
+    [
+        ("Types: deb\nURIs: http://mirror.example/debian-security\n\nURIs: http://mirror.example/debian/\n", "http://mirror.example/debian"),
+        ("# deb http://old.example/debian x main\ndeb [signed-by=/k.gpg] https://mirror.example/debian bookworm main\n", "https://mirror.example/debian"),
+        ("deb http://mirror.example/ubuntu noble main\n", None),
+    ],
+)
+def test_the_debian_archive_is_found_in_old_and_new_source_files(sources, mirror):
+    assert debian.mirror_in(sources) == mirror
