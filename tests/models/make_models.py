@@ -84,8 +84,9 @@ class Model:
     def write(self, root, cosine=0.9999, max_abs=1e-3):
         tensors = {}
         for i, (given, answer) in enumerate(self.cases):
-            tensors |= {f"{i}/in/{k}": np.ascontiguousarray(v) for k, v in given.items()}
-            tensors |= {f"{i}/out/{k}": np.ascontiguousarray(v) for k, v in answer.items()}
+            # (ascontiguousarray would make a vector of a scalar)
+            tensors |= {f"{i}/in/{k}": np.require(v, requirements="C") for k, v in given.items()}
+            tensors |= {f"{i}/out/{k}": np.require(v, requirements="C") for k, v in answer.items()}
         network = self.proto.SerializeToString(deterministic=True)
         golden = save(tensors)
         to = root / self.name
@@ -244,7 +245,77 @@ def fault_panic():
     return model.record(np.array([7, -7, 100, 0], np.int32), np.array([2, 2, -3, 5], np.int32))
 
 
+def int8_weights(rng):
+    return rng.integers(-127, 128, (6, 4, 3)).astype(np.int8)
+
+
+def dynamic_int8_conv():
+    """What `quantize_dynamic` makes of a padded convolution; the cpu engine must refuse it."""
+    rng = np.random.default_rng(8)
+    model = Model(
+        "refused-int8-conv",
+        "A dynamically quantised convolution with padding, which the cpu engine refuses",
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"], name="quantize"),
+            helper.make_node(
+                "ConvInteger",
+                ["q", "weights", "zero"],
+                ["sums"],
+                name="conv_quant",
+                kernel_shape=[3],
+                pads=[1, 1],
+                strides=[1],
+                dilations=[1],
+            ),
+            helper.make_node("Cast", ["sums"], ["float_sums"], name="cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["scale", "weight_scale"], ["both_scales"], name="scales"),
+            helper.make_node("Mul", ["float_sums", "both_scales"], ["y"], name="rescale"),
+        ],
+        [Tensor("x", "FP32", [1, 4, 16])],
+        [Tensor("y", "FP32", [1, 6, 16])],
+        [constant("weights", int8_weights(rng)), constant("weight_scale", np.float32(0.01))],
+    )
+    return model.record((rng.standard_normal((1, 4, 16)) + 1).astype(np.float32))
+
+
+def qdq_int8_conv():
+    """A statically quantised convolution (QuantizeLinear and DequantizeLinear), per channel, with padding."""
+    rng = np.random.default_rng(9)
+    model = Model(
+        "qdq-int8-conv",
+        "A statically quantised convolution with padding",
+        [
+            helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x_q"], name="x_q"),
+            helper.make_node("DequantizeLinear", ["x_q", "x_scale", "x_zero"], ["x_dq"], name="x_dq"),
+            helper.make_node("DequantizeLinear", ["weights", "w_scale", "w_zero"], ["w_dq"], name="w_dq", axis=0),
+            helper.make_node(
+                "Conv",
+                ["x_dq", "w_dq", "bias"],
+                ["sums"],
+                name="conv",
+                kernel_shape=[3],
+                pads=[1, 1],
+                strides=[1],
+                dilations=[1],
+            ),
+            helper.make_node("Relu", ["sums"], ["y"], name="relu"),
+        ],
+        [Tensor("x", "FP32", [1, 4, 16])],
+        [Tensor("y", "FP32", [1, 6, 16])],
+        [
+            constant("x_scale", np.float32(0.03)),
+            constant("x_zero", np.int8(-5)),
+            constant("weights", int8_weights(rng)),
+            constant("w_scale", (rng.random(6) * 0.01 + 0.005).astype(np.float32)),
+            constant("w_zero", np.zeros(6, np.int8)),
+            constant("bias", rng.standard_normal(6).astype(np.float32)),
+        ],
+    )
+    return model.record(rng.standard_normal((1, 4, 16)).astype(np.float32))
+
+
 MODELS = [*(lambda d=d: identity(d) for d in TYPES), two_in_two_out, fault_alloc, fault_slow, fault_panic]
+MODELS += [dynamic_int8_conv, qdq_int8_conv]
 
 
 def difference(made, committed):

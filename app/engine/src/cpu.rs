@@ -6,6 +6,7 @@ use crate::{
     graph::TensorInfo,
     onnx::{Dim, Network, Value as GraphValue},
     runner::check,
+    vet::vet,
 };
 use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
 use rten::{ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
@@ -72,12 +73,14 @@ impl Engine for CpuEngine {
     fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
         let network = parse(onnx)?;
         match_tensors(&network, manifest)?;
+        let passed = vet(&network)?;
         drop(network);
 
         // rten's loader folds constants, that is, it runs operators; a damaged or hostile network that gets past the
         // reader above may still trip an assertion there. This is the last resort, not the check.
-        let loaded =
-            catch_unwind(|| ModelOptions::with_all_ops().prepack_weights(true).load_static_slice(onnx));
+        let loaded = catch_unwind(|| {
+            ModelOptions::with_all_ops().prepack_weights(passed.prepack).load_static_slice(onnx)
+        });
         let network = match loaded {
             Ok(Ok(network)) => network,
             Ok(Err(error)) => return Err(EngineError::Load(error.to_string())),

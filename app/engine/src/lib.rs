@@ -18,6 +18,7 @@ mod error;
 mod graph;
 mod onnx;
 mod runner;
+mod vet;
 
 pub use buffer::{ALIGNMENT, AlignedBuffer};
 pub use cpu::CpuEngine;
