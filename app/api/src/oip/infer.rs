@@ -45,9 +45,10 @@ enum Failure {
 impl Failure {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Bad(_) | Self::Coding(CodingError::Damaged(_)) | Self::Deadline(_) => "validation_error",
-            Self::Coding(CodingError::Unknown) => "unsupported_encoding",
-            Self::Coding(CodingError::TooLarge(_)) => "body_too_large",
+            Self::Bad(_) | Self::Coding(CodingError::Damaged(_)) => "validation_error",
+            Self::Deadline(_) => "bad_deadline",
+            Self::Coding(CodingError::Unknown) => "content_encoding",
+            Self::Coding(CodingError::TooLarge(_)) => "payload_too_large",
             Self::Infer(e) => e.kind(),
             Self::Lost(_) => "unexpected_error",
         }

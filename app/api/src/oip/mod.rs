@@ -29,8 +29,8 @@
 
 use crate::{App, Reply, Req};
 use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata};
-use hyper::header::{self, HeaderValue};
 use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
 use inferd_hosts::{Served, State};
 use route::{NoRoute, OfModel, Route};
 use serde_json::json;
@@ -52,21 +52,37 @@ mod testing;
 
 pub use doors::Doors;
 
-/// Answers every path under `/v2`.
+/// Answers every path under `/v2`. What is compressed has been compressed here: the reply forbids more.
 pub async fn handle(app: &App, req: &Req) -> Reply {
+    answer(app, req).await.with(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"))
+}
+
+async fn answer(app: &App, req: &Req) -> Reply {
     let route = match Route::of(&req.path) {
         Ok(route) => route,
         Err(NoRoute::NotFound) => {
-            return refuse(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path; GET /v2 describes the server");
+            return refuse(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "there is nothing at this path; GET /v2 describes the server",
+            );
         }
         Err(NoRoute::Encoding) => {
-            return refuse(StatusCode::BAD_REQUEST, "validation_error", "the path is not percent-encoded UTF-8");
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "validation_error",
+                "the path is not percent-encoded UTF-8",
+            );
         }
     };
     if !route.allows(&req.method) {
         let allow = route.allow().unwrap_or_default();
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &format!("this path answers {allow}"))
-            .with(header::ALLOW, HeaderValue::from_static(allow));
+        return refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            &format!("this path answers {allow}"),
+        )
+        .with(header::ALLOW, HeaderValue::from_static(allow));
     }
     match route {
         Route::Server => ok(&ServerMetadata::THIS),
@@ -81,11 +97,11 @@ pub async fn handle(app: &App, req: &Req) -> Reply {
             ok(&json!({ "model_stats": all }))
         }
         Route::Model { name, version, what } => match find(app, &name, version.as_deref()) {
-            Err(reply) => {
+            Err(reason) => {
                 if what == OfModel::Infer {
                     app.metrics.failed(crate::Surface::Oip, "", "not_found");
                 }
-                reply
+                refuse(StatusCode::NOT_FOUND, "not_found", &reason)
             }
             Ok(served) => match what {
                 OfModel::Infer => infer::infer(app, req, &served).await,
@@ -118,24 +134,21 @@ fn refuse(status: StatusCode, kind: &'static str, message: &str) -> Reply {
     Reply::json(status, &json!({ "error": message })).with_error(kind)
 }
 
-/// The model, if it is served in this version.
-fn find(app: &App, name: &str, version: Option<&str>) -> Result<Arc<Served>, Reply> {
-    let not_found = |message: String| refuse(StatusCode::NOT_FOUND, "not_found", &message);
+/// The model, if it is served in this version; else why not.
+fn find(app: &App, name: &str, version: Option<&str>) -> Result<Arc<Served>, String> {
+    let quoted = error::quote(name);
     let Some(served) = app.hosts.get(name) else {
-        let quoted = error::quote(name);
-        return Err(not_found(match (app.hosts.last_load_error(name), app.hosts.directory(name)) {
+        return Err(match (app.hosts.last_load_error(name), app.hosts.directory(name)) {
             (Some(reason), _) => format!("the model {quoted} is not loaded: {reason}"),
             (None, Some(_)) => format!("the model {quoted} is not loaded"),
             (None, None) => format!("there is no model {quoted}"),
-        }));
+        });
     };
     match version {
-        Some(v) if v != served.manifest().version => Err(not_found(format!(
-            "the model {} is served in version {}, not in {}",
-            error::quote(name),
-            served.manifest().version,
-            error::quote(v)
-        ))),
+        Some(v) if v != served.manifest().version => {
+            let has = &served.manifest().version;
+            Err(format!("the model {quoted} is served in version {has}, not in {}", error::quote(v)))
+        }
         _ => Ok(served),
     }
 }
@@ -227,7 +240,9 @@ fn entries(app: &App) -> BTreeMap<String, IndexEntry> {
 }
 
 fn file_name(directory: &str) -> String {
-    Path::new(directory).file_name().map_or_else(|| directory.to_owned(), |n| n.to_string_lossy().into_owned())
+    Path::new(directory)
+        .file_name()
+        .map_or_else(|| directory.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 /// The directory a model came from. A name is compared with what is known, and becomes no path.
@@ -270,7 +285,9 @@ async fn load(app: &App, req: &Req, name: &str) -> Reply {
             served.manifest().name
         )),
         Ok(Err(e)) => refuse(StatusCode::BAD_REQUEST, "load_failed", &e.to_string()),
-        Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", &format!("the load was lost: {e}")),
+        Err(e) => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", &format!("the load was lost: {e}"))
+        }
     }
 }
 
@@ -285,9 +302,15 @@ async fn unload(app: &App, req: &Req, name: &str) -> Reply {
     match tokio::spawn(async move { hosts.unload(&model).await }).await {
         Ok(Ok(())) => ok(&json!({ "name": name, "state": "UNAVAILABLE" })),
         // The only way to fail is that there is no such model.
-        Ok(Err(_)) => {
-            refuse(StatusCode::NOT_FOUND, "not_found", &format!("there is no model {} to unload", error::quote(name)))
-        }
-        Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", &format!("the unload was lost: {e}")),
+        Ok(Err(_)) => refuse(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            &format!("there is no model {} to unload", error::quote(name)),
+        ),
+        Err(e) => refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "unexpected_error",
+            &format!("the unload was lost: {e}"),
+        ),
     }
 }
