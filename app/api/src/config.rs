@@ -40,6 +40,8 @@ pub struct ApiConfig {
     pub config_hash: String,
     /// Hash the fleet expects, if it said so.
     pub expected_config_hash: Option<String>,
+    /// What was strange about the configuration (names nobody knows); `/status` repeats it.
+    pub config_warnings: Vec<String>,
 }
 
 /// Cross-origin rules.
@@ -89,6 +91,7 @@ impl Default for ApiConfig {
             log_level: "info".to_owned(),
             config_hash: String::new(),
             expected_config_hash: None,
+            config_warnings: Vec::new(),
         }
     }
 }

@@ -99,7 +99,9 @@ impl RequestId {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         // An odd factor makes a bijection of the counter: ids never repeat and do not look like a sequence.
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let text: [u8; 16] = std::array::from_fn(|i| HEX[usize::from((n >> (60 - 4 * i)) as u8 & 15)]);
+        let bytes = n.to_be_bytes();
+        let nibble = |i: usize| if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 };
+        let text: [u8; 16] = std::array::from_fn(|i| HEX[usize::from(nibble(i))]);
         Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
     }
 
@@ -235,6 +237,7 @@ pub fn told(error: &InferError) -> Told {
         InferError::DeadlineExceeded { .. } | InferError::Panicked { .. } => (503, None, true),
         InferError::Engine(_) => (500, None, true),
     };
-    let status = if status == 503 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let status =
+        if status == 503 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
     Told { status, retry_after, model_available }
 }

@@ -17,17 +17,29 @@
 //! no model and starts no process: that is the hosts' room.
 
 #![forbid(unsafe_code)]
+// A refusal is a whole reply: made where something is wrong, moved once or twice, never kept.
+#![allow(clippy::result_large_err)]
 
 mod app;
+mod body;
 mod config;
+mod device;
+mod docs;
+mod health;
 pub mod http;
+mod infer;
 pub mod limits;
 mod metrics;
 pub mod oip;
+mod outgoing;
+mod rate;
+mod router;
 mod serve;
+mod status;
 
 pub use app::App;
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
+pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
 pub use serve::serve;

@@ -1,10 +1,383 @@
 //! Sockets to requests, replies to sockets.
+//!
+//! One task per connection. Its times are kept by one timer that looks at one deadline; a request only stores a new deadline,
+//! it never touches the timer. Closing is gentle: after a refusal whose request was not read to its end, what the client still
+//! sends is read and dropped for a moment, because closing a socket with unread input makes the kernel send a reset, which
+//! may destroy the refusal before the client has read it.
 
-use crate::App;
-use std::{future::Future, sync::Arc};
-use tokio::net::TcpListener;
+use crate::{App, limits, router};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-/// Serves until `shutdown` completes, then lets requests in flight end.
-pub async fn serve(_app: Arc<App>, _listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+/// A connection idle for less than this is taken for one in use and not closed for the sake of another.
+const IDLE_ENOUGH: Duration = Duration::from_secs(1);
+/// Pause after the system refused a connection (out of descriptors), so that the refusal does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `shutdown` completes, then takes no new connections, lets requests in flight end (at most
+/// [`crate::ApiConfig::drain_time`]) and returns when every connection is closed.
+pub async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+    let (tell, told) = watch::channel(false);
+    let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), told });
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(door.clone(), listener));
+    }
     shutdown.await;
+    accepting.shutdown().await;
+    // The receivers live in the connections; with none there is nobody to tell.
+    let _ = tell.send(true);
+    if tokio::time::timeout(door.app.config.drain_time, door.all_closed()).await.is_err() {
+        let left = door.abandon();
+        tracing::warn!(connections = left, "connections did not end within the drain time and are closed");
+        door.all_closed().await;
+    }
+}
+
+async fn accept(door: Arc<Door>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => door.clone().admit(stream, peer),
+            Err(e) => {
+                tracing::warn!(error = %e, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// All connections of the endpoint.
+struct Door {
+    app: Arc<App>,
+    open: Mutex<Vec<Arc<Connection>>>,
+    /// Notified when the last connection is gone.
+    empty: Notify,
+    told: watch::Receiver<bool>,
+}
+
+/// What the task of a connection, its requests and the door know of each other.
+pub(crate) struct Connection {
+    started: Instant,
+    /// Milliseconds since `started` when the connection has run out of time; `NEVER` while a request is being answered.
+    deadline: AtomicU64,
+    /// Milliseconds since `started` when the last request ended; `NEVER` while one is in progress.
+    idle_since: AtomicU64,
+    /// Bytes of the next request's head came.
+    in_head: AtomicBool,
+    /// The door asks the task to close now.
+    close: Notify,
+}
+
+const NEVER: u64 = u64::MAX;
+
+impl Connection {
+    fn new(idle_time: Duration) -> Self {
+        let c = Self {
+            started: Instant::now(),
+            deadline: AtomicU64::new(NEVER),
+            idle_since: AtomicU64::new(0),
+            in_head: AtomicBool::new(false),
+            close: Notify::new(),
+        };
+        c.wait_for_request(idle_time);
+        c
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(NEVER - 1)
+    }
+
+    /// The reply is on its way; the client has `idle_time` for its next request.
+    fn wait_for_request(&self, idle_time: Duration) {
+        let now = self.now();
+        self.in_head.store(false, Relaxed);
+        self.idle_since.store(now, Relaxed);
+        self.deadline.store(now.saturating_add(millis(idle_time)), Relaxed);
+    }
+
+    /// Something came in. The first bytes of a request start the time for its head.
+    fn received(&self, head_time: Duration) {
+        if self.idle_since.load(Relaxed) != NEVER && !self.in_head.swap(true, Relaxed) {
+            self.deadline.store(self.now().saturating_add(millis(head_time)), Relaxed);
+        }
+    }
+
+    /// The client took some of the reply.
+    fn sent(&self, idle_time: Duration) {
+        if self.idle_since.load(Relaxed) != NEVER && !self.in_head.load(Relaxed) {
+            self.deadline.store(self.now().saturating_add(millis(idle_time)), Relaxed);
+        }
+    }
+
+    /// The head is complete: from here the request has its own limits.
+    fn busy(&self) {
+        self.idle_since.store(NEVER, Relaxed);
+        self.deadline.store(NEVER, Relaxed);
+    }
+
+    /// Waits until the deadline has passed. Every deadline is at least `step` away when it is set, so looking once per `step`
+    /// is never late.
+    async fn expired(&self, step: Duration) {
+        loop {
+            let deadline = self.deadline.load(Relaxed);
+            if deadline <= self.now() {
+                return;
+            }
+            let next = self.now().saturating_add(millis(step).max(1)).min(deadline);
+            tokio::time::sleep_until(self.started + Duration::from_millis(next)).await;
+        }
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(NEVER / 2)
+}
+
+impl Door {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        // A push or a removal is all that happens under the lock.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a connection in; when all places are taken, in the place of the one that is idle longest; when none is, not.
+    fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let config = &self.app.config;
+        let connection = Arc::new(Connection::new(config.idle_time));
+        {
+            let mut open = self.lock();
+            if open.len() >= config.max_connections {
+                let idle = |c: &Arc<Connection>| {
+                    let since = c.idle_since.load(Relaxed);
+                    let long = since != NEVER && c.now().saturating_sub(since) >= millis(IDLE_ENOUGH);
+                    long.then(|| c.now() - since)
+                };
+                let longest = (0..open.len()).filter_map(|i| idle(&open[i]).map(|t| (t, i))).max();
+                let Some((_, place)) = longest else {
+                    drop(open);
+                    self.app.metrics.connections_refused.inc();
+                    tokio::spawn(refuse(stream));
+                    return;
+                };
+                open.swap_remove(place).close.notify_one();
+                self.app.metrics.connections_evicted.inc();
+            }
+            open.push(connection.clone());
+        }
+        self.app.metrics.connections.inc();
+        tokio::spawn(async move {
+            // Also when the task is dropped with the runtime or a handler panics, the place is given back.
+            let place = Place { door: &self, connection: &connection };
+            talk(&self, &connection, stream, peer).await;
+            drop(place);
+        });
+    }
+
+    async fn all_closed(&self) {
+        let mut emptied = pin!(self.empty.notified());
+        loop {
+            emptied.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.as_mut().await;
+            emptied.set(self.empty.notified());
+        }
+    }
+
+    /// Asks every connection to close at once; how many there were.
+    fn abandon(&self) -> usize {
+        let open = self.lock();
+        open.iter().for_each(|c| c.close.notify_one());
+        open.len()
+    }
+}
+
+struct Place<'a> {
+    door: &'a Door,
+    connection: &'a Arc<Connection>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.door.app.metrics.connections.dec();
+        let mut open = self.door.lock();
+        open.retain(|c| !Arc::ptr_eq(c, self.connection));
+        if open.is_empty() {
+            self.door.empty.notify_waiters();
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(PartialEq)]
+enum End {
+    /// By HTTP: the client closed, or a reply said so.
+    Done,
+    /// The client ran out of time.
+    Expired,
+    /// The door asked for it.
+    Closed,
+}
+
+async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStream, peer: SocketAddr) {
+    // Without it the kernel may hold a small reply back for up to 40 ms. It only fails on a socket that is dead already.
+    let _ = stream.set_nodelay(true);
+    let config = &door.app.config;
+    let end = {
+        let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
+            connection.busy();
+            let (app, connection) = (&door.app, connection);
+            async move {
+                let reply = router::answer(app, request, peer).await;
+                connection.wait_for_request(app.config.idle_time);
+                Ok::<_, Infallible>(reply)
+            }
+        });
+        let io = Watched { stream: &mut stream, connection, head: config.head_time, idle: config.idle_time };
+        let mut http = pin!(
+            http1::Builder::new()
+                .header_read_timeout(None)
+                .max_buf_size(limits::HEAD)
+                .serve_connection(TokioIo::new(io), service)
+        );
+        let mut expired = pin!(connection.expired(config.head_time.min(config.idle_time)));
+        let mut told = door.told.clone();
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                biased;
+                ended = http.as_mut() => {
+                    if let Err(e) = ended {
+                        tracing::debug!(%peer, error = %e, "connection ended early");
+                    }
+                    break End::Done;
+                }
+                () = &mut expired => break End::Expired,
+                () = connection.close.notified() => break End::Closed,
+                _ = told.wait_for(|leave| *leave), if !leaving => {
+                    leaving = true;
+                    http.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    };
+    if end == End::Expired && connection.in_head.load(Relaxed) {
+        door.app.metrics.slow_heads.inc();
+        let text = raw("408 Request Timeout", "slow_head", "the head of the request did not come in time");
+        let _ = stream.try_write(text.as_bytes());
+    }
+    if end != End::Closed {
+        linger(&mut stream).await;
+    }
+}
+
+/// A reply for a connection that hyper does not answer on.
+fn raw(status: &str, error: &str, detail: &str) -> String {
+    let body = format!(r#"{{"detail":"{detail}","error":"{error}"}}"#);
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn refuse(mut stream: TcpStream) {
+    // A fresh socket's send buffer holds it; a client that is gone already needs no refusal.
+    let text = raw("503 Service Unavailable", "connections", "all connections are taken");
+    let _ = stream.writable().await;
+    let _ = stream.try_write(text.as_bytes());
+    linger(&mut stream).await;
+}
+
+/// Says that nothing more will be sent, then reads and drops what still comes, within limits.
+async fn linger(stream: &mut TcpStream) {
+    let drain = async {
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut left = limits::LINGER_BYTES;
+        let mut sink = [0; 4096];
+        while let Ok(n) = stream.read(&mut sink).await {
+            if n == 0 || n >= left {
+                return;
+            }
+            left -= n;
+        }
+    };
+    // Out of time is as good as done: the client had its chance.
+    let _ = tokio::time::timeout(limits::LINGER_TIME, drain).await;
+}
+
+/// The socket, telling the connection's times when bytes move.
+struct Watched<'a> {
+    stream: &'a mut TcpStream,
+    connection: &'a Connection,
+    head: Duration,
+    idle: Duration,
+}
+
+impl AsyncRead for Watched<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut *self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.connection.received(self.head);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Watched<'_> {
+    fn moved(&self, written: &std::io::Result<usize>) {
+        if written.as_ref().is_ok_and(|n| *n > 0) {
+            self.connection.sent(self.idle);
+        }
+    }
+}
+
+impl AsyncWrite for Watched<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let n = ready!(Pin::new(&mut *self.stream).poll_write(cx, buf));
+        self.moved(&n);
+        Poll::Ready(n)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let n = ready!(Pin::new(&mut *self.stream).poll_write_vectored(cx, bufs));
+        self.moved(&n);
+        Poll::Ready(n)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
 }

@@ -1,0 +1,158 @@
+//! Probes: may this device get requests?
+//!
+//! `/livez` answers while the process can; `/readyz` and `/healthz` are 200 only while the default model answers, which it
+//! does only after its golden vectors passed in the very process that serves it.
+
+use crate::{App, Reply};
+use hyper::StatusCode;
+use inferd_hosts::{Served, State};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Hex digits of the model's SHA-256 in `hef_sha256`, as the seed cut it.
+const SHORT_SHA: usize = 16;
+
+/// What a model is doing, in words.
+pub(crate) struct Words {
+    /// `starting`, `ready`, `restarting`, `stopped`, `not_loaded`.
+    pub state: &'static str,
+    /// Why it does not answer; empty when it does.
+    pub reason: String,
+    /// When it is tried again.
+    pub retry_after: Option<Duration>,
+}
+
+/// What a model is doing.
+pub(crate) fn words(model: &Served) -> Words {
+    match model.state() {
+        State::Ready => Words { state: "ready", reason: String::new(), retry_after: None },
+        State::Starting { phase, since } => Words {
+            state: "starting",
+            reason: format!("{phase}, for {:.1} s", since.elapsed().as_secs_f64()),
+            retry_after: None,
+        },
+        State::Restarting { reason, retry_at, failures } => Words {
+            state: "restarting",
+            reason: format!("its engine host ended: {reason}; {failures} starts in a row failed"),
+            retry_after: Some(retry_at.saturating_duration_since(Instant::now())),
+        },
+        State::Stopped => Words { state: "stopped", reason: "it was unloaded".to_owned(), retry_after: None },
+    }
+}
+
+/// The default model and its words; without one, why.
+pub(crate) fn default_words(app: &App) -> (Option<Arc<Served>>, Words) {
+    if let Some(model) = app.default_model() {
+        let words = words(&model);
+        return (Some(model), words);
+    }
+    let wanted = app.config.default_model.as_deref();
+    let error = wanted
+        .and_then(|n| app.hosts.last_load_error(n))
+        .or_else(|| app.hosts.load_errors().into_iter().next().map(|(_, reason)| reason));
+    let reason = match (error, wanted) {
+        (Some(e), _) => e,
+        (None, Some(name)) => format!("model {name} is not loaded"),
+        (None, None) => "no model of task imu-encoder is loaded".to_owned(),
+    };
+    (None, Words { state: "not_loaded", reason, retry_after: None })
+}
+
+fn unavailable(words: &Words, extra: Map<String, Value>) -> Reply {
+    let mut body = Map::new();
+    body.insert("ok".to_owned(), json!(false));
+    body.insert("detail".to_owned(), json!(format!("Health check error: {}", words.reason)));
+    body.insert("error".to_owned(), json!("model_unavailable"));
+    body.insert("model_available".to_owned(), json!(false));
+    body.insert("phase".to_owned(), json!(words.state));
+    body.insert("reason".to_owned(), json!(words.reason));
+    body.extend(extra);
+    Reply::json(StatusCode::SERVICE_UNAVAILABLE, &body)
+        .with_error("model_unavailable")
+        .with_retry_after(words.retry_after.unwrap_or(Duration::from_secs(1)))
+}
+
+/// Milliseconds with three decimals.
+pub(crate) fn ms(d: Duration) -> f64 {
+    (d.as_secs_f64() * 1e6).round() / 1e3
+}
+
+pub(crate) fn healthz(app: &App) -> Reply {
+    let (model, words) = default_words(app);
+    let ready = model.as_ref().filter(|_| words.state == "ready");
+    app.metrics.health_check(ready.is_some());
+    let uptime = app.started.elapsed().as_secs();
+    let Some(model) = ready else {
+        let mut extra = Map::new();
+        extra.insert("uptime_s".to_owned(), json!(uptime));
+        extra.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
+        if let Some(m) = &model {
+            extra.insert("model".to_owned(), json!(m.manifest().name.as_str()));
+        }
+        return unavailable(&words, extra);
+    };
+    let manifest = model.manifest();
+    let engine = model.engine();
+    let numbers = model.snapshot();
+    let plan = app.imu_plan(model).ok();
+    let golden = model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs }));
+    Reply::json(
+        StatusCode::OK,
+        &json!({
+            "ok": true,
+            "model": manifest.name.as_str(),
+            "model_version": manifest.version,
+            "uptime_s": uptime,
+            "config_version": app.config.config_hash,
+            "hef_sha256": manifest.onnx.sha256.get(..SHORT_SHA),
+            "model_sha256": manifest.onnx.sha256,
+            "version": env!("CARGO_PKG_VERSION"),
+            "device": engine.device,
+            "engine": engine.kind,
+            "engine_version": engine.version,
+            "latency_ms": numbers.last_compute.map_or(0.0, ms),
+            "golden": golden,
+            "motif_source": plan.map(|(_, p)| p.motif().source()),
+        }),
+    )
+}
+
+pub(crate) fn livez(app: &App) -> Reply {
+    Reply::json(StatusCode::OK, &json!({ "ok": true, "uptime_s": app.started.elapsed().as_secs() }))
+}
+
+pub(crate) fn readyz(app: &App) -> Reply {
+    let (model, words) = default_words(app);
+    let models: Vec<Value> = app
+        .hosts
+        .list()
+        .iter()
+        .map(|m| {
+            let w = self::words(m);
+            json!({ "name": m.manifest().name.as_str(), "state": w.state, "reason": w.reason })
+        })
+        .collect();
+    let name = model.as_ref().map(|m| m.manifest().name.to_string());
+    if words.state == "ready" {
+        let body = json!({ "ready": true, "phase": "ready", "reason": "", "model": name, "models": models });
+        return Reply::json(StatusCode::OK, &body);
+    }
+    let mut extra = Map::new();
+    extra.insert("ready".to_owned(), json!(false));
+    extra.insert("model".to_owned(), json!(name));
+    extra.insert("models".to_owned(), json!(models));
+    unavailable(&words, extra)
+}
+
+/// The EMG server's probe: `status` is `ok` while this device serves.
+pub(crate) fn health(app: &App) -> Reply {
+    let (_, words) = default_words(app);
+    if words.state == "ready" {
+        return Reply::json(StatusCode::OK, &json!({ "status": "ok", "tensorrt_available": false }));
+    }
+    let mut extra = Map::new();
+    extra.insert("status".to_owned(), json!("unavailable"));
+    extra.insert("tensorrt_available".to_owned(), json!(false));
+    unavailable(&words, extra)
+}

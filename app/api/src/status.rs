@@ -1,0 +1,319 @@
+//! What the device is and does, for people and tools: `/`, `/status`, `/contract`, `/test`.
+
+use crate::health::{default_words, ms, words};
+use crate::{App, Reply};
+use hyper::StatusCode;
+use inferd_hosts::{InferError, Served};
+use inferd_model::{Agreement, Task};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Version of the seed's HTTP contract.
+const API_VERSION: &str = "1.0.0";
+/// What this build can run models on.
+const HAILORT: bool = false;
+
+pub(crate) fn root(app: &App) -> Reply {
+    let (model, words) = default_words(app);
+    let motifs = model.as_ref().and_then(|m| app.imu_plan(m).ok()).map(|(_, p)| p.motif().len());
+    Reply::json(
+        StatusCode::OK,
+        &json!({
+            "service": "inferd",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model_ready": words.state == "ready",
+            "endpoints": {
+                "health": "/healthz",
+                "inference": "/infer",
+                "metrics": "/metrics",
+                "status": "/status",
+                "docs": "/docs",
+                "open_inference_protocol": "/v2",
+            },
+            "config": {
+                "hef_path": model.as_ref().map_or_else(String::new, path_of),
+                "num_motifs": motifs.unwrap_or(app.config.motifs_without_head),
+                "log_level": app.config.log_level,
+            },
+        }),
+    )
+}
+
+fn path_of(model: &Arc<Served>) -> String {
+    model.directory().join(&model.manifest().onnx.file).display().to_string()
+}
+
+pub(crate) fn status(app: &App) -> Reply {
+    let (model, w) = default_words(app);
+    let ready = w.state == "ready";
+    let mut body = Map::new();
+    let mut set = |k: &str, v: Value| body.insert(k.to_owned(), v);
+    set("ready", json!(ready));
+    let endpoint_status = match (ready, &model) {
+        (true, _) => "healthy",
+        (false, Some(_)) => "unavailable",
+        (false, None) => "model_not_loaded",
+    };
+    set("endpoint_status", json!(endpoint_status));
+    set("api_version", json!(API_VERSION));
+    set("version", json!(env!("CARGO_PKG_VERSION")));
+    set("uptime_s", json!(app.started.elapsed().as_secs()));
+    set("hailort_available", json!(HAILORT));
+    let plan = model.as_ref().and_then(|m| app.imu_plan(m).ok()).map(|(_, p)| p);
+    set("num_motifs", json!(plan.as_ref().map_or(app.config.motifs_without_head, |p| p.motif().len())));
+    set("motif_source", json!(plan.as_ref().map(|p| p.motif().source())));
+    if let Some(m) = &model {
+        let manifest = m.manifest();
+        set("model_name", json!(manifest.name.as_str()));
+        set("hef_path", json!(path_of(m)));
+        set("hef_exists", json!(m.directory().join(&manifest.onnx.file).is_file()));
+        set("last_inference_time", json!(m.snapshot().last_compute.map_or(0.0, ms)));
+    }
+    if ready {
+        set("initialization_error", Value::Null);
+    } else {
+        set("initialization_error", json!(w.reason));
+        set("error", json!(w.reason));
+    }
+    set(
+        "config",
+        json!({
+            "sha256": app.config.config_hash,
+            "expected_sha256": app.config.expected_config_hash,
+            "warnings": app.config.config_warnings,
+        }),
+    );
+    set("connections", json!(app.metrics.connections.get()));
+    set("body_bytes_held", json!(app.bodies.bytes()));
+    let temperatures = crate::device::temperatures();
+    set(
+        "temperatures",
+        json!(
+            temperatures
+                .iter()
+                .map(|t| json!({ "sensor": t.sensor, "celsius": t.celsius }))
+                .collect::<Vec<_>>()
+        ),
+    );
+    let default = model.as_ref().map(|m| m.manifest().name.to_string());
+    let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
+    set("models", json!(models));
+    let errors = app.hosts.load_errors();
+    set(
+        "load_errors",
+        json!(errors.iter().map(|(what, why)| json!({ "model": what, "reason": why })).collect::<Vec<_>>()),
+    );
+    Reply::json(StatusCode::OK, &body)
+}
+
+fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
+    let manifest = model.manifest();
+    let engine = model.engine();
+    let w = words(model);
+    let n = model.snapshot();
+    let quantiles = |q: Option<[Duration; 3]>| {
+        q.map(|[p50, p95, p99]| json!({ "p50": ms(p50), "p95": ms(p95), "p99": ms(p99) }))
+    };
+    let counts = |c: &[(&'static str, u64)]| {
+        Value::Object(c.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
+    };
+    let plan = app.imu_plan(model).ok().map(|(_, p)| p);
+    json!({
+        "name": manifest.name.as_str(),
+        "version": manifest.version,
+        "task": manifest.task.name(),
+        "summary": manifest.summary,
+        "default": default == Some(manifest.name.as_str()),
+        "state": w.state,
+        "reason": w.reason,
+        "retry_after_ms": w.retry_after.map(ms),
+        "ready_for_s": model.ready_since().map(|t| t.elapsed().as_secs()),
+        "model_sha256": manifest.onnx.sha256,
+        "directory": model.directory().display().to_string(),
+        "engine": { "kind": engine.kind, "version": engine.version, "device": engine.device },
+        "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),
+        "motif_source": plan.as_ref().map(|p| p.motif().source()),
+        "motif_labels": plan.as_ref().map(|p| p.motif().labels()),
+        "accuracy": manifest.accuracy,
+        "requests": { "success": n.success, "failures": counts(&n.failures), "late": n.late, "cancelled": n.cancelled },
+        "queue": {
+            "slots": n.slots,
+            "in_use": n.slots_in_use,
+            "waiting": n.waiting,
+            "slot_hits": n.pool_hits,
+            "slot_misses": n.pool_misses,
+            "drain_per_second": n.drain_per_second,
+        },
+        "compute_ms": quantiles(n.compute_quantiles),
+        "queue_ms": quantiles(n.queue_quantiles),
+        "last_compute_ms": n.last_compute.map(ms),
+        "host": {
+            "pid": n.host_pid,
+            "rss_bytes": n.host_rss,
+            "memory_cap_bytes": n.memory_cap,
+            "memory_cap_kind": n.memory_cap_kind,
+            "starts": n.starts,
+            "ends": counts(&n.ends),
+            "panics": n.panics,
+            "workers": n.workers.iter().map(|w| json!({
+                "live_bytes": w.live_bytes, "peak_bytes": w.peak_bytes, "requests": w.requests,
+            })).collect::<Vec<_>>(),
+        },
+        "last_load_error": app.hosts.last_load_error(manifest.name.as_str()),
+    })
+}
+
+/// What a client must know to send a window: nothing about the input is left to a comment.
+pub(crate) fn contract(app: &App) -> Reply {
+    let Some(model) = app.default_model() else {
+        let (_, w) = default_words(app);
+        return Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", &w.reason, false)
+            .with_retry_after(Duration::from_secs(1));
+    };
+    let (manifest, plan) = match app.imu_plan(&model) {
+        Ok(found) => found,
+        Err(e) => {
+            return Reply::refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "model_unavailable",
+                &e.to_string(),
+                false,
+            );
+        }
+    };
+    let input = &manifest.inputs[0];
+    Reply::json(
+        StatusCode::OK,
+        &json!({
+            "window_len": plan.timesteps(),
+            "channels": plan.channels(),
+            "latent_dims": plan.latent_len(),
+            "motif_classes": plan.motif().len(),
+            "motif_labels": plan.motif().labels(),
+            "motif_source": plan.motif().source(),
+            "latent_clip": inferd_tasks::imu::LATENT_CLIP,
+            "model": manifest.name.as_str(),
+            "model_version": manifest.version,
+            "rate_hz": input.channels.as_ref().and_then(|c| c.rate_hz),
+            "channel_names": input.channels.as_ref().map(|c| &c.names),
+            "channel_units": input.channels.as_ref().map(|c| &c.units),
+            "limits": input.limits,
+            "normalization": {
+                "applied_by": "server",
+                "constants": input.normalization,
+            },
+            "non_finite": "refused",
+        }),
+    )
+}
+
+/// Runs every golden vector through the running host.
+pub(crate) async fn test(app: &App) -> Reply {
+    let Ok(_only_one) = app.testing.try_lock() else {
+        return Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "another test is running", true)
+            .with_retry_after(Duration::from_secs(1));
+    };
+    let Some(model) = app.default_model() else {
+        return Reply::refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "model_unavailable",
+            "Model not available",
+            false,
+        )
+        .with_retry_after(Duration::from_secs(1));
+    };
+    match run_golden(&model).await {
+        Ok(passed) => tested(app, &model, &passed),
+        Err(Untested::Infer(e)) => {
+            let told = crate::http::told(&e);
+            let detail = match &e {
+                InferError::NotReady { .. } => format!("Model not available: {e}"),
+                _ => format!("Test failed: {e}"),
+            };
+            let reply = Reply::refusal(told.status, e.kind(), &detail, told.model_available);
+            match told.retry_after {
+                Some(wait) => reply.with_retry_after(wait),
+                None => reply,
+            }
+        }
+        Err(Untested::Other(why)) => {
+            let detail = format!("Test failed: {why}");
+            Reply::refusal(StatusCode::INTERNAL_SERVER_ERROR, "parity", &detail, true)
+        }
+    }
+}
+
+struct Passed {
+    cases: usize,
+    worst: Agreement,
+    /// Last case's outputs, as FP32 where they are.
+    outputs: Vec<Option<Vec<f32>>>,
+    slowest: Duration,
+}
+
+enum Untested {
+    Infer(InferError),
+    Other(String),
+}
+
+async fn run_golden(model: &Arc<Served>) -> Result<Passed, Untested> {
+    let (golden, manifest) = (model.golden(), model.manifest());
+    let mut passed = Passed {
+        cases: 0,
+        worst: Agreement { cosine: 1.0, max_abs: 0.0 },
+        outputs: Vec::new(),
+        slowest: Duration::ZERO,
+    };
+    for (i, case) in golden.cases().iter().enumerate() {
+        let mut ticket = model.begin(None).map_err(Untested::Infer)?;
+        if !Arc::ptr_eq(ticket.manifest(), &manifest) {
+            return Err(Untested::Other("the model was replaced meanwhile; ask again".to_owned()));
+        }
+        for (k, bytes) in case.inputs.iter().enumerate() {
+            ticket.input_mut(k).copy_from_slice(bytes);
+        }
+        let begun = Instant::now();
+        let answer = ticket.run().await.map_err(Untested::Infer)?;
+        passed.slowest = passed.slowest.max(begun.elapsed());
+        let outputs: Vec<&[u8]> = (0..manifest.outputs.len()).map(|k| answer.output(k)).collect();
+        let near = golden.compare(i, &outputs, &manifest).map_err(|e| Untested::Other(e.to_string()))?;
+        passed.worst.cosine = passed.worst.cosine.min(near.cosine);
+        passed.worst.max_abs = passed.worst.max_abs.max(near.max_abs);
+        passed.cases += 1;
+        passed.outputs =
+            (0..manifest.outputs.len()).map(|k| answer.output_f32(k).map(<[f32]>::to_vec)).collect();
+    }
+    Ok(passed)
+}
+
+fn tested(app: &App, model: &Served, passed: &Passed) -> Reply {
+    let manifest = model.manifest();
+    let mut body = json!({
+        "test_status": "success",
+        "model": manifest.name.as_str(),
+        "inference_time_ms": ms(passed.slowest),
+        "parity": {
+            "agrees": true,
+            "cases": passed.cases,
+            "cosine": passed.worst.cosine,
+            "max_abs": passed.worst.max_abs,
+            "least_cosine": manifest.golden.cosine,
+            "largest_max_abs": manifest.golden.max_abs,
+        },
+    });
+    let range = |values: &mut dyn Iterator<Item = f32>| {
+        let (lo, hi) = values.fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
+        if lo <= hi { json!([lo, hi]) } else { Value::Null }
+    };
+    let plan = app.imu_plan(model).ok().filter(|_| manifest.task == Task::ImuEncoder);
+    if let Some((_, plan)) = plan
+        && let Ok(answer) = plan.answer(|i| passed.outputs.get(i)?.as_deref())
+    {
+        body["latent_shape"] = json!(plan.latent_len());
+        body["motif_shape"] = json!(plan.motif().len());
+        body["latent_range"] = range(&mut answer.latent());
+        body["motif_range"] = range(&mut answer.scores());
+    }
+    Reply::json(StatusCode::OK, &body)
+}
