@@ -6,16 +6,16 @@ that is installed.
 """
 
 import hashlib
+import sys
 
 import debian
 import places
-from steps import Failure
+from steps import Failure, main, say
 
 SUITE = "trixie"
 LOADERS = {"amd64": ("x86_64-linux-gnu", "ld-linux-x86-64.so.2"), "arm64": ("aarch64-linux-gnu", "ld-linux-aarch64.so.1")}
 
 IMAGE = ("genimage", "mtools", "dosfstools", "squashfs-tools", "e2fsprogs")
-SHELLCHECK = ("shellcheck",)
 
 
 class Tools:
@@ -53,3 +53,14 @@ class Tools:
             fresh.chmod(0o755)
             fresh.rename(script)
         return script
+
+
+def cli():
+    """Used by scripts/test: `hosttools.py PACKAGE PROGRAM` prints how to start a program of a package."""
+    package, program = sys.argv[1:]
+    say(Tools([package]).path(program))
+    return 0
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -67,9 +67,11 @@ def boot_files(image, folder):
 class Machine:
     """One QEMU process that runs one image."""
 
-    def __init__(self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, kvm=False, serial=None, extra=()):
+    def __init__(self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, kvm=False, serial=None, dhcp=True):
+        """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
+        `dhcp=False`: a network without any other machine."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
-        self.keep_writes, self.kvm, self.extra = keep_writes, kvm, list(extra)
+        self.keep_writes, self.kvm, self.dhcp = keep_writes, kvm, dhcp
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -188,14 +190,14 @@ class Machine:
             *("-kernel", kernel, "-initrd", initramfs, "-append", cmdline),
             *("-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
             *("-drive", drive if self.keep_writes else drive + ",snapshot=on", "-device", "virtio-blk-pci,drive=disk"),
-            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}"),
+            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}" if self.dhcp else "hubport,id=net,hubid=0"),
             *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
             *("-device", "i6300esb", "-action", "watchdog=reset"),
         ]
         if self.dev:
             shell = f"socket,id=shell,path={self.folder}/shell.sock,server=on,wait=off"
             command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]
-        return [str(part) for part in command + self.extra]
+        return [str(part) for part in command]
 
 
 class Shell:

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import places
-from steps import Failure, run, step
+from steps import Failure, main, run, say, step
 
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
@@ -53,3 +55,15 @@ def check_static(program, rust_target):
         tags = range(offset, offset + size, 16) if kind == 2 else ()
         if any(int.from_bytes(elf[tag : tag + 8], "little") == 1 for tag in tags):
             raise Failure(f"{program} is not static: it needs shared libraries")
+
+
+def cli():
+    """Used by scripts/test: `rust.py PROGRAM TARGET` refuses a program that is not static."""
+    program, rust_target = sys.argv[1:]
+    check_static(Path(program), rust_target)
+    say(f"{program} is static")
+    return 0
+
+
+if __name__ == "__main__":
+    main(cli)

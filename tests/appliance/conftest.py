@@ -9,10 +9,11 @@ from pathlib import Path
 
 import board as boards
 import image
+import places
 import pytest
 import qemu
 import rust
-import places
+from helpers import request
 
 EPOCH, BUILD_ID = 1_760_000_000, "test"
 # Emulation on two busy cores: a boot takes 6 to 30 seconds.
@@ -25,20 +26,25 @@ def board():
     return boards.load(os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64"))
 
 
-@pytest.fixture(scope="session")
-def daemon_for_board(board):
-    """The static daemon of the board's architecture, built when it is missing."""
+def built_daemon(board):
+    """The static daemon for a board, built when it is missing."""
     program = places.target() / board.rust_target / "release/inferd"
     return program if program.is_file() else rust.build("inferd", board.rust_target)
 
 
 @pytest.fixture(scope="session")
-def make_image(board, daemon_for_board, tmp_path_factory):
+def daemon_for_board(board):
+    """The static daemon of the board's architecture."""
+    return built_daemon(board)
+
+
+@pytest.fixture(scope="session")
+def make_image(board, tmp_path_factory):
     """Assembles images whose every input is pinned: `make_image(name, dev=False)` gives the file and its facts."""
 
-    def make(name, *, dev=False, models=(places.DEFAULT_MODEL,)):
+    def make(name, *, dev=False, models=(places.DEFAULT_MODEL,), board=board):
         output = tmp_path_factory.mktemp("image") / name
-        recipe = image.Recipe(board, daemon_for_board, list(models), dev=dev, epoch=EPOCH, build_id=BUILD_ID)
+        recipe = image.Recipe(board, built_daemon(board), list(models), dev=dev, epoch=EPOCH, build_id=BUILD_ID)
         return output, image.assemble(recipe, output)
 
     return make
@@ -60,14 +66,14 @@ def dev_image(make_image):
 def boot(board):
     """Boots images: `with boot(image, dev=True) as machine` is a machine that is ready."""
 
-    def start(file, **options):
+    def start(file, *, board=board, **options):
         return Booted(board, file, **options)
 
     return start
 
 
 class Booted(qemu.Machine):
-    """A machine that is ready when the `with` block begins."""
+    """A machine that is ready when the `with` block begins (unless `wait=False`)."""
 
     def __init__(self, board, file: Path, *, wait=True, **options):
         super().__init__(board, file, **options)
@@ -82,6 +88,16 @@ class Booted(qemu.Machine):
                 self.power_off()
                 raise
         return self
+
+    def sh(self, command, timeout=60):
+        """Runs a command as root in the appliance; it must succeed. Returns what it printed."""
+        status, output = self.root(command, timeout)
+        assert status == 0, f"`{command}` ended with status {status} in the appliance: {output}"
+        return output.strip()
+
+    def request(self, path, body=None, **options):
+        """One HTTP request to the appliance; see helpers.request."""
+        return request(f"{self.url}{path}", body, **options)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,195 @@
+"""The booted appliance, asked from outside as its users do, and looked into through the dev image's root shell."""
+
+import shutil
+import subprocess
+import time
+import tomllib
+
+import hosttools
+import layout as layouts
+import places
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+MANIFEST = tomllib.loads((places.DEFAULT_MODEL / "manifest.toml").read_text())
+LABELS = MANIFEST["imu"]["motif"]["labels"]
+DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
+
+
+def wait_until(condition, timeout=60):
+    """Asks until the condition holds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+def infer(machine, walk):
+    """One real inference; the answer."""
+    answer = machine.request("/infer", walk)
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def test_it_says_it_is_healthy_alive_and_ready(appliance):
+    assert [appliance.request(path).status for path in ("/healthz", "/livez", "/readyz")] == [200, 200, 200]
+    assert appliance.request("/healthz", method="HEAD").body == b""
+
+
+def test_a_second_of_walking_is_answered_with_64_latent_numbers_and_12_scores_of_which_walking_is_the_highest(appliance, walk):
+    answer = infer(appliance, walk)
+    assert len(answer["latent"]) == 64 and len(answer["motif_scores"]) == 12
+    assert all(0 <= score <= 1 for score in answer["motif_scores"])
+    best = max(range(12), key=lambda index: answer["motif_scores"][index])
+    assert LABELS[best] == "walk"
+
+
+def test_it_computes_what_the_daemon_computes_on_this_machine(appliance, daemon, walk):
+    there, here = infer(appliance, walk), daemon.request("/infer", walk).json()
+    assert there["latent"] == pytest.approx(here["latent"], abs=1e-4)
+    assert there["motif_scores"] == pytest.approx(here["motif_scores"], abs=1e-4)
+
+
+def test_a_window_of_the_wrong_shape_is_a_client_error(appliance, walk):
+    assert 400 <= appliance.request("/infer", {"x": walk["x"][:-1]}).status < 500
+
+
+def test_its_metrics_are_read_by_prometheus_own_parser_and_count_inferences(appliance, walk):
+    infer(appliance, walk)
+    names = {family.name for family in text_string_to_metric_families(appliance.request("/metrics").body.decode())}
+    assert any(name.startswith("inferd_") or name.startswith("hailo_") for name in names), names
+
+
+def test_the_console_says_where_it_is_and_in_which_state(appliance):
+    up = appliance.wait_for_console(r"INFERD-UP (inferd-[0-9a-f]{6}) slot=a data=ext4 config=/etc/inferd/inferd\.toml", 5)
+    assert appliance.sh("hostname") == up[1]
+    appliance.wait_for_console(r"INFERD-NET eth0 10\.0\.2\.15", 5)
+
+
+def test_the_root_filesystem_cannot_be_written(appliance):
+    status, output = appliance.root("touch /etc/x /usr/bin/x; mount -o remount,rw / && touch /etc/x")
+    assert status != 0 and "Read-only file system" in output
+
+
+def test_the_daemon_runs_without_privileges_in_its_own_control_group(appliance):
+    status = appliance.sh(f"cat /proc/$({DAEMON})/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert set(fields["Uid"].split()) == {"900"} and set(fields["Gid"].split()) == {"900"}
+    assert int(fields["CapEff"], 16) == 0
+    assert appliance.sh(f"cat /proc/$({DAEMON})/cgroup") == "0::/inferd/daemon"
+
+
+def test_the_engine_host_is_capped_at_its_manifests_budget(appliance):
+    groups = appliance.sh("ls -d /sys/fs/cgroup/inferd/host-*").split()
+    assert len(groups) == 1
+    assert appliance.sh(f"cat {groups[0]}/memory.max") == str(MANIFEST["budget"]["memory_mib"] << 20)
+    assert appliance.sh(f"wc -l <{groups[0]}/cgroup.procs") == "1"
+
+
+def test_over_its_cap_the_host_dies_and_the_daemon_lives_and_answers_again(appliance, walk):
+    daemon = appliance.sh(DAEMON)
+    host = appliance.sh("cat /sys/fs/cgroup/inferd/host-*/cgroup.procs")
+    # A process that grows without end, put where the host is: the kernel must kill both.
+    status, _ = appliance.root(
+        "sh -c 'for group in /sys/fs/cgroup/inferd/host-*; do echo $$ >$group/cgroup.procs; done; exec tail /dev/zero'"
+    )
+    assert status == 128 + 9
+    wait_until(lambda: appliance.root("cat /sys/fs/cgroup/inferd/host-*/cgroup.procs")[1].strip() not in ("", host))
+    appliance.wait_ready(60)
+    assert len(infer(appliance, walk)["latent"]) == 64
+    assert appliance.sh(DAEMON) == daemon
+
+
+def test_a_killed_daemon_is_started_again_and_answers(appliance, walk):
+    before = appliance.sh(DAEMON)
+    appliance.sh(f"kill -9 {before}")
+    wait_until(lambda: appliance.root(DAEMON)[1].strip() not in ("", before))
+    appliance.wait_ready(60)
+    assert len(infer(appliance, walk)["latent"]) == 64
+    assert len(appliance.sh("ls -d /sys/fs/cgroup/inferd/host-*").split()) == 1, "a host of the killed daemon is left"
+
+
+def test_at_poweroff_the_daemon_ends_the_data_partition_is_clean_and_the_machine_switches_off(boot, dev_image, tmp_path):
+    medium = tmp_path / "medium.img"
+    shutil.copyfile(dev_image, medium)
+    with boot(medium, dev=True, keep_writes=True) as machine:
+        machine.sh("echo kept >/data/note; poweroff")
+        machine.wait_exit(60)
+        assert "INFERD-DOWN" in machine.console()
+    part = next(part for part in layouts.read_gpt(medium)[1] if part.name == "data")
+    check = [hosttools.Tools(hosttools.IMAGE).path("e2fsck"), "-f", "-n", f"{medium}?offset={part.offset}"]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0 and "recovering journal" not in checked.stdout, checked.stdout
+    with boot(medium, dev=True, keep_writes=True) as machine:
+        assert machine.sh("cat /data/note") == "kept"
+
+
+def put_on_boot_partition(image, name, text, folder):
+    """Writes a file to the FAT of an image, as a laptop would."""
+    part = next(part for part in layouts.read_gpt(image)[1] if part.name == "boot")
+    source = folder / name
+    source.write_text(text)
+    mcopy = hosttools.Tools(hosttools.IMAGE).path("mcopy")
+    subprocess.run([mcopy, "-o", "-i", f"{image}@@{part.offset}", source, f"::{name}"], check=True)
+
+
+def test_a_configuration_on_the_boot_partition_is_used(boot, dev_image, tmp_path):
+    medium = tmp_path / "medium.img"
+    shutil.copyfile(dev_image, medium)
+    put_on_boot_partition(medium, "inferd.toml", "[server]\ndocs_enabled = false\n", tmp_path)
+    with boot(medium, dev=True) as machine:
+        assert "config=/run/inferd/boot.toml" in machine.console()
+        assert machine.request("/docs").status == 404
+        assert machine.sh("mount | grep -c vfat || true") == "0", "the boot partition stays mounted"
+
+
+def test_a_broken_configuration_on_the_boot_partition_is_named_and_left_aside(boot, dev_image, tmp_path, walk):
+    medium = tmp_path / "medium.img"
+    shutil.copyfile(dev_image, medium)
+    put_on_boot_partition(medium, "inferd.toml", "[server]\nthreads = 'many'\n", tmp_path)
+    with boot(medium, dev=True) as machine:
+        assert "config=/etc/inferd/inferd.toml" in machine.console()
+        machine.wait_for_console(r"boot\.toml is not used: .*threads", 5)
+        assert len(infer(machine, walk)["latent"]) == 64
+
+
+def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, tmp_path, walk):
+    medium = tmp_path / "medium.img"
+    shutil.copyfile(dev_image, medium)
+    part = next(part for part in layouts.read_gpt(medium)[1] if part.name == "data")
+    with open(medium, "r+b") as file:
+        file.seek(part.offset)
+        file.write(bytes(1 << 20))
+    with boot(medium, dev=True) as machine:
+        assert "data=volatile" in machine.console()
+        machine.wait_for_console("the data partition cannot be mounted", 5)
+        assert len(infer(machine, walk)["latent"]) == 64
+
+
+def test_an_empty_slot_is_skipped_for_the_one_that_holds_a_root_filesystem(boot, production_image):
+    with boot(production_image[0], slot="b", wait=False) as machine:
+        machine.wait_for_console(r"slot b holds no root filesystem; using slot a", 120)
+        machine.wait_for_console(r"INFERD-UP \S+ slot=a", 120)
+
+
+def test_without_any_root_filesystem_it_says_so_and_restarts(boot, production_image, tmp_path):
+    medium = tmp_path / "medium.img"
+    shutil.copyfile(production_image[0], medium)
+    part = next(part for part in layouts.read_gpt(medium)[1] if part.name == "rootfs-a")
+    with open(medium, "r+b") as file:
+        file.seek(part.offset)
+        file.write(bytes(4096))
+    with boot(medium, wait=False) as machine:
+        # QEMU runs with -no-reboot: a restart of the board ends it.
+        machine.wait_exit(180)
+        assert "no slot holds a root filesystem" in machine.console()
+
+
+def test_without_a_dhcp_server_it_takes_a_link_local_address(boot, production_image):
+    with boot(production_image[0], dhcp=False, wait=False) as machine:
+        machine.wait_for_console(r"INFERD-NET eth0 169\.254\.\d+\.\d+ \(no DHCP server answers; still asking\)", 180)
+
+
+def test_the_answer_of_a_stranger_path_is_a_json_404(appliance):
+    answer = appliance.request("/no/such/path")
+    assert answer.status == 404 and answer.json()

@@ -1,0 +1,119 @@
+"""The image as it ships, looked at from outside without starting it."""
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import tomllib
+
+import hosttools
+import layout as layouts
+import musl
+import places
+import pytest
+import qemu
+import rust
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The programs that read an image."""
+    return hosttools.Tools(hosttools.IMAGE)
+
+
+@pytest.fixture(scope="module")
+def partitions(production_image):
+    """The image's partitions by name."""
+    return {part.name: part for part in layouts.read_gpt(production_image[0])[1]}
+
+
+@pytest.fixture(scope="module")
+def root(production_image, partitions, tools, tmp_path_factory):
+    """The root filesystem, unpacked."""
+    folder = tmp_path_factory.mktemp("root")
+    file = folder / "rootfs.squashfs"
+    file.write_bytes(content(production_image[0], partitions["rootfs-a"]))
+    unsquashfs = tools.path("unsquashfs")
+    subprocess.run([unsquashfs, "-quiet", "-no-progress", "-d", folder / "tree", file], check=True, capture_output=True)
+    return folder / "tree"
+
+
+def content(image, part):
+    """A partition's bytes."""
+    with open(image, "rb") as file:
+        file.seek(part.offset)
+        return file.read(part.size)
+
+
+def test_the_partition_table_is_the_one_layout_of_all_boards(production_image, board):
+    layout = layouts.load(board.sizes)
+    disk, found = layouts.read_gpt(production_image[0])
+    assert disk == layout.disk_uuid
+    assert [(p.name, p.uuid, p.type, p.size) for p in found] == [(p.name, p.uuid, p.type, p.size) for p in layout.partitions]
+
+
+def test_the_same_inputs_give_the_same_image_whatever_the_umask_and_time_zone(production_image, make_image, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    before = os.umask(0o077)
+    try:
+        again = make_image("again.img")[1]
+    finally:
+        os.umask(before)
+    assert again["sha256"] == production_image[1]["sha256"]
+
+
+def test_slot_a_holds_a_root_filesystem_and_the_other_slots_are_empty(production_image, partitions):
+    assert content(production_image[0], partitions["rootfs-a"])[:4] == b"hsqs"
+    for name in ("rootfs-b", "models-a", "models-b"):
+        assert not any(content(production_image[0], partitions[name])), f"{name} is not empty"
+
+
+def test_the_data_filesystem_is_sound(production_image, partitions, tools, tmp_path):
+    file = tmp_path / "data.ext4"
+    file.write_bytes(content(production_image[0], partitions["data"]))
+    checked = subprocess.run([tools.path("e2fsck"), "-f", "-n", file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_boot_partition_holds_what_a_boot_loader_needs(production_image, board, tmp_path):
+    kernel, initramfs, cmdline = qemu.boot_files(production_image[0], tmp_path)
+    assert kernel.stat().st_size == production_image[1]["kernel_bytes"]
+    assert initramfs.read_bytes()[:2] == b"\x1f\x8b"
+    assert cmdline == board.cmdline and f"console={board.console}" in cmdline
+
+
+def test_nobody_can_log_in_on_a_production_image(root):
+    lines = [line for line in (root / "etc/inittab").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines, "the image has no inittab"
+    assert not [line for line in lines if not line.startswith("::")], "something runs on a terminal"
+    assert not [line for line in lines if re.search(r"getty|login|[/-]sh\b", line)]
+    assert "VARIANT_ID=production" in (root / "etc/os-release").read_text()
+
+
+def test_no_file_is_setuid_or_writable_by_others(root):
+    for path in root.rglob("*"):
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode):
+            assert not mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWGRP | stat.S_IWOTH), f"{path.relative_to(root)} {mode:o}"
+
+
+def test_the_daemon_in_the_image_is_the_one_that_was_built(root, daemon_for_board):
+    assert (root / "usr/bin/inferd").read_bytes() == daemon_for_board.read_bytes()
+
+
+def test_the_models_in_the_image_are_whole(root):
+    models = list((root / "usr/share/inferd/models").iterdir())
+    assert [model.name for model in models] == ["imu-motion"]
+    manifest = tomllib.loads((models[0] / "manifest.toml").read_text())
+    for part in ("onnx", "golden"):
+        file = models[0] / manifest[part]["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest[part]["sha256"]
+
+
+@pytest.mark.parametrize("target", musl.TARGETS)
+def test_the_shipped_daemon_is_static(target):
+    program = places.target() / target / "release/inferd"
+    if not program.is_file():
+        pytest.skip(f"no daemon is built for {target}; scripts/test builds both")
+    rust.check_static(program, target)
