@@ -100,7 +100,7 @@ impl RequestId {
         // An odd factor makes a bijection of the counter: ids never repeat and do not look like a sequence.
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let bytes = n.to_be_bytes();
-        let nibble = |i: usize| if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 };
+        let nibble = |i: usize| if i.is_multiple_of(2) { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 };
         let text: [u8; 16] = std::array::from_fn(|i| HEX[usize::from(nibble(i))]);
         Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
     }
