@@ -1,1 +1,182 @@
-fn main() {}
+//! The operator's tool, on a laptop or on the board.
+//!
+//! One module per command ([`status`], [`infer`], [`bench`], [`model`]), and below them how a daemon is asked ([`client`]), what
+//! is sent ([`input`]) and how things are shown ([`show`]). It knows the daemon only by its wire: what it does, `curl` can do.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod client;
+mod fail;
+mod infer;
+mod input;
+mod model;
+mod show;
+mod status;
+
+use clap::{Parser, Subcommand};
+use client::{Client, ClientError};
+use fail::Failure;
+use input::{Metadata, Sample};
+use std::{io::Read as _, path::Path, process::ExitCode, time::Duration};
+
+/// The largest input file that is read.
+const MAX_INPUT: u64 = 256 << 20;
+
+/// Asks an inferd what it does, gives it work, and measures it.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done; 1 asked and refused, not ready, or failed; 2 wrong arguments; 3 nobody answered."
+)]
+struct Cli {
+    /// Where the daemon is
+    #[arg(long, global = true, env = "INFERD_URL", default_value = "http://127.0.0.1:9000")]
+    url: String,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+    /// Seconds to wait for an answer
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
+    timeout: f64,
+    /// API key, where the daemon asks for one
+    #[arg(long, global = true, env = "INFERD_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Whether it serves, and how it is doing
+    Status,
+    /// The models it serves, and those it could not load
+    Models,
+    /// Run one input through a model
+    Infer(infer::Infer),
+    /// Measure throughput, latency and CPU cost, of this or any other server
+    Bench(bench::Bench),
+    /// Make and check model directories; needs no daemon
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    let command = match cli.command {
+        Command::Model(command) => return model::run(command, json),
+        command => command,
+    };
+    let outcome = Client::new(&cli.url, cli.api_key, Duration::from_secs_f64(cli.timeout))
+        .map_err(Failure::from)
+        .and_then(|client| match &command {
+            Command::Status => status::status(&client, json),
+            Command::Models => status::models(&client, json),
+            Command::Infer(infer) => infer.run(&client, json),
+            Command::Bench(bench) => bench.run(&client, json),
+            Command::Model(_) => unreachable!("handled above"),
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                eprintln!("inferctl: {text}");
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+/// Reads a file, or standard input for `-`.
+fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(MAX_INPUT + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_INPUT + 1).read_to_end(&mut bytes))
+    };
+    match read {
+        Err(e) => Err(Failure::Other(format!("{} cannot be read: {e}", path.display()))),
+        Ok(n) if n as u64 > MAX_INPUT => {
+            Err(Failure::Other(format!("{} is larger than {} MiB", path.display(), MAX_INPUT >> 20)))
+        }
+        Ok(_) => Ok(bytes),
+    }
+}
+
+/// Reads a file as the numbers in it.
+fn read_sample(path: &Path) -> Result<Sample, Failure> {
+    let value = serde_json::from_slice(&read_input(path)?)
+        .map_err(|e| input::InputError::NotJson(path.display().to_string(), e.to_string()))?;
+    Ok(Sample::from_json(&value)?)
+}
+
+/// A model's tensors; an unknown name is answered with the names there are.
+fn metadata(client: &Client, name: &str) -> Result<Metadata, ClientError> {
+    let path = format!("/v2/models/{}", input::percent(name));
+    let answer = client.get(&path)?;
+    if answer.status == 404 {
+        let names = model_names(client)?;
+        let known = if names.is_empty() {
+            "no model is served there".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
+        return Err(ClientError::Refused(format!("no model is called {name}; {known}")));
+    }
+    answer.json(&path)
+}
+
+/// The models that can be asked, by name.
+fn model_names(client: &Client) -> Result<Vec<String>, ClientError> {
+    Ok(status::index(client)?
+        .into_iter()
+        .filter(|entry| entry.state == "READY")
+        .map(|entry| entry.name)
+        .collect())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|s| (0.001..=3600.0).contains(s))
+        .ok_or_else(|| "seconds from 0.001 to 3600 are needed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_may_stand_anywhere() {
+        let cli =
+            Cli::try_parse_from(["inferctl", "infer", "a.json", "--url", "http://x:1", "--json"]).unwrap();
+        assert_eq!(cli.url, "http://x:1");
+        assert!(cli.json);
+        assert!(matches!(cli.command, Command::Infer(_)));
+    }
+
+    #[test]
+    fn arguments_that_contradict_each_other_are_refused() {
+        let table: &[&[&str]] = &[
+            &["bench", "-n", "5", "-d", "5"],
+            &["bench", "-c", "0"],
+            &["bench", "a.json", "--body", "b.bin"],
+            &["bench", "--header", "nothing"],
+            &["status", "--timeout", "0"],
+            &["infer"],
+        ];
+        for arguments in table {
+            let all = std::iter::once("inferctl").chain(arguments.iter().copied());
+            assert!(Cli::try_parse_from(all).is_err(), "{arguments:?}");
+        }
+    }
+}

@@ -32,6 +32,8 @@ pub struct Config {
     pub server: Server,
     /// `[inference]`
     pub inference: Inference,
+    /// `[compat]`
+    pub compat: Compat,
     /// `[models]`
     pub models: Models,
     /// `[hosts]`
@@ -66,9 +68,17 @@ pub struct Server {
 #[allow(missing_docs)]
 pub struct Inference {
     pub max_queue_size: usize,
+    pub timeout: Duration,
     pub motifs_without_head: usize,
+}
+
+/// Deviations from the documented contract that old clients need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Compat {
     pub lenient_numbers: bool,
     pub strict_400: bool,
+    pub triton_metrics: bool,
 }
 
 /// What is served.
@@ -98,31 +108,24 @@ pub struct Security {
     pub rate_limit_burst: u64,
 }
 
-/// What is logged, and where to.
+/// What is logged, always to standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Logging {
     pub level: tracing::Level,
     pub format: LogFormat,
-    pub sink: LogSink,
 }
 
-/// How a line on the console looks.
+/// What a log line looks like on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum LogFormat {
+    /// [`LogFormat::Journal`] when standard error is connected to journald, else [`LogFormat::Text`].
+    Auto,
     Text,
     Json,
-}
-
-/// Where log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum LogSink {
-    /// To journald when standard error is connected to it, else to the console.
-    Auto,
-    Console,
-    Journald,
+    /// The priority as journald and syslog read it (`<6>`), and no time, since they have one.
+    Journal,
 }
 
 /// What the command line says.
@@ -328,21 +331,34 @@ impl Config {
                     1..=4096,
                     "Requests per model that may run or wait at once, where its manifest does not say; more are answered 503.",
                 )),
+                timeout: Duration::from_millis(r.integer(
+                    "inference.timeout_ms",
+                    5000,
+                    1..=600_000,
+                    "How long a request may wait and run when the client names no deadline of its own.",
+                )),
                 motifs_without_head: size(r.integer(
                     "inference.motifs_without_head",
                     12,
                     1..=1024,
                     "Zeros in motif_scores when a model has no motif head.",
                 )),
+            },
+            compat: Compat {
                 lenient_numbers: r.boolean(
-                    "inference.lenient_numbers",
+                    "compat.lenient_numbers",
                     false,
                     "Accept numeric strings and booleans as numbers in an IMU window, as the seed sidecar did.",
                 ),
                 strict_400: r.boolean(
-                    "inference.strict_400",
+                    "compat.strict_400",
                     false,
                     "Answer mistakes in /infer and /encode with 400 instead of FastAPI's 422.",
+                ),
+                triton_metrics: r.boolean(
+                    "compat.triton_metrics",
+                    false,
+                    "Export Triton's nv_inference_* metrics too.",
                 ),
             },
             models: Models {
@@ -373,7 +389,7 @@ impl Config {
                     "hosts.cgroup_root",
                     "/sys/fs/cgroup/inferd",
                     "an absolute path",
-                    "The cgroup v2 directory under which hosts are capped; empty or not writable: RLIMIT_AS caps them.",
+                    "The cgroup v2 directory under which hosts are capped; empty or not writable: RLIMIT_DATA caps them.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
             },
@@ -411,15 +427,14 @@ impl Config {
                 ),
                 format: r.choice(
                     "logging.format",
-                    LogFormat::Text,
-                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-                    "How lines on the console look.",
-                ),
-                sink: r.choice(
-                    "logging.sink",
-                    LogSink::Auto,
-                    &[("auto", LogSink::Auto), ("console", LogSink::Console), ("journald", LogSink::Journald)],
-                    "Where lines go; auto is journald when standard error is connected to it, else the console.",
+                    LogFormat::Auto,
+                    &[
+                        ("auto", LogFormat::Auto),
+                        ("text", LogFormat::Text),
+                        ("json", LogFormat::Json),
+                        ("journal", LogFormat::Journal),
+                    ],
+                    "What a line looks like; auto is journal when standard error is connected to journald, else text.",
                 ),
             },
             expected_sha256: r.text(

@@ -1,9 +1,103 @@
-#![allow(missing_docs, dead_code)]
+//! The daemon: reads the configuration, opens the listeners, loads the models, and ends in order.
+//!
+//! This room puts the others together and has no logic of its own. `inferd engine-host` is the same program in another
+//! role: the process that owns one engine (see the hosts room).
+
+#![forbid(unsafe_code)]
+
 mod config;
-fn main() {
-    let l = config::Loaded::of_process(&config::Arguments::default());
-    match l {
-        Ok(l) => print!("{}", l.to_toml()),
-        Err(e) => eprintln!("{e}"),
+mod daemon;
+mod logging;
+mod models;
+
+use clap::Parser;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
+
+/// Counts what each worker of an engine host holds.
+#[global_allocator]
+static ALLOCATOR: inferd_hosts::CountingAllocator = inferd_hosts::CountingAllocator;
+
+/// Wrong arguments or configuration.
+const EXIT_USAGE: u8 = 2;
+
+/// Serves models to the network from one process, each in an engine host of its own.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Every setting, its environment variable and its default: inferd --print-config, or \
+    app/inferd/README.md.\nExit codes: 0 ended as asked, 1 could not go on, 2 wrong arguments or configuration."
+)]
+struct Cli {
+    /// Configuration file; must exist when named [default: /etc/inferd/inferd.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A model directory, or a directory of such; may be given several times
+    #[arg(long, value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Where to listen; may be given several times
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Print the effective configuration as TOML, with the source of each value, and end
+    #[arg(long, conflicts_with = "check")]
+    print_config: bool,
+    /// Check the configuration and the manifests of all models, and end
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    // Before anything else: an engine host must not inherit threads, handlers or a runtime.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "engine-host") {
+        return inferd_hosts::engine_host_main();
     }
+    let started = Instant::now();
+    let cli = Cli::parse();
+    let arguments = config::Arguments { file: cli.config, models: cli.models, listen: cli.listen };
+    let loaded = match config::Loaded::of_process(&arguments) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if cli.print_config {
+        print!("{}", loaded.to_toml());
+        return ExitCode::SUCCESS;
+    }
+    if cli.check {
+        return check(&loaded);
+    }
+    let log = logging::start(loaded.config.logging);
+    let version = env!("CARGO_PKG_VERSION");
+    let file = loaded.file.as_ref().map_or_else(|| "none".to_owned(), |p| p.display().to_string());
+    tracing::info!(version, file, "inferd starts");
+    for note in &loaded.notes {
+        tracing::warn!("configuration: {note}");
+    }
+    let outcome = daemon::run(&loaded, started);
+    if let Err(e) = &outcome {
+        tracing::error!("{e}");
+    }
+    log.flush();
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Says what a start with this configuration would find.
+fn check(loaded: &config::Loaded) -> ExitCode {
+    let found = models::find(&loaded.config.models.dirs);
+    let mut problems = found.problems;
+    for dir in &found.models {
+        match models::manifest(dir) {
+            Ok(manifest) => println!("model {} {} in {}", manifest.name, manifest.version, dir.display()),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for note in &loaded.notes {
+        println!("note: {note}");
+    }
+    for problem in &problems {
+        println!("problem: {problem}");
+    }
+    println!("configuration {}", loaded.sha256);
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) }
 }

@@ -6,11 +6,12 @@
 //! | `FASTAPI_HOST`, `FASTAPI_PORT` | the same, where the `SIDECAR_` one is absent |
 //! | `LOG_LEVEL` | `logging.level`; `warning` and `critical` are understood |
 //! | `WORKERS` | `hosts.workers` |
+//! | `BACKEND_TIMEOUT_MS` | `inference.timeout_ms` |
 //! | `NUM_MOTIFS` | `inference.motifs_without_head` |
 //! | `HEF_PATH` | `models.dirs` when it names a model directory, otherwise reported |
 //! | `INFER_MODE` | `stub` is refused: this program never makes answers up; other values change nothing |
 //! | `MAX_BATCH_SIZE`, `BATCH_SIZE` | reported when they ask for something else than the daemon does |
-//! | `BACKEND_TIMEOUT_MS`, `HEALTH_CHECK_INTERVAL`, `MODEL_VERSION`, `MODEL_ACCURACY`, `HAILO_DEVICE_ID` | reported as not used, with the reason |
+//! | `HEALTH_CHECK_INTERVAL`, `MODEL_VERSION`, `MODEL_ACCURACY`, `HAILO_DEVICE_ID` | reported as not used, with the reason |
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -46,7 +47,11 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         };
         out.settings.insert("logging.level", (word, "LOG_LEVEL".into()));
     }
-    for (name, key) in [("WORKERS", "hosts.workers"), ("NUM_MOTIFS", "inference.motifs_without_head")] {
+    for (name, key) in [
+        ("WORKERS", "hosts.workers"),
+        ("BACKEND_TIMEOUT_MS", "inference.timeout_ms"),
+        ("NUM_MOTIFS", "inference.motifs_without_head"),
+    ] {
         if let Some(value) = get(name) {
             out.settings.insert(key, (value.to_owned(), name.into()));
         }

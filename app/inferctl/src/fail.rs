@@ -1,0 +1,35 @@
+//! How the program ends when something is not right, and with which exit code.
+
+use crate::{client::ClientError, input::InputError};
+use std::process::ExitCode;
+
+/// Why a command did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Something about the daemon or its answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Something about the input.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Anything else, in one sentence.
+    #[error("{0}")]
+    Other(String),
+    /// Everything was said already; only the exit code is missing.
+    #[error("")]
+    Said,
+}
+
+impl Failure {
+    /// 1: asked and refused, or failed; 3: nobody answered. (2 is for wrong arguments.)
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Client(ClientError::Url { .. }) => ExitCode::from(2),
+            Self::Client(ClientError::Unreachable { .. }) => ExitCode::from(3),
+            Self::Client(ClientError::Refused(_)) | Self::Input(_) | Self::Other(_) | Self::Said => {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}

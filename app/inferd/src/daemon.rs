@@ -1,0 +1,260 @@
+//! The life of the daemon: listeners, hosts, models, signals, end.
+//!
+//! The order matters. Listeners are bound before anything that can take long, so that `/livez` and `/readyz` answer while
+//! models load; a model that cannot be loaded never ends the daemon: it stays up and says why.
+
+use crate::{
+    config::{Config, Loaded},
+    models,
+};
+use inferd_api::{ApiConfig, App, Compat, Cors, RateLimit};
+use inferd_hosts::{Hosts, HostsConfig};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tracing::{error, info, warn};
+
+/// Why the daemon could not start or go on; one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A listener cannot be had.
+    #[error(
+        "server.listen {address} cannot be bound: {why}. Is another inferd running, or may only root use this port?"
+    )]
+    Bind {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        why: std::io::Error,
+    },
+    /// The system refuses something a daemon cannot do without.
+    #[error("{what} cannot be had: {why}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// The system's reason.
+        why: std::io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |why| DaemonError::System { what, why }
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start.
+pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
+    let config = &loaded.config;
+    let listeners = bind(&config.server.listen)?;
+    let program = std::env::current_exe().map_err(system("the path of this program"))?;
+    let runtime = runtime(config.server.threads).map_err(system("the async runtime"))?;
+    runtime.block_on(async {
+        let signals = Signals::listen().map_err(system("signal handlers"))?;
+        let listeners = listeners
+            .into_iter()
+            .map(TcpListener::from_std)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(system("an async listener"))?;
+        let hosts = Hosts::new(hosts_config(config, program));
+        let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
+        let dirs = config.models.dirs.clone();
+        let loading = tokio::spawn(load_and_reload(Arc::clone(&hosts), dirs, signals.reload, started));
+        info!(listen = ?config.server.listen, config_sha256 = loaded.sha256, "listening");
+        inferd_api::serve(app, listeners, ended(signals.end)).await;
+        loading.abort();
+        hosts.shutdown().await;
+        info!(uptime_s = started.elapsed().as_secs(), "ended");
+        Ok(())
+    })
+}
+
+/// The runtime of the endpoint. One thread is the default: parsing a window costs less than waking another core, and the
+/// engines, which do the work, are processes of their own.
+fn runtime(threads: usize) -> std::io::Result<Runtime> {
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.thread_name("endpoint").enable_all().build()
+}
+
+fn bind(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, DaemonError> {
+    let bind = |address: &SocketAddr| {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    addresses
+        .iter()
+        .map(|address| bind(address).map_err(|why| DaemonError::Bind { address: *address, why }))
+        .collect()
+}
+
+fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    HostsConfig {
+        program,
+        workers: if config.hosts.workers == 0 { cores } else { config.hosts.workers },
+        queue: config.inference.max_queue_size,
+        request_timeout: config.inference.timeout,
+        cgroup_root: config.hosts.cgroup_root.clone(),
+    }
+}
+
+fn api_config(loaded: &Loaded) -> ApiConfig {
+    let Config { server, inference, compat, models, security, logging, expected_sha256, .. } = &loaded.config;
+    let rate = |n: u64| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+    ApiConfig {
+        default_model: models.default.as_ref().map(ToString::to_string),
+        motifs_without_head: inference.motifs_without_head,
+        body_limit: server.max_request_bytes,
+        bodies_total: server.max_bodies_bytes,
+        max_connections: server.max_connections,
+        head_time: server.header_timeout,
+        body_time: server.request_timeout,
+        idle_time: server.keep_alive,
+        drain_time: server.drain_timeout,
+        cors: Cors { origins: server.allow_origins.clone() },
+        api_key: security.api_key.clone(),
+        rate_limit: (security.rate_limit_per_s > 0).then(|| RateLimit {
+            per_second: rate(security.rate_limit_per_s),
+            burst: rate(security.rate_limit_burst),
+        }),
+        compat: Compat {
+            lenient_numbers: compat.lenient_numbers,
+            strict_400: compat.strict_400,
+            triton_metrics: compat.triton_metrics,
+        },
+        docs: server.docs_enabled,
+        log_level: logging.level.to_string().to_ascii_lowercase(),
+        config_hash: loaded.sha256.clone(),
+        expected_config_hash: expected_sha256.clone(),
+        config_warnings: loaded.notes.clone(),
+    }
+}
+
+/// Loads all models, then again those that changed whenever SIGHUP asks for it.
+async fn load_and_reload(hosts: Arc<Hosts>, dirs: Vec<PathBuf>, mut reload: Signal, started: Instant) {
+    load(&hosts, &dirs).await;
+    let ms = millis(started.elapsed());
+    match hosts.list().len() {
+        0 => warn!(ms, "up without a model: nothing can be inferred until one is loaded"),
+        models => info!(ms, models, failed = hosts.load_errors().len(), "ready"),
+    }
+    while reload.recv().await.is_some() {
+        info!("SIGHUP: looking for new and changed models");
+        load(&hosts, &dirs).await;
+    }
+}
+
+/// Loads every model that is not served as it stands in its directory. They load side by side: most of a load is one
+/// host's start and golden vectors, which leave the other cores idle.
+async fn load(hosts: &Arc<Hosts>, dirs: &[PathBuf]) {
+    let dirs = dirs.to_owned();
+    let Ok((found, wanted)) = tokio::task::spawn_blocking({
+        let hosts = Arc::clone(hosts);
+        move || {
+            let found = models::find(&dirs);
+            let wanted: Vec<PathBuf> =
+                found.models.iter().filter(|dir| !is_served(&hosts, dir)).cloned().collect();
+            (found, wanted)
+        }
+    })
+    .await
+    else {
+        error!("the search for models panicked; nothing was loaded");
+        return;
+    };
+    for problem in &found.problems {
+        warn!("{problem}");
+    }
+    let mut loads = JoinSet::new();
+    for dir in wanted {
+        let hosts = Arc::clone(hosts);
+        loads.spawn(async move {
+            let start = Instant::now();
+            // The hosts log a failure and remember it for /status.
+            if let Ok(served) = hosts.load(&dir).await {
+                let manifest = served.manifest();
+                let engine = served.engine();
+                let (name, version) = (manifest.name.as_str(), manifest.version.as_str());
+                info!(name, version, engine = engine.version, ms = millis(start.elapsed()), "model loaded");
+            }
+        });
+    }
+    while loads.join_next().await.is_some() {}
+}
+
+/// Whether exactly what stands in this directory is served: the manifest holds the digest of every file.
+fn is_served(hosts: &Hosts, dir: &std::path::Path) -> bool {
+    models::manifest(dir)
+        .ok()
+        .and_then(|manifest| Some(*hosts.get(manifest.name.as_str())?.manifest() == manifest))
+        .unwrap_or(false)
+}
+
+/// The signals this process listens to.
+struct Signals {
+    end: [(Signal, &'static str, i32); 2],
+    reload: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            end: [
+                (signal(SignalKind::terminate())?, "SIGTERM", 15),
+                (signal(SignalKind::interrupt())?, "SIGINT", 2),
+            ],
+            reload: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Completes with the first signal that asks for the end; the next one ends the process at once.
+fn ended(signals: [(Signal, &'static str, i32); 2]) -> impl Future<Output = ()> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let [(mut term, term_name, term_number), (mut int, int_name, int_number)] = signals;
+    tokio::spawn(async move {
+        let mut tell = Some(tell);
+        loop {
+            let (name, number) = tokio::select! {
+                _ = term.recv() => (term_name, term_number),
+                _ = int.recv() => (int_name, int_number),
+            };
+            match tell.take() {
+                Some(first) => {
+                    info!("{name}: no new connections; requests in flight end first");
+                    // The receiver is gone only when the endpoint has ended already.
+                    let _ = first.send(());
+                }
+                None => {
+                    warn!("{name} again: ending at once");
+                    std::process::exit(128 + number);
+                }
+            }
+        }
+    });
+    async {
+        let _ = told.await;
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
