@@ -125,7 +125,7 @@ fn start(
         sys::cap_data(cap + stacks).map_err(|e| format!("memory cannot be capped: {e}"))?;
     }
 
-    let engine = engine(orders.engine)?;
+    let engine: Arc<dyn Engine> = engine(orders.engine)?.into();
     let network = contained(|| engine.load(opened.onnx, &manifest))?;
     let network: Arc<dyn Model> = Arc::from(network);
 
@@ -141,11 +141,11 @@ fn start(
             network: network.clone(),
             manifest: manifest.clone(),
         };
-        let (tell, golden) = (tell.clone(), golden.clone());
+        let (tell, golden, engine) = (tell.clone(), golden.clone(), engine.clone());
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(WORKER_STACK)
-            .spawn(move || worker.main(golden, &tell))
+            .spawn(move || engine.worker(Box::new(move || worker.main(golden, &tell))))
             .map_err(|e| format!("worker {index} cannot be started: {e}"))?;
     }
     drop((tell, golden));
@@ -201,7 +201,7 @@ struct Worker {
 
 impl Worker {
     fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, String>>) {
-        alloc::count_on_this_thread(self.ring.worker(self.index));
+        alloc::this_thread_is_a_worker(self.ring.worker(self.index));
         let first = contained(|| self.runner()).and_then(|mut runner| {
             let agreement = match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden))) {
                 Ok(r) => r.map_err(|e| e.to_string())?,

@@ -12,6 +12,7 @@ use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{HostsConfig, InferError, Timing};
 use crate::stats::{End, Stats};
 use crate::sys::{self, ChildSetup, now_ns};
+use inferd_engine::CpuEngine;
 use inferd_model::{Agreement, EngineKind, Manifest};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -152,6 +153,7 @@ impl Host {
             .arg("engine-host")
             .arg(serde_json::to_string(&orders).expect("orders have a JSON form"))
             .env_clear()
+            .envs(CpuEngine::ENVIRONMENT)
             .stdin(Stdio::null())
             .kill_on_drop(true);
         let cgroup_procs = group

@@ -91,6 +91,7 @@ impl Words {
 }
 
 /// One worker's numbers, on its own cache lines.
+#[derive(Default)]
 #[repr(C, align(128))]
 pub struct WorkerBlock {
     live: AtomicI64,
@@ -109,6 +110,16 @@ impl WorkerBlock {
         if live > self.peak.load(Relaxed) {
             self.peak.store(live, Relaxed);
         }
+    }
+
+    /// Bytes in use now (0 when this thread freed more than it allocated).
+    pub fn in_use(&self) -> usize {
+        usize::try_from(self.live.load(Relaxed)).unwrap_or(0)
+    }
+
+    /// The most bytes that were in use at once.
+    pub fn peak(&self) -> usize {
+        usize::try_from(self.peak.load(Relaxed)).unwrap_or(0)
     }
 
     /// (live bytes, peak bytes, inferences, panics). Memory that another thread allocated and this one freed can bring the

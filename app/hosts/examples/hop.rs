@@ -1,0 +1,181 @@
+//! What isolation costs: the bare engine call against the same call through an engine host, in one process image.
+//!
+//! `cargo run --release -p inferd-hosts --example hop -- MODEL_DIR [SECONDS]` prints one JSON object: CPU microseconds per
+//! inference (all processes together), inferences per second and latency quantiles, for the engine called directly by one
+//! thread and by one per core, and through the ring with 1, 8 and 64 requests in flight. Rounds are interleaved and each
+//! figure is the best of its rounds, so that another program on the machine disturbs all of them alike.
+
+#![allow(clippy::unwrap_used)]
+
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Runner};
+use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, Served};
+use inferd_model::{Golden, Manifest};
+use nix::sys::resource::{UsageWho, getrusage};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> std::process::ExitCode {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("engine-host") => inferd_hosts::engine_host_main(),
+        Some(dir) => {
+            let seconds = args.next().map_or(2.0, |s| s.parse().unwrap());
+            compare(Path::new(dir), Duration::from_secs_f64(seconds / 4.0));
+            std::process::ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("usage: hop MODEL_DIR [SECONDS]");
+            std::process::ExitCode::from(2)
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Figures {
+    runs: u64,
+    seconds: f64,
+    cpu_seconds: f64,
+    latencies: Vec<Duration>,
+}
+
+impl Figures {
+    fn cpu_us(&self) -> f64 {
+        self.cpu_seconds * 1e6 / self.runs as f64
+    }
+
+    fn json(&mut self) -> String {
+        self.latencies.sort_unstable();
+        let at = |p: usize| self.latencies[(self.latencies.len() - 1) * p / 100].as_secs_f64() * 1e6;
+        format!(
+            "{{\"cpu_us\": {:.1}, \"per_second\": {:.0}, \"p50_us\": {:.0}, \"p99_us\": {:.0}}}",
+            self.cpu_us(),
+            self.runs as f64 / self.seconds,
+            at(50),
+            at(99)
+        )
+    }
+}
+
+/// CPU seconds of this process and, where `/proc` still knows it, of the host.
+fn cpu(host: Option<u32>) -> f64 {
+    let own = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+    let mut total = seconds(own.user_time()) + seconds(own.system_time());
+    if let Some(pid) = host {
+        // The sum over threads, in nanoseconds; /proc/PID/stat has only 10 ms ticks.
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+            let stat = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            total += stat.split(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9;
+        }
+    }
+    total
+}
+
+fn bare(dir: &Path, threads: usize, time: Duration) -> Figures {
+    let manifest = Manifest::from_toml(&std::fs::read_to_string(dir.join("manifest.toml")).unwrap()).unwrap();
+    let onnx: &'static [u8] = std::fs::read(dir.join(&manifest.onnx.file)).unwrap().leak();
+    let golden = std::fs::read(dir.join(&manifest.golden.file)).unwrap();
+    let golden = Golden::parse(&golden, &manifest).unwrap();
+    let model = CpuEngine::new().load(onnx, &manifest).unwrap();
+    let manifest = Arc::new(manifest);
+    let one = || {
+        let mut runner = Runner::new(&*model, manifest.clone()).unwrap();
+        runner.check_golden(&golden).unwrap();
+        let inputs: Vec<_> = golden.cases()[0].inputs.iter().map(|v| AlignedBuffer::copy_of(v)).collect();
+        let inputs: Vec<&[u8]> = inputs.iter().map(AlignedBuffer::as_bytes).collect();
+        let mut outputs: Vec<_> =
+            manifest.outputs.iter().map(|s| AlignedBuffer::zeroed(s.byte_len())).collect();
+        let mut latencies = Vec::with_capacity(1 << 20);
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            let t = Instant::now();
+            let mut out: Vec<&mut [u8]> = outputs.iter_mut().map(AlignedBuffer::as_mut_bytes).collect();
+            runner.run(&inputs, &mut out).unwrap();
+            latencies.push(t.elapsed());
+        }
+        latencies
+    };
+    let (begin, cpu_before) = (Instant::now(), cpu(None));
+    let latencies: Vec<Duration> = std::thread::scope(|s| {
+        let worker = || {
+            let mut latencies = vec![];
+            CpuEngine::new().worker(Box::new(|| latencies = one()));
+            latencies
+        };
+        let all: Vec<_> = (0..threads).map(|_| s.spawn(worker)).collect();
+        all.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    });
+    Figures {
+        runs: latencies.len() as u64,
+        seconds: begin.elapsed().as_secs_f64(),
+        cpu_seconds: cpu(None) - cpu_before,
+        latencies,
+    }
+}
+
+async fn hosted(served: &Arc<Served>, flights: usize, time: Duration) -> Figures {
+    let host = served.snapshot().host_pid;
+    let (begin, cpu_before) = (Instant::now(), cpu(host));
+    let clients: Vec<_> = (0..flights)
+        .map(|_| {
+            let served = served.clone();
+            tokio::spawn(async move {
+                let golden = served.golden();
+                let mut latencies = Vec::with_capacity(1 << 16);
+                while begin.elapsed() < time {
+                    let t = Instant::now();
+                    let mut ticket = served.begin(None).unwrap();
+                    for (i, bytes) in golden.cases()[0].inputs.iter().enumerate() {
+                        ticket.input_mut(i).copy_from_slice(bytes);
+                    }
+                    std::hint::black_box(ticket.run().await.unwrap().output(0));
+                    latencies.push(t.elapsed());
+                }
+                latencies
+            })
+        })
+        .collect();
+    let mut latencies = vec![];
+    for c in clients {
+        latencies.extend(c.await.unwrap());
+    }
+    Figures {
+        runs: latencies.len() as u64,
+        seconds: begin.elapsed().as_secs_f64(),
+        cpu_seconds: cpu(host) - cpu_before,
+        latencies,
+    }
+}
+
+fn compare(dir: &Path, round: Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let cores = HostsConfig::default().workers;
+    runtime.block_on(async {
+        let hosts = Hosts::new(HostsConfig::default());
+        let served = hosts.load(dir).await.unwrap();
+        let names = ["bare_1", "bare_cores", "hosted_1", "hosted_8", "hosted_64"];
+        let mut best: Vec<Option<Figures>> = vec![None; names.len()];
+        for _ in 0..4 {
+            let figures = [
+                bare(dir, 1, round),
+                bare(dir, cores, round),
+                hosted(&served, 1, round).await,
+                hosted(&served, 8, round).await,
+                hosted(&served, 64, round).await,
+            ];
+            for (b, f) in best.iter_mut().zip(figures) {
+                if b.as_ref().is_none_or(|b| f.cpu_us() < b.cpu_us()) {
+                    *b = Some(f);
+                }
+            }
+        }
+        let parts: Vec<String> =
+            names.iter().zip(best).map(|(n, f)| format!("  \"{n}\": {}", f.unwrap().json())).collect();
+        println!("{{\n  \"cores\": {cores},\n{}\n}}", parts.join(",\n"));
+        hosts.shutdown().await;
+    });
+}
