@@ -233,10 +233,11 @@ def fault_slow():
 
 
 def fault_panic():
-    """Whole numbers are divided; a divisor of 0 makes the built-in engine's library panic."""
+    """Whole numbers are divided. The built-in engine's library returns an error for a divisor of 0, but panics at the one
+    quotient INT32 cannot hold: -2147483648 / -1."""
     model = Model(
         "fault-panic",
-        "a / b in INT32; panics in the cpu engine when b holds a 0",
+        "a / b in INT32; the cpu engine panics at -2147483648 / -1",
         [helper.make_node("Div", ["a", "b"], ["y"], name="divide")],
         [Tensor("a", "INT32", [4]), Tensor("b", "INT32", [4])],
         [Tensor("y", "INT32", [4])],
