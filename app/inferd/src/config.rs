@@ -7,7 +7,9 @@
 mod layers;
 mod seed;
 
-pub use layers::{Entry, Source, env_name};
+pub use layers::Entry;
+#[cfg(test)]
+use layers::{Source, env_name};
 
 use inferd_model::ModelName;
 use layers::{FileLayer, Reader};
@@ -217,12 +219,6 @@ impl Loaded {
         notes.extend(unknown);
         let sha256 = fingerprint(&entries);
         Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, sha256 })
-    }
-
-    /// Where the value of a setting came from.
-    #[must_use]
-    pub fn source(&self, key: &str) -> &Source {
-        self.entries.iter().find(|e| e.key == key).map_or(&Source::Default, |e| &e.source)
     }
 
     /// The effective configuration as a TOML file with the source of each value.
@@ -448,6 +444,30 @@ impl Config {
             ),
         }
     }
+}
+
+/// Every setting there is, as a table in Markdown: what README.md holds and `--reference` prints.
+///
+/// # Panics
+/// Never: without layers there is nothing that could be wrong.
+#[must_use]
+pub fn reference() -> String {
+    let loaded =
+        Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None).expect("the defaults are allowed");
+    let mut table =
+        String::from("| key | environment | default | allowed | meaning |\n|---|---|---|---|---|\n");
+    for e in &loaded.entries {
+        let _ = writeln!(
+            table,
+            "| `{}` | `{}` | `{}` | {} | {} |",
+            e.key,
+            e.env(),
+            e.default,
+            e.allowed,
+            e.meaning
+        );
+    }
+    table
 }
 
 /// The identity of an effective configuration: SHA-256 over `key = value` lines, one per setting, in the order of the

@@ -24,8 +24,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Every setting, its environment variable and its default: inferd --print-config, or \
-    app/inferd/README.md.\nExit codes: 0 ended as asked, 1 could not go on, 2 wrong arguments or configuration."
+    after_help = "Exit codes: 0 ended as asked, 1 could not go on, 2 wrong arguments or configuration."
 )]
 struct Cli {
     /// Configuration file; must exist when named [default: /etc/inferd/inferd.toml where there is one]
@@ -40,6 +39,9 @@ struct Cli {
     /// Print the effective configuration as TOML, with the source of each value, and end
     #[arg(long, conflicts_with = "check")]
     print_config: bool,
+    /// Print every setting with its variable, default and meaning, as a table, and end
+    #[arg(long, conflicts_with_all = ["check", "print_config"])]
+    reference: bool,
     /// Check the configuration and the manifests of all models, and end
     #[arg(long)]
     check: bool,
@@ -52,6 +54,10 @@ fn main() -> ExitCode {
     }
     let started = Instant::now();
     let cli = Cli::parse();
+    if cli.reference {
+        say(&config::reference());
+        return ExitCode::SUCCESS;
+    }
     let arguments = config::Arguments { file: cli.config, models: cli.models, listen: cli.listen };
     let loaded = match config::Loaded::of_process(&arguments) {
         Ok(loaded) => loaded,
@@ -61,7 +67,7 @@ fn main() -> ExitCode {
         }
     };
     if cli.print_config {
-        print!("{}", loaded.to_toml());
+        say(&loaded.to_toml());
         return ExitCode::SUCCESS;
     }
     if cli.check {
@@ -82,22 +88,30 @@ fn main() -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Prints to standard output; a reader that left (`| head`) is no reason to complain.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 /// Says what a start with this configuration would find.
 fn check(loaded: &config::Loaded) -> ExitCode {
     let found = models::find(&loaded.config.models.dirs);
     let mut problems = found.problems;
     for dir in &found.models {
         match models::manifest(dir) {
-            Ok(manifest) => println!("model {} {} in {}", manifest.name, manifest.version, dir.display()),
+            Ok(manifest) => {
+                say(&format!("model {} {} in {}\n", manifest.name, manifest.version, dir.display()))
+            }
             Err(problem) => problems.push(problem),
         }
     }
     for note in &loaded.notes {
-        println!("note: {note}");
+        say(&format!("note: {note}\n"));
     }
     for problem in &problems {
-        println!("problem: {problem}");
+        say(&format!("problem: {problem}\n"));
     }
-    println!("configuration {}", loaded.sha256);
+    say(&format!("configuration {}\n", loaded.sha256));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) }
 }

@@ -87,10 +87,6 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         }
     }
     for (name, reason) in [
-        (
-            "BACKEND_TIMEOUT_MS",
-            "a model's deadline stands in its manifest, a client's in Inference-Deadline-Ms",
-        ),
         ("HEALTH_CHECK_INTERVAL", "who probes decides how often; /healthz costs microseconds"),
         ("MODEL_VERSION", "a model's version stands in its manifest"),
         ("MODEL_ACCURACY", "a model's accuracy stands in its manifest"),

@@ -4,6 +4,9 @@ use super::*;
 
 const FILE: &str = "/etc/inferd/test.toml";
 
+/// Variables of the environment.
+type Env<'a> = &'a [(&'a str, &'a str)];
+
 fn load(file: &str, env: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     load_with(&Arguments::default(), file, env)
 }
@@ -38,7 +41,7 @@ fn the_upper_layer_wins() {
     let own = ("INFERD_SERVER_LISTEN", "127.0.0.1:4, [::1]:4");
     let arguments = Arguments { listen: vec!["127.0.0.1:5".parse().unwrap()], ..Arguments::default() };
     let none = Arguments::default();
-    type Row<'a> = (&'a Arguments, &'a [(&'a str, &'a str)], (String, String));
+    type Row<'a> = (&'a Arguments, Env<'a>, (String, String));
     let said = |value: &str, source: &str| (value.to_owned(), source.to_owned());
     let table: &[Row<'_>] = &[
         (&none, &[], file_says),
@@ -80,7 +83,7 @@ fn values_of_every_kind_are_read_from_file_and_environment() {
 
 #[test]
 fn a_value_that_is_not_allowed_names_key_value_range_and_source() {
-    let table: &[(&str, &[(&str, &str)], &str)] = &[
+    let table: &[(&str, Env<'_>, &str)] = &[
         (
             "[server]\nthreads = 0",
             &[],
@@ -168,7 +171,7 @@ fn everything_wrong_is_said_at_once() {
 
 #[test]
 fn the_old_names_mean_what_they_meant() {
-    let table: &[(&[(&str, &str)], &str, &str)] = &[
+    let table: &[(Env<'_>, &str, &str)] = &[
         (&[("SIDECAR_HOST", "127.0.0.1")], "server.listen", "[\"127.0.0.1:9000\"]"),
         (&[("SIDECAR_HOST", "localhost"), ("FASTAPI_PORT", "8000")], "server.listen", "[\"127.0.0.1:8000\"]"),
         (&[("FASTAPI_HOST", "::1"), ("FASTAPI_PORT", "8000")], "server.listen", "[\"[::1]:8000\"]"),
@@ -195,7 +198,7 @@ fn the_old_defaults_are_accepted_in_silence() {
 
 #[test]
 fn what_is_not_used_is_reported_by_name() {
-    let table: &[(&str, &[(&str, &str)], &str)] = &[
+    let table: &[(&str, Env<'_>, &str)] = &[
         (
             "[server]\nthread = 2",
             &[],
@@ -314,24 +317,11 @@ fn assert_file_is(path: &str, expected: impl Fn(&str) -> String) {
 
 #[test]
 fn the_reference_in_the_readme_is_the_one_in_the_code() {
-    let mut table =
-        String::from("| key | environment | default | allowed | meaning |\n|---|---|---|---|---|\n");
-    for e in defaults() {
-        let _ = writeln!(
-            table,
-            "| `{}` | `{}` | `{}` | {} | {} |",
-            e.key,
-            e.env(),
-            e.default,
-            e.allowed,
-            e.meaning
-        );
-    }
     assert_file_is("README.md", |text| {
         let (begin, end) = ("<!-- reference: begin -->\n", "<!-- reference: end -->");
         let (head, rest) = text.split_once(begin).expect("a begin mark");
         let (_, tail) = rest.split_once(end).expect("an end mark");
-        format!("{head}{begin}{table}{end}{tail}")
+        format!("{head}{begin}{}{end}{tail}", reference())
     });
 }
 
