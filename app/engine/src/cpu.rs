@@ -6,7 +6,7 @@ use crate::{
     graph::TensorInfo,
     onnx::{Dim, Network, Value as GraphValue},
     runner::check,
-    vet::vet,
+    vet::{Passed, vet},
 };
 use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
 use rten::{ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
@@ -46,6 +46,53 @@ impl CpuEngine {
     pub fn describe(onnx: &[u8]) -> Result<GraphInfo, EngineError> {
         Ok(GraphInfo::of(&parse(onnx)?))
     }
+
+    /// Runs a network once, to learn the shapes of outputs its file leaves open: all outputs as they came out, in the
+    /// graph's order. For making manifests; a served model is loaded with one.
+    ///
+    /// # Errors
+    /// As [`Engine::load`] and [`Session::run`]; [`EngineError::Tensor`] for an output that no element type describes.
+    pub fn probe(
+        onnx: &'static [u8],
+        inputs: &[TensorSpec],
+        buffers: &[&[u8]],
+    ) -> Result<Vec<TensorSpec>, EngineError> {
+        let network = parse(onnx)?;
+        let passed = vet(&network)?;
+        let mut outputs = Vec::new();
+        for value in &network.graph.outputs {
+            let Some(dtype) = crate::graph::dtype(value.elem_type) else {
+                return Err(EngineError::Tensor {
+                    name: value.name.to_owned(),
+                    graph: TensorInfo::of(value).to_string(),
+                    manifest: "no type for it".to_owned(),
+                });
+            };
+            outputs.push(TensorSpec::plain(value.name, dtype, &[]));
+        }
+        drop(network);
+        let loaded = Loaded::new(prepare(onnx, passed)?, inputs, &outputs)?;
+        let mut converted: Vec<Converted> = loaded.input_specs.iter().map(Converted::of).collect();
+        let values = loaded.run(buffers, &mut converted, &options())?;
+        for (spec, value) in outputs.iter_mut().zip(&values) {
+            let shape: Result<Vec<u32>, _> = value.shape().iter().map(|&d| u32::try_from(d)).collect();
+            spec.shape = shape.map_err(|e| EngineError::Run(format!("output {}: {e}", spec.name)))?;
+        }
+        Ok(outputs)
+    }
+}
+
+/// Loads a network that was read and vetted.
+fn prepare(onnx: &'static [u8], passed: Passed) -> Result<rten::Model, EngineError> {
+    // rten's loader folds constants, that is, it runs operators; a damaged or hostile network that gets past the reader
+    // and the vetting may still trip an assertion there. This is the last resort, not the check.
+    let loaded =
+        catch_unwind(|| ModelOptions::with_all_ops().prepack_weights(passed.prepack).load_static_slice(onnx));
+    match loaded {
+        Ok(Ok(network)) => Ok(network),
+        Ok(Err(error)) => Err(EngineError::Load(error.to_string())),
+        Err(_) => Err(EngineError::Load("rten panicked while it prepared the network".into())),
+    }
 }
 
 fn parse(onnx: &[u8]) -> Result<Network<'_>, EngineError> {
@@ -75,33 +122,8 @@ impl Engine for CpuEngine {
         match_tensors(&network, manifest)?;
         let passed = vet(&network)?;
         drop(network);
-
-        // rten's loader folds constants, that is, it runs operators; a damaged or hostile network that gets past the
-        // reader above may still trip an assertion there. This is the last resort, not the check.
-        let loaded = catch_unwind(|| {
-            ModelOptions::with_all_ops().prepack_weights(passed.prepack).load_static_slice(onnx)
-        });
-        let network = match loaded {
-            Ok(Ok(network)) => network,
-            Ok(Err(error)) => return Err(EngineError::Load(error.to_string())),
-            Err(_) => return Err(EngineError::Load("rten panicked while it prepared the network".into())),
-        };
-        let ids = |specs: &[TensorSpec]| {
-            let id = |spec: &TensorSpec| {
-                network.find_node(&spec.name).ok_or_else(|| {
-                    EngineError::Load(format!("tensor {} was lost while rten optimised the graph", spec.name))
-                })
-            };
-            specs.iter().map(id).collect::<Result<Vec<_>, _>>()
-        };
-        let (inputs, outputs) = (ids(&manifest.inputs)?, ids(&manifest.outputs)?);
-        Ok(Box::new(CpuModel(Arc::new(Loaded {
-            network,
-            inputs,
-            outputs,
-            input_specs: manifest.inputs.iter().map(Tensor::of).collect(),
-            output_specs: manifest.outputs.iter().map(Tensor::of).collect(),
-        }))))
+        let loaded = Loaded::new(prepare(onnx, passed)?, &manifest.inputs, &manifest.outputs)?;
+        Ok(Box::new(CpuModel(Arc::new(loaded))))
     }
 
     fn worker(&self, life: Box<dyn FnOnce() + Send + '_>) {
@@ -178,6 +200,57 @@ struct Loaded {
     output_specs: Vec<Tensor>,
 }
 
+impl Loaded {
+    fn new(network: rten::Model, inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Result<Self, EngineError> {
+        let ids = |specs: &[TensorSpec]| {
+            let id = |spec: &TensorSpec| {
+                network.find_node(&spec.name).ok_or_else(|| {
+                    EngineError::Load(format!("tensor {} was lost while rten optimised the graph", spec.name))
+                })
+            };
+            specs.iter().map(id).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            inputs: ids(inputs)?,
+            outputs: ids(outputs)?,
+            input_specs: inputs.iter().map(Tensor::of).collect(),
+            output_specs: outputs.iter().map(Tensor::of).collect(),
+            network,
+        })
+    }
+
+    /// Checks the inputs, converts those that need it and runs the network.
+    fn run(
+        &self,
+        inputs: &[&[u8]],
+        converted: &mut [Converted],
+        options: &RunOptions,
+    ) -> Result<Vec<Value>, EngineError> {
+        check("input", self.input_specs.iter().map(|t| &t.spec), inputs.iter().copied())?;
+        for ((tensor, bytes), converted) in self.input_specs.iter().zip(inputs).zip(converted.iter_mut()) {
+            match converted {
+                Converted::Direct => {}
+                Converted::F32(to) => convert::to_f32(&tensor.spec, bytes, to)?,
+                Converted::I32(to) => convert::to_i32(&tensor.spec, bytes, to)?,
+            }
+        }
+        let mut views = Vec::with_capacity(inputs.len());
+        for (i, tensor) in self.input_specs.iter().enumerate() {
+            views.push((self.inputs[i], input_view(tensor, inputs[i], &converted[i])?));
+        }
+        self.network
+            .run(views, &self.outputs, Some(options.clone()))
+            .map_err(|error| EngineError::Run(error.to_string()))
+    }
+}
+
+/// The options of a session on this thread.
+fn options() -> RunOptions {
+    let own = POOL.with_borrow(Clone::clone);
+    RunOptions::default()
+        .with_thread_pool(Some(own.unwrap_or_else(|| Arc::new(ThreadPool::with_num_threads(1)))))
+}
+
 /// A specification with its shape as rten wants it.
 struct Tensor {
     spec: TensorSpec,
@@ -193,14 +266,8 @@ impl Tensor {
 
 impl Model for CpuModel {
     fn session(&self) -> Result<Box<dyn Session>, EngineError> {
-        let own = POOL.with_borrow(Clone::clone);
-        let pool = own.unwrap_or_else(|| Arc::new(ThreadPool::with_num_threads(1)));
         let converted = self.0.input_specs.iter().map(Converted::of).collect();
-        Ok(Box::new(CpuSession {
-            model: Arc::clone(&self.0),
-            options: RunOptions::default().with_thread_pool(Some(pool)),
-            converted,
-        }))
+        Ok(Box::new(CpuSession { model: Arc::clone(&self.0), options: options(), converted }))
     }
 }
 
@@ -233,24 +300,8 @@ impl Session for CpuSession {
     /// run to run. A panic inside rten passes through to the caller.
     fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
         let Self { model, options, converted } = self;
-        check("input", model.input_specs.iter().map(|t| &t.spec), inputs.iter().copied())?;
         check("output", model.output_specs.iter().map(|t| &t.spec), outputs.iter().map(|o| &**o))?;
-
-        for ((tensor, bytes), converted) in model.input_specs.iter().zip(inputs).zip(converted.iter_mut()) {
-            match converted {
-                Converted::Direct => {}
-                Converted::F32(to) => convert::to_f32(&tensor.spec, bytes, to)?,
-                Converted::I32(to) => convert::to_i32(&tensor.spec, bytes, to)?,
-            }
-        }
-        let mut views = Vec::with_capacity(inputs.len());
-        for (i, tensor) in model.input_specs.iter().enumerate() {
-            views.push((model.inputs[i], input_view(tensor, inputs[i], &converted[i])?));
-        }
-        let values = model
-            .network
-            .run(views, &model.outputs, Some(options.clone()))
-            .map_err(|error| EngineError::Run(error.to_string()))?;
+        let values = model.run(inputs, converted, options)?;
         for ((tensor, value), out) in model.output_specs.iter().zip(&values).zip(outputs) {
             write_output(tensor, value, out)?;
         }

@@ -83,6 +83,7 @@ fn a_manifest_that_adds_a_tensor_is_refused() {
 struct Random(u64);
 
 impl Random {
+    #[allow(clippy::unwrap_used)]
     fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -1,5 +1,5 @@
 //! Model directories for the tests, and a worker to run them on.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use inferd_engine::{AlignedBuffer, CpuEngine, Engine, EngineError, Runner};
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
