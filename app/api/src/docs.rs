@@ -5,8 +5,8 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 
-const OPENAPI: &[u8] = include_bytes!("../assets/openapi.json");
-const PAGE: &[u8] = include_bytes!("../assets/docs.html");
+pub(crate) const OPENAPI: &[u8] = include_bytes!("../assets/openapi.json");
+pub(crate) const PAGE: &[u8] = include_bytes!("../assets/docs.html");
 
 /// The page runs its own script and reads only from where it came.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \

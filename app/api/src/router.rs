@@ -68,6 +68,7 @@ pub(crate) const OIP_PATHS: &[&str] = &[
     "/v2",
     "/v2/health/live",
     "/v2/health/ready",
+    "/v2/models",
     "/v2/models/stats",
     "/v2/models/{model}",
     "/v2/models/{model}/ready",
@@ -320,6 +321,58 @@ mod tests {
             ("/v2/nothing", "/v2/*"),
         ] {
             assert_eq!(oip_endpoint(path), pattern, "{path}");
+        }
+    }
+
+    /// (path, verb) of everything the router and the protocol's own router answer.
+    fn served() -> Vec<(String, String)> {
+        let verb = |v: &Verb| if *v == Verb::Get { "get" } else { "post" };
+        let mut all: Vec<_> = ROUTES.iter().map(|(p, v, _)| ((*p).to_owned(), verb(v).to_owned())).collect();
+        for path in OIP_PATHS {
+            let post = ["/infer", "/index", "/load", "/unload"].iter().any(|end| path.ends_with(end));
+            all.push(((*path).to_owned(), if post { "post" } else { "get" }.to_owned()));
+        }
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn the_openapi_document_names_every_route_and_no_other() {
+        let document: serde_json::Value = serde_json::from_slice(docs::OPENAPI).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let mut written: Vec<(String, String)> = paths
+            .iter()
+            .flat_map(|(p, item)| item.as_object().unwrap().keys().map(|verb| (p.clone(), verb.clone())))
+            .collect();
+        written.sort();
+        assert_eq!(written, served());
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn every_reference_of_the_openapi_document_leads_somewhere() {
+        fn check(at: &serde_json::Value, document: &serde_json::Value) {
+            match at {
+                serde_json::Value::Object(o) => {
+                    if let Some(to) = o.get("$ref") {
+                        let to = to.as_str().unwrap().trim_start_matches('#');
+                        assert!(document.pointer(to).is_some(), "{to}");
+                    }
+                    o.values().for_each(|v| check(v, document));
+                }
+                serde_json::Value::Array(a) => a.iter().for_each(|v| check(v, document)),
+                _ => {}
+            }
+        }
+        let document = serde_json::from_slice(docs::OPENAPI).unwrap();
+        check(&document, &document);
+    }
+
+    #[test]
+    fn the_page_of_the_documentation_needs_nothing_from_elsewhere() {
+        let page = std::str::from_utf8(docs::PAGE).unwrap();
+        for from_elsewhere in ["http:", "https:", "src=", "@import", "url(", "//cdn", "<link"] {
+            assert!(!page.contains(from_elsewhere), "{from_elsewhere}");
         }
     }
 

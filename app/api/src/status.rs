@@ -4,7 +4,9 @@ use crate::health::{default_words, ms, words};
 use crate::{App, Reply};
 use hyper::StatusCode;
 use inferd_hosts::{InferError, Served};
-use inferd_model::{Agreement, Task};
+use inferd_model::{Agreement, Limit, Normalization};
+use inferd_tasks::imu::LATENT_CLIP;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -183,29 +185,53 @@ pub(crate) fn contract(app: &App) -> Reply {
         }
     };
     let input = &manifest.inputs[0];
+    let names = input.channels.as_ref();
     Reply::json(
         StatusCode::OK,
-        &json!({
-            "window_len": plan.timesteps(),
-            "channels": plan.channels(),
-            "latent_dims": plan.latent_len(),
-            "motif_classes": plan.motif().len(),
-            "motif_labels": plan.motif().labels(),
-            "motif_source": plan.motif().source(),
-            "latent_clip": inferd_tasks::imu::LATENT_CLIP,
-            "model": manifest.name.as_str(),
-            "model_version": manifest.version,
-            "rate_hz": input.channels.as_ref().and_then(|c| c.rate_hz),
-            "channel_names": input.channels.as_ref().map(|c| &c.names),
-            "channel_units": input.channels.as_ref().map(|c| &c.units),
-            "limits": input.limits,
-            "normalization": {
-                "applied_by": "server",
-                "constants": input.normalization,
-            },
-            "non_finite": "refused",
-        }),
+        &Contract {
+            window_len: plan.timesteps(),
+            channels: plan.channels(),
+            latent_dims: plan.latent_len(),
+            motif_classes: plan.motif().len(),
+            motif_labels: plan.motif().labels(),
+            motif_source: plan.motif().source(),
+            latent_clip: LATENT_CLIP,
+            model: manifest.name.as_str(),
+            model_version: &manifest.version,
+            rate_hz: names.and_then(|c| c.rate_hz),
+            channel_names: names.map(|c| &c.names[..]),
+            channel_units: names.map(|c| &c.units[..]),
+            limits: &input.limits,
+            normalization: Normalized { applied_by: "server", constants: input.normalization.as_ref() },
+            non_finite: "refused",
+        },
     )
+}
+
+/// Fields and their order are the answer of `/contract`; the first four are the seed's.
+#[derive(Serialize)]
+struct Contract<'a> {
+    window_len: usize,
+    channels: usize,
+    latent_dims: usize,
+    motif_classes: usize,
+    motif_labels: &'a [String],
+    motif_source: &'static str,
+    latent_clip: f32,
+    model: &'a str,
+    model_version: &'a str,
+    rate_hz: Option<f64>,
+    channel_names: Option<&'a [String]>,
+    channel_units: Option<&'a [String]>,
+    limits: &'a [Limit],
+    normalization: Normalized<'a>,
+    non_finite: &'static str,
+}
+
+#[derive(Serialize)]
+struct Normalized<'a> {
+    applied_by: &'static str,
+    constants: Option<&'a Normalization>,
 }
 
 /// Runs every golden vector through the running host.
@@ -289,31 +315,53 @@ async fn run_golden(model: &Arc<Served>) -> Result<Passed, Untested> {
 
 fn tested(app: &App, model: &Served, passed: &Passed) -> Reply {
     let manifest = model.manifest();
-    let mut body = json!({
-        "test_status": "success",
-        "model": manifest.name.as_str(),
-        "inference_time_ms": ms(passed.slowest),
-        "parity": {
-            "agrees": true,
-            "cases": passed.cases,
-            "cosine": passed.worst.cosine,
-            "max_abs": passed.worst.max_abs,
-            "least_cosine": manifest.golden.cosine,
-            "largest_max_abs": manifest.golden.max_abs,
-        },
-    });
     let range = |values: &mut dyn Iterator<Item = f32>| {
         let (lo, hi) = values.fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
-        if lo <= hi { json!([lo, hi]) } else { Value::Null }
+        (lo <= hi).then_some([lo, hi])
     };
-    let plan = app.imu_plan(model).ok().filter(|_| manifest.task == Task::ImuEncoder);
-    if let Some((_, plan)) = plan
-        && let Ok(answer) = plan.answer(|i| passed.outputs.get(i)?.as_deref())
-    {
-        body["latent_shape"] = json!(plan.latent_len());
-        body["motif_shape"] = json!(plan.motif().len());
-        body["latent_range"] = range(&mut answer.latent());
-        body["motif_range"] = range(&mut answer.scores());
-    }
-    Reply::json(StatusCode::OK, &body)
+    let plan = app.imu_plan(model).ok().map(|(_, p)| p);
+    let answer = plan.as_ref().and_then(|p| p.answer(|i| passed.outputs.get(i)?.as_deref()).ok());
+    Reply::json(
+        StatusCode::OK,
+        &Tested {
+            test_status: "success",
+            latent_shape: plan.as_ref().map(|p| p.latent_len()),
+            motif_shape: plan.as_ref().map(|p| p.motif().len()),
+            latent_range: answer.and_then(|a| range(&mut a.latent())),
+            motif_range: answer.and_then(|a| range(&mut a.scores())),
+            inference_time_ms: ms(passed.slowest),
+            model: manifest.name.as_str(),
+            parity: Parity {
+                agrees: true,
+                cases: passed.cases,
+                cosine: passed.worst.cosine,
+                max_abs: passed.worst.max_abs,
+                least_cosine: manifest.golden.cosine,
+                largest_max_abs: manifest.golden.max_abs,
+            },
+        },
+    )
+}
+
+/// Fields and their order are the answer of `/test`; those before `model` are the seed's.
+#[derive(Serialize)]
+struct Tested<'a> {
+    test_status: &'static str,
+    latent_shape: Option<usize>,
+    motif_shape: Option<usize>,
+    latent_range: Option<[f32; 2]>,
+    motif_range: Option<[f32; 2]>,
+    inference_time_ms: f64,
+    model: &'a str,
+    parity: Parity,
+}
+
+#[derive(Serialize)]
+struct Parity {
+    agrees: bool,
+    cases: usize,
+    cosine: f64,
+    max_abs: f64,
+    least_cosine: f64,
+    largest_max_abs: f64,
 }
