@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         a_panic_costs_one_request,
         a_worker_past_the_deadline_is_killed_with_its_host,
         a_request_that_is_given_up_frees_its_slot,
+        an_answer_nobody_waits_for_any_more_is_counted_and_dropped,
         a_full_queue_refuses_at_once_and_says_when_to_come_back,
         a_deadline_that_cannot_be_met_is_refused_at_once,
         damaged_models_are_refused_with_the_reason,
@@ -230,6 +231,27 @@ async fn a_request_that_is_given_up_frees_its_slot() {
         (0, Some(u32::try_from(host.as_raw()).unwrap())),
         "cancelled ones never ran"
     );
+    hosts.shutdown().await;
+}
+
+async fn an_answer_nobody_waits_for_any_more_is_counted_and_dropped() {
+    let (hosts, served) = serve("fault-slow").await;
+    // Long enough to be met running, short of the model's deadline; slower machines only wait longer for it.
+    let request = tokio::spawn({
+        let served = served.clone();
+        async move { ask(&served, 2_000).await }
+    });
+    while served.snapshot().slots_in_use == 0 || served.snapshot().waiting > 0 {
+        tokio::task::yield_now().await;
+    }
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled(), "it was still running");
+    while served.snapshot().slots_in_use > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let s = served.snapshot();
+    assert_eq!((s.late, s.cancelled), (1, 0));
+    golden(&served).await.expect("the next answer is the next request's");
     hosts.shutdown().await;
 }
 
