@@ -174,7 +174,7 @@ impl Bench {
         let mut line = Line::new(connections);
         let running = load.start().map_err(|e| Failure::Other(format!("the load cannot be started: {e}")))?;
         wait(self.warm_up, || {
-            line.show("warm-up", Duration::ZERO, &Tally::default());
+            line.show("warm-up", Duration::ZERO, Tally::default);
             running.alive()
         });
         let before = (process::own_cpu(), pid.and_then(process::usage));
@@ -182,12 +182,12 @@ impl Bench {
         let mut progress = (0, Instant::now());
         let limit = self.requests.map_or(self.duration, |_| Duration::MAX);
         wait(limit, || {
-            let tally = running.tally();
-            line.show("measuring", start.elapsed(), &tally);
-            if tally.ok > progress.0 {
-                progress = (tally.ok, Instant::now());
+            line.show("measuring", start.elapsed(), || running.tally());
+            let (ok, sent) = running.counts();
+            if ok > progress.0 {
+                progress = (ok, Instant::now());
             }
-            let complete = self.requests.is_some_and(|n| tally.sent() >= n);
+            let complete = self.requests.is_some_and(|n| sent >= n);
             // With a number of requests only, a server that went away would be waited for without end.
             let stuck = self.requests.is_some() && progress.1.elapsed() > 3 * load.timeout;
             running.alive() && !complete && !stuck
@@ -389,13 +389,14 @@ impl Line {
         Self { connections, next: std::io::stderr().is_terminal().then(Instant::now) }
     }
 
-    fn show(&mut self, phase: &str, elapsed: Duration, tally: &Tally) {
+    fn show(&mut self, phase: &str, elapsed: Duration, tally: impl Fn() -> Tally) {
         let now = Instant::now();
         if self.next.is_none_or(|next| now < next) {
             return;
         }
         self.next = Some(now + REDRAW);
-        let latency = Latency::of(tally).map_or_else(String::new, |l| {
+        let tally = tally();
+        let latency = Latency::of(&tally).map_or_else(String::new, |l| {
             format!("  p50 {}  p99 {}", show::micros(l.p50), show::micros(l.p99))
         });
         let rps = ratio(count(tally.ok), elapsed.as_secs_f64());

@@ -123,10 +123,11 @@ fn models_table(client: &Client) -> Result<String, ClientError> {
         let stats: Value = client.json(&format!("{path}/stats")).unwrap_or(Value::Null);
         rows.push(row(entry, &metadata, &stats["model_stats"][0]));
     }
-    Ok(show::table(
-        &["model", "version", "state", "task", "engine", "in", "out", "answers", "failures", "compute"],
-        &rows,
-    ))
+    let heads =
+        ["model", "version", "state", "task", "engine", "in", "out", "answers", "failures", "compute"];
+    let reasons = entries.iter().filter(|entry| !entry.reason.is_empty());
+    let reasons: String = reasons.map(|entry| format!("\n{}: {}", entry.name, entry.reason)).collect();
+    Ok(show::table(&heads, &rows) + &reasons)
 }
 
 fn row(entry: &IndexEntry, metadata: &Value, stats: &Value) -> Vec<String> {
@@ -146,15 +147,10 @@ fn row(entry: &IndexEntry, metadata: &Value, stats: &Value) -> Vec<String> {
         (Some(ns), Some(count @ 1..)) => show::micros(micros(ns / count)),
         _ => "-".to_owned(),
     };
-    let state = if entry.reason.is_empty() {
-        entry.state.clone()
-    } else {
-        format!("{} ({})", entry.state, entry.reason)
-    };
     vec![
         entry.name.clone(),
         if entry.version.is_empty() { "-".into() } else { entry.version.clone() },
-        state,
+        entry.state.clone(),
         text(&metadata["parameters"]["task"]),
         text(&metadata["parameters"]["engine_version"]),
         tensors(&metadata["inputs"]),
@@ -223,12 +219,7 @@ mod tests {
                 "1.00ms"
             ]
         );
-        let broken = IndexEntry {
-            state: "UNAVAILABLE".into(),
-            reason: "bad digest".into(),
-            version: String::new(),
-            ..entry
-        };
-        assert_eq!(row(&broken, &Value::Null, &Value::Null)[1..4], ["-", "UNAVAILABLE (bad digest)", "-"]);
+        let broken = IndexEntry { state: "UNAVAILABLE".into(), version: String::new(), ..entry };
+        assert_eq!(row(&broken, &Value::Null, &Value::Null)[1..4], ["-", "UNAVAILABLE", "-"]);
     }
 }

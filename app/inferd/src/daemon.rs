@@ -60,24 +60,29 @@ pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
     let listeners = bind(&config.server.listen)?;
     let program = std::env::current_exe().map_err(system("the path of this program"))?;
     let runtime = runtime(config.server.threads).map_err(system("the async runtime"))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let signals = Signals::listen().map_err(system("signal handlers"))?;
         let listeners = listeners
             .into_iter()
             .map(TcpListener::from_std)
             .collect::<Result<Vec<_>, _>>()
             .map_err(system("an async listener"))?;
+        // What was really bound: port 0 asks the system for any free one.
+        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let hosts = Hosts::new(hosts_config(config, program));
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
         let dirs = config.models.dirs.clone();
         let loading = tokio::spawn(load_and_reload(Arc::clone(&hosts), dirs, signals.reload, started));
-        info!(listen = ?config.server.listen, config_sha256 = loaded.sha256, "listening");
+        info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");
         inferd_api::serve(app, listeners, ended(signals.end)).await;
         loading.abort();
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");
         Ok(())
-    })
+    });
+    // A load may still be reading a large file; nobody waits for it any more.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// The runtime of the endpoint. One thread is the default: parsing a window costs less than waking another core, and the

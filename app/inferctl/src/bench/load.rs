@@ -166,6 +166,15 @@ impl Running {
         all
     }
 
+    /// Successes and sent requests up to now; costs next to nothing.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        self.threads.iter().fold((0, 0), |(ok, sent), thread| {
+            let tally = lock(&thread.tally);
+            (ok + tally.ok, sent + tally.sent())
+        })
+    }
+
     /// Whether every thread still works; one that ended has an error to tell.
     #[must_use]
     pub fn alive(&self) -> bool {

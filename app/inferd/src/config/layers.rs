@@ -343,7 +343,9 @@ impl Reader {
         let in_environment = self
             .environment
             .keys()
-            .filter(|name| name.starts_with(ENV_PREFIX) && !names.contains(*name) && !is_elsewhere(name))
+            .filter(|name| {
+                name.starts_with(ENV_PREFIX) && !names.contains(*name) && !ELSEWHERE.contains(&name.as_str())
+            })
             .map(|name| {
                 let hint = nearest(name, names.iter().map(String::as_str));
                 format!("environment: unknown variable {name} is ignored{hint}")
@@ -403,10 +405,19 @@ impl Reader {
     }
 }
 
-/// Variables with our prefix that belong to other programs of this project, or are read before the configuration.
-fn is_elsewhere(name: &str) -> bool {
-    matches!(name, "INFERD_CONFIG" | "INFERD_URL" | "INFERD_API_KEY")
-}
+/// Variables with our prefix that are read before the configuration (the first), by `inferctl`, or by what stands in
+/// scripts/ and tests/: a shell that has them set is no mistake.
+const ELSEWHERE: [&str; 9] = [
+    "INFERD_CONFIG",
+    "INFERD_URL",
+    "INFERD_API_KEY",
+    "INFERD_BIN",
+    "INFERD_BUILD_ID",
+    "INFERD_CACHE",
+    "INFERD_DEBIAN_MIRROR",
+    "INFERD_NO_RUSTUP",
+    "INFERD_TEST_BOARD",
+];
 
 /// The end of the sentence: `; did you mean X?` when something is near, else a full stop.
 fn nearest<'a>(name: &str, among: impl Iterator<Item = &'a str>) -> String {
