@@ -16,8 +16,10 @@ pub const BODY_TIME: Duration = Duration::from_secs(30);
 pub const IDLE_TIME: Duration = Duration::from_secs(90);
 /// Time for requests in flight when the daemon is told to end.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
-/// Bytes of a request's head, which is also hyper's read buffer.
-pub const HEAD: usize = 64 << 10;
+/// Bytes of a request's head.
+pub const HEAD: usize = 32 << 10;
+/// Bytes read at once from a connection; its buffer grows to this and no further.
+pub const READ_BUFFER: usize = 64 << 10;
 /// After a refusal with unread input: bytes and time we go on reading, so that the refusal is not lost to a reset.
 pub const LINGER_BYTES: usize = 1 << 20;
 /// See [`LINGER_BYTES`].

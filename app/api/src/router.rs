@@ -167,7 +167,9 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, peer: SocketAd
         id,
         received,
     };
-    let early = match (preflight(app, &req.method, &req.headers), found) {
+    let preflight = preflight(app, &req.method, &req.headers);
+    let is_preflight = preflight.is_some();
+    let early = match (preflight, found) {
         (Some(reply), _) => Err(reply),
         (None, Err(lost)) => Err(lost_reply(lost, &req)),
         (None, Ok(target)) => match limited(app, target, peer) {
@@ -196,7 +198,9 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, peer: SocketAd
         },
     };
     asked.compress(&mut reply).await;
-    asked.cross_origin(&app.config.cors, &mut reply.headers);
+    if !is_preflight {
+        asked.cross_origin(&app.config.cors, &mut reply.headers);
+    }
     reply.headers.insert(X_REQUEST_ID, req.id.header_value().clone());
     let took = received.elapsed();
     app.metrics.http(&req.method, endpoint, reply.status, reply.error, took);

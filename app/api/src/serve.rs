@@ -250,7 +250,8 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
         let mut http = pin!(
             http1::Builder::new()
                 .header_read_timeout(None)
-                .max_buf_size(limits::HEAD)
+                .max_header_size(limits::HEAD)
+                .max_buf_size(limits::READ_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
         );
         let mut expired = pin!(connection.expired(config.head_time.min(config.idle_time)));
