@@ -7,16 +7,16 @@ from helpers import Native
 from oip.wire import IMU_MOTION, MODELS, TYPES, Endpoint
 
 
-def serve(folder, models):
-    """A daemon that serves these models, all of them ready."""
-    daemon = Native(folder, models=models)
+def serve(folder, models, broken=0, **options):
+    """A daemon that serves these models, all of them ready but the broken ones."""
+    daemon = Native(folder, models=models, **options)
     try:
         daemon.wait_listening()
         endpoint = Endpoint("127.0.0.1", daemon.port)
         end = time.monotonic() + 60
-        while (ready := endpoint.get("/v2/health/ready")).status != 200 or unlike(endpoint, models):
+        while count(endpoint, "READY") != directories(models) - broken or count(endpoint, "UNAVAILABLE") != broken:
             assert daemon.process.poll() is None, daemon.log_text()
-            assert time.monotonic() < end, f"not ready: {ready.body}\n{daemon.log_text()}"
+            assert time.monotonic() < end and count(endpoint, "UNAVAILABLE") <= broken, daemon.log_text()
             time.sleep(0.02)
     except BaseException:
         daemon.stop()
@@ -24,10 +24,14 @@ def serve(folder, models):
     return daemon, endpoint
 
 
-def unlike(endpoint, models):
-    """Whether some directory has not become a model yet: they are loaded one after the other."""
-    wanted = sum(1 if (m / "manifest.toml").is_file() else len(list(m.glob("*/manifest.toml"))) for m in models)
-    return len(endpoint.post("/v2/repository/index", b'{"ready":true}').json()) != wanted
+def directories(models):
+    """How many models are in these directories; they are loaded one after the other."""
+    return sum(1 if (m / "manifest.toml").is_file() else len(list(m.glob("*/manifest.toml"))) for m in models)
+
+
+def count(endpoint, state):
+    """How many models are in this state."""
+    return sum(m["state"] == state for m in endpoint.post("/v2/repository/index").json())
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +45,11 @@ def endpoint(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path_factory):
-    """Starts daemons of a test's own: `start([directory, ...])` is a ready endpoint."""
+    """Starts daemons of a test's own: `start([directory, ...], broken=0, config="TOML")` is a ready endpoint."""
     daemons = []
 
-    def begin(models):
-        daemon, endpoint = serve(tmp_path_factory.mktemp("own"), models)
+    def begin(models, **options):
+        daemon, endpoint = serve(tmp_path_factory.mktemp("own"), models, **options)
         daemons.append(daemon)
         return endpoint
 

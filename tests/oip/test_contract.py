@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import pytest
-from oip.wire import IMU_MOTION, MODELS, frame, tensor
+from oip.wire import IMU_MOTION, MODELS, adapted, frame, tensor
 
 INFER = "/v2/models/identity-fp32/infer"
 LENGTH = "Inference-Header-Content-Length"
@@ -219,12 +219,7 @@ def test_an_overfull_model_says_when_to_come_back(start, tmp_path):
     """One slot, and a request that computes for a while: the next one is refused at once, with the time to wait."""
     import concurrent.futures
 
-    shutil.copytree(IMU_MOTION, tmp_path / "imu-motion")
-    manifest = tmp_path / "imu-motion" / "manifest.toml"
-    lines = [line for line in manifest.read_text().splitlines() if not line.startswith(("queue", "workers"))]
-    at = lines.index("[budget]") + 1
-    manifest.write_text("\n".join([*lines[:at], "queue = 1", "workers = 1", *lines[at:]]) + "\n")
-    endpoint = start([tmp_path])
+    endpoint = start([adapted(IMU_MOTION, tmp_path, queue=1, workers=1)])
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         ask = lambda _: endpoint.post("/v2/models/imu-motion/infer", window(), [(LENGTH, "0")])  # noqa: E731
         replies = list(pool.map(ask, range(400)))
@@ -236,3 +231,88 @@ def test_an_overfull_model_says_when_to_come_back(start, tmp_path):
     statistics = endpoint.get("/v2/models/imu-motion/stats").json()["model_stats"][0]
     assert statistics["inferd"]["failures"]["queue_full"] == len(by_status[503])
     assert statistics["inference_count"] == len(by_status[200])
+
+
+def test_a_model_that_could_not_be_loaded_at_the_start_is_listed_with_its_reason(start, tmp_path):
+    shutil.copytree(MODELS / "identity-fp32", tmp_path / "identity-fp32")
+    shutil.copytree(MODELS / "identity-int8", tmp_path / "identity-int8")
+    manifest = tmp_path / "identity-int8" / "manifest.toml"
+    good = manifest.read_text()
+    manifest.write_text(good.replace("schema = 1", "schema = 99"))
+    endpoint = start([tmp_path], broken=1)
+    index = {m["name"]: m for m in endpoint.post("/v2/repository/index").json()}
+    assert index["identity-int8"]["state"] == "UNAVAILABLE" and "schema" in index["identity-int8"]["reason"]
+    assert endpoint.get("/v2/models/identity-int8").status == 404
+    again = endpoint.post("/v2/repository/models/identity-int8/load")
+    assert again.status == 400 and "schema" in again.error()
+    manifest.write_text(good)
+    assert endpoint.post("/v2/repository/models/identity-int8/load").json()["state"] == "READY"
+    assert all(m["reason"] == "" for m in endpoint.post("/v2/repository/index").json())
+
+
+def test_loading_over_a_model_in_use_fails_no_request(start, tmp_path):
+    import threading
+
+    shutil.copytree(MODELS / "identity-fp32", tmp_path / "identity-fp32")
+    endpoint = start([tmp_path])
+    wanted, wrong, done = [1, 2, 3, 4, 5, 6], [], threading.Event()
+
+    def ask():
+        while not done.is_set():
+            reply = endpoint.post(INFER, GOOD)
+            if reply.status != 200 or reply.json()["outputs"][0]["data"] != wanted:
+                wrong.append(reply)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for a in askers:
+        a.start()
+    loads = [endpoint.post("/v2/repository/models/identity-fp32/load").status for _ in range(10)]
+    done.set()
+    for a in askers:
+        a.join()
+    assert (loads, wrong) == ([200] * 10, [])
+
+
+def test_a_client_that_leaves_takes_its_request_along(start, tmp_path):
+    """One worker is busy with the first; the others wait, and are dropped when their clients hang up."""
+    import socket
+    import time
+
+    endpoint = start([adapted(MODELS / "fault-slow", tmp_path, workers=1, queue=8, deadline_ms=60_000)])
+
+    def numbers():
+        (statistics,) = endpoint.get("/v2/models/fault-slow/stats").json()["model_stats"]
+        return statistics["inferd"]
+
+    body = json.dumps({"inputs": [tensor("n", "INT32", [1], [20_000])]}).encode()
+    head = f"POST /v2/models/fault-slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    leavers = [socket.create_connection((endpoint.host, endpoint.port)) for _ in range(6)]
+    for s in leavers:
+        s.sendall(head + body)
+    end = time.monotonic() + 30
+    while numbers()["waiting"] < 2:
+        assert time.monotonic() < end
+    for s in leavers:
+        s.close()
+    while numbers()["slots_in_use"] > 0:
+        assert time.monotonic() < end
+    after = numbers()
+    assert after["cancelled"] > 0 and after["waiting"] == 0
+
+
+def test_changing_the_device_needs_the_key_where_there_is_one(start):
+    key = "a-key-of-this-test"
+    endpoint = start([MODELS / "identity-fp32"], config=f'[security]\napi_key = "{key}"\n')
+    for action in ("unload", "load"):
+        path = f"/v2/repository/models/identity-fp32/{action}"
+        without = endpoint.post(path)
+        assert without.status == 401 and "key" in without.error() and without.headers["www-authenticate"]
+        assert endpoint.post(path, b"", [("X-API-Key", "another-key-of-it")]).status == 403
+        assert endpoint.post(INFER, GOOD).status == 200, "asking the model needs no key"
+    for header in [("X-API-Key", key), ("Authorization", f"Bearer {key}")]:
+        assert endpoint.post("/v2/repository/models/identity-fp32/load", b"", [header]).status == 200
+
+
+def test_a_body_larger_than_the_limit_is_refused_before_it_is_read(endpoint):
+    got = endpoint.send(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode())
+    assert got.startswith(b"HTTP/1.1 413") and b'"error"' in got

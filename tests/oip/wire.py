@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import pathlib
+import shutil
 import socket
 
 import pytest
@@ -98,3 +99,15 @@ def tensor(name, datatype, shape, data=None, size=None):
     if size is not None:
         t["parameters"] = {"binary_data_size": size}
     return t
+
+
+def adapted(source, folder, **budget):
+    """A copy of a model directory in `folder`, with another budget: `adapted(path, folder, workers=1, queue=2)`."""
+    copy = folder / source.name
+    shutil.copytree(source, copy)
+    manifest = copy / "manifest.toml"
+    lines = [line for line in manifest.read_text().splitlines() if line.split(" = ")[0] not in budget]
+    at = lines.index("[budget]") + 1
+    lines[at:at] = [f"{key} = {value}" for key, value in budget.items()]
+    manifest.write_text("\n".join(lines) + "\n")
+    return copy

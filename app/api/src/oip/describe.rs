@@ -1,7 +1,9 @@
 //! What the protocol tells about the server and its models: metadata, configuration, statistics, the repository's index.
 
 use inferd_hosts::{EngineInfo, Snapshot, State};
-use inferd_model::{Agreement, Channels, DType, EngineKind, Limit, Manifest, Normalization, TensorSpec};
+use inferd_model::{
+    Agreement, Channels, DType, EngineKind, Limit, Manifest, Motif, Normalization, TensorSpec,
+};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -60,6 +62,9 @@ struct TensorParameters<'m> {
     /// `refused` or `accepted`, for floating-point inputs sent as binary data.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<&'static str>,
+    /// What the elements of an output stand for, as `classification` names them.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    labels: &'m [String],
     /// Whether the tensor has a JSON form at all.
     json: bool,
 }
@@ -106,8 +111,8 @@ impl<'m> ModelMetadata<'m> {
             name: m.name.as_str(),
             versions: [&m.version],
             platform: platform(m, engine),
-            inputs: m.inputs.iter().map(|s| tensor(s, true)).collect(),
-            outputs: m.outputs.iter().map(|s| tensor(s, false)).collect(),
+            inputs: m.inputs.iter().map(|s| tensor(m, s, true)).collect(),
+            outputs: m.outputs.iter().map(|s| tensor(m, s, false)).collect(),
             parameters: ModelParameters {
                 task: m.task,
                 summary: &m.summary,
@@ -128,7 +133,7 @@ impl<'m> ModelMetadata<'m> {
     }
 }
 
-fn tensor(spec: &TensorSpec, is_input: bool) -> TensorMetadata<'_> {
+fn tensor<'m>(m: &'m Manifest, spec: &'m TensorSpec, is_input: bool) -> TensorMetadata<'m> {
     let measured = spec.normalization.is_some() || !spec.limits.is_empty();
     let not_finite = if measured { "refused" } else { "accepted" };
     TensorMetadata {
@@ -144,8 +149,18 @@ fn tensor(spec: &TensorSpec, is_input: bool) -> TensorMetadata<'_> {
             }),
             limits: &spec.limits,
             not_finite: (is_input && spec.dtype.is_float()).then_some(not_finite),
+            labels: if is_input { &[] } else { labels(m, &spec.name) },
             json: !matches!(spec.dtype, DType::Fp16 | DType::Bf16),
         },
+    }
+}
+
+/// The labels of an output's elements, where the manifest has them.
+#[must_use]
+pub fn labels<'m>(model: &'m Manifest, output: &str) -> &'m [String] {
+    match model.imu.as_ref().and_then(|i| i.motif.as_ref()) {
+        Some(Motif::Output { output: scores, labels }) if scores == output => labels,
+        _ => &[],
     }
 }
 
@@ -285,6 +300,13 @@ pub struct Stat {
     pub count: u64,
     /// How long in all, in nanoseconds.
     pub ns: u64,
+}
+
+/// `GET /v2/models[/{m}]/stats`.
+#[derive(Debug, Serialize)]
+pub struct Statistics {
+    /// One entry per model.
+    pub model_stats: Vec<ModelStat>,
 }
 
 /// One entry of `model_stats`, as Triton's statistics extension has it; `inferd` holds what that has no place for.

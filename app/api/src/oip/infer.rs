@@ -134,10 +134,12 @@ async fn answer(app: &App, req: &Req, served: &Arc<Served>) -> Result<Done, Fail
     let ready = if coding == Coding::Identity && req.body.len() <= limits::HEAVY {
         prepare(&req.body, header, served, deadline, received)?
     } else {
-        // Held until the tensors are in their slot, so that no more than this many decompressed bodies exist.
-        let _permit = if coding == Coding::Identity { None } else { DECOMPRESSING.acquire().await.ok() };
+        // Held by the work itself until the tensors are in their slot, also when the client does not wait for it: no more than
+        // so many decompressed bodies exist.
+        let permit = if coding == Coding::Identity { None } else { DECOMPRESSING.acquire().await.ok() };
         let (body, served, limit): (Bytes, _, _) = (req.body.clone(), served.clone(), app.config.body_limit);
         tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let decoded = if coding == Coding::Identity { body } else { coding.decode(&body, limit)?.into() };
             prepare(&decoded, header, &served, deadline, received)
         })
@@ -172,7 +174,14 @@ fn prepare(
     let request = request::parse(body, header)?;
     // The client's clock runs since it began to send.
     let deadline = deadline.into_iter().chain(request.timeout).min();
-    let left = deadline.map(|d| d.saturating_sub(received.elapsed()));
+    let left = match deadline {
+        None => None,
+        Some(deadline) => match deadline.checked_sub(received.elapsed()) {
+            Some(left) => Some(left),
+            // It passed while the body came in: nothing is begun.
+            None => return Err(InferError::DeadlineExceeded { deadline }.into()),
+        },
+    };
     let mut ticket = served.begin(left)?;
     let manifest = ticket.manifest().clone();
     let plan = reply::plan(&request, &manifest)?;

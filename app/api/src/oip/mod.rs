@@ -28,7 +28,7 @@
 //! The room never interprets a name as a path and never runs a request that it read only in part.
 
 use crate::{App, Reply, Req};
-use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata};
+use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata, Statistics};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use inferd_hosts::{Served, State};
@@ -94,7 +94,7 @@ async fn answer(app: &App, req: &Req) -> Reply {
         }
         Route::AllStatistics => {
             let all: Vec<ModelStat> = app.hosts.list().iter().map(|m| statistics(app, m)).collect();
-            ok(&json!({ "model_stats": all }))
+            ok(&Statistics { model_stats: all })
         }
         Route::Model { name, version, what } => match find(app, &name, version.as_deref()) {
             Err(reason) => {
@@ -113,7 +113,7 @@ async fn answer(app: &App, req: &Req) -> Reply {
                     let workers = served.snapshot().workers.len();
                     ok(&ModelConfig::of(&served.manifest(), &served.engine(), workers))
                 }
-                OfModel::Statistics => ok(&json!({ "model_stats": [statistics(app, &served)] })),
+                OfModel::Statistics => ok(&Statistics { model_stats: vec![statistics(app, &served)] }),
             },
         },
         Route::Index => index(app, req),
@@ -312,5 +312,83 @@ async fn unload(app: &App, req: &Req, name: &str) -> Reply {
             "unexpected_error",
             &format!("the unload was lost: {e}"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ApiConfig, RequestId};
+    use hyper::{HeaderMap, Method};
+    use inferd_hosts::{Hosts, HostsConfig};
+    use std::time::Instant;
+
+    /// Asks an endpoint without models.
+    async fn ask(
+        peer: &str,
+        method: Method,
+        path: &str,
+        body: &'static str,
+    ) -> (u16, serde_json::Value, Reply) {
+        let app = App::new(Hosts::new(HostsConfig::default()), ApiConfig::default());
+        let headers = HeaderMap::new();
+        let req = Req {
+            method,
+            path: path.to_owned(),
+            query: None,
+            id: RequestId::from_headers(&headers),
+            headers,
+            body: body.into(),
+            peer: peer.parse().unwrap(),
+            received: Instant::now(),
+        };
+        let reply = handle(&app, &req).await;
+        (reply.status.as_u16(), serde_json::from_slice(&reply.body).unwrap(), reply)
+    }
+
+    const HERE: &str = "127.0.0.1:4000";
+
+    #[tokio::test]
+    async fn without_a_model_the_server_lives_but_is_not_ready() {
+        let (status, body, _) = ask(HERE, Method::GET, "/v2/health/live", "").await;
+        assert_eq!((status, body), (200, json!({ "live": true })));
+        let (status, body, reply) = ask(HERE, Method::GET, "/v2/health/ready", "").await;
+        assert_eq!((status, body), (503, json!({ "ready": false, "error": "no model is loaded" })));
+        assert_eq!(reply.error, Some("model_unavailable"));
+        let (status, body, _) = ask(HERE, Method::POST, "/v2/repository/index", "").await;
+        assert_eq!((status, body), (200, json!([])));
+        let (status, body, _) = ask(HERE, Method::GET, "/v2/models/stats", "").await;
+        assert_eq!((status, body), (200, json!({ "model_stats": [] })));
+    }
+
+    #[tokio::test]
+    async fn every_refusal_is_in_the_protocols_form_and_marked_for_the_metrics() {
+        for (method, path, body, want) in [
+            (Method::GET, "/v2/nothing", "", 404),
+            (Method::GET, "/v2/models/%", "", 400),
+            (Method::GET, "/v2/models/m", "", 404),
+            (Method::POST, "/v2/models/m/infer", "{}", 404),
+            (Method::GET, "/v2/models/m/infer", "", 405),
+            (Method::POST, "/v2/repository/index", "[", 400),
+            (Method::POST, "/v2/repository/models/m/load", "", 404),
+            (Method::POST, "/v2/repository/models/m/load", "[", 400),
+            (Method::POST, "/v2/repository/models/m/unload", "", 404),
+            (Method::POST, "/v2/logging", "", 501),
+        ] {
+            let (status, body, reply) = ask(HERE, method, path, body).await;
+            assert_eq!(status, want, "{path}");
+            assert!(body["error"].as_str().is_some_and(|e| !e.is_empty()), "{path}: {body}");
+            assert!(reply.error.is_some(), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn from_elsewhere_nobody_loads_or_unloads() {
+        for action in ["load", "unload"] {
+            let path = format!("/v2/repository/models/m/{action}");
+            let (status, body, _) = ask("192.168.1.7:4000", Method::POST, &path, "").await;
+            assert_eq!(status, 403);
+            assert!(body["error"].as_str().unwrap().contains("API key"), "the reason, not the kind: {body}");
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Answers of a model to a reply: which outputs, in which order, as JSON or as binary data, or as classes.
 
+use super::describe::labels;
 use super::error::{BadRequest, names, place, quote};
 use super::request::{Output, Request};
 use half::{bf16, f16};
-use inferd_model::{DType, Manifest, Motif, TensorSpec};
+use inferd_model::{DType, Manifest, TensorSpec};
 use std::io::Write;
 
 /// What a reply will hold. It owns what it needs of the request, so the body can go before the model has run.
@@ -221,14 +222,6 @@ fn elements(spec: &TensorSpec, bytes: &[u8], json: &mut Vec<u8>) -> Result<(), B
     Ok(())
 }
 
-/// The labels of an output's elements, where the manifest has them.
-fn labels<'m>(model: &'m Manifest, output: &str) -> &'m [String] {
-    match model.imu.as_ref().and_then(|i| i.motif.as_ref()) {
-        Some(Motif::Output { output: scores, labels }) if scores == output => labels,
-        _ => &[],
-    }
-}
-
 /// The largest elements over the whole tensor as `value:index[:label]`, as Triton writes them for a model without a
 /// batch dimension; equal values in the order of their index, NaN last.
 fn classes(spec: &TensorSpec, bytes: &[u8], count: usize, labels: &[String]) -> Vec<String> {
@@ -286,6 +279,7 @@ mod tests {
     use super::super::request::parse;
     use super::super::testing::manifest;
     use super::*;
+    use inferd_model::Motif;
     use serde_json::{Value, json};
 
     fn model(dtype: DType, shape: &[u32]) -> Manifest {
