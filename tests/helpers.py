@@ -1,7 +1,7 @@
 """The daemon as a real process, with any models and configuration, and HTTP requests to it.
 
-The daemon is `$INFERD_BIN`, else the static release build of this machine's architecture, else the debug build.
-`scripts/test` builds the static one before it starts these tests.
+The daemon is `$INFERD_BIN`, else the static release build of this machine's architecture or the debug build, whichever
+is newer. `scripts/test` builds the static one before it starts these tests.
 """
 
 import json
@@ -28,7 +28,7 @@ def inferd_program():
         places.target() / f"{platform.machine()}-unknown-linux-musl/release/inferd",
         places.target() / "debug/inferd",
     ]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = max((path for path in candidates if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     if found is None:
         pytest.fail(f"no daemon to test at {' or '.join(map(str, candidates))}; `scripts/test` builds it, or set INFERD_BIN")
     return found

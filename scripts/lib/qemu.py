@@ -28,7 +28,7 @@ from steps import Failure, run
 
 GUEST_PORT = 9000
 # Lines on the console after which waiting makes no sense.
-FATAL = ("Kernel panic", "no slot holds a root filesystem", "next try in 3 s")
+FATAL = ("Kernel panic", "no slot holds a root filesystem", "next try in 3 s", "up without a model")
 PR_SET_PDEATHSIG = 1
 
 
