@@ -47,13 +47,14 @@ WIRE = {onnx_type: name for name, (onnx_type, _, _) in TYPES.items()}
 
 
 class Tensor:
-    """One input or output."""
+    """One input or output; `graph_shape` where the graph leaves dimensions open that the manifest binds."""
 
-    def __init__(self, name, dtype, shape):
+    def __init__(self, name, dtype, shape, graph_shape=None):
         self.name, self.dtype, self.shape = name, dtype, list(shape)
+        self.graph_shape = self.shape if graph_shape is None else graph_shape
 
     def info(self):
-        return helper.make_tensor_value_info(self.name, TYPES[self.dtype][0], self.shape)
+        return helper.make_tensor_value_info(self.name, TYPES[self.dtype][0], self.graph_shape)
 
 
 class Model:
@@ -246,6 +247,22 @@ def fault_panic():
     return model.record(np.array([7, -7, 100, 0], np.int32), np.array([2, 2, -3, 5], np.int32))
 
 
+def dynamic_shape():
+    """Dimensions the graph leaves open; the manifest binds them."""
+    model = Model(
+        "dynamic-shape",
+        "Mean and largest of each row of a matrix whose size the manifest chooses",
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], name="mean", axes=[1], keepdims=1),
+            helper.make_node("ReduceMax", ["x"], ["largest"], name="largest", axes=[1], keepdims=1),
+            helper.make_node("Concat", ["mean", "largest"], ["y"], name="both", axis=1),
+        ],
+        [Tensor("x", "FP32", [2, 5], ["batch", "length"])],
+        [Tensor("y", "FP32", [2, 2], ["batch", 2])],
+    )
+    return model.record(np.array([[1, 2, 3, 4, 5], [-1, 0, 7, 0, 2]], np.float32))
+
+
 def int8_weights(rng):
     return rng.integers(-127, 128, (6, 4, 3)).astype(np.int8)
 
@@ -316,7 +333,7 @@ def qdq_int8_conv():
 
 
 MODELS = [*(lambda d=d: identity(d) for d in TYPES), two_in_two_out, fault_alloc, fault_slow, fault_panic]
-MODELS += [dynamic_int8_conv, qdq_int8_conv]
+MODELS += [dynamic_shape, dynamic_int8_conv, qdq_int8_conv]
 
 
 def difference(made, committed):

@@ -65,6 +65,21 @@ fn the_manifest_must_name_the_graphs_tensors() {
 }
 
 #[test]
+fn a_dynamic_dimension_has_one_size_wherever_its_name_occurs() {
+    let mut dir = read("dynamic-shape");
+    dir.manifest.inputs[0].shape = vec![3, 4];
+    dir.manifest.outputs[0].shape = vec![3, 2];
+    let x: Vec<u8> = (0..12_u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+    let y = dir.run(&[&x]).unwrap().remove(0);
+    assert_eq!(common::f32s(&y), [1.5, 3.0, 5.5, 7.0, 9.5, 11.0]);
+    dir.manifest.outputs[0].shape = vec![4, 2];
+    let Some(EngineError::Tensor { name, graph, .. }) = dir.load().err() else {
+        panic!("two sizes for `batch`")
+    };
+    assert_eq!((name.as_str(), graph.as_str()), ("y", "FP32 [batch, 2]"));
+}
+
+#[test]
 fn an_output_nobody_asks_for_is_not_needed() {
     let mut dir = read("two-in-two-out");
     dir.manifest.outputs.remove(0);

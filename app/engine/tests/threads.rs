@@ -12,6 +12,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
+#[allow(clippy::unwrap_used)]
 fn nanos(clock: ClockId) -> i64 {
     clock_gettime(clock).unwrap().num_nanoseconds()
 }
