@@ -50,13 +50,16 @@ impl App {
         }
     }
 
-    /// The model that answers `/infer`: the configured one, else the first IMU encoder by name.
+    /// The model that health is about and that answers `/infer`: the configured one, else the first IMU encoder by name,
+    /// else, on a device that has none, the first model by name (once the search for models is over).
     #[must_use]
     pub fn default_model(&self) -> Option<Arc<Served>> {
-        match &self.config.default_model {
-            Some(name) => self.hosts.get(name),
-            None => self.hosts.list().into_iter().find(|m| m.manifest().task == Task::ImuEncoder),
+        if let Some(name) = &self.config.default_model {
+            return self.hosts.get(name);
         }
+        let models = self.hosts.list();
+        let encoder = models.iter().find(|m| m.manifest().task == Task::ImuEncoder);
+        encoder.or_else(|| models.first().filter(|_| !self.hosts.loading())).cloned()
     }
 
     /// How windows of this model are read, made on its first request and kept until it is replaced.

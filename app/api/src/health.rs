@@ -54,7 +54,8 @@ pub(crate) fn default_words(app: &App) -> (Option<Arc<Served>>, Words) {
     let reason = match (error, wanted) {
         (Some(e), _) => e,
         (None, Some(name)) => format!("model {name} is not loaded"),
-        (None, None) => "no model of task imu-encoder is loaded".to_owned(),
+        (None, None) if app.hosts.loading() => "the models are being loaded".to_owned(),
+        (None, None) => "no model is loaded".to_owned(),
     };
     (None, Words { state: "not_loaded", reason, retry_after: None })
 }

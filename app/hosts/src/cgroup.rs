@@ -64,6 +64,17 @@ impl Drop for Group {
     }
 }
 
+/// Whether hosts can get groups with memory limits under `root`.
+pub fn usable(root: &Path) -> io::Result<()> {
+    let path = root.join("cgroup.subtree_control");
+    let controllers = fs::read_to_string(&path)
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    if controllers.split_ascii_whitespace().any(|c| c == "memory") {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} does not name memory", path.display())))
+}
+
 /// Kills what hosts of an earlier daemon left under `root`, and removes their groups.
 pub fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {

@@ -30,6 +30,6 @@ pub use alloc::CountingAllocator;
 pub use child::engine_host_main;
 pub use package::LoadError;
 pub use served::{
-    Answer, EngineInfo, Histograms, Hosts, HostsConfig, InferError, Served, Snapshot, State, Ticket, Timing,
-    WorkerSnapshot,
+    Announced, Answer, EngineInfo, Histograms, Hosts, HostsConfig, InferError, Served, Snapshot, State,
+    Ticket, Timing, WorkerSnapshot,
 };

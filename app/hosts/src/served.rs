@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
@@ -54,6 +54,8 @@ pub struct Hosts {
     errors: Mutex<BTreeMap<String, String>>,
     /// Where each model that was ever loaded (or tried) came from.
     directories: Mutex<BTreeMap<String, PathBuf>>,
+    /// Loads that are announced and not over.
+    announced: Arc<AtomicUsize>,
     serial: Arc<AtomicU64>,
 }
 
@@ -67,6 +69,13 @@ impl Hosts {
         let config = HostsConfig {
             workers: config.workers.clamp(1, MAX_WORKERS),
             queue: config.queue.clamp(1, MAX_SLOTS),
+            cgroup_root: config.cgroup_root.filter(|root| match cgroup::usable(root) {
+                Ok(()) => true,
+                Err(e) => {
+                    tracing::info!(reason = %e, "no control groups for engine hosts: RLIMIT_DATA caps their memory");
+                    false
+                }
+            }),
             ..config
         };
         if let Some(root) = &config.cgroup_root {
@@ -77,6 +86,7 @@ impl Hosts {
             models: Mutex::default(),
             errors: Mutex::default(),
             directories: Mutex::default(),
+            announced: Arc::default(),
             serial: Arc::default(),
         })
     }
@@ -109,6 +119,19 @@ impl Hosts {
     #[must_use]
     pub fn known(&self) -> Vec<(String, PathBuf)> {
         lock(&self.directories).iter().map(|(n, d)| (n.clone(), d.clone())).collect()
+    }
+
+    /// Announces that models are about to be loaded; [`Hosts::loading`] says so until the guard is dropped.
+    #[must_use]
+    pub fn announce_loading(&self) -> Announced {
+        self.announced.fetch_add(1, Relaxed);
+        Announced(self.announced.clone())
+    }
+
+    /// Whether more models are about to come: the list is not complete yet.
+    #[must_use]
+    pub fn loading(&self) -> bool {
+        self.announced.load(Relaxed) > 0
     }
 
     /// Why the last load of this model (by name or directory) failed, if nothing succeeded since.
@@ -197,6 +220,15 @@ impl Hosts {
             ends.spawn(async move { served.retire().await });
         }
         while ends.join_next().await.is_some() {}
+    }
+}
+
+/// An announced load; over when dropped.
+pub struct Announced(Arc<AtomicUsize>);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     models,
 };
 use inferd_api::{ApiConfig, App, Compat, Cors, RateLimit};
-use inferd_hosts::{Hosts, HostsConfig};
+use inferd_hosts::{Announced, Hosts, HostsConfig};
 use std::{
     future::Future,
     net::SocketAddr,
@@ -70,9 +70,11 @@ pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
         // What was really bound: port 0 asks the system for any free one.
         let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let hosts = Hosts::new(hosts_config(config, program));
+        // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
+        let first = hosts.announce_loading();
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
         let dirs = config.models.dirs.clone();
-        let loading = tokio::spawn(load_and_reload(Arc::clone(&hosts), dirs, signals.reload, started));
+        let loading = tokio::spawn(load_and_reload(Arc::clone(&hosts), dirs, signals.reload, started, first));
         info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");
         inferd_api::serve(app, listeners, ended(signals.end)).await;
         loading.abort();
@@ -154,8 +156,15 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
 }
 
 /// Loads all models, then again those that changed whenever SIGHUP asks for it.
-async fn load_and_reload(hosts: Arc<Hosts>, dirs: Vec<PathBuf>, mut reload: Signal, started: Instant) {
+async fn load_and_reload(
+    hosts: Arc<Hosts>,
+    dirs: Vec<PathBuf>,
+    mut reload: Signal,
+    started: Instant,
+    first: Announced,
+) {
     load(&hosts, &dirs).await;
+    drop(first);
     let ms = millis(started.elapsed());
     match hosts.list().len() {
         0 => warn!(ms, "up without a model: nothing can be inferred until one is loaded"),
