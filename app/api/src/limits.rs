@@ -20,10 +20,13 @@ pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 pub const HEAD: usize = 32 << 10;
 /// Bytes read at once from a connection; its buffer grows to this and no further.
 pub const READ_BUFFER: usize = 64 << 10;
-/// After a refusal with unread input: bytes and time we go on reading, so that the refusal is not lost to a reset.
-pub const LINGER_BYTES: usize = 1 << 20;
-/// See [`LINGER_BYTES`].
-pub const LINGER_TIME: Duration = Duration::from_secs(2);
+/// After a refusal with unread input we go on reading for a while, so that the refusal is not lost to a reset: up to this many
+/// bytes, which lets a client that sends 30 MiB without asking first still read its 413.
+pub const LINGER_BYTES: usize = 32 << 20;
+/// See [`LINGER_BYTES`]: all in all.
+pub const LINGER_TIME: Duration = Duration::from_secs(10);
+/// See [`LINGER_BYTES`]: without a byte.
+pub const LINGER_SILENCE: Duration = Duration::from_secs(2);
 /// Replies of at least this size are compressed when the client asks for it.
 pub const GZIP_FROM: usize = 1000;
 /// JSON bodies and compressions above this size leave the network thread, so that health checks stay quick.

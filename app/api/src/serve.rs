@@ -310,8 +310,8 @@ async fn linger(stream: &mut TcpStream) {
             return;
         }
         let mut left = limits::LINGER_BYTES;
-        let mut sink = [0; 4096];
-        while let Ok(n) = stream.read(&mut sink).await {
+        let mut sink = vec![0; 16 << 10];
+        while let Ok(Ok(n)) = tokio::time::timeout(limits::LINGER_SILENCE, stream.read(&mut sink)).await {
             if n == 0 || n >= left {
                 return;
             }

@@ -1,5 +1,7 @@
 //! The endpoint over real sockets, with no model behind it: limits, times, connections, and what stands on every reply.
 
+#![allow(clippy::unwrap_used)] // clippy.toml allows it in tests; helpers of an integration test are not seen as such
+
 use inferd_api::{ApiConfig, App, Cors, RateLimit, serve};
 use inferd_hosts::{Hosts, HostsConfig};
 use std::net::SocketAddr;

@@ -1,0 +1,220 @@
+"""HTTP as clients really speak it: cross-origin pages, compression, slow, vanished and greedy clients."""
+
+import gzip
+import http.client
+import json
+import os
+import signal
+import time
+
+import pytest
+from contract.wire import Wire, ask, window
+
+PREFLIGHT = [("Origin", "http://page.lan"), ("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "content-type")]
+
+
+def until(condition, what, timeout=30):
+    """Waits for something that happens by itself."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
+
+
+def test_a_page_may_ask_and_read(daemon, walk):
+    answer = ask(daemon, "OPTIONS", "/infer", headers=PREFLIGHT)
+    assert (answer.status, answer.body) == (200, b"OK")
+    assert answer.headers["access-control-allow-origin"] == "http://page.lan"
+    assert answer.headers["access-control-allow-methods"] == "GET, POST, HEAD"
+    assert answer.headers["access-control-allow-headers"] == "content-type"
+    assert answer.headers["access-control-max-age"] == "600"
+    assert answer.headers["vary"] == "Origin"
+    answer = ask(daemon, "POST", "/infer", json.dumps(walk), [("Origin", "http://page.lan")])
+    assert answer.status == 200 and answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    answer = ask(daemon, "POST", "/infer", "{}", [("Origin", "null"), ("Cookie", "a=b")])
+    assert answer.status == 422 and answer.headers["access-control-allow-origin"] == "null" and answer.headers["vary"] == "Origin"
+    refused = ask(daemon, "OPTIONS", "/infer", headers=[PREFLIGHT[0], ("Access-Control-Request-Method", "DELETE")])
+    assert (refused.status, refused.body) == (400, b"Disallowed CORS method")
+
+
+def test_only_listed_pages_may_when_there_is_a_list(native):
+    daemon = native(config='[server]\nallow_origins = ["http://good.lan"]\n')
+    good = ask(daemon, "GET", "/livez", headers=[("Origin", "http://good.lan")])
+    assert good.headers["access-control-allow-origin"] == "http://good.lan"
+    assert "access-control-allow-origin" not in ask(daemon, "GET", "/livez", headers=[("Origin", "http://bad.lan")]).headers
+    assert ask(daemon, "OPTIONS", "/infer", headers=PREFLIGHT).body == b"Disallowed CORS origin"
+
+
+def test_answers_are_compressed_only_when_asked(daemon, native, walk):
+    plain = ask(daemon, "GET", "/status")
+    assert "content-encoding" not in plain.headers
+    packed = ask(daemon, "GET", "/status", headers=[("Accept-Encoding", "gzip, deflate")])
+    assert packed.headers["content-encoding"] == "gzip" and "Accept-Encoding" in packed.headers["vary"]
+    assert json.loads(gzip.decompress(packed.body))["ready"] is True
+    assert "content-encoding" not in ask(daemon, "GET", "/livez", headers=[("Accept-Encoding", "gzip")]).headers
+    assert "content-encoding" not in ask(daemon, "GET", "/status", headers=[("Accept-Encoding", "gzip;q=0")]).headers
+
+
+def test_a_request_id_comes_back_and_stands_in_the_log(native, walk):
+    daemon = native(env={"INFERD_LOGGING_LEVEL": "debug", "INFERD_LOGGING_FORMAT": "json"})
+    answer = ask(daemon, "POST", "/infer", json.dumps(walk), [("X-Request-ID", "test-4711")])
+    assert answer.headers["x-request-id"] == "test-4711"
+    until(lambda: "test-4711" in daemon.log_text(), "the request is logged")
+    line = next(l for l in daemon.log_text().splitlines() if "test-4711" in l)
+    entry = json.loads(line)
+    fields = entry.get("fields", entry)
+    assert fields["request_id"] == "test-4711" and fields["status"] == 200 and fields["latency_us"] > 0
+    assert ask(daemon, "GET", "/livez", headers=[("X-Request-ID", "bad id\t")]).headers["x-request-id"] != "bad id\t"
+
+
+def test_a_connection_serves_many_requests(daemon, walk):
+    with Wire(daemon) as wire:
+        for _ in range(300):
+            assert wire.request("POST", "/infer", json.dumps(walk)).answer().status == 200
+
+
+def test_the_standard_library_and_chunked_bodies(daemon, walk):
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+    body = json.dumps(walk).encode()
+    connection.request("POST", "/infer", iter([body[:100], body[100:]]), {"Content-Type": "application/json"}, encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.status == 200 and len(json.load(answer)["latent"]) == 64
+    connection.close()
+
+
+def test_expect_100_continue(daemon, walk):
+    body = json.dumps(walk).encode()
+    with Wire(daemon) as wire:
+        wire.send(f"POST /infer HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n")
+        assert wire.answer().status == 100
+        assert wire.send(body).answer().status == 200
+
+
+def test_a_body_too_large_is_refused_before_it_is_sent(daemon):
+    with Wire(daemon) as wire:
+        wire.send("POST /infer HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n")
+        answer = wire.answer()
+        assert answer.status == 413 and answer.headers["connection"] == "close", answer
+        assert wire.rest() == b"", "and the connection is closed, not reset"
+
+
+def test_a_body_too_large_is_refused_while_it_is_sent(daemon):
+    with Wire(daemon) as wire:
+        wire.request("POST", "/infer", b" " * (11 << 20))
+        assert wire.answer().status == 413
+
+
+def test_a_request_that_comes_byte_by_byte_is_answered(daemon):
+    body = window().encode()
+    head = f"POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Wire(daemon) as wire:
+        for at in range(len(head)):
+            wire.send(head[at : at + 1])
+        for at in range(0, len(body), 100):
+            wire.send(body[at : at + 100])
+        assert wire.answer().status == 200
+
+
+def test_a_client_too_slow_for_its_head_or_body_is_let_go(native):
+    daemon = native(config="[server]\nheader_timeout_s = 1\nrequest_timeout_s = 1\n")
+    with Wire(daemon) as head, Wire(daemon) as body:
+        head.send("GET /livez HTTP/1.1\r\nHo")
+        body.send('POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"x"')
+        assert head.answer().status == 408
+        answer = body.answer()
+        assert answer.status == 408 and answer.json()["error"] == "slow_body"
+        assert ask(daemon, "GET", "/healthz").status == 200
+
+
+def test_a_thousand_half_open_requests_do_not_keep_others_out(native, walk):
+    daemon = native(config="[server]\nmax_connections = 64\nheader_timeout_s = 1\n")
+    slow = [Wire(daemon).send("POST /infer HTTP/1.1\r\nHost: a\r\n") for _ in range(200)]
+    until(lambda: daemon.request("/infer", walk).status == 200, "a good client is served")
+    for wire in slow:
+        wire.close()
+
+
+def test_vanished_clients_leave_nothing_behind(native, walk):
+    daemon = native()
+    body = json.dumps(walk)
+    pid = daemon.process.pid
+
+    def descriptors():
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    assert ask(daemon, "POST", "/infer", body).status == 200
+    before = descriptors()
+    for i in range(200):
+        wire = Wire(daemon).request("POST", "/infer", body[: len(body) if i % 2 else i])
+        wire.reset() if i % 3 else wire.close()
+    until(lambda: daemon.request("/status").json()["connections"] == 1, "only the asking connection is open")
+    until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 0, "every slot is given back")
+    until(lambda: descriptors() <= before + 1, "every descriptor is closed")
+    assert ask(daemon, "POST", "/infer", body).status == 200
+
+
+def test_the_work_of_a_client_that_left_is_dropped(native, walk):
+    daemon = native()
+    body = json.dumps(walk)
+    assert ask(daemon, "POST", "/infer", body).status == 200
+    model = daemon.request("/status").json()["models"][0]
+    host, done = model["host"]["pid"], model["requests"]["success"]
+    os.kill(host, signal.SIGSTOP)
+    try:
+        waiting = [Wire(daemon).request("POST", "/infer", body) for _ in range(3)]
+        until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 3, "three are queued")
+        for wire in waiting:
+            wire.close()
+        until(lambda: daemon.request("/status").json()["connections"] == 1, "they are gone")
+    finally:
+        os.kill(host, signal.SIGCONT)
+    until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 0, "the slots are free")
+    requests = daemon.request("/status").json()["models"][0]["requests"]
+    assert requests["success"] == done, "nothing was computed for nobody"
+    assert ask(daemon, "POST", "/infer", body).status == 200
+
+
+def test_requests_in_flight_end_before_the_daemon_does(native, walk):
+    daemon = native()
+    body = json.dumps(walk).encode()
+    with Wire(daemon) as wire:
+        wire.send(f"POST /infer HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n")
+        assert wire.answer().status == 100
+        daemon.process.send_signal(signal.SIGTERM)
+        until(lambda: "SIGTERM" in daemon.log_text(), "the daemon was told to end")
+        assert wire.send(body).answer().status == 200
+    assert daemon.process.wait(20) == 0
+
+
+def test_an_api_key_guards_what_changes_the_device(native):
+    daemon = native(env={"INFERD_SECURITY_API_KEY": "0123456789abcdef"})
+    model = daemon.request("/contract").json()["model"]
+    load = f"/v2/repository/models/{model}/load"
+    assert ask(daemon, "POST", load).status == 401
+    assert ask(daemon, "POST", load, headers=[("X-API-Key", "0123456789abcdee")]).status == 403
+    assert ask(daemon, "POST", load, headers=[("X-API-Key", "0123456789abcdef")]).status == 200
+    assert ask(daemon, "POST", load, headers=[("Authorization", "Bearer 0123456789abcdef")]).status == 200
+    assert ask(daemon, "POST", "/infer", window()).status == 200, "inference and reading stay open"
+
+
+def test_without_a_key_no_foreign_page_may_change_the_device(daemon):
+    model = daemon.request("/contract").json()["model"]
+    answer = ask(daemon, "POST", f"/v2/repository/models/{model}/unload", headers=[("Origin", "http://evil.example")])
+    assert answer.status == 403
+    assert daemon.request("/healthz").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/livez", "/readyz", "/health", "/status", "/contract", "/metrics", "/openapi.json", "/docs"])
+def test_head_is_get_without_a_body(daemon, path):
+    get, head = ask(daemon, "GET", path), ask(daemon, "HEAD", path)
+    assert head.status == get.status == 200 and head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_wrong_methods_and_paths(daemon):
+    assert ask(daemon, "GET", "/nothing").json() == {"detail": "Not Found"}
+    for method, path, allow in (("GET", "/infer", "POST"), ("PUT", "/healthz", "GET, HEAD"), ("DELETE", "/test", "POST"), ("OPTIONS", "/infer", "POST")):
+        answer = ask(daemon, method, path)
+        assert (answer.status, answer.headers["allow"], answer.json()) == (405, allow, {"detail": "Method Not Allowed"})
+    slash = ask(daemon, "POST", "/infer/?a=1")
+    assert (slash.status, slash.headers["location"]) == (307, "/infer?a=1")
