@@ -4,6 +4,7 @@
 //! * [`motion`]: a seeded generator of what a nine-axis collar sensor measures during twelve motions;
 //! * [`net`]: a temporal convolutional network with its derivatives, and the optimiser;
 //! * [`training`]: the training loop and honest measurement on unseen windows;
+//! * [`head`]: linear heads fitted to labelled latents, for calibration on a device;
 //! * [`onnx`]: the network as an ONNX file;
 //! * [`imu_motion`]: the appliance's default model, written as a model directory.
 //!
@@ -14,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod head;
 pub mod imu_motion;
 pub mod motion;
 pub mod net;

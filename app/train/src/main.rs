@@ -72,6 +72,8 @@ fn main() -> ExitCode {
 type Done = Result<(), Box<dyn std::error::Error>>;
 
 fn train_imu_motion(seed: u64, epochs: usize, output: &std::path::Path, confusion: bool) -> Done {
+    // A directory that cannot be written is known before minutes of training, not after.
+    std::fs::create_dir_all(output).map_err(|e| format!("{}: {e}", output.display()))?;
     let schedule = Schedule { epochs, ..Schedule::FULL };
     let start = Instant::now();
     let net = train(
@@ -113,8 +115,8 @@ fn mega(n: usize) -> f64 {
 
 fn print_window(motion: Motion, seed: u64, conditions: Conditions) -> Done {
     use std::io::Write;
-    let rows: Vec<_> = motion::window(motion, seed, conditions);
-    let body = serde_json::json!({ "x": rows });
-    writeln!(std::io::stdout(), "{body}")?;
+    // Not through serde_json::Value: its f64 would print digits an f32 does not have.
+    let rows = serde_json::to_string(&motion::window(motion, seed, conditions))?;
+    writeln!(std::io::stdout(), "{{\"x\":{rows}}}")?;
     Ok(())
 }

@@ -202,9 +202,10 @@ impl Tcn {
         Answer { latent, scores }
     }
 
-    /// Adds the derivatives of the loss on one window to `grad`; returns the loss: binary cross-entropy of each score
-    /// against `target`, summed over the motifs.
-    pub fn learn(&self, x: ArrayView2<'_, f32>, target: &Array1<f32>, grad: &mut Self) -> f32 {
+    /// Adds the derivatives of the loss on one normalised window to `grad`; returns the loss: binary cross-entropy of
+    /// each score against `target`, summed over the motifs, plus `tame / 2` times the squared length of the latent
+    /// vector, which keeps latents of strong movement within reach of the others.
+    pub fn learn(&self, x: ArrayView2<'_, f32>, target: &Array1<f32>, tame: f32, grad: &mut Self) -> f32 {
         let mut traces: Vec<BlockTrace> = Vec::with_capacity(self.blocks.len());
         for b in &self.blocks {
             traces.push(b.forward(traces.last().map_or(x, |t| t.out.view())));
@@ -213,10 +214,12 @@ impl Tcn {
         let mean = mean_over_time(last);
         let latent = self.latent.forward(&mean);
         let logits = self.motif.forward(&latent);
-        let loss = logits.iter().zip(target).map(|(&l, &y)| cross_entropy(l, y)).sum();
+        let named: f32 = logits.iter().zip(target).map(|(&l, &y)| cross_entropy(l, y)).sum();
+        let loss = named + 0.5 * tame * latent.dot(&latent);
 
         let dlogits = logits.mapv(sigmoid) - target;
-        let dlatent = self.motif.backward(&latent, &dlogits, &mut grad.motif);
+        let mut dlatent = self.motif.backward(&latent, &dlogits, &mut grad.motif);
+        dlatent.scaled_add(tame, &latent);
         let dmean = self.latent.backward(&mean, &dlatent, &mut grad.latent);
         #[allow(clippy::cast_precision_loss, reason = "a window has far fewer than 2^24 samples")]
         let share = 1.0 / last.nrows() as f32;
@@ -226,6 +229,17 @@ impl Tcn {
             d = b.backward(input, &traces[i], d, &mut grad.blocks[i]);
         }
         loss
+    }
+
+    /// Shifts and scales each latent dimension by `-mean` and `1 / deviation`, and the motif head so that scores stay
+    /// what they are.
+    pub fn standardize_latent(&mut self, mean: &Array1<f32>, deviation: &Array1<f32>) {
+        self.motif.bias += &self.motif.weight.dot(mean);
+        for (d, (&m, &s)) in mean.iter().zip(deviation).enumerate() {
+            self.motif.weight.column_mut(d).mapv_inplace(|w| w * s);
+            self.latent.weight.row_mut(d).mapv_inplace(|w| w / s);
+            self.latent.bias[d] = (self.latent.bias[d] - m) / s;
+        }
     }
 
     /// Every weight and bias, in a fixed order: the state of an optimiser follows it.
@@ -359,15 +373,22 @@ mod tests {
     fn small() -> (Tcn, Array2<f32>, Array1<f32>) {
         let mut r = Random::new(5, 0);
         #[allow(clippy::cast_possible_truncation)]
-        let x = Array2::from_shape_simple_fn((12, 3), || r.normal() as f32);
-        (Tcn::new(&[3, 4, 5], 4, 2, 3), x, Array1::from(vec![1.0, 0.0]))
+        let window = Array2::from_shape_simple_fn((12, 3), || r.normal() as f32);
+        let mut net = Tcn::new(&[3, 4, 5], 4, 2, 3);
+        // Fresh biases are 0, and where nothing comes in a ReLU would stand exactly on its kink.
+        for w in net.parameters_mut().into_iter().flatten() {
+            #[allow(clippy::cast_possible_truncation)]
+            let nudge = 0.2 * r.normal() as f32;
+            *w += nudge;
+        }
+        (net, window, Array1::from(vec![1.0, 0.0]))
     }
 
     #[test]
     fn every_derivative_is_the_slope_of_the_loss() {
         let (mut net, x, target) = small();
         let mut grad = net.zeros_like();
-        net.learn(x.view(), &target, &mut grad);
+        net.learn(x.view(), &target, 0.1, &mut grad);
         let derivatives: Vec<Vec<f32>> = grad.parameters_mut().iter().map(|p| p.to_vec()).collect();
         assert!(derivatives.iter().all(|p| p.iter().any(|d| d.abs() > 1e-4)), "no layer is cut off");
         let h = 1e-3;
@@ -375,7 +396,7 @@ mod tests {
             for (j, &d) in layer.iter().enumerate() {
                 let mut loss_at = |delta: f32| {
                     net.parameters_mut()[i][j] += delta;
-                    let l = net.learn(x.view(), &target, &mut net.zeros_like());
+                    let l = net.learn(x.view(), &target, 0.1, &mut net.zeros_like());
                     net.parameters_mut()[i][j] -= delta;
                     l
                 };
@@ -392,11 +413,11 @@ mod tests {
     #[test]
     fn a_convolution_never_sees_the_future() {
         let (net, x, _) = small();
-        let block = &net.blocks[1].first;
+        let conv = &net.blocks[1].first;
         let x = net.blocks[0].forward(x.view()).out;
         let mut changed = x.clone();
         changed.row_mut(7).fill(9.0);
-        let (before, after) = (block.forward(x.view()), block.forward(changed.view()));
+        let (before, after) = (conv.forward(x.view()), conv.forward(changed.view()));
         let first_seven = |y: &Array2<f32>| y.slice_axis(TIME, Slice::from(..7)).to_owned();
         assert_eq!(first_seven(&before), first_seven(&after));
         assert_ne!(before.row(7), after.row(7));
@@ -408,8 +429,21 @@ mod tests {
         let scores = net.forward(x.view()).scores;
         let by_hand: f32 =
             scores.iter().zip(&target).map(|(p, y)| -(p * y + (1.0 - p) * (1.0 - y)).ln()).sum();
-        let loss = net.learn(x.view(), &target, &mut net.zeros_like());
+        let loss = net.learn(x.view(), &target, 0.0, &mut net.zeros_like());
         assert!((loss - by_hand).abs() < 1e-5, "{loss} and {by_hand}");
+    }
+
+    #[test]
+    fn scores_do_not_change_when_latents_are_standardised() {
+        let (mut net, x, _) = small();
+        let before = net.forward(x.view());
+        let (mean, deviation) =
+            (Array1::from(vec![0.5, -1.0, 2.0, 0.0]), Array1::from(vec![2.0, 0.5, 3.0, 1.0]));
+        net.standardize_latent(&mean, &deviation);
+        let after = net.forward(x.view());
+        let near = |a: &Array1<f32>, b: &Array1<f32>| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(near(&after.scores, &before.scores));
+        assert!(near(&after.latent, &((before.latent - mean) / deviation)));
     }
 
     #[test]
@@ -417,12 +451,12 @@ mod tests {
         let (mut net, x, target) = small();
         let mut adam = AdamW::new(&net, 0.0);
         let mut grad = net.zeros_like();
-        let first = net.learn(x.view(), &target, &mut grad);
-        for _ in 0..50 {
+        let first = net.learn(x.view(), &target, 0.0, &mut grad);
+        for _ in 0..200 {
             adam.step(&mut net, &mut grad, 1, 0.01);
-            net.learn(x.view(), &target, &mut grad);
+            net.learn(x.view(), &target, 0.0, &mut grad);
         }
-        let last = net.learn(x.view(), &target, &mut net.zeros_like());
+        let last = net.learn(x.view(), &target, 0.0, &mut net.zeros_like());
         assert!(last < 0.1 * first, "{first} to {last}");
     }
 }

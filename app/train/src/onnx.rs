@@ -1,6 +1,6 @@
 //! The part of ONNX that a trained [`Tcn`] needs, and the network written in it.
 //!
-//! Messages are hand-written from onnx.proto3 (IR version 8, the numbers are the format's field numbers), so that no
+//! Messages are hand-written from onnx.proto (proto2, so repeated numbers are unpacked; IR version 8), so that no
 //! protobuf compiler is needed. The graph uses only `Transpose`, `Conv`, `Relu`, `Add`, `GlobalAveragePool`, `Flatten`,
 //! `Gemm` and `Sigmoid` at opset 17, static shapes and f32; causality is asymmetric padding, not padding and slicing.
 
