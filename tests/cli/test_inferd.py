@@ -203,3 +203,26 @@ def test_a_log_that_nobody_reads_stops_nobody(tmp_path):
     finally:
         daemon.kill()
         os.close(read)
+
+
+def test_under_journald_lines_carry_their_priority_and_no_time(tmp_path):
+    log = tmp_path / "journal"
+    config = tmp_path / "inferd.toml"
+    config.write_text("")
+    command = [inferd_program(), "--config", config, "--listen", f"127.0.0.1:{qemu.free_port()}", "--models", tmp_path]
+    with open(log, "wb") as stream:
+        status = os.fstat(stream.fileno())
+        env = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        daemon = subprocess.Popen([str(part) for part in command], stderr=stream, env=env)
+    try:
+        end = time.monotonic() + 60
+        while "up without a model" not in log.read_text():
+            assert time.monotonic() < end and daemon.poll() is None, log.read_text()
+            time.sleep(0.02)
+        daemon.terminate()
+        assert daemon.wait(timeout=30) == 0
+    finally:
+        daemon.kill()
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("<6>inferd: inferd starts"), lines
+    assert any(line.startswith("<4>") and "up without a model" in line for line in lines), lines
