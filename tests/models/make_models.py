@@ -102,7 +102,7 @@ class Model:
 
         return (
             f"# Made by tests/models/make_models.py; edit that.\n"
-            f'schema = 1\nname = "{self.name}"\nversion = "1"\ntask = "tensor"\n'
+            f'schema = 1\nname = "{self.name[:64]}"\nversion = "1"\ntask = "tensor"\n'
             f'summary = "{self.summary}"\nengines = ["cpu"]\n'
             f"\n[budget]\nmemory_mib = {self.memory_mib}\ndeadline_ms = {self.deadline_ms}\n"
             f'\n[onnx]\nfile = "model.onnx"\nsha256 = "{hashlib.sha256(network).hexdigest()}"\n'

@@ -1,0 +1,24 @@
+"""The engine's own program, built once for the run."""
+
+import json
+import subprocess
+
+import places
+import pytest
+
+
+@pytest.fixture(scope="session")
+def check():
+    """`check(directories)` loads each on the built-in engine and runs its golden vectors: a verdict and why, by
+    directory name."""
+    build = ["cargo", "build", "--locked", "--quiet", "-p", "inferd-engine", "--example", "engine_check"]
+    subprocess.run(build, cwd=places.ROOT, check=True)
+    program = places.target() / "debug/examples/engine_check"
+
+    def run(directories):
+        output = subprocess.run([program, *map(str, directories)], capture_output=True, text=True, check=True).stdout
+        rows = [json.loads(line) for line in output.splitlines()]
+        assert len(rows) == len(directories)
+        return {directory.name: (row["verdict"], row["why"]) for directory, row in zip(directories, rows, strict=True)}
+
+    return run

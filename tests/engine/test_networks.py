@@ -1,0 +1,346 @@
+"""Networks of the shapes people bring, with random weights, beside ONNX Runtime."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import places
+import pytest
+from engine.networks import network, node, save
+from onnx import TensorProto
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+SHARED = places.ROOT.parent / "shared/models"
+
+
+class Builder:
+    """Collects operators and weights; every method gives the name of its result."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.nodes, self.constants, self.count = [], {}, 0
+
+    def add(self, op, *inputs, outputs=1, **attributes):
+        names = [f"v{self.count + i}" for i in range(outputs)]
+        self.count += outputs
+        inputs = [i if isinstance(i, str) else self.weight(i) for i in inputs]
+        self.nodes.append(node(op, inputs, names, name=f"{op}_{names[0]}", **attributes))
+        return names[0] if outputs == 1 else names
+
+    def weight(self, array):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(array)
+        return name
+
+    def random(self, *shape):
+        """Weights of a size that keeps activations near one."""
+        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 16
+        return (self.rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    def called(self, name, value):
+        self.nodes.append(node("Identity", [value], [name]))
+
+    # --- layers
+
+    def conv(self, x, channels_in, channels_out, kernel, **attributes):
+        groups = attributes.get("group", 1)
+        return self.add(
+            "Conv", x, self.random(channels_out, channels_in // groups, *kernel), self.random(channels_out),
+            kernel_shape=list(kernel), **attributes,
+        )  # fmt: skip
+
+    def norm(self, x, channels):
+        statistics = [1 + 0.1 * self.random(channels), self.random(channels), self.random(channels)]
+        return self.add("BatchNormalization", x, *statistics, np.abs(self.random(channels)) + np.float32(0.5))
+
+    def dense(self, x, size_in, size_out):
+        return self.add("Gemm", x, self.random(size_out, size_in), self.random(size_out), transB=1)
+
+    def silu(self, x):
+        return self.add("Mul", x, self.add("Sigmoid", x))
+
+
+def length(b, x, axis):
+    """The size of a dimension, as a vector of one, computed in the network as exporters write it."""
+    return b.add("Unsqueeze", b.add("Gather", b.add("Shape", x), np.array(axis), axis=0), np.array([0]))
+
+
+def temporal_blocks(b, x, sizes, time=None):
+    """TemporalConvNet: two causal convolutions (padded at both ends, cut back) and a residual per block."""
+    for i, (size_in, size_out) in enumerate(zip(sizes, sizes[1:])):
+        y = x
+        for channels in (size_in, size_out):
+            y = b.conv(y, channels, size_out, [3], dilations=[2**i], pads=[2 * 2**i] * 2)
+            end = time if time is not None else np.array([-2 * 2**i])
+            y = b.add("Slice", y, np.array([0]), end, np.array([2]), np.array([1]))
+            y = b.add("Relu", b.norm(y, size_out))
+        residual = b.conv(x, size_in, size_out, [1]) if size_in != size_out else x
+        x = b.add("Relu", b.add("Add", y, residual))
+    return x
+
+
+def attention(b, x, width, heads):
+    """MultiheadAttention over [batch, time, width] with its shapes computed in the network, as torch exports it."""
+    batch, time = length(b, x, 0), length(b, x, 1)
+    split = b.add("Concat", batch, time, np.array([heads]), np.array([width // heads]), axis=0)
+    qkv = []
+    for _ in range(3):
+        y = b.add("Add", b.add("MatMul", x, b.random(width, width)), b.random(width))
+        qkv.append(b.add("Transpose", b.add("Reshape", y, split), perm=[0, 2, 1, 3]))
+    scores = b.add("MatMul", qkv[0], b.add("Transpose", qkv[1], perm=[0, 1, 3, 2]))
+    scores = b.add("Div", scores, np.sqrt(np.float32(width // heads)))
+    y = b.add("Transpose", b.add("MatMul", b.add("Softmax", scores, axis=-1), qkv[2]), perm=[0, 2, 1, 3])
+    joined = b.add("Concat", batch, time, np.array([width]), axis=0)
+    return b.add("Add", b.add("MatMul", b.add("Reshape", y, joined), b.random(width, width)), b.random(width))
+
+
+def head(b, x, size):
+    """Linear, ReLU, BatchNorm, Linear, ReLU, Linear to seven classes."""
+    y = b.norm(b.add("Relu", b.dense(x, size, 128)), 128)
+    return b.dense(b.add("Relu", b.dense(y, 128, 64)), 64, 7)
+
+
+def spikes(b, x, beta, threshold, membrane):
+    """One step of leaky integrate-and-fire neurons that reset by subtraction: spikes and the new membrane."""
+    membrane = b.add("Add", b.add("Mul", membrane, np.float32(beta)), x)
+    fired = b.add("Cast", b.add("Greater", membrane, np.float32(threshold)), to=TensorProto.FLOAT)
+    return fired, b.add("Sub", membrane, b.add("Mul", fired, np.float32(threshold)))
+
+
+def rate(b, x, sizes, steps=20):
+    """Spiking layers over the steps of a rate code; the mean rate of the last layer."""
+    on = b.add("Greater", b.add("Sigmoid", x), np.float32(0.5))
+    code = b.add("ReduceMean", b.add("Cast", on, to=TensorProto.FLOAT), axes=[1], keepdims=0)
+    layers = [(b.random(o, i), b.random(o), o) for i, o in zip(sizes, sizes[1:])]
+    layers = [(b.weight(w), b.weight(bias), o) for w, bias, o in layers]
+    batch = length(b, x, 0)
+    membranes = [
+        b.add("Expand", np.zeros((1, 1), np.float32), b.add("Concat", batch, np.array([o]), axis=0)) for *_, o in layers
+    ]
+    total = None
+    for _ in range(steps):
+        y = code
+        for i, (w, bias, _) in enumerate(layers):
+            y, membranes[i] = spikes(b, b.add("Gemm", y, w, bias, transB=1), 0.95, 0.48, membranes[i])
+        total = y if total is None else b.add("Add", total, y)
+    return b.add("Div", total, np.float32(steps))
+
+
+EMG = ("batch", "time", 16)
+
+
+def tcn(b):
+    x = b.add("Transpose", "emg", perm=[0, 2, 1])
+    y = temporal_blocks(b, x, [16, 64, 128, 256], time=length(b, x, 2))
+    y = attention(b, b.add("Transpose", y, perm=[0, 2, 1]), 256, 8)
+    return head(b, b.add("ReduceMean", y, axes=[1], keepdims=0), 256)
+
+
+def snn(b):
+    return b.dense(rate(b, "emg", [16, 64, 128, 256]), 256, 7)
+
+
+def hybrid(b):
+    x = temporal_blocks(b, b.add("Transpose", "emg", perm=[0, 2, 1]), [16, 64, 128, 256])
+    pooled = b.add("Squeeze", b.add("GlobalAveragePool", x), np.array([2]))
+    return head(b, b.add("Concat", pooled, rate(b, "emg", [16, 64, 128, 256]), axis=1), 512)
+
+
+def spiking_tcn(b, steps=5):
+    """Spiking temporal blocks; membranes start as zeros of a shape computed in the network."""
+    x = b.add("Transpose", "emg", perm=[0, 2, 1])
+    sizes = [16, 32, 64]
+    weights = [(b.weight(b.random(o, i, 3)), b.weight(b.random(o)), o) for i, o in zip(sizes, sizes[1:])]
+    zeros = [
+        b.add("ConstantOfShape", b.add("Concat", length(b, x, 0), np.array([o]), length(b, x, 2), axis=0))
+        for *_, o in weights
+    ]
+    total, readout = None, (b.weight(b.random(7, 64)), b.weight(b.random(7)))
+    membranes = list(zeros)
+    for _ in range(steps):
+        y = x
+        for i, (w, bias, _) in enumerate(weights):
+            d = 2**i
+            y = b.add("Conv", y, w, bias, kernel_shape=[3], dilations=[d], pads=[2 * d, 2 * d])
+            y = b.add("Slice", y, np.array([0]), np.array([-2 * d]), np.array([2]))
+            y, membranes[i] = spikes(b, y, 0.94, 1.0, membranes[i])
+        y = b.add("Gemm", b.add("ReduceMean", y, axes=[2], keepdims=0), *readout, transB=1)
+        total = y if total is None else b.add("Add", total, y)
+    return b.add("Clip", b.add("Div", total, np.float32(steps)), np.float32(-50), np.float32(50))
+
+
+def detector(b):
+    """What YOLO exports: CSP blocks with SiLU, pyramid pooling, nearest upsampling, distribution-focal boxes."""
+    x = "images"
+    for channels in ((3, 8), (8, 16), (16, 32)):
+        x = b.silu(b.conv(x, *channels, [3, 3], strides=[2, 2], pads=[1] * 4))
+    left, right = b.add("Split", x, np.array([16, 16]), outputs=2, axis=1)
+    y = b.silu(b.conv(right, 16, 16, [3, 3], pads=[1] * 4))
+    x = b.silu(b.conv(b.add("Concat", left, right, b.add("Add", right, y), axis=1), 48, 32, [1, 1]))
+    pools = [x]
+    for _ in range(3):
+        pools.append(b.add("MaxPool", pools[-1], kernel_shape=[5, 5], strides=[1, 1], pads=[2] * 4))
+    deep = b.silu(b.conv(b.add("Concat", *pools, axis=1), 128, 32, [1, 1]))
+    deep = b.silu(b.conv(deep, 32, 32, [3, 3], strides=[2, 2], pads=[1] * 4, group=32))
+    wide = b.add(
+        "Resize", deep, "", np.array([1, 1, 2, 2], np.float32), mode="nearest", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+    )  # fmt: skip
+    levels = [b.add("Concat", wide, x, axis=1), deep]
+    rows = []
+    for level, channels in zip(levels, (64, 32)):
+        boxes = b.conv(level, channels, 64, [1, 1])
+        classes = b.conv(level, channels, 80, [1, 1])
+        rows.append(b.add("Reshape", b.add("Concat", boxes, classes, axis=1), np.array([1, 144, -1])))
+    boxes, classes = b.add("Split", b.add("Concat", *rows, axis=2), np.array([64, 80]), outputs=2, axis=1)
+    bins = b.add("Transpose", b.add("Reshape", boxes, np.array([1, 4, 16, -1])), perm=[0, 2, 1, 3])
+    arange = np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1)
+    distance = b.add("Conv", b.add("Softmax", bins, axis=1), arange, kernel_shape=[1, 1])
+    distance = b.add("Reshape", distance, np.array([1, 4, -1]))
+    near, far = b.add("Split", distance, np.array([2, 2]), outputs=2, axis=1)
+    anchors = b.weight(b.rng.random((1, 2, 80)).astype(np.float32) * 8)
+    low, high = b.add("Sub", anchors, near), b.add("Add", anchors, far)
+    centre = b.add("Div", b.add("Add", low, high), np.float32(2))
+    boxes = b.add("Mul", b.add("Concat", centre, b.add("Sub", high, low), axis=1), np.float32(8))
+    return b.add("Concat", boxes, b.add("Sigmoid", classes), axis=1)
+
+
+def classifier(b):
+    """MobileNetV2's blocks."""
+    x = b.add("Clip", b.conv("images", 3, 16, [3, 3], strides=[2, 2], pads=[1] * 4), np.float32(0), np.float32(6))
+    for _ in range(3):
+        y = b.add("Clip", b.conv(x, 16, 64, [1, 1]), np.float32(0), np.float32(6))
+        y = b.add("Clip", b.conv(y, 64, 64, [3, 3], pads=[1] * 4, group=64), np.float32(0), np.float32(6))
+        x = b.add("Add", x, b.conv(y, 64, 16, [1, 1]))
+    y = b.add("Flatten", b.add("GlobalAveragePool", x), axis=1)
+    return b.add("Softmax", b.dense(y, 16, 10), axis=1)
+
+
+def emg(seed=3):
+    return {"emg": np.random.default_rng(seed).standard_normal((1, 200, 16)).astype(np.float32)}
+
+
+def image():
+    return {"images": np.random.default_rng(3).random((1, 3, 64, 64)).astype(np.float32)}
+
+
+NETWORKS = {
+    "emg-tcn": (tcn, emg(), {"emg": EMG}),
+    "emg-snn": (snn, emg(), {"emg": EMG}),
+    "emg-hybrid": (hybrid, emg(), {"emg": EMG}),
+    "emg-spiking-tcn": (spiking_tcn, emg(), {"emg": EMG}),
+    "detector": (detector, image(), {}),
+    "classifier": (classifier, image(), {}),
+}
+
+
+def build(name):
+    make, inputs, dynamic = NETWORKS[name]
+    b = Builder(sum(name.encode()))
+    b.called("answer", make(b))
+    return network(b.nodes, inputs, {"answer": "FP32"}, b.constants, dynamic=dynamic), inputs
+
+
+@pytest.fixture(scope="module")
+def verdicts(check, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    directories = []
+    for name in NETWORKS:
+        proto, inputs = build(name)
+        directories.append(save(folder, name, proto, inputs, {"answer": "FP32"}))
+    return check(directories)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_agrees_with_onnx_runtime(verdicts, name):
+    verdict, why = verdicts[name]
+    assert verdict == "agrees", why
+
+
+def test_a_network_with_open_dimensions_runs_in_any_size_the_manifest_binds(check, tmp_path):
+    proto, _ = build("emg-tcn")
+    directories = []
+    for batch, time in ((1, 200), (2, 200), (1, 77)):
+        inputs = {"emg": np.random.default_rng(time).standard_normal((batch, time, 16)).astype(np.float32)}
+        directories.append(save(tmp_path, f"{batch}x{time}", proto, inputs, {"answer": "FP32"}))
+    assert {verdict for verdict, _ in check(directories).values()} == {"agrees"}
+
+
+class Samples(CalibrationDataReader):
+    """Inputs for static quantisation."""
+
+    def __init__(self, count):
+        self.rest = iter([emg(seed) for seed in range(count)])
+
+    def get_next(self):
+        return next(self.rest, None)
+
+
+def test_dynamic_quantisation_of_padded_convolutions_is_refused(check, tmp_path):
+    proto, inputs = build("emg-tcn")
+    onnx.save(proto, tmp_path / "f32.onnx")
+    quantize_dynamic(tmp_path / "f32.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
+    quantised = onnx.load(tmp_path / "int8.onnx")
+    assert "ConvInteger" in {n.op_type for n in quantised.graph.node}
+    directory = save(tmp_path, "dynamic", quantised, inputs, {"answer": "FP32"})
+    verdict, why = check([directory])["dynamic"]
+    assert (verdict, "ConvInteger" in why) == ("refused", True), why
+
+
+def test_dynamic_quantisation_of_matrices_agrees(check, tmp_path):
+    proto, inputs = build("emg-tcn")
+    onnx.save(proto, tmp_path / "f32.onnx")
+    # Weights of 7 bits: see test_operators.py.
+    quantize_dynamic(
+        tmp_path / "f32.onnx", tmp_path / "int8.onnx", op_types_to_quantize=["MatMul", "Gemm"], reduce_range=True,
+        weight_type=QuantType.QInt8, per_channel=True,
+    )  # fmt: skip
+    quantised = onnx.load(tmp_path / "int8.onnx")
+    assert "MatMulInteger" in {n.op_type for n in quantised.graph.node}
+    # A value between two steps of a quantisation may fall to either, and what follows moves by a fraction of a step.
+    directory = save(tmp_path, "dynamic", quantised, inputs, {"answer": "FP32"}, max_abs=2e-2)
+    verdict, why = check([directory])["dynamic"]
+    assert verdict == "agrees", why
+
+
+def test_static_quantisation_agrees(check, tmp_path):
+    proto, inputs = build("emg-tcn")
+    onnx.save(proto, tmp_path / "f32.onnx")
+    quantize_static(
+        tmp_path / "f32.onnx", tmp_path / "int8.onnx", Samples(8), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    quantised = onnx.load(tmp_path / "int8.onnx")
+    assert "DequantizeLinear" in {n.op_type for n in quantised.graph.node}
+    directory = save(tmp_path, "static", quantised, inputs, {"answer": "FP32"}, max_abs=2e-2)
+    verdict, why = check([directory])["static"]
+    assert verdict == "agrees", why
+
+
+def test_the_committed_models_are_what_their_program_makes():
+    program = places.ROOT / "tests/models/make_models.py"
+    made = subprocess.run([sys.executable, "-B", program, "--check"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+
+
+def test_a_really_trained_encoder_is_imported_and_agrees(tmp_path):
+    network_file, config = SHARED / "imu_tcn_encoder.onnx", SHARED / "imu_tcn_encoder.config.json"
+    if not network_file.is_file():
+        pytest.skip(f"{network_file} is not here; it is no part of the project")
+    build_tool = ["cargo", "build", "--locked", "--quiet", "-p", "inferctl"]
+    subprocess.run(build_tool, cwd=places.ROOT, check=True)
+    command = [
+        places.target() / "debug/inferctl", "model", "import", "--json", network_file, "--config", config,
+        "--name", "imu-tcn", "--python", sys.executable, "-o", tmp_path / "imu",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["task"] == "imu-encoder" and report["check"]["passed"]
+    opinion = report["onnxruntime"]
+    assert opinion["result"] == "compared" and opinion["cosine"] >= 0.9999 and opinion["max_abs"] < 1e-4, opinion
+    written = hashlib.sha256((tmp_path / "imu/model.onnx").read_bytes()).hexdigest()
+    assert written == hashlib.sha256(network_file.read_bytes()).hexdigest()
