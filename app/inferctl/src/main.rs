@@ -20,6 +20,8 @@ use fail::Failure;
 use input::{Metadata, Sample};
 use std::{io::Read as _, path::Path, process::ExitCode, time::Duration};
 
+/// Where a daemon on this machine listens when nobody says otherwise.
+const DEFAULT_URL: &str = "http://127.0.0.1:9000";
 /// The largest input file that is read.
 const MAX_INPUT: u64 = 256 << 20;
 
@@ -31,7 +33,7 @@ const MAX_INPUT: u64 = 256 << 20;
 )]
 struct Cli {
     /// Where the daemon is
-    #[arg(long, global = true, env = "INFERD_URL", default_value = "http://127.0.0.1:9000")]
+    #[arg(long, global = true, env = "INFERD_URL", default_value = DEFAULT_URL)]
     url: String,
     /// Print JSON for programs instead of text for people
     #[arg(long, global = true)]
@@ -68,7 +70,10 @@ fn main() -> ExitCode {
         Command::Model(command) => return model::run(command, json),
         command => command,
     };
-    let outcome = Client::new(&cli.url, cli.api_key, Duration::from_secs_f64(cli.timeout))
+    // A variable that is set to nothing is one that is not set.
+    let url = if cli.url.is_empty() { DEFAULT_URL } else { &cli.url };
+    let key = cli.api_key.filter(|key| !key.is_empty());
+    let outcome = Client::new(url, key, Duration::from_secs_f64(cli.timeout))
         .map_err(Failure::from)
         .and_then(|client| match &command {
             Command::Status => status::status(&client, json),

@@ -179,22 +179,22 @@ async fn load_and_reload(
 /// Loads every model that is not served as it stands in its directory. They load side by side: most of a load is one
 /// host's start and golden vectors, which leave the other cores idle.
 async fn load(hosts: &Arc<Hosts>, dirs: &[PathBuf]) {
-    let dirs = dirs.to_owned();
-    let Ok((found, wanted)) = tokio::task::spawn_blocking({
-        let hosts = Arc::clone(hosts);
+    let search = {
+        let (hosts, dirs) = (Arc::clone(hosts), dirs.to_owned());
         move || {
             let found = models::find(&dirs);
-            let wanted: Vec<PathBuf> =
-                found.models.iter().filter(|dir| !is_served(&hosts, dir)).cloned().collect();
-            (found, wanted)
+            // The manifest holds the digest of every file: when it is the same, the model is.
+            let is_served =
+                |m: &Manifest| hosts.get(m.name.as_str()).is_some_and(|served| *served.manifest() == *m);
+            let (wanted, doubles) = models::wanted(found.models, is_served);
+            (wanted, [found.problems, doubles].concat())
         }
-    })
-    .await
-    else {
+    };
+    let Ok((wanted, problems)) = tokio::task::spawn_blocking(search).await else {
         error!("the search for models panicked; nothing was loaded");
         return;
     };
-    for problem in &found.problems {
+    for problem in &problems {
         warn!("{problem}");
     }
     let mut loads = JoinSet::new();
@@ -212,14 +212,6 @@ async fn load(hosts: &Arc<Hosts>, dirs: &[PathBuf]) {
         });
     }
     while loads.join_next().await.is_some() {}
-}
-
-/// Whether exactly what stands in this directory is served: the manifest holds the digest of every file.
-fn is_served(hosts: &Hosts, dir: &std::path::Path) -> bool {
-    models::manifest(dir)
-        .ok()
-        .and_then(|manifest| Some(*hosts.get(manifest.name.as_str())?.manifest() == manifest))
-        .unwrap_or(false)
 }
 
 /// The signals this process listens to.
