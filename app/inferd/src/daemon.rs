@@ -9,6 +9,7 @@ use crate::{
 };
 use inferd_api::{ApiConfig, App, Compat, Cors, RateLimit};
 use inferd_hosts::{Announced, Hosts, HostsConfig};
+use inferd_model::Manifest;
 use std::{
     future::Future,
     net::SocketAddr,
