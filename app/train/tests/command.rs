@@ -1,5 +1,7 @@
 //! The command, from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use inferd_train::motion::{Conditions, Motion, Sample, window};
 use std::path::Path;
 use std::process::{Command, Output};

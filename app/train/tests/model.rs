@@ -1,5 +1,7 @@
 //! The committed default model, and what the trainer writes, run by an engine that is not the trainer.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
 use inferd_train::head::{FitOptions, LinearHead, Link};
 use inferd_train::imu_motion;
