@@ -1,6 +1,6 @@
 //! Synthetic motion: what a nine-axis sensor on an animal's collar would measure.
 //!
-//! A [`Motion`] is a trajectory of a rigid body ([`Pose`] over time, written in `kinds`); everything measured follows
+//! A [`Motion`] is a trajectory of a rigid body (a pose over time, written in `kinds`); everything measured follows
 //! from it by physics, so that the nine channels always agree with each other:
 //! * acceleration: the second derivative of the sensor's position, plus gravity, seen in the sensor's axes;
 //! * rotation rate: the derivative of the orientation;
