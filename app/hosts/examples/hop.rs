@@ -83,6 +83,7 @@ fn bare(dir: &Path, threads: usize, time: Duration) -> Figures {
     let model = CpuEngine::new().load(onnx, &manifest).unwrap();
     let manifest = Arc::new(manifest);
     let one = || {
+        inferd_hosts::keep_scratch_on_this_thread();
         let mut runner = Runner::new(&*model, manifest.clone()).unwrap();
         runner.check_golden(&golden).unwrap();
         let inputs: Vec<_> = golden.cases()[0].inputs.iter().map(|v| AlignedBuffer::copy_of(v)).collect();

@@ -54,6 +54,11 @@ pub(crate) fn this_thread_is_a_worker(block: &'static WorkerBlock) {
     });
 }
 
+/// From now on this thread keeps its scratch memory like a worker, for programs that call an engine themselves.
+pub fn keep_scratch_on_this_thread() {
+    this_thread_is_a_worker(Box::leak(Box::default()));
+}
+
 /// From now on a refused allocation stores its size in `cell`.
 pub(crate) fn report_refusals_to(cell: &'static AtomicU64) {
     REFUSED.store(std::ptr::from_ref(cell).cast_mut(), Relaxed);

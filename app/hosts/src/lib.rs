@@ -20,13 +20,15 @@ mod cgroup;
 mod child;
 mod host;
 mod limits;
+#[cfg(target_arch = "x86_64")]
+mod mem;
 mod package;
 mod ring;
 mod served;
 mod stats;
 mod sys;
 
-pub use alloc::CountingAllocator;
+pub use alloc::{CountingAllocator, keep_scratch_on_this_thread};
 pub use child::engine_host_main;
 pub use package::LoadError;
 pub use served::{

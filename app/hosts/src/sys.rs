@@ -105,7 +105,7 @@ impl Drop for Mapping {
 /// Sleeps while `*word == expected`, at most `timeout`. Wakes up for no reason now and then; the caller looks again.
 pub fn futex_wait(word: &AtomicU32, expected: u32, timeout: Duration) {
     let t = libc::timespec {
-        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_sec: timeout.as_secs().try_into().unwrap_or(3600),
         tv_nsec: timeout.subsec_nanos().into(),
     };
     // SAFETY: the word is a valid, aligned u32 for the whole call; FUTEX_WAIT only reads it. Not PRIVATE: it is shared
