@@ -137,7 +137,7 @@ impl Engine for CpuEngine {
     }
 }
 
-/// The version of the library, from the lock file's point of view: the workspace pins it.
+/// The version of the library; a test compares it with the lock file.
 const RTEN_VERSION: &str = "0.27.0";
 
 /// Checks names, types and shapes of the manifest against the graph.
@@ -365,4 +365,15 @@ fn write_output(tensor: &Tensor, value: &Value, out: &mut [u8]) -> Result<(), En
         (other, _) => return Err(wrong(other.dtype().to_string())),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_it_tells_is_the_version_it_is_built_with() {
+        let lock = include_str!("../../../Cargo.lock");
+        assert!(lock.contains(&format!("name = \"rten\"\nversion = \"{RTEN_VERSION}\"\n")), "{RTEN_VERSION}");
+    }
 }

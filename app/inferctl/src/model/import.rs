@@ -15,6 +15,7 @@ use inferd_model::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -211,7 +212,11 @@ impl Import {
         let inputs = self.inputs(&info, task, &config, &mut notes)?;
 
         let mut made = Err(EngineError::Run("the worker did not run".into()));
-        CpuEngine::new().worker(Box::new(|| made = self.record(onnx, &inputs, task)));
+        CpuEngine::new().worker(Box::new(|| {
+            made = catch_unwind(AssertUnwindSafe(|| self.record(onnx, &inputs, task))).unwrap_or_else(|_| {
+                Err(EngineError::Run("the library panicked on a plausible input".into()))
+            });
+        }));
         let recorded = made.map_err(|e| self.engine(e))?;
         let outputs = recorded.outputs;
         let cases = recorded.cases;
