@@ -1,11 +1,16 @@
 """Probes and pages: what they promise, held against the OpenAPI document the device serves about itself."""
 
+import hashlib
 import json
 import re
+import shutil
 
 import jsonschema
+import numpy
+import places
 import pytest
 from contract.wire import ask
+from safetensors.numpy import load_file, save_file
 
 PAGES = ["/", "/healthz", "/livez", "/readyz", "/health", "/status", "/contract", "/openapi.json"]
 
@@ -81,6 +86,22 @@ def test_without_a_model_every_page_is_as_described(native):
     assert daemon.request("/status").json()["endpoint_status"] == "model_not_loaded"
 
 
+def test_a_device_with_tensor_models_only_is_healthy_and_says_what_it_has_not(native):
+    daemon = native(models=[places.ROOT / "tests/models/identity-fp32"])
+    document = daemon.request("/openapi.json").json()
+    for path in PAGES:
+        answer = ask(daemon, "GET", path)
+        assert answer.status == (503 if path == "/contract" else 200), answer
+        check(document, path, "GET", answer)
+    answer = ask(daemon, "POST", "/test")
+    assert answer.status == 200 and answer.json()["parity"]["agrees"] is True
+    check(document, "/test", "POST", answer)
+    for path in ("/infer", "/encode"):
+        answer = ask(daemon, "POST", path, '{"x":[]}')
+        assert answer.status == 503 and "not imu-encoder" in answer.json()["detail"]
+        check(document, path, "POST", answer)
+
+
 def test_healthz_has_the_seeds_fields_and_tells_the_truth(daemon):
     health = daemon.request("/healthz").json()
     assert {"ok", "model", "uptime_s", "config_version", "hef_sha256", "version", "device", "latency_ms"} <= set(health)
@@ -98,13 +119,6 @@ def test_latency_is_that_of_a_real_inference(native, walk):
 
 
 def test_a_model_whose_golden_vectors_do_not_agree_never_serves(native, tmp_path):
-    import hashlib
-    import shutil
-
-    import numpy
-    import places
-    from safetensors.numpy import load_file, save_file
-
     folder = tmp_path / "wrong"
     shutil.copytree(places.DEFAULT_MODEL, folder)
     golden = load_file(folder / "golden.safetensors")

@@ -168,21 +168,14 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
 
 /// What a client must know to send a window: nothing about the input is left to a comment.
 pub(crate) fn contract(app: &App) -> Reply {
-    let Some(model) = app.default_model() else {
-        let (_, w) = default_words(app);
-        return Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", &w.reason, false)
-            .with_retry_after(Duration::from_secs(1));
+    let unavailable = |reason: &str| {
+        Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", reason, false)
+            .with_retry_after(Duration::from_secs(1))
     };
+    let Some(model) = app.default_model() else { return unavailable(&default_words(app).1.reason) };
     let (manifest, plan) = match app.imu_plan(&model) {
         Ok(found) => found,
-        Err(e) => {
-            return Reply::refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "model_unavailable",
-                &e.to_string(),
-                false,
-            );
-        }
+        Err(e) => return unavailable(&e.to_string()),
     };
     let input = &manifest.inputs[0];
     let names = input.channels.as_ref();
@@ -347,9 +340,13 @@ fn tested(app: &App, model: &Served, passed: &Passed) -> Reply {
 #[derive(Serialize)]
 struct Tested<'a> {
     test_status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     latent_shape: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     motif_shape: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     latent_range: Option<[f32; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     motif_range: Option<[f32; 2]>,
     inference_time_ms: f64,
     model: &'a str,
