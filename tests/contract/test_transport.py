@@ -154,8 +154,8 @@ def test_vanished_clients_leave_nothing_behind(native, walk):
     assert ask(daemon, "POST", "/infer", body).status == 200
 
 
-def test_the_work_of_a_client_that_left_is_dropped(native, walk):
-    daemon = native()
+def test_the_work_of_a_client_that_left_is_dropped(native, walk, patient):
+    daemon = native(models=[patient])
     body = json.dumps(walk)
     assert ask(daemon, "POST", "/infer", body).status == 200
     model = daemon.request("/status").json()["models"][0]
@@ -218,3 +218,25 @@ def test_wrong_methods_and_paths(daemon):
         assert (answer.status, answer.headers["allow"], answer.json()) == (405, allow, {"detail": "Method Not Allowed"})
     slash = ask(daemon, "POST", "/infer/?a=1")
     assert (slash.status, slash.headers["location"]) == (307, "/infer?a=1")
+
+
+def test_a_deadline_is_refused_at_once_or_kept(native, walk, patient):
+    daemon = native(models=[patient], config="[hosts]\nworkers = 1\n")
+    body = json.dumps(walk)
+    assert ask(daemon, "POST", "/infer", body).status == 200, "from here on the daemon knows how long one takes"
+    host = daemon.request("/status").json()["models"][0]["host"]["pid"]
+    os.kill(host, signal.SIGSTOP)
+    try:
+        waiting = [Wire(daemon).request("POST", "/infer", body) for _ in range(40)]
+        until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 40, "forty are queued")
+        refused = ask(daemon, "POST", "/infer", body, [("Inference-Deadline-Ms", "1")])
+        assert (refused.status, refused.json()["error"]) == (503, "deadline_unmeetable"), refused
+        assert int(refused.headers["retry-after"]) >= 1 and int(refused.headers["retry-after-ms"]) > 1
+        given_up = ask(daemon, "POST", "/infer", body, [("Inference-Deadline-Ms", "900")])
+        assert (given_up.status, given_up.json()["error"]) == (503, "timeout"), given_up
+    finally:
+        os.kill(host, signal.SIGCONT)
+    answers = [wire.answer() for wire in waiting]
+    assert {a.status for a in answers} == {200}, "the others had more time"
+    for wire in waiting:
+        wire.close()
