@@ -1,6 +1,7 @@
 """Builds everything, boots the appliance in QEMU (or starts the daemon here) and asks it a first question."""
 
 import argparse
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import board as boards
@@ -68,8 +70,9 @@ def cli():
 def appliance(options, port, models, started):
     """The whole way: image, QEMU, first answer."""
     board = boards.load(options.board)
-    inferd = image.built_daemon(board)
-    inferctl = build_inferctl()
+    with beside_inferctl() as wait_for_inferctl:
+        inferd = image.built_daemon(board)
+        inferctl = wait_for_inferctl()
     output = places.images() / f"{board.name}{'-dev' if options.dev else ''}.img"
     output.parent.mkdir(parents=True, exist_ok=True)
     image.assemble(image.Recipe(board, inferd, models, dev=options.dev), output)
@@ -97,9 +100,10 @@ def native(options, port, models, started):
     if target is None:
         raise Failure("--native works on amd64 and arm64")
     musl.ensure([target])
-    with step(f"Building the daemon for {target} (static; the first build takes some minutes)"):
-        inferd = rust.build("inferd", target)
-    inferctl = build_inferctl()
+    with beside_inferctl() as wait_for_inferctl:
+        with step(f"Building the daemon for {target} (static; the first build takes some minutes)"):
+            inferd = rust.build("inferd", target)
+        inferctl = wait_for_inferctl()
     log = places.target() / "run" / "inferd.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(inferd), "--listen", f"127.0.0.1:{port}"]
@@ -136,10 +140,20 @@ def wait_native(process, url, log, timeout=60):
         time.sleep(0.05)
 
 
-def build_inferctl():
-    """The operator's tool for this machine."""
-    with step("Building inferctl, the operator's tool, for this machine"):
-        return rust.build_for_host("inferctl")
+@contextlib.contextmanager
+def beside_inferctl():
+    """Builds inferctl, the operator's tool, beside what the block does: the daemon's last, long step uses one core only.
+
+    Yields a function that waits for it and returns the program.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        building = pool.submit(rust.build_for_host, "inferctl")
+
+        def wait():
+            with step("Building inferctl, the operator's tool, for this machine (begun beside the daemon)"):
+                return building.result()
+
+        yield wait
 
 
 def choose_port(wanted):

@@ -33,9 +33,12 @@ def build(package, rust_target, *, profile="release"):
 
 
 def build_for_host(package):
-    """Builds a tool for this machine, unoptimised: quick to build, and its own speed does not matter here."""
+    """Builds a tool for this machine, unoptimised: quick to build, and its own speed does not matter here.
+
+    Cargo's output is kept back, so that this can run beside another build.
+    """
     ensure_toolchain()
-    run(["cargo", "build", "--locked", "-p", package], show=True, cwd=places.ROOT)
+    run(["cargo", "build", "--locked", "-p", package], cwd=places.ROOT)
     return places.target() / "debug" / package
 
 
