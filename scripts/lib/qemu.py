@@ -252,7 +252,8 @@ def readiness(url):
     except urllib.error.HTTPError as error:
         try:
             page = json.loads(error.read(65536))
-            return str(page.get("reason") or page.get("phase") or page)
+            # How long it has been so ("loading the model, for 0.4 s") would make every look a new state.
+            return re.sub(r", for [\d.]+ m?s$", "", str(page.get("reason") or page.get("phase") or page))
         except (ValueError, OSError, AttributeError, http.client.HTTPException):
             return f"status {error.code}"
     except (OSError, http.client.HTTPException):
