@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One host's group; removed when dropped (its processes are gone by then, or are killed first).
 #[derive(Debug)]
@@ -16,6 +17,7 @@ impl Group {
     /// # Errors
     /// When the directory cannot be made or the memory controller is not delegated to it.
     pub fn create(root: &Path, name: &str, memory: u64, tasks: usize) -> io::Result<Self> {
+        bury();
         let group = Self { path: root.join(name) };
         match fs::create_dir(&group.path) {
             // Left behind by a daemon that was killed: whatever still runs there has lost its daemon.
@@ -24,7 +26,8 @@ impl Group {
         }
         group.set("memory.max", &memory.to_string())?;
         group.set("memory.oom.group", "1")?;
-        group.set("pids.max", &tasks.to_string())?;
+        // Each only where its controller is delegated; the memory cap is the one that matters.
+        let _ = group.set("pids.max", &tasks.to_string());
         // Absent on kernels without swap accounting; then there is no swap to forbid.
         let _ = group.set("memory.swap.max", "0");
         Ok(group)
@@ -59,9 +62,22 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
-        // EBUSY while a killed process is still being torn down: the next host's `create` takes the directory over.
-        let _ = fs::remove_dir(&self.path);
+        // EBUSY while a killed process is still being torn down; then the next `create` tries again.
+        if fs::remove_dir(&self.path).is_err() && self.path.exists() {
+            unburied().push(std::mem::take(&mut self.path));
+        }
     }
+}
+
+/// Groups that could not be removed yet. Each is one host that ended; they go with the next host that starts.
+static UNBURIED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unburied() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNBURIED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bury() {
+    unburied().retain(|path| fs::remove_dir(path).is_err() && path.exists());
 }
 
 /// Whether hosts can get groups with memory limits under `root`.

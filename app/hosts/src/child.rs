@@ -12,6 +12,7 @@ use crate::sys;
 use inferd_engine::{CpuEngine, Engine, EngineError, Model, Runner};
 use inferd_model::{Agreement, EngineKind, Golden, Manifest};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -121,8 +122,7 @@ fn start(
     alloc::report_refusals_to(ring.refused_cell());
     leave_words_on_panic(ring);
     if let Some(cap) = orders.cap {
-        let stacks = (workers * WORKER_STACK) as u64;
-        sys::cap_data(cap + stacks).map_err(|e| format!("memory cannot be capped: {e}"))?;
+        sys::cap_data(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
     }
 
     let engine: Arc<dyn Engine> = engine(orders.engine)?.into();
@@ -166,9 +166,16 @@ fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, String> {
     }
 }
 
+thread_local! {
+    /// What this thread's last panic said.
+    static WORDS: RefCell<heapless::String<{ crate::limits::MAX_WORDS }>> =
+        const { RefCell::new(heapless::String::new()) };
+}
+
 /// Panics end up as the host's last words instead of on the console; the daemon logs them.
 fn leave_words_on_panic(ring: &'static Ring) {
     std::panic::set_hook(Box::new(move |info| {
+        // The ring's last words stay if this panic ends the process; a contained one takes them back (`Worker::serve_one`).
         let text = info.payload_as_str().unwrap_or("a panic without words");
         let at = info.location().map_or_else(String::new, |l| {
             let file = l.file().rsplit('/').next().unwrap_or_default();
@@ -181,6 +188,7 @@ fn leave_words_on_panic(ring: &'static Ring) {
             }
         }
         ring.say(&words);
+        WORDS.set(words);
     }));
 }
 
@@ -250,7 +258,8 @@ impl Worker {
             Ok(Err(e)) => self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake),
             Err(_) => {
                 *runner = None;
-                let words = self.ring.last_words().unwrap_or_default();
+                self.ring.say("");
+                let words = WORDS.take();
                 self.ring.finish(job, self.index, Status::Panicked, &words, &wake);
             }
         }

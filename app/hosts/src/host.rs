@@ -6,7 +6,7 @@
 
 use crate::cgroup::Group;
 use crate::child::{Orders, Phase, REFUSED, Report, parse_report};
-use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE};
+use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE, WORKER_STACK};
 use crate::package::Package;
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{HostsConfig, InferError, Timing};
@@ -120,11 +120,13 @@ impl Host {
         let control = UnixStream::from_std(ours).map_err(text("socket"))?;
 
         let budget = u64::from(manifest.budget.memory_mib) << 20;
+        // The ring's and the model's pages are charged to whoever touches them first; count them in. A resource limit counts
+        // private memory only, so there the workers' stacks come on top.
+        let in_group = budget + (ring_bytes + plan.package.len()) as u64;
+        let in_limit = budget + (plan.workers * WORKER_STACK) as u64;
         let group = plan.config.cgroup_root.as_ref().and_then(|root| {
             let name = format!("host-{}-{}", manifest.name, plan.serial);
-            // The ring's and the model's pages are charged to whoever touches them first; count them in.
-            let cap = budget + (ring_bytes + plan.package.len()) as u64;
-            match Group::create(root, &name, cap, plan.workers + 8) {
+            match Group::create(root, &name, in_group, 2 * plan.workers + 8) {
                 Ok(g) => Some(g),
                 Err(e) => {
                     tracing::warn!(error = %e, "no cgroup for the host, RLIMIT_DATA caps it instead");
@@ -133,6 +135,7 @@ impl Host {
             }
         });
 
+        let cap = if group.is_some() { in_group } else { in_limit };
         let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), plan.package.file.as_fd()];
         let inherit = inherit.into_iter().map(high).collect::<Result<Vec<OwnedFd>, _>>();
         let inherit = inherit.map_err(text("descriptors"))?;
@@ -145,7 +148,7 @@ impl Host {
             slots: plan.slots,
             workers: plan.workers,
             engine,
-            cap: group.is_none().then_some(budget),
+            cap: group.is_none().then_some(in_limit),
         };
         let mut command = Command::new(&plan.config.program);
         command
@@ -182,7 +185,7 @@ impl Host {
                 return Err(match other {
                     Ok(Err(Some(refused))) => refused,
                     Ok(Err(None)) => {
-                        let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, budget);
+                        let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
                         format!("the engine host ended while it loaded the model: {reason}")
                     }
@@ -196,7 +199,7 @@ impl Host {
             device,
             engine,
             agreement,
-            cap: budget,
+            cap,
             cap_kind: if group.is_some() { "cgroup" } else { "rlimit" },
             workers: plan.workers,
             manifest,

@@ -22,10 +22,14 @@ pub const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Added to a model's deadline before a worker counts as stuck: scheduling on a busy machine is not the model's fault.
 pub const STUCK_GRACE: Duration = Duration::from_millis(50);
-/// Pause before the second start of a host that ended before it was of use; doubled each time.
+/// Pause before the second start in a row (the first is at once); doubled each time.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause between two starts.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Longest pause when the host answered something before it ended.
+pub const BACKOFF_USEFUL: Duration = Duration::from_secs(1);
+/// A host that lived this long has settled: its end is the first of a new row.
+pub const SETTLED: Duration = Duration::from_secs(10);
 /// Stack of a worker thread, in bytes.
 pub const WORKER_STACK: usize = 2 << 20;
 /// Successes over which exact quantiles are kept.

@@ -4,7 +4,8 @@ use crate::cgroup;
 use crate::child::Phase;
 use crate::host::{Host, Plan, Submitted};
 use crate::limits::{
-    BACKOFF_FIRST, BACKOFF_MAX, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, MAX_RING_BYTES, MAX_SLOTS, MAX_WORKERS,
+    BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_USEFUL, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, MAX_RING_BYTES, MAX_SLOTS,
+    MAX_WORKERS, SETTLED,
 };
 use crate::package::{LoadError, Package};
 use crate::ring::{Layout, Slot};
@@ -30,6 +31,8 @@ pub struct HostsConfig {
     pub queue: usize,
     /// How long a request that names no deadline waits for its answer, queue included.
     pub request_timeout: Duration,
+    /// The longest pause before a host that keeps ending is started again.
+    pub backoff_max: Duration,
     /// Where cgroups for hosts are made (`/sys/fs/cgroup/inferd`); `None`, or not writable: `RLIMIT_DATA` is used.
     pub cgroup_root: Option<PathBuf>,
 }
@@ -41,6 +44,7 @@ impl Default for HostsConfig {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             queue: 128,
             request_timeout: Duration::from_secs(5),
+            backoff_max: BACKOFF_MAX,
             cgroup_root: None,
         }
     }
@@ -50,6 +54,8 @@ impl Default for HostsConfig {
 pub struct Hosts {
     config: HostsConfig,
     models: Mutex<BTreeMap<String, Arc<Served>>>,
+    /// Per name: one load or unload at a time, from the look-up to the end.
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Load failures that still stand, by model name or directory.
     errors: Mutex<BTreeMap<String, String>>,
     /// Where each model that was ever loaded (or tried) came from.
@@ -84,6 +90,7 @@ impl Hosts {
         Arc::new(Self {
             config,
             models: Mutex::default(),
+            turns: Mutex::default(),
             errors: Mutex::default(),
             directories: Mutex::default(),
             announced: Arc::default(),
@@ -166,7 +173,9 @@ impl Hosts {
             }
         };
         let name = package.manifest.name.to_string();
-        lock(&self.directories).insert(name.clone(), dir.to_owned());
+        let turn = self.turn(&name);
+        let _turn = turn.lock().await;
+        lock(&self.directories).entry(name.clone()).or_insert_with(|| dir.to_owned());
         let served = {
             let mut models = lock(&self.models);
             let fresh = || Arc::new(Served::new(package.clone(), self.config.clone(), self.serial.clone()));
@@ -174,6 +183,7 @@ impl Hosts {
         };
         match served.replace(package).await {
             Ok(()) => {
+                lock(&self.directories).insert(name.clone(), dir.to_owned());
                 let mut errors = lock(&self.errors);
                 errors.remove(&name);
                 errors.remove(&directory);
@@ -182,15 +192,16 @@ impl Hosts {
             Err(reason) => {
                 let e = LoadError(format!("model {name}: {reason}"));
                 self.remember_error(&name, &e);
-                let mut models = lock(&self.models);
-                if served.ready_since().is_none()
-                    && models.get(&name).is_some_and(|s| Arc::ptr_eq(s, &served))
-                {
-                    models.remove(&name);
+                if served.ready_since().is_none() {
+                    lock(&self.models).remove(&name);
                 }
                 Err(e)
             }
         }
+    }
+
+    fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        lock(&self.turns).entry(name.to_owned()).or_default().clone()
     }
 
     fn remember_error(&self, key: &str, e: &LoadError) {
@@ -206,6 +217,11 @@ impl Hosts {
     /// # Errors
     /// When no model has this name.
     pub async fn unload(&self, name: &str) -> Result<(), LoadError> {
+        if self.get(name).is_none() {
+            return Err(LoadError(format!("no model is called {name:?}")));
+        }
+        let turn = self.turn(name);
+        let _turn = turn.lock().await;
         let served = lock(&self.models).remove(name);
         let Some(served) = served else { return Err(LoadError(format!("no model is called {name:?}"))) };
         served.retire().await;
@@ -240,14 +256,13 @@ pub struct Served {
     /// The accepted model; before the first one is accepted, the candidate.
     package: ArcSwap<Package>,
     live: ArcSwapOption<Host>,
-    /// Counted up when the model is replaced or unloaded; a supervisor of an older one ends.
-    generation: AtomicU64,
+    /// What changes together with `package` and `live`: all three only under this lock.
     shown: Mutex<Shown>,
-    /// One load at a time.
-    loading: tokio::sync::Mutex<()>,
 }
 
 struct Shown {
+    /// Counted up when the model is replaced or unloaded; a supervisor of an older one ends.
+    generation: u64,
     state: State,
     ready_since: Option<Instant>,
     agreement: Option<Agreement>,
@@ -272,7 +287,7 @@ pub enum State {
         reason: String,
         /// When the next start is due.
         retry_at: Instant,
-        /// Failed starts in a row.
+        /// Ends and failed starts in a row, since a host last lived for ten seconds.
         failures: u32,
     },
     /// Unloaded or shut down.
@@ -320,7 +335,8 @@ pub struct Snapshot {
     pub drain_per_second: Option<f64>,
     /// One entry per worker thread of the running host.
     pub workers: Vec<WorkerSnapshot>,
-    /// The host's cap in bytes.
+    /// The host's cap in bytes: the manifest's budget and what comes on top (ring and model in a cgroup, stacks under a
+    /// resource limit); 0 while no host runs.
     pub memory_cap: u64,
     /// What enforces the cap: `cgroup` or `rlimit`; empty while no host runs.
     pub memory_cap_kind: &'static str,
@@ -369,14 +385,13 @@ impl Served {
             stats: Arc::new(Stats::new()),
             package: ArcSwap::new(package),
             live: ArcSwapOption::empty(),
-            generation: AtomicU64::new(0),
             shown: Mutex::new(Shown {
+                generation: 0,
                 state: State::Starting { phase: "starting", since: Instant::now() },
                 ready_since: None,
                 agreement: None,
                 engine: EngineInfo::default(),
             }),
-            loading: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -455,7 +470,6 @@ impl Served {
             last_compute: s.last_compute(),
             queue_quantiles: quantiles.map(|q| q.0),
             compute_quantiles: quantiles.map(|q| q.1),
-            memory_cap: u64::from(self.manifest().budget.memory_mib) << 20,
             ..Snapshot::default()
         };
         if let Some(host) = host {
@@ -463,6 +477,7 @@ impl Served {
             (snapshot.slots_in_use, snapshot.slots) = host.occupancy();
             snapshot.waiting = ring.waiting();
             snapshot.drain_per_second = self.drain_rate(&host);
+            snapshot.memory_cap = host.cap;
             snapshot.memory_cap_kind = host.cap_kind;
             snapshot.host_pid = Some(host.pid);
             snapshot.host_rss = resident(host.pid);
@@ -557,9 +572,8 @@ impl Served {
         Host::start(Plan { config: &self.config, package, stats, workers, slots, serial }, phase).await
     }
 
-    /// Starts the model of `package` and lets it take over.
+    /// Starts the model of `package` and lets it take over. The caller holds the name's turn.
     async fn replace(self: &Arc<Self>, package: Arc<Package>) -> Result<(), String> {
-        let _one_at_a_time = self.loading.lock().await;
         let first = self.ready_since().is_none();
         let show = |phase| {
             if first {
@@ -571,9 +585,12 @@ impl Served {
             }
         };
         let host = self.start(&package, show).await?;
-        let generation = self.generation.fetch_add(1, Relaxed) + 1;
-        self.package.store(package.clone());
-        let old = self.install(host.clone());
+        let (generation, old) = {
+            let mut shown = lock(&self.shown);
+            shown.generation += 1;
+            self.package.store(package.clone());
+            (shown.generation, self.install(&mut shown, host.clone()))
+        };
         tokio::spawn(self.clone().supervise(package, host, generation));
         if let Some(old) = old {
             finish(&old).await;
@@ -582,8 +599,7 @@ impl Served {
     }
 
     /// Makes a host the one that requests go to; the one before it.
-    fn install(&self, host: Arc<Host>) -> Option<Arc<Host>> {
-        let mut shown = lock(&self.shown);
+    fn install(&self, shown: &mut Shown, host: Arc<Host>) -> Option<Arc<Host>> {
         shown.state = State::Ready;
         shown.ready_since.get_or_insert_with(Instant::now);
         shown.agreement = Some(host.agreement);
@@ -595,36 +611,42 @@ impl Served {
         self.live.swap(Some(host))
     }
 
-    /// Keeps a model running: when its host ends, starts another, at once after one that was of use, with growing pauses
-    /// after one that was not.
+    /// Keeps a model running: when its host ends, starts another; at once the first time, then with growing pauses until
+    /// one has lived for [`SETTLED`]. Ends when the model is replaced or unloaded.
     async fn supervise(self: Arc<Self>, package: Arc<Package>, mut host: Arc<Host>, generation: u64) {
         let mut failures = 0_u32;
-        let mut served_before = self.stats.success.load(Relaxed);
         loop {
+            let (began, served_before) = (Instant::now(), self.stats.success.load(Relaxed));
             let mut reason = host.ended().await.reason;
-            let served = self.stats.success.load(Relaxed);
-            failures = if served > served_before { 0 } else { failures + 1 };
+            let useful = self.stats.success.load(Relaxed) > served_before;
+            failures = if began.elapsed() >= SETTLED { 0 } else { failures + 1 };
             loop {
-                if self.generation.load(Relaxed) != generation {
-                    return;
-                }
-                let pause = backoff(failures);
-                self.live.store(None);
-                lock(&self.shown).state =
-                    State::Restarting { reason: reason.clone(), retry_at: Instant::now() + pause, failures };
-                tokio::time::sleep(pause).await;
-                let started = self.start(&package, |_| ()).await;
-                if self.generation.load(Relaxed) != generation {
-                    // Replaced or unloaded while it started: nobody needs it.
-                    if let Ok(unneeded) = started {
-                        finish(&unneeded).await;
+                // One that answers between its ends is a nuisance; one that never does would only burn the processor.
+                let longest = if useful { BACKOFF_USEFUL } else { BACKOFF_MAX };
+                let pause = backoff(failures).min(longest).min(self.config.backoff_max);
+                {
+                    let mut shown = lock(&self.shown);
+                    if shown.generation != generation {
+                        return;
                     }
-                    return;
+                    self.live.store(None);
+                    let retry_at = Instant::now() + pause;
+                    shown.state = State::Restarting { reason: reason.clone(), retry_at, failures };
                 }
-                match started {
+                tokio::time::sleep(pause).await;
+                match self.start(&package, |_| ()).await {
                     Ok(h) => {
-                        served_before = self.stats.success.load(Relaxed);
-                        self.install(h.clone());
+                        let unneeded = {
+                            let mut shown = lock(&self.shown);
+                            let unneeded = shown.generation != generation;
+                            if !unneeded {
+                                self.install(&mut shown, h.clone());
+                            }
+                            unneeded
+                        };
+                        if unneeded {
+                            return finish(&h).await;
+                        }
                         host = h;
                         break;
                     }
@@ -640,10 +662,13 @@ impl Served {
 
     /// Stops serving.
     async fn retire(&self) {
-        let _one_at_a_time = self.loading.lock().await;
-        self.generation.fetch_add(1, Relaxed);
-        lock(&self.shown).state = State::Stopped;
-        if let Some(host) = self.live.swap(None) {
+        let host = {
+            let mut shown = lock(&self.shown);
+            shown.generation += 1;
+            shown.state = State::Stopped;
+            self.live.swap(None)
+        };
+        if let Some(host) = host {
             finish(&host).await;
         }
     }
@@ -661,7 +686,8 @@ async fn finish(host: &Host) {
 fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
-        n => BACKOFF_FIRST.saturating_mul(1 << (n - 1).min(16)).min(BACKOFF_MAX),
+        1 => Duration::ZERO,
+        n => BACKOFF_FIRST.saturating_mul(1 << (n - 2).min(16)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The few system calls around the ring: sealed memory files, mappings, futex, monotonic time, memory limits.
 //!
-//! With `ring` and `alloc` the only places of the room with `unsafe`; each block says why it is sound.
+//! With `ring`, `alloc` and `mem` the only places of the room with `unsafe`; each block says why it is sound.
 #![allow(unsafe_code)]
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};

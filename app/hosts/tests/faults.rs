@@ -23,7 +23,10 @@ fn main() -> ExitCode {
     }
     macro_rules! trials {
         ($($name:ident),* $(,)?) => {
-            vec![$(Trial::test(stringify!($name), || run($name()))),*]
+            vec![$(
+                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
+                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
+            )*]
         };
     }
     let trials = trials![
@@ -40,19 +43,28 @@ fn main() -> ExitCode {
         damaged_models_are_refused_with_the_reason,
         a_bad_replacement_leaves_the_old_model_serving,
         a_replacement_fails_no_request,
+        of_two_loads_at_once_the_good_one_is_served,
+        a_host_that_keeps_ending_is_started_with_growing_pauses,
         wrong_golden_vectors_keep_a_model_out,
         unloading_ends_the_host,
         memory_and_descriptors_stay_flat_over_a_thousand_restarts,
         memory_and_descriptors_stay_flat_over_a_thousand_reloads,
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    // One at a time: some of them measure this very process.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn run(test: impl Future<Output = ()>) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn run(threads: usize, test: impl Future<Output = ()>) -> Result<(), Failed> {
+    let runtime = match threads {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).enable_all().build()?,
+    };
     runtime.block_on(async {
         // Generous: it only keeps a hang from being endless.
-        tokio::time::timeout(Duration::from_secs(300), test).await.map_err(|_| Failed::from("the test hangs"))
+        tokio::time::timeout(Duration::from_secs(1800), test)
+            .await
+            .map_err(|_| Failed::from("the test hangs"))
     })
 }
 
@@ -61,7 +73,7 @@ fn models() -> PathBuf {
 }
 
 fn config() -> HostsConfig {
-    HostsConfig { workers: 2, queue: 8, ..HostsConfig::default() }
+    HostsConfig { workers: 2, queue: 8, backoff_max: Duration::ZERO, ..HostsConfig::default() }
 }
 
 async fn serve(name: &str) -> (Arc<Hosts>, Arc<Served>) {
@@ -316,7 +328,7 @@ async fn damaged_models_are_refused_with_the_reason() {
     for dummy in [&b""[..], b"DUMMY_HEF_CONTENT", b"<html>not found</html>", &[0xff; 4096]] {
         forge(dir.path(), "onnx", dummy);
         let why = refused(dir.path()).await;
-        assert!(why.contains("model") && !why.contains("panicked"), "{why}");
+        assert!(why.contains("the model file") && !why.contains("panicked"), "{why}");
     }
     forge(dir.path(), "golden", b"no safetensors");
     assert!(refused(dir.path()).await.contains("golden"));
@@ -362,6 +374,42 @@ async fn a_replacement_fails_no_request() {
     for client in clients {
         assert!(client.await.unwrap() > 0);
     }
+    hosts.shutdown().await;
+}
+
+async fn of_two_loads_at_once_the_good_one_is_served() {
+    for _ in 0..10 {
+        let hosts = Hosts::new(config());
+        let bad = copy("two-in-two-out");
+        forge(bad.path(), "onnx", b"DUMMY_HEF_CONTENT");
+        let good = models().join("two-in-two-out");
+        let (refused, served) = tokio::join!(hosts.load(bad.path()), hosts.load(&good));
+        assert!(refused.is_err());
+        let found = hosts.get("two-in-two-out").expect("the good one is found by its name");
+        assert!(Arc::ptr_eq(&found, &served.unwrap()));
+        golden(&found).await.unwrap();
+        assert_eq!(hosts.directory("two-in-two-out").unwrap(), good, "where it is loaded from again");
+        hosts.shutdown().await;
+    }
+}
+
+async fn a_host_that_keeps_ending_is_started_with_growing_pauses() {
+    let config = HostsConfig { backoff_max: Duration::from_millis(200), ..config() };
+    let (hosts, served) = serve_with(config, "two-in-two-out").await;
+    let mut rows = vec![];
+    for _ in 0..4 {
+        let old = pid(&served).await;
+        let mut row = 0;
+        kill(old, Signal::SIGKILL).unwrap();
+        while served.state() != State::Ready || pid(&served).await == old {
+            if let State::Restarting { failures, .. } = served.state() {
+                row = failures;
+            }
+            tokio::task::yield_now().await;
+        }
+        rows.push(row);
+    }
+    assert_eq!(rows, [1, 2, 3, 4]);
     hosts.shutdown().await;
 }
 

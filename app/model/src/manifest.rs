@@ -87,7 +87,8 @@ pub enum EngineKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
-    /// Hard cap of the engine host, in MiB: weights, workspaces of all workers and the engine's own code.
+    /// Hard cap of the engine host's own memory, in MiB: weights as the engine keeps them and the workspaces of all
+    /// workers. The shared ring and the model file come on top.
     pub memory_mib: u32,
     /// The longest one inference may compute, in milliseconds. A worker past it is killed with its host.
     pub deadline_ms: u32,
