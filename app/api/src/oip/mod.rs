@@ -42,6 +42,9 @@ mod compress;
 mod describe;
 mod doors;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod infer;
 mod reply;
 mod request;
