@@ -1,6 +1,8 @@
 """Fixtures for every test here; the classes behind them are in helpers.py."""
 
 import json
+import re
+import shutil
 
 import places
 import pytest
@@ -37,3 +39,13 @@ def daemon(tmp_path_factory):
 def walk():
     """One second of synthetic walking as a client sends it: `{"x": [[9 numbers] x 100]}`."""
     return json.loads((places.ROOT / "tests/data/imu_walk.json").read_text())
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """The default model with a minute for one inference: a host that is stopped for a while is not taken for a stuck one."""
+    shutil.copytree(places.DEFAULT_MODEL, folder := tmp_path / "patient")
+    page, replaced = re.subn(r"(?m)^deadline_ms = .*", "deadline_ms = 60000", (folder / "manifest.toml").read_text())
+    assert replaced == 1, "the manifest has the part this changes"
+    (folder / "manifest.toml").write_text(page)
+    return folder

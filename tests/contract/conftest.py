@@ -23,16 +23,6 @@ def _variant(folder, name, imu):
 
 
 @pytest.fixture
-def patient(tmp_path):
-    """The default model with a minute for one inference: a host that is stopped for a while is not taken for a stuck one."""
-    shutil.copytree(places.DEFAULT_MODEL, folder := tmp_path / "patient")
-    page, replaced = re.subn(r"(?m)^deadline_ms = .*", "deadline_ms = 60000", (folder / "manifest.toml").read_text())
-    assert replaced == 1, "the manifest has the part this changes"
-    (folder / "manifest.toml").write_text(page)
-    return folder
-
-
-@pytest.fixture
 def headless(tmp_path):
     """The default model without a motif head."""
     return _variant(tmp_path / "headless", "headless", "")
