@@ -28,20 +28,25 @@ def headless(tmp_path):
     return _variant(tmp_path / "headless", "headless", "")
 
 
+def linear_model(folder, tensors):
+    """The default model with these tensors as the file of a linear head of three scores."""
+    file = folder.with_suffix(".safetensors")
+    save_file({name: numpy.array(values, numpy.float32) for name, values in tensors.items()}, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    section = (
+        '[imu.motif]\nsource = "linear"\nfile = "head.safetensors"\n'
+        f'sha256 = "{digest}"\nlabels = ["a", "b", "c"]\n\n'
+    )
+    _variant(folder, "linear", section)
+    shutil.move(file, folder / "head.safetensors")
+    return folder
+
+
 @pytest.fixture
 def linear(tmp_path):
     """The default model with a linear head over its latent: (directory, weight, bias)."""
     dice = random.Random(3)
     weight = [[dice.uniform(-0.1, 0.1) for _ in range(64)] for _ in range(3)]
     bias = [dice.uniform(-1, 1) for _ in range(3)]
-    file = tmp_path / "head.safetensors"
-    tensors = {"weight": numpy.array(weight, numpy.float32), "bias": numpy.array(bias, numpy.float32)}
-    save_file(tensors, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    section = (
-        '[imu.motif]\nsource = "linear"\nfile = "head.safetensors"\n'
-        f'sha256 = "{digest}"\nlabels = ["a", "b", "c"]\n\n'
-    )
-    folder = _variant(tmp_path / "linear", "linear", section)
-    shutil.move(file, folder / "head.safetensors")
+    folder = linear_model(tmp_path / "linear", {"weight": weight, "bias": bias})
     return folder, weight, bias

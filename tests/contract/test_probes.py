@@ -9,6 +9,7 @@ import jsonschema
 import numpy
 import places
 import pytest
+from contract.conftest import linear_model
 from contract.wire import ask
 from safetensors.numpy import load_file, save_file
 
@@ -135,6 +136,21 @@ def test_a_model_whose_golden_vectors_do_not_agree_never_serves(native, tmp_path
         pass
     assert health.status == 503 and "golden" in health.json()["reason"]
     assert daemon.request("/infer", {"x": []}).status == 503
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [({"weight": numpy.zeros((3, 63))}, "[3, 64]"), ({"bias": numpy.full(3, numpy.nan)}, "not finite"), ({"weight": None}, '"weight"')],
+    ids=["shape", "nan", "missing"],
+)
+def test_a_motif_head_that_does_not_fit_is_refused_at_load(native, tmp_path, broken, reason):
+    tensors = {"weight": numpy.zeros((3, 64)), "bias": numpy.zeros(3)} | broken
+    folder = linear_model(tmp_path / "linear", {name: values for name, values in tensors.items() if values is not None})
+    daemon = native(models=[folder], ready=False).wait_listening()
+    while (health := daemon.request("/healthz")).status == 503 and "head" not in health.json()["reason"]:
+        pass
+    assert health.status == 503, "a model whose every answer would be an error is not ready"
+    assert "head.safetensors" in health.json()["reason"] and reason in health.json()["reason"]
 
 
 def test_the_test_runs_the_golden_vectors(daemon):

@@ -320,8 +320,8 @@ fn tested(app: &App, model: &Served, passed: &Passed) -> Reply {
             test_status: "success",
             latent_shape: plan.as_ref().map(|p| p.latent_len()),
             motif_shape: plan.as_ref().map(|p| p.motif().len()),
-            latent_range: answer.and_then(|a| range(&mut a.latent())),
-            motif_range: answer.and_then(|a| range(&mut a.scores())),
+            latent_range: answer.as_ref().and_then(|a| range(&mut a.latent())),
+            motif_range: answer.as_ref().and_then(|a| range(&mut a.scores())),
             inference_time_ms: ms(passed.slowest),
             model: manifest.name.as_str(),
             parity: Parity {

@@ -5,7 +5,7 @@
 
 use crate::limits::{MAX_ONNX_BYTES, MAX_SIDE_FILE_BYTES};
 use crate::sys::{self, Mapping};
-use inferd_model::{FileRef, Golden, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Motif};
+use inferd_model::{FileRef, Golden, MANIFEST_FILE, LinearHead, MAX_MANIFEST_BYTES, Manifest, Motif};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -58,7 +58,9 @@ impl Package {
         let golden = Golden::parse(&golden_bytes, &manifest).map_err(|e| fail(&golden_file.file, &e))?;
         let motif_weights = match manifest.imu.as_ref().and_then(|i| i.motif.as_ref()) {
             Some(Motif::Linear { file, sha256, .. }) => {
-                Some(read_side_file(dir, &FileRef { file: file.clone(), sha256: sha256.clone() })?.into())
+                let head = read_side_file(dir, &FileRef { file: file.clone(), sha256: sha256.clone() })?;
+                LinearHead::parse(&head, &manifest).map_err(|e| fail(file, &e))?;
+                Some(head.into())
             }
             _ => None,
         };

@@ -5,7 +5,8 @@
 //!   normalised, what it may cost and how its answers are proved right;
 //! * [`DType`] and [`TensorSpec`]: tensors as the Open Inference Protocol names them, with checked sizes;
 //! * [`Normalization`]: `(x - mean) / std` per channel, applied exactly once (by the engine host);
-//! * [`Golden`]: recorded inputs and outputs, and the comparison ([`Agreement`]) every load must pass.
+//! * [`Golden`]: recorded inputs and outputs, and the comparison ([`Agreement`]) every load must pass;
+//! * [`LinearHead`]: the weights of a motif head, proved to fit the model.
 //!
 //! It promises that a value of these types is valid: a `Manifest` can only be had through
 //! [`Manifest::from_toml`] (or [`Manifest::validated`]), which checks everything that can be checked without the
@@ -15,6 +16,7 @@
 
 mod dtype;
 mod golden;
+mod head;
 mod manifest;
 mod name;
 mod normalize;
@@ -22,6 +24,7 @@ mod tensor;
 
 pub use dtype::DType;
 pub use golden::{Agreement, Golden, GoldenCase, GoldenError, GoldenWriter, Mismatch};
+pub use head::{HeadError, LinearHead};
 pub use manifest::{
     Accuracy, Budget, EngineKind, FileRef, GoldenRef, ImuTask, MANIFEST_FILE, MAX_MANIFEST_BYTES,
     MAX_TENSORS, Manifest, ManifestError, Motif, Provenance, SCHEMA, Task,

@@ -3,7 +3,7 @@
 use super::sha256;
 use crate::show;
 use inferd_engine::{AlignedBuffer, CpuEngine, Engine, GoldenCheckError, Runner};
-use inferd_model::{EngineKind, Golden, MANIFEST_FILE, Manifest, Motif};
+use inferd_model::{EngineKind, Golden, LinearHead, MANIFEST_FILE, Manifest, Motif};
 use serde::Serialize;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -105,7 +105,9 @@ impl Report {
         let golden = self.note("golden file", read_file(dir, &manifest.golden.file, &manifest.golden.sha256));
         if let Some(Motif::Linear { file, sha256, .. }) = manifest.imu.as_ref().and_then(|i| i.motif.as_ref())
         {
-            self.note("head file", read_file(dir, file, sha256))?;
+            let head = self.note("head file", read_file(dir, file, sha256))?;
+            let fits = LinearHead::parse(&head, &manifest).map(|h| ((), format!("{} scores", h.len())));
+            self.note("motif head", fits)?;
         }
         let (onnx, golden) = (onnx?, golden?);
         let golden = self.note(

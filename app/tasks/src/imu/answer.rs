@@ -1,6 +1,6 @@
 //! The model's outputs as the seed's clients read them.
 
-use super::{ImuPlan, MotifHead, motif::score};
+use super::{ImuPlan, MotifHead};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -13,17 +13,17 @@ pub const LATENT_CLIP: f32 = 10.0;
 #[error("the engine answered a value that is not finite")]
 pub struct NotFinite;
 
-/// One answer, still in the slot; nothing is copied until it is written.
-#[derive(Clone, Copy, Debug)]
+/// One answer, still in the slot; of the outputs nothing is copied until it is written.
+#[derive(Clone, Debug)]
 pub struct Answer<'a> {
     latent: &'a [f32],
     scores: Scores<'a>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Scores<'a> {
     Output(&'a [f32]),
-    Linear { weight: &'a [f32], bias: &'a [f32] },
+    Linear(Vec<f32>),
     Zeros(usize),
 }
 
@@ -43,7 +43,13 @@ impl ImuPlan {
         let latent = take(self.latent, self.latent_len)?;
         let scores = match &self.motif {
             MotifHead::Output { index, labels } => Scores::Output(take(*index, labels.len())?),
-            MotifHead::Linear { weight, bias, .. } => Scores::Linear { weight, bias },
+            MotifHead::Linear { head, .. } => {
+                let scores: Vec<f32> = head.scores(latent).collect();
+                if !scores.iter().all(|v| v.is_finite()) {
+                    return Err(NotFinite);
+                }
+                Scores::Linear(scores)
+            }
             MotifHead::None { zeros } => Scores::Zeros(*zeros),
         };
         Ok(Answer { latent, scores })
@@ -64,17 +70,14 @@ impl Answer<'_> {
 
     /// The motif scores, each in [0, 1].
     pub fn scores(&self) -> impl Iterator<Item = f32> + '_ {
-        let len = match self.scores {
+        let len = match &self.scores {
             Scores::Output(s) => s.len(),
-            Scores::Linear { bias, .. } => bias.len(),
-            Scores::Zeros(n) => n,
+            Scores::Linear(s) => s.len(),
+            Scores::Zeros(n) => *n,
         };
-        (0..len).map(|k| match self.scores {
+        (0..len).map(|k| match &self.scores {
             Scores::Output(s) => s[k].clamp(0.0, 1.0),
-            Scores::Linear { weight, bias } => {
-                let d = self.latent.len();
-                score(&weight[k * d..(k + 1) * d], self.latent, bias[k])
-            }
+            Scores::Linear(s) => s[k],
             Scores::Zeros(_) => 0.0,
         })
     }

@@ -15,7 +15,7 @@ pub use error::{ImuError, Place};
 pub use motif::MotifHead;
 pub use parse::{Numbers, WindowKey};
 
-use inferd_model::{Manifest, Motif, Task};
+use inferd_model::{LinearHead, Manifest, Motif, Task};
 
 /// How windows of one model are read and its answers written.
 #[derive(Clone, Debug)]
@@ -80,8 +80,9 @@ impl ImuPlan {
                     name: name(),
                     reason: "the file was not loaded".to_owned(),
                 })?;
-                MotifHead::linear(bytes, labels, latent_len)
-                    .map_err(|reason| PlanError::Weights { name: name(), reason })?
+                let head = LinearHead::parse(bytes, manifest)
+                    .map_err(|e| PlanError::Weights { name: name(), reason: e.to_string() })?;
+                MotifHead::Linear { head, labels: labels.clone() }
             }
         };
         let names = input.channels.as_ref();

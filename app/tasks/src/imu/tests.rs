@@ -537,6 +537,15 @@ fn a_head_that_saturates_stays_within_its_range() {
 }
 
 #[test]
+fn opposite_products_beyond_f32_never_become_null() {
+    let file = weights(&[f32::MAX, f32::MAX, 0.0, 0.0, 0.0, 0.0], &[2, 3], &[0.0, 0.0]);
+    let plan = ImuPlan::new(&manifest(100, 3, linear()), Some(&file), 12).unwrap();
+    let latent = [f32::MAX, -f32::MAX, 0.0];
+    let json = String::from_utf8(plan.answer(|_| Some(&latent[..])).unwrap().to_json()).unwrap();
+    assert!(json.ends_with(r#""motif_scores":[0.5,0.5]}"#), "{json}");
+}
+
+#[test]
 fn scores_of_the_network_are_kept_in_range() {
     let motif = Motif::Output { output: "motif".to_owned(), labels: vec!["a".to_owned(), "b".to_owned()] };
     let plan = ImuPlan::new(&manifest(100, 3, Some(motif)), None, 12).unwrap();
