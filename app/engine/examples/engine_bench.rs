@@ -19,6 +19,10 @@ use nix::{
 };
 use std::{error::Error, io::BufRead, path::PathBuf, sync::Arc, time::Instant};
 
+/// As in a host: without it a musl build measures musl's allocator.
+#[global_allocator]
+static ALLOCATOR: inferd_hosts::CountingAllocator = inferd_hosts::CountingAllocator;
+
 struct Args {
     dir: PathBuf,
     runs: u32,
@@ -60,6 +64,7 @@ struct Round {
 }
 
 fn bench(args: &Args) -> Result<(), Box<dyn Error>> {
+    inferd_hosts::keep_scratch_on_this_thread();
     let manifest = Arc::new(Manifest::from_toml(&std::fs::read_to_string(args.dir.join(MANIFEST_FILE))?)?);
     let golden = Golden::parse(&std::fs::read(args.dir.join(&manifest.golden.file))?, &manifest)?;
     let onnx: &'static [u8] = std::fs::read(args.dir.join(&manifest.onnx.file))?.leak();
