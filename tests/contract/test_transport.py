@@ -1,9 +1,11 @@
 """HTTP as clients really speak it: cross-origin pages, compression, slow, vanished and greedy clients."""
 
+import contextlib
 import gzip
 import http.client
 import json
 import os
+import re
 import signal
 import time
 
@@ -19,6 +21,13 @@ def until(condition, what, timeout=30):
     while not condition():
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.01)
+
+
+def evicted(daemon):
+    """How many connections were closed to make room for others."""
+    while (answer := ask(daemon, "GET", "/metrics")).status == 503:
+        pass
+    return int(re.search(r"(?m)^inferd_http_connections_evicted_total (\d+)", answer.body.decode())[1])
 
 
 def test_a_page_may_ask_and_read(daemon, walk):
@@ -128,9 +137,26 @@ def test_a_client_too_slow_for_its_head_or_body_is_let_go(native):
 
 
 def test_half_open_requests_do_not_keep_others_out(native, walk):
-    daemon = native(config="[server]\nmax_connections = 64\nheader_timeout_s = 1\n")
+    daemon = native(config="[server]\nmax_connections = 64\nheader_timeout_s = 300\n")
     slow = [Wire(daemon).send("POST /infer HTTP/1.1\r\nHost: a\r\n") for _ in range(200)]
     until(lambda: daemon.request("/infer", walk).status == 200, "a good client is served")
+    assert evicted(daemon) >= 1, "in the place of a half-open one, whose time is not over"
+    for wire in slow:
+        wire.close()
+
+
+def test_bodies_that_drip_do_not_keep_others_out(native, walk):
+    daemon = native(config="[server]\nmax_connections = 16\nrequest_timeout_s = 300\n")
+    slow = [Wire(daemon).send("POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n") for _ in range(16)]
+
+    def served():
+        for wire in slow:
+            with contextlib.suppress(OSError):
+                wire.send(" ")
+        return [daemon.request("/healthz").status, daemon.request("/infer", walk).status] == [200, 200]
+
+    until(served, "a probe and a good client are served")
+    assert evicted(daemon) >= 1, "in the place of a slow one, whose time is not over"
     for wire in slow:
         wire.close()
 

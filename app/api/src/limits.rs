@@ -6,8 +6,10 @@ use std::time::Duration;
 pub const BODY: usize = 10 << 20;
 /// Bytes of bodies held at once, all connections together. A small board must survive 256 clients that each send 10 MiB.
 pub const BODIES_TOTAL: usize = 64 << 20;
-/// Connections held at once. One more takes the place of the one that is idle longest, or is answered 503.
+/// Connections held at once. One more takes the place of the longest idle one or the slowest body, or is answered 503.
 pub const CONNECTIONS: usize = 256;
+/// Connections that are told at once that all places are taken. Beyond them a new one is closed without a word.
+pub const REFUSALS: usize = 64;
 /// Time for the head of a request, from its first byte.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Time for the body of a request.

@@ -3,6 +3,7 @@
 use crate::body::{self, BodyError};
 use crate::http::X_REQUEST_ID;
 use crate::outgoing::{Asked, preflight};
+use crate::serve::Connection;
 use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, status};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -145,7 +146,12 @@ fn surface(target: Target) -> Option<Surface> {
 }
 
 /// Answers one request.
-pub(crate) async fn answer(app: &App, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+pub(crate) async fn answer(
+    app: &App,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    connection: &Connection,
+) -> Response<Full<Bytes>> {
     let received = Instant::now();
     let (head, body) = request.into_parts();
     let id = RequestId::from_headers(&head.headers);
@@ -185,17 +191,21 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, peer: SocketAd
             }
             reply
         }
-        Ok(target) => match body::read(body, &app.config, &app.bodies).await {
-            Ok((bytes, _share)) => {
-                req.body = bytes;
-                dispatch(app, target, &req).await
+        Ok(target) => {
+            let read = body::read(body, &app.config, &app.bodies).await;
+            connection.body_done();
+            match read {
+                Ok((bytes, _share)) => {
+                    req.body = bytes;
+                    dispatch(app, target, &req).await
+                }
+                Err(e) => {
+                    let mut reply = refused_body(app, target, e);
+                    reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    reply
+                }
             }
-            Err(e) => {
-                let mut reply = refused_body(app, target, e);
-                reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                reply
-            }
-        },
+        }
     };
     asked.compress(&mut reply).await;
     if !is_preflight {

@@ -19,10 +19,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
-/// A connection idle for less than this is taken for one in use and not closed for the sake of another.
+/// A connection that is idle, or reads a body, for less than this is not closed for the sake of another.
 const IDLE_ENOUGH: Duration = Duration::from_secs(1);
 /// Pause after the system refused a connection (out of descriptors), so that the refusal does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -31,7 +31,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// [`crate::ApiConfig::drain_time`]) and returns when every connection is closed.
 pub async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
     let (tell, told) = watch::channel(false);
-    let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), told });
+    let refusing = Arc::new(Semaphore::new(limits::REFUSALS));
+    let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), refusing, told });
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(door.clone(), listener));
@@ -65,6 +66,8 @@ struct Door {
     open: Mutex<Vec<Arc<Connection>>>,
     /// Notified when the last connection is gone.
     empty: Notify,
+    /// Bounds the connections that are being refused: they have no place in `open`.
+    refusing: Arc<Semaphore>,
     told: watch::Receiver<bool>,
 }
 
@@ -73,8 +76,12 @@ pub(crate) struct Connection {
     started: Instant,
     /// Milliseconds since `started` when the connection has run out of time; `NEVER` while a request is being answered.
     deadline: AtomicU64,
-    /// Milliseconds since `started` when the last request ended; `NEVER` while one is in progress.
+    /// Milliseconds since `started` when the last request ended; `NEVER` while one is in progress (its head excepted).
     idle_since: AtomicU64,
+    /// Milliseconds since `started` when the body in progress began to come; `NEVER` while none is.
+    body_since: AtomicU64,
+    /// Bytes read since then.
+    body_bytes: AtomicU64,
     /// Bytes of the next request's head came.
     in_head: AtomicBool,
     /// The door asks the task to close now.
@@ -89,6 +96,8 @@ impl Connection {
             started: Instant::now(),
             deadline: AtomicU64::new(NEVER),
             idle_since: AtomicU64::new(0),
+            body_since: AtomicU64::new(NEVER),
+            body_bytes: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             close: Notify::new(),
         };
@@ -104,13 +113,16 @@ impl Connection {
     fn wait_for_request(&self, idle_time: Duration) {
         let now = self.now();
         self.in_head.store(false, Relaxed);
+        self.body_since.store(NEVER, Relaxed);
         self.idle_since.store(now, Relaxed);
         self.deadline.store(now.saturating_add(millis(idle_time)), Relaxed);
     }
 
     /// Something came in. The first bytes of a request start the time for its head.
-    fn received(&self, head_time: Duration) {
-        if self.idle_since.load(Relaxed) != NEVER && !self.in_head.swap(true, Relaxed) {
+    fn received(&self, bytes: usize, head_time: Duration) {
+        if self.body_since.load(Relaxed) != NEVER {
+            self.body_bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Relaxed);
+        } else if self.idle_since.load(Relaxed) != NEVER && !self.in_head.swap(true, Relaxed) {
             self.deadline.store(self.now().saturating_add(millis(head_time)), Relaxed);
         }
     }
@@ -126,6 +138,28 @@ impl Connection {
     fn busy(&self) {
         self.idle_since.store(NEVER, Relaxed);
         self.deadline.store(NEVER, Relaxed);
+        self.body_bytes.store(0, Relaxed);
+        self.body_since.store(self.now(), Relaxed);
+    }
+
+    /// The body is complete or given up; what takes its time now is ours.
+    pub(crate) fn body_done(&self) {
+        self.body_since.store(NEVER, Relaxed);
+    }
+
+    /// How well this connection can be spared for a new one; `None` when it cannot. Idle ones before those that send a body,
+    /// the longest idle and the slowest body first; never one whose request is being answered.
+    fn spare(&self) -> Option<Spare> {
+        let long = |since: u64| {
+            let lasts = self.now().saturating_sub(since);
+            (since != NEVER && lasts >= millis(IDLE_ENOUGH)).then_some(lasts)
+        };
+        let idle = long(self.idle_since.load(Relaxed)).map(Spare::Idle);
+        idle.or_else(|| {
+            let lasts = long(self.body_since.load(Relaxed))?;
+            // Microseconds per byte.
+            Some(Spare::Body(lasts.saturating_mul(1000) / self.body_bytes.load(Relaxed).saturating_add(1)))
+        })
     }
 
     /// Waits until the deadline has passed. Every deadline is at least `step` away when it is set, so looking once per `step`
@@ -142,6 +176,15 @@ impl Connection {
     }
 }
 
+/// Why a connection can be spared; the greater the better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Spare {
+    /// It sends a body, at so many microseconds per byte.
+    Body(u64),
+    /// It is idle for so many milliseconds.
+    Idle(u64),
+}
+
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(NEVER / 2)
 }
@@ -152,23 +195,25 @@ impl Door {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a connection in; when all places are taken, in the place of the one that is idle longest; when none is, not.
+    /// Takes a connection in; when all places are taken, in the place of one that can be spared (see
+    /// [`Connection::spare`]); when none can, not.
     fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let config = &self.app.config;
         let connection = Arc::new(Connection::new(config.idle_time));
         {
             let mut open = self.lock();
             if open.len() >= config.max_connections {
-                let idle = |c: &Arc<Connection>| {
-                    let since = c.idle_since.load(Relaxed);
-                    let long = since != NEVER && c.now().saturating_sub(since) >= millis(IDLE_ENOUGH);
-                    long.then(|| c.now() - since)
-                };
-                let longest = (0..open.len()).filter_map(|i| idle(&open[i]).map(|t| (t, i))).max();
-                let Some((_, place)) = longest else {
+                let best = (0..open.len()).filter_map(|i| open[i].spare().map(|s| (s, i))).max();
+                let Some((_, place)) = best else {
                     drop(open);
                     self.app.metrics.connections_refused.inc();
-                    tokio::spawn(refuse(stream));
+                    // Past that many, a word costs more than it is worth: the socket is closed as it is.
+                    if let Ok(permit) = self.refusing.clone().try_acquire_owned() {
+                        tokio::spawn(async move {
+                            refuse(stream).await;
+                            drop(permit);
+                        });
+                    }
                     return;
                 };
                 open.swap_remove(place).close.notify_one();
@@ -241,7 +286,7 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
             connection.busy();
             let (app, connection) = (&door.app, connection);
             async move {
-                let reply = router::answer(app, request, peer).await;
+                let reply = router::answer(app, request, peer, connection).await;
                 connection.wait_for_request(app.config.idle_time);
                 Ok::<_, Infallible>(reply)
             }
@@ -280,8 +325,23 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
         let text = raw("408 Request Timeout", "slow_head", "the head of the request did not come in time");
         let _ = stream.try_write(text.as_bytes());
     }
-    if end != End::Closed {
-        linger(&mut stream).await;
+    if end == End::Closed {
+        if connection.body_since.load(Relaxed) != NEVER {
+            // Likely lost when the client has more on its way, but it costs nothing to say.
+            let text = raw(
+                "503 Service Unavailable",
+                "connections",
+                "all connections are taken, and this one is slow",
+            );
+            let _ = stream.try_write(text.as_bytes());
+        }
+        return;
+    }
+    // Whoever only reads what nobody wants can be spared.
+    connection.wait_for_request(config.idle_time);
+    tokio::select! {
+        () = linger(&mut stream) => {}
+        () = connection.close.notified() => {}
     }
 }
 
@@ -338,8 +398,9 @@ impl AsyncRead for Watched<'_> {
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut *self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.connection.received(self.head);
+        let n = buf.filled().len() - before;
+        if n > 0 {
+            self.connection.received(n, self.head);
         }
         Poll::Ready(Ok(()))
     }
@@ -380,5 +441,48 @@ impl AsyncWrite for Watched<'_> {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that exists for ten seconds and is busy with a request whose body is complete.
+    fn busy() -> Connection {
+        let mut c = Connection::new(Duration::from_secs(90));
+        c.started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        c.busy();
+        c.body_done();
+        c
+    }
+
+    fn body(since: u64, bytes: usize) -> Connection {
+        let c = busy();
+        c.body_since.store(since, Relaxed);
+        c.received(bytes, Duration::ZERO);
+        c
+    }
+
+    fn idle(since: u64) -> Connection {
+        let c = busy();
+        c.wait_for_request(Duration::from_secs(90));
+        c.idle_since.store(since, Relaxed);
+        c
+    }
+
+    #[test]
+    fn the_longest_idle_is_spared_first_then_the_slowest_body() {
+        let in_order = [idle(0), idle(2000), body(0, 1), body(0, 100), body(5000, 100), body(0, 1 << 20)];
+        for pair in in_order.windows(2) {
+            assert!(pair[0].spare().unwrap() > pair[1].spare().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_being_answered_or_has_just_begun_is_not_spared() {
+        assert_eq!(busy().spare(), None);
+        assert_eq!(idle(9900).spare(), None);
+        assert_eq!(body(9900, 0).spare(), None);
     }
 }

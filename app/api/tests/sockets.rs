@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml allows it in tests; helpers of an integration test are not seen as such
 
-use inferd_api::{ApiConfig, App, Cors, RateLimit, serve};
+use inferd_api::{ApiConfig, App, Cors, RateLimit, limits, serve};
 use inferd_hosts::{Hosts, HostsConfig};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -266,6 +266,71 @@ async fn an_idle_connection_makes_room_for_a_new_one() {
         }
     }
     idle.closed().await;
+}
+
+/// Asks on new connections until one is served, with `meanwhile` before each.
+async fn until_served(e: &Endpoint, mut meanwhile: impl AsyncFnMut()) {
+    loop {
+        meanwhile().await;
+        let mut new = e.connect().await;
+        new.send(&get("/livez", "")).await;
+        if new.answer().await.status == 200 {
+            return;
+        }
+    }
+}
+
+async fn evicted(e: &Endpoint) -> bool {
+    let mut text = String::new();
+    until_served(e, async || text = e.ask(&get("/metrics", "")).await.text().to_owned()).await;
+    text.contains("inferd_http_connections_evicted_total 1\n")
+}
+
+#[tokio::test]
+async fn a_body_that_drips_makes_room_for_a_new_connection() {
+    let config = ApiConfig { max_connections: 1, body_time: 10 * LONG, ..ApiConfig::default() };
+    let e = Endpoint::start(config).await;
+    let mut slow = e.connect().await;
+    slow.send("POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n").await;
+    until_served(&e, async || slow.send(" ").await).await;
+    assert!(evicted(&e).await, "its time was not over");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_on_after_its_refusal_makes_room_for_a_new_connection() {
+    let e = Endpoint::start(ApiConfig { max_connections: 1, body_limit: 10, ..ApiConfig::default() }).await;
+    let mut refused = e.connect().await;
+    refused.send("POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n").await;
+    assert_eq!(refused.answer().await.status, 413);
+    until_served(&e, async || refused.send(" ").await).await;
+    assert!(evicted(&e).await, "what it still sends is not worth a place");
+}
+
+#[tokio::test]
+async fn so_many_are_refused_with_a_word_and_the_rest_without() {
+    const MORE: usize = 20;
+    loop {
+        let e = Endpoint::start(ApiConfig { max_connections: 1, ..ApiConfig::default() }).await;
+        let mut busy = e.connect().await;
+        let head = "POST /infer HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
+        busy.send(head).await;
+        assert_eq!(busy.answer().await.status, 100);
+        let mut flood = Vec::new();
+        for _ in 0..limits::REFUSALS + MORE {
+            flood.push(e.connect().await);
+        }
+        let mut told = 0;
+        for client in &mut flood {
+            let mut text = String::new();
+            tokio::time::timeout(LONG, client.0.read_to_string(&mut text)).await.unwrap().unwrap();
+            told += usize::from(text.starts_with("HTTP/1.1 503"));
+        }
+        if busy.0.write_all(b"x").await.is_ok() && busy.0.read_u8().await.is_ok() {
+            assert_eq!(told, limits::REFUSALS);
+            return;
+        }
+        // So slow a machine that the busy one was given up for one of the flood.
+    }
 }
 
 #[tokio::test]

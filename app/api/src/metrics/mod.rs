@@ -235,7 +235,7 @@ impl Metrics {
         );
         r.register(
             "inferd_http_connections_evicted",
-            "Idle connections closed to make room for another",
+            "Idle or slow connections closed to make room for another",
             m.connections_evicted.clone(),
         );
         r.register(
