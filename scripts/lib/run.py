@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -198,12 +197,17 @@ def first_answer(url, log):
 
 def report(answer, url, inferctl, options, started):
     """The answer, and what to try next."""
-    labels = motif_labels()
+    contract = asked(url)
+    labels = contract.get("motif_labels") or [f"score {i}" for i in range(MOTIFS)]
     best = sorted(zip(answer["motif_scores"], labels, strict=True), reverse=True)
     numbers = " ".join(f"{value:.3f}" for value in answer["latent"][:8])
     say(f"\n  sent    {WINDOW.relative_to(places.ROOT)}: one second of synthetic walking, 100 samples of 9 axes")
+    say(f"  model   {contract['model']} {contract['model_version']}")
     say(f"  latent  {numbers} ... ({LATENT} numbers)")
-    say(f"  motifs  {', '.join(f'{label} {score:.3f}' for score, label in best[:4])}, ... ({MOTIFS} scores)")
+    if contract["motif_source"] == "none":
+        say(f"  motifs  none: this model has no motif head, its {MOTIFS} scores are zeros")
+    else:
+        say(f"  motifs  {', '.join(f'{label} {score:.3f}' for score, label in best[:4])}, ... ({MOTIFS} scores)")
     say(f"\nIt answers at {url} ({time.monotonic() - started:.0f} s after you asked for it).")
     say("Try next:" if options.keep else f"Start it again to stay (scripts/run {keep_flags(options)}), then try:")
     window = WINDOW.relative_to(places.ROOT)
@@ -223,10 +227,10 @@ def keep_flags(options):
     return " ".join(flags)
 
 
-def motif_labels():
-    """The default model's names for its scores."""
-    manifest = tomllib.loads((places.DEFAULT_MODEL / "manifest.toml").read_text())
-    return manifest["imu"]["motif"]["labels"]
+def asked(url):
+    """Which model answered, and its names for its scores: another one than ours is the default when --model names it so."""
+    with urllib.request.urlopen(f"{url}/contract", timeout=30) as answer:
+        return json.load(answer)
 
 
 def relative(path):

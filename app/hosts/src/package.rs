@@ -5,7 +5,7 @@
 
 use crate::limits::{MAX_ONNX_BYTES, MAX_SIDE_FILE_BYTES};
 use crate::sys::{self, Mapping};
-use inferd_model::{FileRef, Golden, MANIFEST_FILE, LinearHead, MAX_MANIFEST_BYTES, Manifest, Motif};
+use inferd_model::{FileRef, Golden, LinearHead, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Motif};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -378,7 +378,7 @@ impl Config {
                 workers: size(r.integer(
                     "hosts.workers",
                     0,
-                    0..=256,
+                    0..=64,
                     "Worker threads per model, where its manifest does not say; 0 is one per core.",
                 )),
                 cgroup_root: r.text(
