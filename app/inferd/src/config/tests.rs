@@ -137,7 +137,7 @@ fn a_value_that_is_not_allowed_names_key_value_range_and_source() {
         (
             "",
             &[("WORKERS", "-1")],
-            "hosts.workers is \"-1\" (from environment WORKERS), allowed is a whole number from 0 to 256.",
+            "hosts.workers is \"-1\" (from environment WORKERS), allowed is a whole number from 0 to 64.",
         ),
         (
             "",
