@@ -6,11 +6,11 @@ use crate::{ApiConfig, Metrics, Reply, Req};
 use arc_swap::ArcSwap;
 use hyper::{StatusCode, header};
 use inferd_hosts::{Hosts, Served};
-use inferd_model::{Manifest, Task};
+use inferd_model::{Manifest, Motif, Task};
 use inferd_tasks::imu::{ImuPlan, PlanError};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// The endpoint's shared state.
@@ -29,8 +29,9 @@ pub struct App {
     pub(crate) limiter: Option<RateLimiter>,
     /// One `/test` at a time.
     pub(crate) testing: tokio::sync::Mutex<()>,
-    /// How windows of each loaded model are read; few, and replaced when a model is.
-    plans: ArcSwap<Vec<(Arc<Manifest>, Arc<ImuPlan>)>>,
+    /// How windows of each loaded model are read; few, and dropped with the last request of a
+    /// model that was replaced.
+    plans: ArcSwap<Vec<(Weak<Manifest>, Arc<ImuPlan>)>>,
 }
 
 impl App {
@@ -62,22 +63,41 @@ impl App {
         encoder.or_else(|| models.first().filter(|_| !self.hosts.loading())).cloned()
     }
 
-    /// How windows of this model are read, made on its first request and kept until it is replaced.
+    /// What this model is and how its windows are read.
     pub(crate) fn imu_plan(&self, model: &Served) -> Result<(Arc<Manifest>, Arc<ImuPlan>), PlanError> {
-        let manifest = model.manifest();
-        if let Some((m, p)) = self.plans.load().iter().find(|(m, _)| Arc::ptr_eq(m, &manifest)) {
-            return Ok((m.clone(), p.clone()));
+        loop {
+            let manifest = model.manifest();
+            // Without a plan it was replaced between the two lines, which is over sooner than it can happen again.
+            if let Some(plan) = self.imu_plan_of(model, &manifest)? {
+                return Ok((manifest, plan));
+            }
+        }
+    }
+
+    /// How windows are read that this manifest describes, now or until a moment ago that of the model. Made on its first
+    /// request and kept for as long as the manifest is. `None`: the model was replaced, and the weights with it.
+    pub(crate) fn imu_plan_of(
+        &self,
+        model: &Served,
+        manifest: &Arc<Manifest>,
+    ) -> Result<Option<Arc<ImuPlan>>, PlanError> {
+        let known = self.plans.load();
+        if let Some((_, plan)) = known.iter().find(|(m, _)| std::ptr::eq(m.as_ptr(), Arc::as_ptr(manifest))) {
+            return Ok(Some(plan.clone()));
         }
         let weights = model.motif_weights();
-        let plan = Arc::new(ImuPlan::new(&manifest, weights.as_deref(), self.config.motifs_without_head)?);
-        let served: Vec<_> = self.hosts.list().iter().map(|m| m.manifest()).collect();
+        let linear =
+            matches!(manifest.imu.as_ref().and_then(|i| i.motif.as_ref()), Some(Motif::Linear { .. }));
+        if linear && !Arc::ptr_eq(&model.manifest(), manifest) {
+            return Ok(None);
+        }
+        let plan = Arc::new(ImuPlan::new(manifest, weights.as_deref(), self.config.motifs_without_head)?);
         self.plans.rcu(|plans| {
-            let live = |m: &Arc<Manifest>| served.iter().any(|s| Arc::ptr_eq(s, m));
-            let mut kept: Vec<_> = plans.iter().filter(|(m, _)| live(m)).cloned().collect();
-            kept.push((manifest.clone(), plan.clone()));
+            let mut kept: Vec<_> = plans.iter().filter(|(m, _)| m.strong_count() > 0).cloned().collect();
+            kept.push((Arc::downgrade(manifest), plan.clone()));
             kept
         });
-        Ok((manifest, plan))
+        Ok(Some(plan))
     }
 
     /// Whether this request may change the device (load or unload a model).

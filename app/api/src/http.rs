@@ -58,6 +58,21 @@ impl Req {
     }
 }
 
+/// What is left of the time a client has for its answer. Its clock has been running since the head of the request came.
+///
+/// # Errors
+/// [`InferError::DeadlineExceeded`] when it is over, for instance because the body took that long: nothing is begun then.
+pub(crate) fn time_left(
+    deadline: Option<Duration>,
+    received: Instant,
+) -> Result<Option<Duration>, InferError> {
+    let Some(deadline) = deadline else { return Ok(None) };
+    match deadline.checked_sub(received.elapsed()) {
+        Some(left) => Ok(Some(left)),
+        None => Err(InferError::DeadlineExceeded { deadline }),
+    }
+}
+
 /// The longest deadline a client may ask for.
 pub const MAX_DEADLINE_MS: u64 = 600_000;
 
@@ -240,4 +255,20 @@ pub fn told(error: &InferError) -> Told {
     let status =
         if status == 503 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
     Told { status, retry_after, model_available }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_a_body_took_is_taken_off_the_deadline() {
+        let received = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        assert_eq!(time_left(None, received).unwrap(), None);
+        assert!(
+            time_left(Some(Duration::from_secs(60)), received).unwrap().unwrap() <= Duration::from_secs(50)
+        );
+        let over = time_left(Some(Duration::from_secs(9)), received).unwrap_err();
+        assert_eq!(over.kind(), "timeout");
+    }
 }

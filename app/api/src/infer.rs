@@ -3,13 +3,12 @@
 //! The path of a request: default model → its plan → a slot (refused here when there is none, before anything is parsed) →
 //! the body is parsed into the slot → queued and run → the answer is written from the slot.
 
-use crate::http::{BadDeadline, told};
+use crate::http::{BadDeadline, time_left, told};
 use crate::{App, Reply, Req, Stages, Surface, limits};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use inferd_hosts::{InferError, State, Ticket};
 use inferd_tasks::imu::{ImuError, ImuPlan, NotFinite, Numbers, PlanError, WindowKey};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where `motif_scores` come from: `output`, `linear`, or `none` (then they are zeros and mean nothing).
@@ -51,8 +50,6 @@ enum Failure {
     NoModel(String),
     #[error("Model not available for inference: {0}")]
     Plan(#[from] PlanError),
-    #[error("Model not available for inference: it was replaced while this request was taken in")]
-    Replaced,
     #[error(transparent)]
     Deadline(#[from] BadDeadline),
     #[error("Content-Encoding is {0}; this endpoint takes bodies as they are")]
@@ -82,18 +79,19 @@ pub(crate) async fn infer(app: &App, req: &Req, wording: Wording) -> Reply {
 async fn attempt(app: &App, req: &Req, wording: Wording, name: &mut String) -> Result<Reply, Failure> {
     let received = req.received.elapsed();
     let Some(model) = app.default_model() else { return Err(no_model(app)) };
-    let (mut manifest, mut plan) = app.imu_plan(&model)?;
+    // Also for a ticket of this very model that is replaced before the plan is looked up again.
+    let (manifest, _) = app.imu_plan(&model)?;
     manifest.name.as_str().clone_into(name);
-    let deadline = req.deadline()?;
+    let deadline = time_left(req.deadline()?, req.received)?;
     plain(&req.headers)?;
-    let mut ticket = model.begin(deadline)?;
-    if !Arc::ptr_eq(ticket.manifest(), &manifest) {
-        // The model was replaced between the two lines above; the slot is the new one's.
-        (manifest, plan) = app.imu_plan(&model)?;
-        if !Arc::ptr_eq(ticket.manifest(), &manifest) {
-            return Err(Failure::Replaced);
+    let (mut ticket, plan) = loop {
+        // The slot is of the model that will compute, which may be older or newer than the one above.
+        let ticket = model.begin(deadline)?;
+        if let Some(plan) = app.imu_plan_of(&model, ticket.manifest())? {
+            break (ticket, plan);
         }
-    }
+    };
+    let manifest = ticket.manifest().clone();
     let begun = Instant::now();
     let numbers = if app.config.compat.lenient_numbers { Numbers::Lenient } else { Numbers::Strict };
     if req.body.len() <= limits::HEAVY {
@@ -174,7 +172,6 @@ fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
     let unavailable = (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", false);
     let ((status, kind, available), retry_after) = match failure {
         Failure::NoModel(_) | Failure::Plan(_) => (unavailable, Some(Duration::from_secs(1))),
-        Failure::Replaced => (unavailable, Some(Duration::from_millis(1))),
         Failure::Deadline(_) => ((StatusCode::BAD_REQUEST, "bad_deadline", ready()), None),
         Failure::Encoding(_) => ((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", ready()), None),
         Failure::Window(e) => return refuse_window(app, e, wording),

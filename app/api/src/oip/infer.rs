@@ -9,7 +9,7 @@ use super::compress::{Coding, CodingError};
 use super::error::BadRequest;
 use super::tensors::Slots;
 use super::{reply, request, tensors};
-use crate::http::{Reply, Req, told};
+use crate::http::{Reply, Req, time_left, told};
 use crate::{App, Stages, Surface, limits};
 use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -172,17 +172,8 @@ fn prepare(
     received: Instant,
 ) -> Result<Ready, Failure> {
     let request = request::parse(body, header)?;
-    // The client's clock runs since it began to send.
     let deadline = deadline.into_iter().chain(request.timeout).min();
-    let left = match deadline {
-        None => None,
-        Some(deadline) => match deadline.checked_sub(received.elapsed()) {
-            Some(left) => Some(left),
-            // It passed while the body came in: nothing is begun.
-            None => return Err(InferError::DeadlineExceeded { deadline }.into()),
-        },
-    };
-    let mut ticket = served.begin(left)?;
+    let mut ticket = served.begin(time_left(deadline, received)?)?;
     let manifest = ticket.manifest().clone();
     let plan = reply::plan(&request, &manifest)?;
     tensors::fill(&request, &manifest, &mut ticket)?;

@@ -19,7 +19,8 @@
 //! * An input with limits or normalisation is a measurement: finite, within its limits, in the units of the metadata; the
 //!   server normalises. Other inputs are plain tensors.
 //! * A model has one version, its manifest's. `priority` is read and changes nothing; `timeout` (microseconds) and
-//!   `Inference-Deadline-Ms` both count from the request's first byte, the shorter one holds.
+//!   `Inference-Deadline-Ms` both count from when the request's head has come, the shorter one
+//!   holds.
 //! * Requests may be gzip or deflate; replies of `infer` are, when the client names the coding. Other replies never are:
 //!   `tritonclient.http.aio` asks for compression everywhere and undoes it only there.
 //! * Shared memory, sequences, tracing, log settings and text generation are refused by name (501 for the endpoint, 400 for
