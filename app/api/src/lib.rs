@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The room owns sockets, limits, routing, the words on the wire and the counters. It promises that a request costs bounded
-//! memory and time before it is known to be good, that every mistake of a client is a 4xx with a reason and without an
-//! echo of its input, that overload is a 503 that says when to come back, and that nothing in an answer is made up. It runs
+//! memory and time before it is known to be good, that every mistake of a client is a 4xx whose reason repeats no more of
+//! its input than a short name or a number, that overload is a 503 that says when to come back, and that nothing in an answer is made up. It runs
 //! no model and starts no process: that is the hosts' room.
 
 #![forbid(unsafe_code)]

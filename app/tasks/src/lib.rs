@@ -5,7 +5,8 @@
 //!
 //! It works on byte slices and `f32` slices only: no sockets, no processes, no clock, so that every parser here can be
 //! fuzzed and tested alone. It promises never to panic on any input, to parse a good body straight into the slot it is given
-//! without allocating, and never to echo a client's body back.
+//! without allocating, and to repeat no more of a client's body in an error
+//! than a number.
 
 #![forbid(unsafe_code)]
 

@@ -5,8 +5,8 @@ use inferd_model::DType;
 /// The longest piece of a client's own text an error repeats.
 const ECHO: usize = 48;
 
-/// A mistake in a request. Each names the thing, what it was and what it should have been; none repeats more than a
-/// short name of the request.
+/// A mistake in a request. Each names the thing, what it was and what it should have been; none repeats more of the
+/// request than a short name or a number.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BadRequest {

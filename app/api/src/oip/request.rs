@@ -145,9 +145,15 @@ fn small<'a, T: Fields<'a>>(body: &'a [u8]) -> Result<T, BadRequest> {
     Ok(object.0)
 }
 
-/// Turns the parser's error into ours; never more than its first 200 characters, for it may repeat what it read.
+/// Turns the parser's error into ours. Where a value is of the wrong type the parser says what it found, which may be a
+/// string of the client's; what it expected are words of this file.
 fn json_error(json: &str, e: &serde_json::Error) -> BadRequest {
-    let message: String = e.to_string().chars().take(200).collect();
+    let text = e.to_string();
+    let message = match (text.starts_with("invalid "), text.rsplit_once(", expected ")) {
+        (true, Some((_, expected))) => format!("expected {expected}"),
+        (true, None) => format!("a value of another type at line {} column {}", e.line(), e.column()),
+        (false, _) => text,
+    };
     let line = json.split_inclusive('\n').nth(e.line().saturating_sub(1)).unwrap_or_default().as_bytes();
     // The parser stops at the first character that cannot be, which for `nan` is the second.
     let near = line.get(e.column().saturating_sub(3)..(e.column() + 3).min(line.len())).unwrap_or_default();
@@ -953,5 +959,23 @@ mod tests {
         ] {
             assert!(refused(&body).to_string().len() < 400);
         }
+    }
+
+    #[test]
+    fn a_string_in_the_wrong_place_is_not_repeated() {
+        for body in [
+            r#"{"inputs":"my secret, expected"}"#,
+            r#""my secret, expected x""#,
+            r#"{"inputs":["my secret"]}"#,
+            r#"{"inputs":[{"name":"x","shape":"my secret","datatype":"FP32"}]}"#,
+            r#"{"inputs":[{"name":"x","shape":["my secret"],"datatype":"FP32"}]}"#,
+            r#"{"inputs":[],"parameters":"my secret"}"#,
+            r#"{"inputs":[],"outputs":{"my secret":1}}"#,
+        ] {
+            let told = refused(body).to_string();
+            assert!(!told.contains("secret"), "{told}");
+        }
+        let told = refused("{\"inputs\":\n \"my secret\"}").to_string();
+        assert!(told.contains("expected ") && told.contains("line 2"), "{told}");
     }
 }
