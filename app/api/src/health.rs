@@ -34,10 +34,18 @@ pub(crate) fn words(model: &Served) -> Words {
         },
         State::Restarting { reason, retry_at, failures } => Words {
             state: "restarting",
-            reason: format!("its engine host ended: {reason}; {failures} starts in a row failed"),
+            reason: ended(&reason, failures),
             retry_after: Some(retry_at.saturating_duration_since(Instant::now())),
         },
         State::Stopped => Words { state: "stopped", reason: "it was unloaded".to_owned(), retry_after: None },
+    }
+}
+
+/// Why there is no host now. `ends` counts ends and failed starts since a host last lasted; a host that did counts as none.
+fn ended(reason: &str, ends: u32) -> String {
+    match ends {
+        0 | 1 => format!("its engine host ended: {reason}"),
+        n => format!("its engine host ended: {reason}; {n} ends in a row without a host that lasted"),
     }
 }
 
@@ -156,4 +164,16 @@ pub(crate) fn health(app: &App) -> Reply {
     extra.insert("status".to_owned(), json!("unavailable"));
     extra.insert("tensorrt_available".to_owned(), json!(false));
     unavailable(&words, extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ended;
+
+    #[test]
+    fn one_end_is_not_called_a_row_of_failed_starts() {
+        assert_eq!(ended("killed by signal 9", 0), "its engine host ended: killed by signal 9");
+        assert_eq!(ended("killed by signal 9", 1), "its engine host ended: killed by signal 9");
+        assert!(ended("out of memory", 4).ends_with("4 ends in a row without a host that lasted"));
+    }
 }

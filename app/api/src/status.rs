@@ -133,6 +133,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "ready_for_s": model.ready_since().map(|t| t.elapsed().as_secs()),
         "model_sha256": manifest.onnx.sha256,
         "directory": model.directory().display().to_string(),
+        "engines": manifest.engines.iter().map(|e| e.name()).collect::<Vec<_>>(),
         "engine": { "kind": engine.kind, "version": engine.version, "device": engine.device },
         "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),
         "motif_source": plan.as_ref().map(|p| p.motif().source()),
@@ -256,7 +257,12 @@ pub(crate) async fn test(app: &App) -> Reply {
                 None => reply,
             }
         }
-        Err(Untested::Other(why)) => {
+        Err(Untested::Replaced) => {
+            let detail = "Test failed: the model was replaced meanwhile; ask again";
+            Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "replaced", detail, true)
+                .with_retry_after(Duration::from_secs(1))
+        }
+        Err(Untested::Parity(why)) => {
             let detail = format!("Test failed: {why}");
             Reply::refusal(StatusCode::INTERNAL_SERVER_ERROR, "parity", &detail, true)
         }
@@ -273,7 +279,10 @@ struct Passed {
 
 enum Untested {
     Infer(InferError),
-    Other(String),
+    /// By another version of it, whose answers the vectors at hand are not about.
+    Replaced,
+    /// The answers are not the recorded ones.
+    Parity(String),
 }
 
 async fn run_golden(model: &Arc<Served>) -> Result<Passed, Untested> {
@@ -287,7 +296,7 @@ async fn run_golden(model: &Arc<Served>) -> Result<Passed, Untested> {
     for (i, case) in golden.cases().iter().enumerate() {
         let mut ticket = model.begin(None).map_err(Untested::Infer)?;
         if !Arc::ptr_eq(ticket.manifest(), &manifest) {
-            return Err(Untested::Other("the model was replaced meanwhile; ask again".to_owned()));
+            return Err(Untested::Replaced);
         }
         for (k, bytes) in case.inputs.iter().enumerate() {
             ticket.input_mut(k).copy_from_slice(bytes);
@@ -296,7 +305,7 @@ async fn run_golden(model: &Arc<Served>) -> Result<Passed, Untested> {
         let answer = ticket.run().await.map_err(Untested::Infer)?;
         passed.slowest = passed.slowest.max(begun.elapsed());
         let outputs: Vec<&[u8]> = (0..manifest.outputs.len()).map(|k| answer.output(k)).collect();
-        let near = golden.compare(i, &outputs, &manifest).map_err(|e| Untested::Other(e.to_string()))?;
+        let near = golden.compare(i, &outputs, &manifest).map_err(|e| Untested::Parity(e.to_string()))?;
         passed.worst.cosine = passed.worst.cosine.min(near.cosine);
         passed.worst.max_abs = passed.worst.max_abs.max(near.max_abs);
         passed.cases += 1;
