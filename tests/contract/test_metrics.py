@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-import pytest
+import hosttools
 from contract.wire import Wire, ask, window
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
@@ -22,6 +22,9 @@ SEED = {
     "hailo_health_checks": {"status"},
     "hailo_build_info": {"version", "hef_sha", "config"},
     "hailo_http_requests": {"method", "endpoint", "status_code"},
+    "hailo_http_request_duration_seconds": {"method", "endpoint"},
+    "hailo_samples_processed": {"input_type"},
+    "hailo_model_output_dimensions": {"output_type"},
 }
 SEED_BUCKETS = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf")]
 
@@ -63,7 +66,6 @@ def test_both_formats_are_what_they_say(daemon, walk):
 def test_promtool_has_nothing_to_say(daemon, walk):
     ask(daemon, "POST", "/infer", json.dumps(walk))
     ask(daemon, "POST", "/infer", "{}")
-    hosttools = pytest.importorskip("hosttools")
     promtool = hosttools.Tools(["prometheus"]).path("promtool")
     check = subprocess.run([promtool, "check", "metrics"], input=scrape(daemon)[1], text=True, capture_output=True)
     assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
@@ -114,6 +116,7 @@ def test_each_inference_is_counted_once(daemon, walk):
         seed = "success" if outcome == "success" else "error"
         assert change(before, after, "hailo_inference_requests_total") == 1
         assert change(before, after, "hailo_inference_requests_total", status=seed) == 1
+        assert change(before, after, "hailo_samples_processed_total", input_type="imu-encoder") == (1 if outcome == "success" else 0)
         assert change(before, after, "hailo_errors_total") == (0 if outcome == "success" else 1)
         assert change(before, after, "inferd_inferences_total", model=model) == (1 if outcome == "success" else 0)
         assert change(before, after, "hailo_http_requests_total", endpoint=path, status_code=str(status)) == 1
@@ -144,6 +147,8 @@ def test_the_process_and_the_model_are_described(daemon):
     assert list(found["process_resident_memory_bytes"].values())[0] > 1_000_000
     [info] = [dict(labels) for labels in found["inferd_model_info"]]
     assert info["sha256"] == health["model_sha256"] and info["engine"] == "cpu"
+    dimensions = {dict(labels)["output_type"]: value for labels, value in found["hailo_model_output_dimensions"].items()}
+    assert dimensions == {"latent_embeddings": 64, "motif_scores": 12}
     [build] = [dict(labels) for labels in found["hailo_build_info"]]
     assert build["config"] == health["config_version"]
 

@@ -134,6 +134,28 @@ impl Live {
             Some(name) => models.iter().find(|m| m.name == *name),
             None => imu.first().map(|(m, _)| *m),
         };
+        // Summed over the models of a task: one label set is one sample.
+        let mut answered: Vec<(&'static str, u64)> = Vec::new();
+        for m in models {
+            let task = m.manifest.task.name();
+            match answered.iter_mut().find(|(t, _)| *t == task) {
+                Some((_, n)) => *n += m.numbers.success,
+                None => answered.push((task, m.numbers.success)),
+            }
+        }
+        out.counter(
+            "hailo_samples_processed",
+            "Inputs that were answered (windows, images), by the task of their model",
+            answered.iter().map(|&(task, n)| (vec![("input_type", task)], n)),
+        )?;
+        out.gauge(
+            "hailo_model_output_dimensions",
+            "Elements of each output of the default model",
+            default.iter().flat_map(|m| &m.manifest.outputs).map(|o| {
+                let elements = u32::try_from(o.elements()).unwrap_or(u32::MAX);
+                (vec![("output_type", o.name.as_str())], f64::from(elements))
+            }),
+        )?;
         let sha = default.map_or("", |m| m.manifest.onnx.sha256.as_str());
         let build = vec![
             ("version", env!("CARGO_PKG_VERSION")),
