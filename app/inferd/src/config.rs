@@ -11,6 +11,7 @@ pub use layers::Entry;
 #[cfg(test)]
 use layers::{Source, env_name};
 
+use inferd_api::limits;
 use inferd_model::ModelName;
 use layers::{FileLayer, Reader};
 use sha2::{Digest, Sha256};
@@ -266,43 +267,43 @@ impl Config {
                 )),
                 max_connections: size(r.integer(
                     "server.max_connections",
-                    256,
+                    limits::CONNECTIONS as u64,
                     1..=65_536,
                     "Connections open at once; one more takes the place of an idle one, or is answered 503.",
                 )),
                 keep_alive: Duration::from_secs(r.integer(
                     "server.keep_alive_s",
-                    90,
+                    limits::IDLE_TIME.as_secs(),
                     1..=3600,
                     "How long an idle connection is kept; clients that pool connections want 75 or more.",
                 )),
                 header_timeout: Duration::from_secs(r.integer(
                     "server.header_timeout_s",
-                    10,
+                    limits::HEAD_TIME.as_secs(),
                     1..=300,
                     "How long a client may take to send the head of a request.",
                 )),
                 request_timeout: Duration::from_secs(r.integer(
                     "server.request_timeout_s",
-                    30,
+                    limits::BODY_TIME.as_secs(),
                     1..=3600,
                     "How long a client may take to send the body of a request.",
                 )),
                 drain_timeout: Duration::from_secs(r.integer(
                     "server.drain_timeout_s",
-                    10,
+                    limits::DRAIN_TIME.as_secs(),
                     0..=300,
                     "How long requests in flight may take to end after SIGTERM.",
                 )),
                 max_request_bytes: size(r.integer(
                     "server.max_request_size_mb",
-                    10,
+                    (limits::BODY >> 20) as u64,
                     1..=1024,
                     "The largest request body, in MiB, also after decompression; more is answered 413.",
                 )) << 20,
                 max_bodies_bytes: size(r.integer(
                     "server.max_bodies_mb",
-                    64,
+                    (limits::BODIES_TOTAL >> 20) as u64,
                     1..=4096,
                     "MiB of request bodies held at once, all connections together.",
                 )) << 20,
