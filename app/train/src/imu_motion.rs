@@ -94,7 +94,7 @@ pub fn write(
                   on synthetic motion"
             .to_owned(),
         engines: vec![EngineKind::Ort, EngineKind::Cpu],
-        budget: Budget { memory_mib: 64, deadline_ms: 250, queue: None, workers: None },
+        budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
         golden: GoldenRef {
             file: GOLDEN_FILE.to_owned(),
