@@ -25,6 +25,7 @@ DEFAULT_PORT = 9000
 WINDOW = places.ROOT / "tests/data/imu_walk.json"
 LATENT, MOTIFS = 64, 12
 READY_TIMEOUT_S = 240
+ANSWER_TIMEOUT_S = 60
 NATIVE_TARGETS = {"amd64": "x86_64-unknown-linux-musl", "arm64": "aarch64-unknown-linux-musl"}
 
 
@@ -179,16 +180,28 @@ def probe_kvm(board, output):
 
 
 def first_answer(url, log):
-    """Sends one second of motion and checks that the answer is one: 64 latent numbers and 12 scores in [0, 1]."""
+    """Sends one second of motion and checks that the answer is one: 64 latent numbers and 12 scores in [0, 1].
+
+    "Not now" (503) is taken as a client should: the reason is shown, and asked again after the time the answer names.
+    """
     body = WINDOW.read_bytes()
-    request = urllib.request.Request(f"{url}/infer", data=body, headers={"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        raise Failure(f"POST {url}/infer was answered {error.code}: {error.read(2000).decode('utf-8', 'replace')}", log) from error
-    except (OSError, ValueError) as error:
-        raise Failure(f"POST {url}/infer failed: {error}", log) from error
+    end = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        request = urllib.request.Request(f"{url}/infer", data=body, headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                answer = json.loads(response.read())
+            break
+        except urllib.error.HTTPError as error:
+            reason = error.read(2000).decode("utf-8", "replace")
+            if error.code != 503 or time.monotonic() > end:
+                raise Failure(f"POST {url}/infer was answered {error.code}: {reason}", log) from error
+            wait = error.headers.get("Retry-After", "1")
+            wait = int(wait) if wait.isdigit() else 1
+            say(f"    503, asking again in {wait} s: {reason}")
+            time.sleep(wait)
+        except (OSError, ValueError) as error:
+            raise Failure(f"POST {url}/infer failed: {error}", log) from error
     latent, motifs = answer.get("latent", []), answer.get("motif_scores", [])
     if len(latent) != LATENT or len(motifs) != MOTIFS or not all(0 <= score <= 1 for score in motifs):
         raise Failure(f"the answer is not {LATENT} latent numbers and {MOTIFS} scores: {answer}", log)

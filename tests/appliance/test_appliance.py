@@ -24,13 +24,6 @@ def wait_until(condition, timeout=60):
         time.sleep(0.2)
 
 
-def infer(machine, walk):
-    """One real inference; the answer."""
-    answer = machine.request("/infer", walk)
-    assert answer.status == 200, answer.body
-    return answer.json()
-
-
 def host_status(machine):
     """What /status says about the engine host of the default model."""
     return machine.request("/status").json()["models"][0]["host"]
@@ -42,7 +35,7 @@ def test_it_says_it_is_healthy_alive_and_ready(appliance):
 
 
 def test_a_second_of_walking_is_answered_with_64_latent_numbers_and_12_scores_of_which_walking_is_the_highest(appliance, walk):
-    answer = infer(appliance, walk)
+    answer = appliance.infer(walk)
     assert len(answer["latent"]) == 64 and len(answer["motif_scores"]) == 12
     assert all(0 <= score <= 1 for score in answer["motif_scores"])
     best = max(range(12), key=lambda index: answer["motif_scores"][index])
@@ -50,7 +43,7 @@ def test_a_second_of_walking_is_answered_with_64_latent_numbers_and_12_scores_of
 
 
 def test_it_computes_what_the_daemon_computes_on_this_machine(appliance, daemon, walk):
-    there, here = infer(appliance, walk), daemon.request("/infer", walk).json()
+    there, here = appliance.infer(walk), daemon.request("/infer", walk).json()
     assert there["latent"] == pytest.approx(here["latent"], abs=1e-4)
     assert there["motif_scores"] == pytest.approx(here["motif_scores"], abs=1e-4)
 
@@ -66,8 +59,8 @@ def test_its_metrics_are_read_by_prometheus_own_parser_and_count_inferences(appl
         return sum(s.value for s in samples if s.name == "inferd_requests_total" and s.labels["outcome"] == "success")
 
     before = answered()
-    infer(appliance, walk)
-    infer(appliance, walk)
+    appliance.infer(walk)
+    appliance.infer(walk)
     assert answered() == before + 2
 
 
@@ -111,7 +104,7 @@ def test_over_its_cap_the_host_dies_and_the_daemon_lives_and_answers_again(appli
     assert status == 128 + 9
     wait_until(lambda: appliance.root("cat /sys/fs/cgroup/inferd/host-*/cgroup.procs")[1].strip() not in ("", host))
     appliance.wait_ready(60)
-    assert len(infer(appliance, walk)["latent"]) == 64
+    assert len(appliance.infer(walk)["latent"]) == 64
     assert appliance.sh(DAEMON) == daemon
     assert host_status(appliance)["ends"]["oom"] == 1, "the daemon does not know why its host died"
 
@@ -121,7 +114,7 @@ def test_a_killed_daemon_is_started_again_and_answers(appliance, walk):
     appliance.sh(f"kill -9 {before}")
     wait_until(lambda: appliance.root(DAEMON)[1].strip() not in ("", before))
     appliance.wait_ready(60)
-    assert len(infer(appliance, walk)["latent"]) == 64
+    assert len(appliance.infer(walk)["latent"]) == 64
     assert len(appliance.sh("ls -d /sys/fs/cgroup/inferd/host-*").split()) == 1, "a host of the killed daemon is left"
 
 
@@ -166,7 +159,7 @@ def test_a_broken_configuration_on_the_boot_partition_is_named_and_left_aside(bo
     with boot(medium, dev=True) as machine:
         assert "config=/etc/inferd/inferd.toml" in machine.console()
         machine.wait_for_console(r"boot\.toml is not used: .*threads", 5)
-        assert len(infer(machine, walk)["latent"]) == 64
+        assert len(machine.infer(walk)["latent"]) == 64
 
 
 def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, tmp_path, walk):
@@ -179,7 +172,7 @@ def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, 
     with boot(medium, dev=True) as machine:
         assert "data=volatile" in machine.console()
         machine.wait_for_console("the data partition cannot be mounted", 5)
-        assert len(infer(machine, walk)["latent"]) == 64
+        assert len(machine.infer(walk)["latent"]) == 64
 
 
 def test_an_empty_slot_is_skipped_for_the_one_that_holds_a_root_filesystem(boot, production_image):

@@ -11,6 +11,5 @@ def test_the_board_boots_and_answers_a_real_window(name, board, make_image, boot
     other = boards.load(name)
     file, _ = make_image(f"{name}.img", board=other)
     with boot(file, board=other) as machine:
-        answer = machine.request("/infer", walk)
-        assert answer.status == 200, answer.body
-        assert len(answer.json()["latent"]) == 64 and len(answer.json()["motif_scores"]) == 12
+        answer = machine.infer(walk)
+        assert len(answer["latent"]) == 64 and len(answer["motif_scores"]) == 12
