@@ -60,6 +60,18 @@ def request(url, body=None, *, method=None, headers=None, timeout=30):
             return Answer(error.code, error.headers, error.read())
 
 
+def freeze(pid):
+    """Stops a process, and waits until every thread of it really stands still: one on another core may go on a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if all(stat.rsplit(")", 1)[1].split()[0] == "T" for stat in stats):
+            return
+        time.sleep(0.001)
+    pytest.fail(f"process {pid} does not stop")
+
+
 class Native:
     """A daemon on this machine: its base URL, process and log."""
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from contract.wire import Wire, ask, window
+from helpers import freeze
 
 PREFLIGHT = [("Origin", "http://page.lan"), ("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "content-type")]
 
@@ -200,7 +201,7 @@ def test_the_work_of_a_client_that_left_is_dropped(native, walk, patient):
     assert ask(daemon, "POST", "/infer", body).status == 200
     model = daemon.request("/status").json()["models"][0]
     host, done = model["host"]["pid"], model["requests"]["success"]
-    os.kill(host, signal.SIGSTOP)
+    freeze(host)
     try:
         waiting = [Wire(daemon).request("POST", "/infer", body) for _ in range(3)]
         until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 3, "three are queued")
@@ -265,7 +266,7 @@ def test_a_deadline_is_refused_at_once_or_kept(native, walk, patient):
     body = json.dumps(walk)
     assert ask(daemon, "POST", "/infer", body).status == 200, "from here on the daemon knows how long one takes"
     host = daemon.request("/status").json()["models"][0]["host"]["pid"]
-    os.kill(host, signal.SIGSTOP)
+    freeze(host)
     try:
         waiting = [Wire(daemon).request("POST", "/infer", body) for _ in range(40)]
         until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 40, "forty are queued")

@@ -10,7 +10,7 @@ import time
 
 import places
 import pytest
-from helpers import request
+from helpers import freeze, request
 
 MODELS = places.ROOT / "tests/models"
 IMU = places.DEFAULT_MODEL
@@ -67,7 +67,7 @@ def test_a_killed_host_is_back_by_itself(native, walk):
 def test_a_stopped_host_costs_a_typed_503_within_the_deadline(native, walk):
     daemon = native()
     before = host_pid(daemon, "imu-motion")
-    os.kill(before, signal.SIGSTOP)
+    freeze(before)
     body = typed(daemon.request("/infer", walk), 503)
     assert "deadline" in str(body), body
     assert daemon.request("/livez").status == 200
@@ -79,7 +79,7 @@ def test_an_impatient_client_does_not_cost_others_their_host(native, walk, patie
     daemon = native(models=[patient])
     before = host_pid(daemon, "imu-motion")
     assert daemon.request("/infer", walk).status == 200
-    os.kill(before, signal.SIGSTOP)
+    freeze(before)
     typed(daemon.request("/infer", walk, headers={"Inference-Deadline-Ms": "20"}), 503)
     os.kill(before, signal.SIGCONT)
     assert daemon.request("/infer", walk).status == 200
@@ -128,7 +128,7 @@ def test_the_work_of_clients_that_left_is_dropped(native, walk, patient):
     daemon = native(models=[patient], config="[hosts]\nworkers = 1\n")
     host = host_pid(daemon, "imu-motion")
     assert daemon.request("/infer", walk).status == 200
-    os.kill(host, signal.SIGSTOP)
+    freeze(host)
     body = json.dumps(walk).encode()
     head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = []

@@ -123,6 +123,19 @@ async fn pid(served: &Arc<Served>) -> Pid {
     }
 }
 
+/// Stops a process, and waits until every thread of it really stands still: one on another core may go on for a moment.
+async fn freeze(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let stopped = |task: &Path| {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    };
+    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|t| t.unwrap().path());
+    while !tasks().all(|t| stopped(&t)) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Waits until another host than `old` serves.
 async fn replaced(served: &Arc<Served>, old: Pid) {
     while served.state() != State::Ready || pid(served).await == old {
@@ -173,7 +186,7 @@ async fn a_killed_host_costs_its_requests_and_comes_back() {
 async fn a_stopped_host_is_noticed_and_replaced() {
     let (hosts, served) = serve("two-in-two-out").await;
     let old = pid(&served).await;
-    kill(old, Signal::SIGSTOP).unwrap();
+    freeze(old).await;
     let e = golden(&served).await.unwrap_err();
     assert_eq!(e.kind(), "host_lost", "{e}");
     replaced(&served, old).await;
@@ -226,7 +239,7 @@ async fn a_worker_past_the_deadline_is_killed_with_its_host() {
 async fn a_request_that_is_given_up_frees_its_slot() {
     let (hosts, served) = serve("two-in-two-out").await;
     let host = pid(&served).await;
-    kill(host, Signal::SIGSTOP).unwrap(); // nothing is taken from the queue for now
+    freeze(host).await; // nothing is taken from the queue for now
     for _ in 0..3 {
         let given_up = tokio::time::timeout(Duration::from_millis(1), golden(&served)).await;
         assert!(given_up.is_err());
