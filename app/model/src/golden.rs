@@ -52,6 +52,15 @@ pub struct Agreement {
     pub max_abs: f64,
 }
 
+impl Agreement {
+    /// How near `got` is to `want`: two tensors of one type and length, little-endian. When `got` holds a value that is not
+    /// finite, the cosine is NaN and the difference infinite.
+    #[must_use]
+    pub fn of(dtype: DType, want: &[u8], got: &[u8]) -> Self {
+        agreement(elements(dtype, want), elements(dtype, got))
+    }
+}
+
 /// An engine's answer is not the recorded one.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error(
@@ -148,7 +157,7 @@ impl Golden {
         for (i, spec) in manifest.outputs.iter().enumerate() {
             let got = outputs.get(i).copied().unwrap_or_default();
             let a = if got.len() == want[i].len() {
-                agreement(elements(spec.dtype, &want[i]), elements(spec.dtype, got))
+                Agreement::of(spec.dtype, &want[i], got)
             } else {
                 Agreement { cosine: f64::NAN, max_abs: f64::INFINITY }
             };
