@@ -130,6 +130,7 @@ def rootfs(recipe, packages, tools, work):
         f'NAME="inferd appliance"\nID=inferd\nVERSION_ID={version}\nPRETTY_NAME="inferd appliance {version}"\n'
         f'BUILD_ID="{recipe.build_id}"\nVARIANT_ID={"dev" if recipe.dev else "production"}\n'
     )
+    (stage / "etc/inferd/board").write_text(f"{recipe.board.name}\n")
     (stage / "etc/inferd/board.toml").write_text((places.BOARDS / recipe.board.name / "board.toml").read_text())
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:

@@ -67,11 +67,16 @@ def boot_files(image, folder):
 class Machine:
     """One QEMU process that runs one image."""
 
-    def __init__(self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, kvm=False, serial=None, dhcp=True):
+    def __init__(
+        self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
+        serial=None, dhcp=True,
+    ):
         """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
-        `dhcp=False`: a network without any other machine."""
+        `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
+        guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
-        self.keep_writes, self.kvm, self.dhcp = keep_writes, kvm, dhcp
+        self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
+        self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -119,6 +124,11 @@ class Machine:
                 self.process.kill()
                 self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def cut_power(self):
+        """Kills QEMU between two instructions: what the guest has not written by now is never written."""
+        self.process.kill()
+        self.process.wait()
 
     def seconds(self):
         """Time since power-on."""
@@ -181,15 +191,14 @@ class Machine:
 
     def _command(self, tools, kernel, initramfs, cmdline):
         qemu = self.board.qemu
-        drive = f"if=none,id=disk,format=raw,file={self.image},cache=unsafe"
         command = [
             *(tools.path(qemu.program), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"),
-            *("-machine", qemu.machine, "-smp", qemu.cpus, "-m", f"{qemu.memory_mib}M"),
+            *("-machine", qemu.machine, "-smp", self.cpus, "-m", f"{qemu.memory_mib}M"),
             *(("-accel", "kvm", "-cpu", "host") if self.kvm else ("-accel", "tcg,thread=multi", "-cpu", qemu.cpu)),
             *("-kernel", kernel, "-initrd", initramfs, "-append", cmdline),
             *("-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
-            *("-drive", drive if self.keep_writes else drive + ",snapshot=on", "-device", "virtio-blk-pci,drive=disk"),
+            *(*self._disk(), "-device", "virtio-blk-pci,drive=disk"),
             *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}" if self.dhcp else "hubport,id=net,hubid=0"),
             *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
             *("-device", "i6300esb", "-action", "watchdog=reset"),
@@ -197,7 +206,24 @@ class Machine:
         if self.dev:
             shell = f"socket,id=shell,path={self.folder}/shell.sock,server=on,wait=off"
             command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]
+        for number, stick in enumerate(self.sticks):
+            command += ["-drive", f"if=none,id=stick{number},format=raw,file={stick},readonly=on"]
+            command += ["-device", f"virtio-blk-pci,drive=stick{number}"]
         return [str(part) for part in command]
+
+    def _disk(self):
+        """The medium. What the guest has written is in the image file when QEMU is killed, as the host's page cache
+        outlives QEMU; so nothing is gained by passing the guest's flushes on to the host's disk."""
+        if not self.write_log:
+            drive = f"if=none,id=disk,format=raw,file={self.image},cache=unsafe"
+            return ["-drive", drive if self.keep_writes else drive + ",snapshot=on"]
+        Path(self.write_log).write_bytes(b"")
+        return [
+            *("-blockdev", f"driver=file,node-name=file,filename={self.image},cache.no-flush=on"),
+            *("-blockdev", "driver=raw,node-name=raw,file=file"),
+            *("-blockdev", f"driver=file,node-name=log,filename={self.write_log},cache.no-flush=on"),
+            *("-blockdev", "driver=blklogwrites,node-name=disk,file=raw,log=log"),
+        ]
 
 
 class Shell:
