@@ -1,0 +1,87 @@
+//! Settings of the updater.
+
+use crate::boot::{BootEvidence, SystemEvidence};
+use crate::clock::{Clock, SystemClock};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An engine this image has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Engine {
+    /// As a model's manifest names it: `cpu`, `ort`, `hailo`, `tensorrt`.
+    pub name: String,
+    /// Library and version, for people.
+    pub version: String,
+}
+
+/// When probation ends, in place of what the bundle's policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probation {
+    /// After this long.
+    pub seconds: u32,
+    /// Or after this many requests, whichever comes first.
+    pub requests: u32,
+}
+
+/// Settings of the updater.
+#[derive(Clone)]
+pub struct UpdaterConfig {
+    /// The two model slots: raw partitions, or files (made when absent).
+    pub slots: [PathBuf; 2],
+    /// Length of a slot that is a file, in bytes. A partition has its own.
+    pub slot_bytes: u64,
+    /// Where state, trust documents and verdicts live.
+    pub data: PathBuf,
+    /// Root documents this device was made with, oldest first; the first is the anchor, the others rotate it.
+    pub roots: Vec<PathBuf>,
+    /// Whether bundles of the role `model-dev` are accepted: dev images only.
+    pub allow_dev: bool,
+    /// This board's name, as bundles target it.
+    pub board: String,
+    /// This device's name, as permits say it.
+    pub device: String,
+    /// The running daemon's version, for bundles that need a newer one.
+    pub version: String,
+    /// The engines of this image.
+    pub engines: Vec<Engine>,
+    /// Bytes all engine hosts together may use. `None`: what the kernel says is available now.
+    pub memory_limit: Option<u64>,
+    /// Model directories that serve when no slot does: each a directory with a manifest.
+    pub factory: Vec<PathBuf>,
+    /// Overrides every bundle's probation length.
+    pub probation: Option<Probation>,
+    /// How fast the active slot is verified again in the background, in bytes per second; 0 does not.
+    pub scrub_bytes_per_s: u64,
+    /// What is known about how the last run ended.
+    pub evidence: Arc<dyn BootEvidence>,
+    /// Time since the boot.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// 64 GiB in about 18 hours; of a slow SD card about 5 % of its reading time.
+const SCRUB_BYTES_PER_S: u64 = 1 << 20;
+
+impl UpdaterConfig {
+    /// Settings with the defaults for everything but the places.
+    #[must_use]
+    pub fn new(slots: [PathBuf; 2], data: PathBuf) -> Self {
+        Self {
+            slots,
+            slot_bytes: 1 << 30,
+            data,
+            roots: Vec::new(),
+            allow_dev: false,
+            board: String::new(),
+            device: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engines: Vec::new(),
+            memory_limit: None,
+            factory: Vec::new(),
+            probation: None,
+            scrub_bytes_per_s: SCRUB_BYTES_PER_S,
+            evidence: Arc::new(SystemEvidence::new(None)),
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+}
