@@ -46,6 +46,11 @@ impl Group {
         OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
     }
 
+    /// What may be read of it while its host runs.
+    pub fn view(&self) -> GroupView {
+        GroupView { path: self.path.clone() }
+    }
+
     /// How often the kernel killed something here because of the cap.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
@@ -56,6 +61,25 @@ impl Group {
 
     fn kill(&self) {
         let _ = self.set("cgroup.kill", "1");
+    }
+}
+
+/// A group somebody else owns.
+#[derive(Clone, Debug)]
+pub struct GroupView {
+    path: PathBuf,
+}
+
+impl GroupView {
+    /// The most that was ever charged to it, in bytes; `None` before Linux 5.19.
+    pub fn peak(&self) -> Option<u64> {
+        fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
+    }
+
+    /// The weight of its processes against those of other groups, as a niceness. Only where the cpu controller is delegated:
+    /// without it niceness itself counts.
+    pub fn set_nice(&self, nice: i32) {
+        let _ = fs::write(self.path.join("cpu.weight.nice"), nice.to_string());
     }
 }
 

@@ -9,7 +9,7 @@ use crate::limits::{MAX_WORKERS, WORKER_STACK};
 use crate::package;
 use crate::ring::{Layout, Ring, Status};
 use crate::sys;
-use inferd_engine::{CpuEngine, Engine, EngineError, Model, Runner};
+use inferd_engine::{CpuEngine, Engine, EngineError, GoldenCheckError, Model, Runner};
 use inferd_model::{Agreement, EngineKind, Golden, Manifest};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -44,7 +44,26 @@ pub enum Report {
     /// It serves from now on.
     Ready { version: String, device: String, cosine: f64, max_abs: f64 },
     /// It will not serve, because of this.
-    Refused(String),
+    Refused(Refusal),
+}
+
+/// Why a host will not serve its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The engine cannot run it.
+    #[error("{0}")]
+    Load(String),
+    /// A golden vector did not come out. The numbers are those of the first output that disagreed; absent when the engine
+    /// failed on the vector, or where they are no numbers (an answer that is not finite).
+    #[error("{reason}")]
+    Golden { reason: String, cosine: Option<f64>, max_abs: Option<f64> },
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Load(why)
+    }
 }
 
 /// The steps of a start.
@@ -78,13 +97,13 @@ pub fn engine_host_main() -> ExitCode {
 
 struct Failure {
     control: Option<UnixStream>,
-    why: String,
+    why: Refusal,
 }
 
 enum Never {}
 
 fn serve(orders: &Orders) -> Result<Never, Failure> {
-    let early = |why: String| Failure { control: None, why };
+    let early = |why: String| Failure { control: None, why: why.into() };
     let fd = |n| sys::take_fd(n).map_err(|e| early(e.to_string()));
     let mut control = UnixStream::from(fd(orders.control)?);
     let (model, ring, event) = (fd(orders.model)?, fd(orders.ring)?, fd(orders.event)?);
@@ -111,7 +130,7 @@ fn start(
     ring: File,
     event: OwnedFd,
     control: &mut UnixStream,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     report(control, &Report::Phase(Phase::Loading));
     let opened = package::open_inherited(&model)?;
     drop(model);
@@ -199,6 +218,17 @@ fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, String>
     }
 }
 
+fn disagreed(e: GoldenCheckError) -> Refusal {
+    let reason = e.to_string();
+    match e {
+        GoldenCheckError::Engine { .. } => Refusal::Golden { reason, cosine: None, max_abs: None },
+        GoldenCheckError::Mismatch(m) => {
+            let number = |v: f64| v.is_finite().then_some(v);
+            Refusal::Golden { reason, cosine: number(m.cosine), max_abs: number(m.max_abs) }
+        }
+    }
+}
+
 struct Worker {
     index: usize,
     ring: &'static Ring,
@@ -208,12 +238,15 @@ struct Worker {
 }
 
 impl Worker {
-    fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, String>>) {
+    fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, Refusal>>) {
         alloc::this_thread_is_a_worker(self.ring.worker(self.index));
-        let first = contained(|| self.runner()).and_then(|mut runner| {
+        let first = contained(|| self.runner()).map_err(Refusal::Load).and_then(|mut runner| {
             let agreement = match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden))) {
-                Ok(r) => r.map_err(|e| e.to_string())?,
-                Err(_) => return Err("the engine panicked on the golden vectors".to_owned()),
+                Ok(r) => r.map_err(disagreed)?,
+                Err(_) => {
+                    let reason = "the engine panicked on the golden vectors".to_owned();
+                    return Err(Refusal::Golden { reason, cosine: None, max_abs: None });
+                }
             };
             Ok((runner, agreement))
         });
@@ -248,7 +281,8 @@ impl Worker {
                 Some(r) => r,
                 None => runner.insert(self.runner()?),
             };
-            // Inputs are copied nowhere: they are read where the daemon parsed them to.
+            // Inputs are copied nowhere: they are read where the daemon parsed them to. And only read: the slot must still hold
+            // what the client sent when a shadow is given the same request (`Runner` normalises into buffers of its own).
             let ring = self.ring;
             let (inputs, mut outputs) = ring.job_parts(&mut job);
             session.run(&inputs, &mut outputs)

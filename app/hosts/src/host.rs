@@ -4,14 +4,16 @@
 //! hands out completions, kills it when a worker is past the model's deadline, and when it has ended fails whatever
 //! was in it. A host never comes back; the next one gets a new ring.
 
-use crate::cgroup::Group;
-use crate::child::{Orders, Phase, REFUSED, Report, parse_report};
+use crate::cgroup::{Group, GroupView};
+use crate::child::{Orders, Phase, REFUSED, Refusal, Report, parse_report};
+use crate::edition::Edition;
 use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE, WORKER_STACK};
-use crate::package::Package;
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
-use crate::served::{HostsConfig, InferError, Timing};
+use crate::served::{EngineInfo, InferError, Timing};
+use crate::set::HostsConfig;
 use crate::stats::{End, Stats};
 use crate::sys::{self, ChildSetup, now_ns};
+use arc_swap::ArcSwap;
 use inferd_engine::CpuEngine;
 use inferd_model::{Agreement, EngineKind, Manifest};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -24,7 +26,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
@@ -37,12 +39,45 @@ static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 /// How a host is made.
 pub struct Plan<'a> {
     pub config: &'a HostsConfig,
-    pub package: &'a Package,
+    pub edition: Arc<Edition>,
     pub stats: Arc<Stats>,
     pub workers: usize,
     pub slots: usize,
     /// Unique among this daemon's hosts; names the cgroup.
     pub serial: u64,
+}
+
+/// Why there is no host.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StartError {
+    /// It said no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// It was over its memory cap.
+    #[error("the engine host ended while it loaded the model: {reason}")]
+    Memory { cap: u64, reason: String },
+    /// It ended otherwise.
+    #[error("the engine host ended while it loaded the model: {0}")]
+    Ended(String),
+    /// It took too long.
+    #[error("the engine host did not get ready within {} s", LOAD_TIMEOUT.as_secs())]
+    Late,
+    /// The model wants engines this program does not have.
+    #[error("it wants engine {}, this image has only cpu", names(.wanted))]
+    Engine { wanted: Vec<EngineKind> },
+    /// The system could not make one.
+    #[error("{0}")]
+    System(String),
+}
+
+fn names(engines: &[EngineKind]) -> String {
+    engines.iter().map(|e| e.name()).collect::<Vec<_>>().join(" or ")
+}
+
+impl From<String> for StartError {
+    fn from(reason: String) -> Self {
+        Self::System(reason)
+    }
 }
 
 /// A running host that has passed its golden vectors.
@@ -56,9 +91,14 @@ pub struct Host {
     pub cap_kind: &'static str,
     pub workers: usize,
     pub manifest: Arc<Manifest>,
+    /// What it serves.
+    pub edition: Arc<Edition>,
     ring: Ring,
     cells: Mutex<Cells>,
-    stats: Arc<Stats>,
+    /// Where it counts: a candidate's own, then those of the name it serves under.
+    stats: ArcSwap<Stats>,
+    /// Its cgroup, when it has one; there as long as the host is.
+    group: Option<GroupView>,
     /// Something was queued: the watch looks at the clock again.
     queued: Notify,
     watching_clock: AtomicBool,
@@ -70,6 +110,8 @@ pub struct Host {
 /// How a host ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
+    /// What ended it.
+    pub how: End,
     /// For the operator and the callers.
     pub reason: String,
 }
@@ -80,6 +122,10 @@ struct Cells {
     busy: Vec<Option<Busy>>,
     in_use: usize,
     ended: Option<String>,
+    /// No slot is given out any more: requests go to another host.
+    closed: bool,
+    /// The latest deadline of a request that got a slot and a long time to be answered.
+    promised: Option<Instant>,
 }
 
 /// A slot that was queued.
@@ -103,9 +149,10 @@ impl Host {
     /// Starts a host and waits until it serves. `phase` hears what it is doing.
     ///
     /// # Errors
-    /// A sentence for the operator: why it refused, how it died, or that it took too long.
-    pub async fn start(plan: Plan<'_>, phase: impl Fn(Phase)) -> Result<Arc<Self>, String> {
-        let manifest = plan.package.manifest.clone();
+    /// [`StartError`]: why it refused, how it died, or that it took too long.
+    pub async fn start(plan: Plan<'_>, phase: impl Fn(Phase)) -> Result<Arc<Self>, StartError> {
+        let package = &plan.edition.package;
+        let manifest = package.manifest.clone();
         let layout = Layout::new(&manifest.inputs, &manifest.outputs, plan.slots);
         let text = |what: &str| {
             let what = what.to_owned();
@@ -122,7 +169,7 @@ impl Host {
         let budget = u64::from(manifest.budget.memory_mib) << 20;
         // The ring's and the model's pages are charged to whoever touches them first; count them in. A resource limit counts
         // private memory only, so there the workers' stacks come on top.
-        let in_group = budget + (ring_bytes + plan.package.len()) as u64;
+        let in_group = budget + (ring_bytes + package.len()) as u64;
         let in_limit = budget + (plan.workers * WORKER_STACK) as u64;
         let group = plan.config.cgroup_root.as_ref().and_then(|root| {
             let name = format!("host-{}-{}", manifest.name, plan.serial);
@@ -136,7 +183,7 @@ impl Host {
         });
 
         let cap = if group.is_some() { in_group } else { in_limit };
-        let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), plan.package.file.as_fd()];
+        let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), package.file.as_fd()];
         let inherit = inherit.into_iter().map(high).collect::<Result<Vec<OwnedFd>, _>>();
         let inherit = inherit.map_err(text("descriptors"))?;
         let engine = EngineKind::Cpu;
@@ -183,13 +230,24 @@ impl Host {
                 let _ = child.start_kill();
                 let status = child.wait().await;
                 return Err(match other {
-                    Ok(Err(Some(refused))) => refused,
+                    // An engine that is refused memory may say so itself before it falls.
+                    Ok(Err(Some(refusal))) => match ring.refused() {
+                        Some(_) => {
+                            let reason = format!("{}; {refusal}", over_cap(&ring, cap));
+                            StartError::Memory { cap, reason }
+                        }
+                        None => StartError::Refused(refusal),
+                    },
                     Ok(Err(None)) => {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
-                        format!("the engine host ended while it loaded the model: {reason}")
+                        plan.edition.observed.ended(end);
+                        match end {
+                            End::Oom => StartError::Memory { cap, reason },
+                            _ => StartError::Ended(reason),
+                        }
                     }
-                    _ => format!("the engine host did not get ready within {} s", LOAD_TIMEOUT.as_secs()),
+                    _ => StartError::Late,
                 });
             }
         };
@@ -203,14 +261,18 @@ impl Host {
             cap_kind: if group.is_some() { "cgroup" } else { "rlimit" },
             workers: plan.workers,
             manifest,
+            group: group.as_ref().map(Group::view),
+            edition: plan.edition,
             cells: Mutex::new(Cells {
                 busy: (0..free.len()).map(|_| None).collect(),
                 free: free.into_iter().collect(),
                 in_use: 0,
                 ended: None,
+                closed: false,
+                promised: None,
             }),
             ring,
-            stats: plan.stats,
+            stats: ArcSwap::new(plan.stats),
             queued: Notify::new(),
             watching_clock: AtomicBool::new(false),
             end: Notify::new(),
@@ -225,14 +287,45 @@ impl Host {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on it counts for the name it serves under.
+    pub fn count_in(&self, stats: &Arc<Stats>) {
+        if !Arc::ptr_eq(&self.stats.load(), stats) {
+            stats.starts.fetch_add(1, Relaxed);
+            self.stats.store(stats.clone());
+        }
+    }
+
+    /// The engine in it.
+    pub fn engine_info(&self) -> EngineInfo {
+        EngineInfo { kind: self.engine.name(), version: self.version.clone(), device: self.device.clone() }
+    }
+
+    /// Its cgroup, when it has one.
+    pub fn group(&self) -> Option<&GroupView> {
+        self.group.as_ref()
+    }
+
+    /// Sets the niceness of the process, and of its group among groups; whether that was allowed.
+    pub fn set_nice(&self, nice: i32) -> bool {
+        if let Some(group) = &self.group {
+            group.set_nice(nice);
+        }
+        sys::set_nice(self.pid, nice).is_ok()
+    }
+
+    /// How it ended, if it has.
+    pub fn has_ended(&self) -> Option<Ended> {
+        self.gone.borrow().clone()
+    }
+
     /// Takes a free slot; `None` when all are taken.
     ///
     /// # Errors
-    /// The reason, when the host has ended.
-    pub fn take(&self) -> Result<Option<Slot>, String> {
+    /// When the host has ended, or was closed because requests go to another one.
+    pub fn take(&self) -> Result<Option<Slot>, Closed> {
         let mut cells = self.cells();
-        if let Some(reason) = &cells.ended {
-            return Err(reason.clone());
+        if cells.closed || cells.ended.is_some() {
+            return Err(Closed);
         }
         let slot = cells.free.pop();
         if let Some(mut slot) = slot {
@@ -327,28 +420,46 @@ impl Host {
         let Some(busy) = cells.mine(at) else { return };
         if matches!(busy.state, Waiting::Done(_)) {
             if let Some(busy) = cells.busy[at.index].take() {
-                self.stats.late.fetch_add(1, Relaxed);
+                self.stats.load().late.fetch_add(1, Relaxed);
                 cells.give(busy.slot);
             }
         } else if matches!(busy.state, Waiting::For(_)) {
             let cancelled = self.ring.cancel(at.index, at.generation);
             busy.state = Waiting::Nobody { cancelled };
             if cancelled {
-                self.stats.cancelled.fetch_add(1, Relaxed);
+                self.stats.load().cancelled.fetch_add(1, Relaxed);
             }
         }
     }
 
-    /// Waits until nothing is in flight, or the host has ended.
+    /// Waits until nothing is in flight, or the host has ended. From then on it gives out no slot: a request that was about to
+    /// take one looks again for the host that serves now.
     pub async fn drained(&self) {
         let mut pause = tokio::time::interval(Duration::from_millis(2));
         loop {
             pause.tick().await;
-            let cells = self.cells();
+            let mut cells = self.cells();
             if cells.in_use == 0 || cells.ended.is_some() {
+                cells.closed = true;
                 return;
             }
         }
+    }
+
+    /// A request got a slot and may be answered until then.
+    pub fn promise(&self, until: Instant) {
+        let mut cells = self.cells();
+        cells.promised = cells.promised.max(Some(until));
+    }
+
+    /// The latest of these promises.
+    pub fn promised(&self) -> Option<Instant> {
+        self.cells().promised
+    }
+
+    /// Gives out no slot any more.
+    pub fn close(&self) {
+        self.cells().closed = true;
     }
 
     /// Asks the host to end; [`Host::ended`] tells when it has.
@@ -359,9 +470,10 @@ impl Host {
     /// Waits until the host has ended.
     pub async fn ended(&self) -> Ended {
         let mut gone = self.gone.subscribe();
-        match gone.wait_for(Option::is_some).await {
-            Ok(e) => e.clone().unwrap_or(Ended { reason: String::new() }),
-            Err(_) => Ended { reason: "its watch ended".into() },
+        match gone.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(e)) => e.clone(),
+            // Both cannot be: the sender is ours, and what is waited for is there.
+            _ => Ended { how: End::Crash, reason: "its watch ended".into() },
         }
     }
 
@@ -426,7 +538,8 @@ impl Host {
             None => autopsy(status.ok(), group.as_ref(), &self.ring, self.cap),
         };
         if !asked {
-            self.stats.ended(how);
+            self.stats.load().ended(how);
+            self.edition.observed.ended(how);
             tracing::warn!(model = %self.manifest.name, pid = self.pid, reason, "engine host ended");
         }
         // Answers that were complete before the end still count.
@@ -437,7 +550,7 @@ impl Host {
         drop(cells);
         wakers.into_iter().for_each(Waker::wake);
         drop(group);
-        self.gone.send_replace(Some(Ended { reason }));
+        self.gone.send_replace(Some(Ended { how, reason }));
     }
 
     /// Hands finished slots to those who wait for them.
@@ -458,7 +571,7 @@ impl Host {
                 }
             };
             if done.status == Status::Panicked {
-                self.stats.panics.fetch_add(1, Relaxed);
+                self.stats.load().panics.fetch_add(1, Relaxed);
                 tracing::warn!(model = %self.manifest.name, words = done.words, "a worker panicked on a request; contained");
             }
             match &mut busy.state {
@@ -472,7 +585,7 @@ impl Host {
                 }
                 Waiting::Nobody { cancelled } => {
                     if !*cancelled {
-                        self.stats.late.fetch_add(1, Relaxed);
+                        self.stats.load().late.fetch_add(1, Relaxed);
                     }
                     if let Some(busy) = cells.busy[index].take() {
                         cells.give(busy.slot);
@@ -502,6 +615,10 @@ impl Host {
         (age > deadline).then_some(age)
     }
 }
+
+/// The host gives out no slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed;
 
 /// Names a submitted request.
 #[derive(Clone, Copy, Debug)]
@@ -543,7 +660,7 @@ type Ready = (String, String, Agreement);
 async fn hear_ready(
     reports: &mut BufReader<UnixStream>,
     phase: impl Fn(Phase),
-) -> Result<Ready, Option<String>> {
+) -> Result<Ready, Option<Refusal>> {
     let mut line = String::new();
     loop {
         line.clear();
@@ -557,7 +674,7 @@ async fn hear_ready(
             Ok(Report::Ready { version, device, cosine, max_abs }) => {
                 return Ok((version, device, Agreement { cosine, max_abs }));
             }
-            Err(e) => return Err(Some(format!("the engine host spoke out of turn: {e}"))),
+            Err(e) => return Err(Some(Refusal::Load(format!("the engine host spoke out of turn: {e}")))),
         }
     }
 }
@@ -565,11 +682,8 @@ async fn hear_ready(
 /// What a dead host tells: how it ended, in words.
 fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: u64) -> (End, String) {
     let mib = cap >> 20;
-    if let Some(bytes) = ring.refused() {
-        return (
-            End::Oom,
-            format!("it was over its memory cap of {mib} MiB (an allocation of {bytes} bytes was refused)"),
-        );
+    if ring.refused().is_some() {
+        return (End::Oom, over_cap(ring, cap));
     }
     if group.is_some_and(|g| g.oom_kills() > 0) {
         return (End::Oom, format!("it was over its memory cap of {mib} MiB and was killed by the kernel"));
@@ -587,4 +701,9 @@ fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: 
         },
         None => (End::Crash, format!("its exit status is unknown{words}")),
     }
+}
+
+fn over_cap(ring: &Ring, cap: u64) -> String {
+    let bytes = ring.refused().unwrap_or_default();
+    format!("it was over its memory cap of {} MiB (an allocation of {bytes} bytes was refused)", cap >> 20)
 }

@@ -16,22 +16,30 @@
 #![deny(unsafe_code)]
 
 mod alloc;
+mod candidate;
 mod cgroup;
 mod child;
+mod edition;
 mod host;
 mod limits;
 #[cfg(target_arch = "x86_64")]
 mod mem;
+mod observe;
 mod package;
 mod ring;
 mod served;
+mod set;
+mod shadow;
 mod stats;
 mod sys;
 
 pub use alloc::{CountingAllocator, keep_scratch_on_this_thread};
+pub use candidate::{Candidate, PeakMemory, PrepareError, PromoteError, Promotion};
 pub use child::engine_host_main;
-pub use package::LoadError;
+pub use observe::{Drift, Latencies, Observation, Outputs};
+pub use package::{LoadError, ModelSource, OpenFile, Origin};
 pub use served::{
-    Announced, Answer, EngineInfo, Histograms, Hosts, HostsConfig, InferError, Served, Snapshot, State,
-    Ticket, Timing, WorkerSnapshot,
+    Answer, EngineInfo, Histograms, InferError, Served, Snapshot, State, Ticket, Timing, WorkerSnapshot,
 };
+pub use set::{Announced, Hosts, HostsConfig};
+pub use shadow::{Shadow, ShadowError, ShadowPolicy, ShadowReport};

@@ -36,3 +36,11 @@ pub const WORKER_STACK: usize = 2 << 20;
 pub const QUANTILE_WINDOW: usize = 1024;
 /// Weight of the newest service time in the drain rate.
 pub const DRAIN_WEIGHT: f64 = 0.05;
+/// Most elements of one output that are looked at per answer (see `observe`).
+pub const LOOK_AT: usize = 1024;
+/// Bytes of requests and answers that wait for a shadow at most.
+pub const MAX_SHADOW_BYTES: usize = 16 << 20;
+/// Most requests that wait for a shadow.
+pub const MAX_SHADOW_QUEUE: usize = 64;
+/// Niceness of a shadow's host, above the daemon's own.
+pub const SHADOW_NICE: i32 = 10;

@@ -1,4 +1,4 @@
-//! A model in memory: read from its directory once, checked against its digests, sealed.
+//! A model in memory: read from its source once, checked against its digests, sealed.
 //!
 //! What a host loads is this sealed memory, never a path that could have changed since it was checked. It stays for as
 //! long as the model is served, so that a host can be started again without touching the disk.
@@ -7,21 +7,126 @@ use crate::limits::{MAX_ONNX_BYTES, MAX_SIDE_FILE_BYTES};
 use crate::sys::{self, Mapping};
 use inferd_model::{FileRef, Golden, LinearHead, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Motif};
 use sha2::{Digest, Sha256};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why a model directory is refused: one sentence for the operator.
+/// Why a model is refused: one sentence for the operator.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct LoadError(pub String);
 
+/// Where a model comes from. As text: the directory's path, or `bundle PRODUCT VERSION in slot A`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A model directory.
+    Directory(PathBuf),
+    /// A verified bundle in a slot.
+    Bundle {
+        /// The bundle's id: SHA-256 of its manifest, 64 hex digits.
+        id: String,
+        /// The slot, `A` or `B`.
+        slot: char,
+        /// The bundle's product.
+        product: String,
+        /// The bundle's version.
+        version: u64,
+    },
+}
+
+impl Origin {
+    /// The directory, when it is one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(dir) => Some(dir),
+            Self::Bundle { .. } => None,
+        }
+    }
+
+    /// One of its files as the operator knows it: the path in a directory, `bundle PRODUCT VERSION in slot A: FILE` else.
+    #[must_use]
+    pub fn file(&self, name: &str) -> String {
+        match self {
+            Self::Directory(dir) => dir.join(name).display().to_string(),
+            Self::Bundle { .. } => format!("{self}: {name}"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(dir) => dir.display().fmt(f),
+            Self::Bundle { slot, product, version, .. } => {
+                write!(f, "bundle {product} {version} in slot {slot}")
+            }
+        }
+    }
+}
+
+/// Opens a file of a model by the name its manifest gives it.
+pub type OpenFile = Box<dyn FnMut(&str) -> io::Result<Box<dyn Read>> + Send>;
+
+/// What a model is made from: its manifest and a way to its files. Nothing of it is trusted: every file is read once, to its
+/// limit, and must have the digest the manifest gives it.
+pub struct ModelSource {
+    /// Where it comes from; only named, never opened.
+    pub origin: Origin,
+    /// The text of its `manifest.toml`.
+    pub manifest: String,
+    /// Its files. Called off the data plane, once a file.
+    pub files: OpenFile,
+}
+
+impl ModelSource {
+    /// The model of a directory. Reads the manifest: blocking.
+    ///
+    /// # Errors
+    /// [`LoadError`] when there is no manifest that can be read.
+    pub fn directory(dir: &Path) -> Result<Self, LoadError> {
+        let (origin, dir) = (Origin::Directory(dir.to_owned()), dir.to_owned());
+        let mut manifest = String::new();
+        open(&dir.join(MANIFEST_FILE))
+            .and_then(|f| f.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_string(&mut manifest))
+            .map_err(|e| LoadError(format!("{}: {e}", origin.file(MANIFEST_FILE))))?;
+        let files: OpenFile =
+            Box::new(move |name| open(&dir.join(name)).map(|f| Box::new(f) as Box<dyn Read>));
+        Ok(Self { origin, manifest, files })
+    }
+}
+
+impl fmt::Debug for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelSource").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+/// Why a source gives no package.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Unfit {
+    /// The manifest cannot be read as one.
+    Manifest(LoadError),
+    /// A file is missing, too large, or not what the manifest says.
+    File(LoadError),
+}
+
+impl From<Unfit> for LoadError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Manifest(e) | Unfit::File(e) => e,
+        }
+    }
+}
+
 /// A checked model in sealed memory.
 pub struct Package {
-    /// The directory it came from.
-    pub dir: PathBuf,
+    /// Where it came from.
+    pub origin: Origin,
     /// What it is.
     pub manifest: Arc<Manifest>,
     /// Its golden vectors.
@@ -38,40 +143,39 @@ const PAGE: usize = 4096;
 const PARTS: usize = 3;
 
 impl Package {
-    /// Reads a model directory. Blocking; call it off the data plane.
+    /// Reads a source to its end. Blocking; call it off the data plane.
     ///
     /// # Errors
-    /// [`LoadError`] for the first thing that is missing, too large, damaged or not as the manifest says.
-    pub fn read(dir: &Path) -> Result<Self, LoadError> {
-        let at = |name: &str| dir.join(name);
-        let fail = |name: &str, e: &dyn std::fmt::Display| LoadError(format!("{}: {e}", at(name).display()));
+    /// [`Unfit`] for the first thing that is missing, too large, damaged or not as the manifest says.
+    pub fn read(source: ModelSource) -> Result<Self, Unfit> {
+        let ModelSource { origin, manifest: text, files } = source;
+        let manifest = Manifest::from_toml(&text)
+            .map_err(|e| Unfit::Manifest(LoadError(format!("{}: {e}", origin.file(MANIFEST_FILE)))))?;
+        Self::read_files(Files { origin, open: files }, &text, manifest).map_err(Unfit::File)
+    }
 
-        let mut text = String::new();
-        open(&at(MANIFEST_FILE))
-            .and_then(|f| f.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_string(&mut text))
-            .map_err(|e| fail(MANIFEST_FILE, &e))?;
-        let manifest = Manifest::from_toml(&text).map_err(|e| fail(MANIFEST_FILE, &e))?;
-
+    fn read_files(mut files: Files, text: &str, manifest: Manifest) -> Result<Self, LoadError> {
         let golden_file =
             FileRef { file: manifest.golden.file.clone(), sha256: manifest.golden.sha256.clone() };
-        let golden_bytes = read_side_file(dir, &golden_file)?;
-        let golden = Golden::parse(&golden_bytes, &manifest).map_err(|e| fail(&golden_file.file, &e))?;
+        let golden_bytes = files.side_file(&golden_file)?;
+        let golden =
+            Golden::parse(&golden_bytes, &manifest).map_err(|e| files.fail(&golden_file.file, &e))?;
         let motif_weights = match manifest.imu.as_ref().and_then(|i| i.motif.as_ref()) {
             Some(Motif::Linear { file, sha256, .. }) => {
-                let head = read_side_file(dir, &FileRef { file: file.clone(), sha256: sha256.clone() })?;
-                LinearHead::parse(&head, &manifest).map_err(|e| fail(file, &e))?;
+                let head = files.side_file(&FileRef { file: file.clone(), sha256: sha256.clone() })?;
+                LinearHead::parse(&head, &manifest).map_err(|e| files.fail(file, &e))?;
                 Some(head.into())
             }
             _ => None,
         };
 
         let onnx = &manifest.onnx;
-        let write = || -> io::Result<(File, usize, u64, String)> {
+        let mut write = || -> io::Result<(File, usize, u64, String)> {
             let mut out = sys::memory_file("inferd-model")?;
             out.write_all(&[0; PAGE])?;
             append(&mut out, text.as_bytes())?;
             append(&mut out, &golden_bytes)?;
-            let (onnx_len, digest) = copy_hashing(open(&at(&onnx.file))?, &mut out)?;
+            let (onnx_len, digest) = copy_hashing((files.open)(&onnx.file)?, &mut out)?;
             pad(&mut out)?;
             out.seek(SeekFrom::Start(0))?;
             for len in [text.len() as u64, golden_bytes.len() as u64, onnx_len] {
@@ -81,13 +185,13 @@ impl Package {
             let len = usize::try_from(out.metadata()?.len()).map_err(io::Error::other)?;
             Ok((out, len, onnx_len, digest))
         };
-        let (file, len, onnx_len, digest) = write().map_err(|e| fail(&onnx.file, &e))?;
+        let (file, len, onnx_len, digest) = write().map_err(|e| files.fail(&onnx.file, &e))?;
         if onnx_len == 0 {
-            return Err(fail(&onnx.file, &"the model file is empty"));
+            return Err(files.fail(&onnx.file, &"the model file is empty"));
         }
-        check_digest(dir, onnx, &digest)?;
+        files.check_digest(onnx, &digest)?;
         Ok(Self {
-            dir: dir.to_owned(),
+            origin: files.origin,
             manifest: Arc::new(manifest),
             golden: Arc::new(golden),
             motif_weights,
@@ -147,27 +251,38 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn read_side_file(dir: &Path, file: &FileRef) -> Result<Vec<u8>, LoadError> {
-    let mut bytes = Vec::new();
-    let fail = |e: &dyn std::fmt::Display| LoadError(format!("{}: {e}", dir.join(&file.file).display()));
-    let opened = open(&dir.join(&file.file)).map_err(|e| fail(&e))?;
-    let n = opened.take(MAX_SIDE_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| fail(&e))?;
-    if n as u64 > MAX_SIDE_FILE_BYTES {
-        return Err(fail(&format!("is larger than {MAX_SIDE_FILE_BYTES} bytes")));
-    }
-    check_digest(dir, file, &hex(&Sha256::digest(&bytes)))?;
-    Ok(bytes)
+/// The files of a source, with words for what is wrong with one.
+struct Files {
+    origin: Origin,
+    open: OpenFile,
 }
 
-fn check_digest(dir: &Path, file: &FileRef, got: &str) -> Result<(), LoadError> {
-    if got == file.sha256 {
-        return Ok(());
+impl Files {
+    fn fail(&self, name: &str, e: &dyn fmt::Display) -> LoadError {
+        LoadError(format!("{}: {e}", self.origin.file(name)))
     }
-    let path = dir.join(&file.file);
-    Err(LoadError(format!("{}: its SHA-256 is {got}, the manifest says {}", path.display(), file.sha256)))
+
+    fn side_file(&mut self, file: &FileRef) -> Result<Vec<u8>, LoadError> {
+        let mut bytes = Vec::new();
+        let opened = (self.open)(&file.file).map_err(|e| self.fail(&file.file, &e))?;
+        let limit = MAX_SIDE_FILE_BYTES;
+        let n = opened.take(limit + 1).read_to_end(&mut bytes).map_err(|e| self.fail(&file.file, &e))?;
+        if n as u64 > limit {
+            return Err(self.fail(&file.file, &format!("is larger than {limit} bytes")));
+        }
+        self.check_digest(file, &hex(&Sha256::digest(&bytes)))?;
+        Ok(bytes)
+    }
+
+    fn check_digest(&self, file: &FileRef, got: &str) -> Result<(), LoadError> {
+        if got == file.sha256 {
+            return Ok(());
+        }
+        Err(self.fail(&file.file, &format!("its SHA-256 is {got}, the manifest says {}", file.sha256)))
+    }
 }
 
-fn copy_hashing(mut from: File, to: &mut File) -> io::Result<(u64, String)> {
+fn copy_hashing(mut from: impl Read, to: &mut File) -> io::Result<(u64, String)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 << 10];
     let mut len = 0;

@@ -315,6 +315,13 @@ impl Ring {
         unsafe { std::slice::from_raw_parts_mut(self.data(slot.index(), part), part.len()) }
     }
 
+    /// The bytes of an input of a slot that is `DONE`: what the client sent.
+    pub fn input<'a>(&'a self, slot: &'a Slot, i: usize) -> &'a [u8] {
+        let part = &self.layout.inputs[i];
+        // SAFETY: as in `output`.
+        unsafe { std::slice::from_raw_parts(self.data(slot.index(), part), part.len()) }
+    }
+
     /// The bytes of an output of a slot that is `DONE`.
     pub fn output<'a>(&'a self, slot: &'a Slot, i: usize) -> &'a [u8] {
         let part = &self.layout.outputs[i];

@@ -1,263 +1,74 @@
-//! The face of the room: the set of models, one model, one request.
+//! One served model, one request.
+//!
+//! Which host a request goes to is one pointer ([`Way`]). When several models are promoted together, each first gets a way
+//! that turns with a switch they share; one store turns them all, so that nobody ever sees one of them new and then another
+//! one old. A request is served by the host whose slot it took, from beginning to end; a host that is being replaced closes
+//! itself when nothing is in flight any more, and who was just about to take a slot in it looks again.
 
-use crate::cgroup;
 use crate::child::Phase;
-use crate::host::{Host, Plan, Submitted};
+use crate::edition::Edition;
+use crate::host::{Closed, Host, Plan, StartError, Submitted};
 use crate::limits::{
     BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_USEFUL, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, MAX_RING_BYTES, MAX_SLOTS,
     MAX_WORKERS, SETTLED,
 };
-use crate::package::{LoadError, Package};
+use crate::observe::Observation;
+use crate::package::Origin;
 use crate::ring::{Layout, Slot};
+use crate::set::HostsConfig;
+use crate::shadow::Mirror;
 use crate::stats::Stats;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
-
-/// Settings of the hosts.
-#[derive(Clone, Debug)]
-pub struct HostsConfig {
-    /// The program to run as `PROGRAM engine-host`; the daemon's own executable.
-    pub program: PathBuf,
-    /// Worker threads per CPU host when the manifest does not say.
-    pub workers: usize,
-    /// Slots (running + waiting requests) per model when the manifest does not say. Models with large tensors get fewer,
-    /// so that a ring stays below 64 MiB.
-    pub queue: usize,
-    /// How long a request that names no deadline waits for its answer, queue included.
-    pub request_timeout: Duration,
-    /// The longest pause before a host that keeps ending is started again.
-    pub backoff_max: Duration,
-    /// Where cgroups for hosts are made (`/sys/fs/cgroup/inferd`); `None`, or not writable: `RLIMIT_DATA` is used.
-    pub cgroup_root: Option<PathBuf>,
-}
-
-impl Default for HostsConfig {
-    fn default() -> Self {
-        Self {
-            program: PathBuf::from("/proc/self/exe"),
-            workers: std::thread::available_parallelism().map_or(1, usize::from),
-            queue: 128,
-            request_timeout: Duration::from_secs(5),
-            backoff_max: BACKOFF_MAX,
-            cgroup_root: None,
-        }
-    }
-}
-
-/// All models that are served.
-pub struct Hosts {
-    config: HostsConfig,
-    models: Mutex<BTreeMap<String, Arc<Served>>>,
-    /// Per name: one load or unload at a time, from the look-up to the end.
-    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// Load failures that still stand, by model name or directory.
-    errors: Mutex<BTreeMap<String, String>>,
-    /// Where each model that was ever loaded (or tried) came from.
-    directories: Mutex<BTreeMap<String, PathBuf>>,
-    /// Loads that are announced and not over.
-    announced: Arc<AtomicUsize>,
-    serial: Arc<AtomicU64>,
-}
-
-/// Most load failures that are remembered.
-const MAX_ERRORS: usize = 64;
-
-impl Hosts {
-    /// An empty set. Loading must happen within the tokio runtime that serves.
-    #[must_use]
-    pub fn new(config: HostsConfig) -> Arc<Self> {
-        let config = HostsConfig {
-            workers: config.workers.clamp(1, MAX_WORKERS),
-            queue: config.queue.clamp(1, MAX_SLOTS),
-            cgroup_root: config.cgroup_root.filter(|root| match cgroup::usable(root) {
-                Ok(()) => true,
-                Err(e) => {
-                    tracing::info!(reason = %e, "no control groups for engine hosts: RLIMIT_DATA caps their memory");
-                    false
-                }
-            }),
-            ..config
-        };
-        if let Some(root) = &config.cgroup_root {
-            cgroup::sweep(root);
-        }
-        Arc::new(Self {
-            config,
-            models: Mutex::default(),
-            turns: Mutex::default(),
-            errors: Mutex::default(),
-            directories: Mutex::default(),
-            announced: Arc::default(),
-            serial: Arc::default(),
-        })
-    }
-
-    /// The settings in force.
-    #[must_use]
-    pub fn config(&self) -> &HostsConfig {
-        &self.config
-    }
-
-    /// The model of this name, if one is (or is being) served.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<Arc<Served>> {
-        lock(&self.models).get(name).cloned()
-    }
-
-    /// Every model, sorted by name.
-    #[must_use]
-    pub fn list(&self) -> Vec<Arc<Served>> {
-        lock(&self.models).values().cloned().collect()
-    }
-
-    /// The directory a model came from, also after it was unloaded.
-    #[must_use]
-    pub fn directory(&self, name: &str) -> Option<PathBuf> {
-        lock(&self.directories).get(name).cloned()
-    }
-
-    /// Every model that was ever loaded or tried, with its directory, sorted by name.
-    #[must_use]
-    pub fn known(&self) -> Vec<(String, PathBuf)> {
-        lock(&self.directories).iter().map(|(n, d)| (n.clone(), d.clone())).collect()
-    }
-
-    /// Announces that models are about to be loaded; [`Hosts::loading`] says so until the guard is dropped.
-    #[must_use]
-    pub fn announce_loading(&self) -> Announced {
-        self.announced.fetch_add(1, Relaxed);
-        Announced(self.announced.clone())
-    }
-
-    /// Whether more models are about to come: the list is not complete yet.
-    #[must_use]
-    pub fn loading(&self) -> bool {
-        self.announced.load(Relaxed) > 0
-    }
-
-    /// Why the last load of this model (by name or directory) failed, if nothing succeeded since.
-    #[must_use]
-    pub fn last_load_error(&self, name: &str) -> Option<String> {
-        lock(&self.errors).get(name).cloned()
-    }
-
-    /// Every load failure that still stands: (name or directory, reason).
-    #[must_use]
-    pub fn load_errors(&self) -> Vec<(String, String)> {
-        lock(&self.errors).iter().map(|(n, e)| (n.clone(), e.clone())).collect()
-    }
-
-    /// Loads the model of a directory, or replaces the one of the same name: the new one takes over only after its golden
-    /// vectors passed; on any error the old one goes on serving. Requests in flight end on the old one, and this returns
-    /// when its host is gone, so there are never more than two hosts for one name.
-    ///
-    /// # Errors
-    /// [`LoadError`], one sentence for the operator.
-    pub async fn load(self: &Arc<Self>, dir: &Path) -> Result<Arc<Served>, LoadError> {
-        let directory = dir.display().to_string();
-        let read = {
-            let dir = dir.to_owned();
-            tokio::task::spawn_blocking(move || Package::read(&dir)).await
-        };
-        let package = match read.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
-            Ok(p) => Arc::new(p),
-            Err(e) => {
-                self.remember_error(&directory, &e);
-                return Err(e);
-            }
-        };
-        let name = package.manifest.name.to_string();
-        let turn = self.turn(&name);
-        let _turn = turn.lock().await;
-        lock(&self.directories).entry(name.clone()).or_insert_with(|| dir.to_owned());
-        let served = {
-            let mut models = lock(&self.models);
-            let fresh = || Arc::new(Served::new(package.clone(), self.config.clone(), self.serial.clone()));
-            models.entry(name.clone()).or_insert_with(fresh).clone()
-        };
-        match served.replace(package).await {
-            Ok(()) => {
-                lock(&self.directories).insert(name.clone(), dir.to_owned());
-                let mut errors = lock(&self.errors);
-                errors.remove(&name);
-                errors.remove(&directory);
-                Ok(served)
-            }
-            Err(reason) => {
-                let e = LoadError(format!("model {name}: {reason}"));
-                self.remember_error(&name, &e);
-                if served.ready_since().is_none() {
-                    lock(&self.models).remove(&name);
-                }
-                Err(e)
-            }
-        }
-    }
-
-    fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
-        lock(&self.turns).entry(name.to_owned()).or_default().clone()
-    }
-
-    fn remember_error(&self, key: &str, e: &LoadError) {
-        tracing::error!(error = %e, "model not loaded");
-        let mut errors = lock(&self.errors);
-        if errors.len() < MAX_ERRORS || errors.contains_key(key) {
-            errors.insert(key.to_owned(), e.0.clone());
-        }
-    }
-
-    /// Stops serving a model, after the requests in flight.
-    ///
-    /// # Errors
-    /// When no model has this name.
-    pub async fn unload(&self, name: &str) -> Result<(), LoadError> {
-        if self.get(name).is_none() {
-            return Err(LoadError(format!("no model is called {name:?}")));
-        }
-        let turn = self.turn(name);
-        let _turn = turn.lock().await;
-        let served = lock(&self.models).remove(name);
-        let Some(served) = served else { return Err(LoadError(format!("no model is called {name:?}"))) };
-        served.retire().await;
-        Ok(())
-    }
-
-    /// Ends all hosts, after the requests in flight.
-    pub async fn shutdown(&self) {
-        let all = std::mem::take(&mut *lock(&self.models));
-        let mut ends = tokio::task::JoinSet::new();
-        for served in all.into_values() {
-            ends.spawn(async move { served.retire().await });
-        }
-        while ends.join_next().await.is_some() {}
-    }
-}
-
-/// An announced load; over when dropped.
-pub struct Announced(Arc<AtomicUsize>);
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
 
 /// One served model: its manifest, its host (restarted as often as needed), its queue and its numbers.
 pub struct Served {
     config: HostsConfig,
     serial: Arc<AtomicU64>,
     stats: Arc<Stats>,
-    /// The accepted model; before the first one is accepted, the candidate.
-    package: ArcSwap<Package>,
-    live: ArcSwapOption<Host>,
-    /// What changes together with `package` and `live`: all three only under this lock.
+    way: ArcSwap<Way>,
+    /// Whether `mirror` is set: all a request looks at while it is not.
+    mirrored: AtomicBool,
+    mirror: ArcSwapOption<Mirror>,
+    /// What changes together with `way`: both only under this lock.
     shown: Mutex<Shown>,
+}
+
+/// Where requests go: an edition of the model and its host.
+#[derive(Clone)]
+struct Route {
+    /// The accepted edition; before the first one is accepted, the candidate.
+    edition: Arc<Edition>,
+    /// Its host, while one runs.
+    host: Option<Arc<Host>>,
+}
+
+/// The route, or two of them and the switch that is about to turn.
+enum Way {
+    Straight(Route),
+    Turning { old: Route, new: Route, turned: Arc<AtomicBool> },
+}
+
+impl Way {
+    fn route(&self) -> &Route {
+        match self {
+            Self::Straight(route) => route,
+            Self::Turning { old, new, turned } => {
+                if turned.load(SeqCst) {
+                    new
+                } else {
+                    old
+                }
+            }
+        }
+    }
 }
 
 struct Shown {
@@ -378,13 +189,14 @@ pub struct EngineInfo {
 }
 
 impl Served {
-    fn new(package: Arc<Package>, config: HostsConfig, serial: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(edition: Arc<Edition>, config: HostsConfig, serial: Arc<AtomicU64>) -> Self {
         Self {
             config,
             serial,
             stats: Arc::new(Stats::new()),
-            package: ArcSwap::new(package),
-            live: ArcSwapOption::empty(),
+            way: ArcSwap::from_pointee(Way::Straight(Route { edition, host: None })),
+            mirrored: AtomicBool::new(false),
+            mirror: ArcSwapOption::empty(),
             shown: Mutex::new(Shown {
                 generation: 0,
                 state: State::Starting { phase: "starting", since: Instant::now() },
@@ -395,16 +207,35 @@ impl Served {
         }
     }
 
+    fn of_route<T>(&self, f: impl FnOnce(&Route) -> T) -> T {
+        f(self.way.load().route())
+    }
+
+    pub(crate) fn edition(&self) -> Arc<Edition> {
+        self.of_route(|r| r.edition.clone())
+    }
+
+    pub(crate) fn host(&self) -> Option<Arc<Host>> {
+        self.of_route(|r| r.host.clone())
+    }
+
     /// What the model is.
     #[must_use]
     pub fn manifest(&self) -> Arc<Manifest> {
-        self.package.load().manifest.clone()
+        self.of_route(|r| r.edition.package.manifest.clone())
     }
 
-    /// The directory it was loaded from.
+    /// Where it was loaded from.
     #[must_use]
-    pub fn directory(&self) -> PathBuf {
-        self.package.load().dir.clone()
+    pub fn origin(&self) -> Origin {
+        self.of_route(|r| r.edition.package.origin.clone())
+    }
+
+    /// The counters of the edition that is served now. They begin anew when the model is replaced, unlike
+    /// [`Served::snapshot`].
+    #[must_use]
+    pub fn observe(&self) -> Observation {
+        self.edition().observe()
     }
 
     /// What it is doing.
@@ -440,20 +271,20 @@ impl Served {
     /// The motif head's file (safetensors), when the manifest names one.
     #[must_use]
     pub fn motif_weights(&self) -> Option<Arc<[u8]>> {
-        self.package.load().motif_weights.clone()
+        self.of_route(|r| r.edition.package.motif_weights.clone())
     }
 
     /// The golden vectors: raw inputs and expected outputs.
     #[must_use]
     pub fn golden(&self) -> Arc<Golden> {
-        self.package.load().golden.clone()
+        self.of_route(|r| r.edition.package.golden.clone())
     }
 
     /// The numbers.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let s = &self.stats;
-        let host = self.live.load_full();
+        let host = self.host();
         let quantiles = s.quantiles();
         let mut snapshot = Snapshot {
             success: s.success.load(Relaxed),
@@ -496,30 +327,51 @@ impl Served {
     /// [`InferError::QueueFull`], [`InferError::NotReady`] or [`InferError::DeadlineUnmeetable`] at once, before any body
     /// is parsed.
     pub fn begin(self: &Arc<Self>, deadline: Option<Duration>) -> Result<Ticket, InferError> {
-        self.try_begin(deadline).inspect_err(|e| self.stats.failed(e))
+        self.try_begin(deadline).inspect_err(|e| {
+            self.stats.failed(e);
+            self.of_route(|r| r.edition.observed.failed(e));
+        })
     }
 
     fn try_begin(self: &Arc<Self>, deadline: Option<Duration>) -> Result<Ticket, InferError> {
-        let Some(host) = self.live.load_full() else { return Err(self.not_ready()) };
-        if let Some(deadline) = deadline {
-            let estimate = self.wait_estimate(&host) + self.stats.p95_compute().unwrap_or_default();
-            if estimate > deadline {
-                return Err(InferError::DeadlineUnmeetable { deadline, estimate });
+        loop {
+            let Some(host) = self.host() else { return Err(self.not_ready()) };
+            if let Some(deadline) = deadline {
+                let estimate = self.wait_estimate(&host) + self.stats.p95_compute().unwrap_or_default();
+                if estimate > deadline {
+                    return Err(InferError::DeadlineUnmeetable { deadline, estimate });
+                }
+            }
+            match host.take() {
+                Ok(Some(slot)) => {
+                    self.stats.pool_hits.fetch_add(1, Relaxed);
+                    let deadline = deadline.unwrap_or(self.config.request_timeout);
+                    let began = Instant::now();
+                    if deadline >= DRAIN_TIMEOUT {
+                        host.promise(began + deadline);
+                    }
+                    return Ok(Ticket { served: self.clone(), host, slot: Some(slot), deadline, began });
+                }
+                Ok(None) => {
+                    self.stats.pool_misses.fetch_add(1, Relaxed);
+                    let slots = host.occupancy().1;
+                    return Err(InferError::QueueFull { slots, retry_after: self.wait_estimate(&host) });
+                }
+                // Replaced since we looked: the next one has room. The same one still: it has ended by itself.
+                Err(Closed) => {
+                    if self.of_route(|r| r.host.as_ref().is_some_and(|h| Arc::ptr_eq(h, &host))) {
+                        return Err(self.not_ready());
+                    }
+                }
             }
         }
-        match host.take() {
-            Ok(Some(slot)) => {
-                self.stats.pool_hits.fetch_add(1, Relaxed);
-                let deadline = deadline.unwrap_or(self.config.request_timeout);
-                Ok(Ticket { served: self.clone(), host, slot: Some(slot), deadline, began: Instant::now() })
-            }
-            Ok(None) => {
-                self.stats.pool_misses.fetch_add(1, Relaxed);
-                let slots = host.occupancy().1;
-                Err(InferError::QueueFull { slots, retry_after: self.wait_estimate(&host) })
-            }
-            Err(_) => Err(self.not_ready()),
-        }
+    }
+
+    /// Gives the answers of this model to a mirror as well, or to none any more. The caller holds a lock that keeps others from
+    /// doing so: the set's or ours.
+    pub(crate) fn set_mirror(&self, mirror: Option<Arc<Mirror>>) {
+        self.mirrored.store(mirror.is_some(), Relaxed);
+        self.mirror.store(mirror);
     }
 
     /// Requests per second all workers together finish, from measured service times.
@@ -554,11 +406,27 @@ impl Served {
 
     // ------------------------------------------------------------------------------------------------ life of a host
 
-    async fn start(&self, package: &Package, phase: impl Fn(Phase)) -> Result<Arc<Host>, String> {
-        let manifest = &package.manifest;
+    pub(crate) fn has_mirror(&self) -> bool {
+        self.mirror.load().is_some()
+    }
+
+    /// Takes this mirror away, unless another one is there by now.
+    pub(crate) fn drop_mirror(&self, mirror: &Arc<Mirror>) {
+        let _shown = lock(&self.shown);
+        if self.mirror.load().as_ref().is_some_and(|m| Arc::ptr_eq(m, mirror)) {
+            self.set_mirror(None);
+        }
+    }
+
+    /// Starts a host of `edition` that counts in `stats`.
+    pub(crate) async fn start(
+        &self,
+        edition: &Arc<Edition>,
+        phase: impl Fn(Phase),
+    ) -> Result<Arc<Host>, StartError> {
+        let manifest = &edition.package.manifest;
         if !manifest.engines.contains(&EngineKind::Cpu) {
-            let wanted: Vec<_> = manifest.engines.iter().map(|e| e.name()).collect();
-            return Err(format!("it wants engine {}, this image has only cpu", wanted.join(" or ")));
+            return Err(StartError::Engine { wanted: manifest.engines.clone() });
         }
         let workers = manifest.budget.workers.map_or(self.config.workers, usize::from).clamp(1, MAX_WORKERS);
         let stride = Layout::new(&manifest.inputs, &manifest.outputs, 1).stride();
@@ -567,13 +435,13 @@ impl Served {
             None => self.config.queue.min((DEFAULT_RING_BYTES / stride).max(2 * workers)),
         };
         let serial = self.serial.fetch_add(1, Relaxed);
-        let stats = self.stats.clone();
+        let (stats, edition) = (self.stats.clone(), edition.clone());
         let slots = slots.clamp(1, MAX_SLOTS);
-        Host::start(Plan { config: &self.config, package, stats, workers, slots, serial }, phase).await
+        Host::start(Plan { config: &self.config, edition, stats, workers, slots, serial }, phase).await
     }
 
-    /// Starts the model of `package` and lets it take over. The caller holds the name's turn.
-    async fn replace(self: &Arc<Self>, package: Arc<Package>) -> Result<(), String> {
+    /// Starts the model of `edition`, showing what it does while there is no other to show.
+    pub(crate) async fn start_shown(&self, edition: &Arc<Edition>) -> Result<Arc<Host>, StartError> {
         let first = self.ready_since().is_none();
         let show = |phase| {
             if first {
@@ -584,36 +452,23 @@ impl Served {
                 lock(&self.shown).state = State::Starting { phase, since: Instant::now() };
             }
         };
-        let host = self.start(&package, show).await?;
-        let (generation, old) = {
-            let mut shown = lock(&self.shown);
-            shown.generation += 1;
-            self.package.store(package.clone());
-            (shown.generation, self.install(&mut shown, host.clone()))
-        };
-        tokio::spawn(self.clone().supervise(package, host, generation));
-        if let Some(old) = old {
-            finish(&old).await;
-        }
-        Ok(())
+        self.start(edition, show).await
     }
 
-    /// Makes a host the one that requests go to; the one before it.
-    fn install(&self, shown: &mut Shown, host: Arc<Host>) -> Option<Arc<Host>> {
-        shown.state = State::Ready;
-        shown.ready_since.get_or_insert_with(Instant::now);
-        shown.agreement = Some(host.agreement);
-        shown.engine = EngineInfo {
-            kind: host.engine.name(),
-            version: host.version.clone(),
-            device: host.device.clone(),
-        };
-        self.live.swap(Some(host))
+    /// Makes a host the one that requests go to. `shown` is the lock on ours.
+    fn install(&self, shown: &mut Shown, edition: Arc<Edition>, host: Arc<Host>) {
+        shown.show(&host);
+        self.way.store(Arc::new(Way::Straight(Route { edition, host: Some(host) })));
+    }
+
+    /// A candidate's own face: its host, with nobody to start it again.
+    pub(crate) fn show_alone(&self, edition: &Arc<Edition>, host: &Arc<Host>) {
+        self.install(&mut lock(&self.shown), edition.clone(), host.clone());
     }
 
     /// Keeps a model running: when its host ends, starts another; at once the first time, then with growing pauses until
     /// one has lived for [`SETTLED`]. Ends when the model is replaced or unloaded.
-    async fn supervise(self: Arc<Self>, package: Arc<Package>, mut host: Arc<Host>, generation: u64) {
+    async fn supervise(self: Arc<Self>, edition: Arc<Edition>, mut host: Arc<Host>, generation: u64) {
         let mut failures = 0_u32;
         loop {
             let (began, served_before) = (Instant::now(), self.stats.success.load(Relaxed));
@@ -629,56 +484,114 @@ impl Served {
                     if shown.generation != generation {
                         return;
                     }
-                    self.live.store(None);
+                    let route = Route { edition: edition.clone(), host: None };
+                    self.way.store(Arc::new(Way::Straight(route)));
                     let retry_at = Instant::now() + pause;
                     shown.state = State::Restarting { reason: reason.clone(), retry_at, failures };
                 }
                 tokio::time::sleep(pause).await;
-                match self.start(&package, |_| ()).await {
+                match self.start(&edition, |_| ()).await {
                     Ok(h) => {
                         let unneeded = {
                             let mut shown = lock(&self.shown);
                             let unneeded = shown.generation != generation;
                             if !unneeded {
-                                self.install(&mut shown, h.clone());
+                                self.install(&mut shown, edition.clone(), h.clone());
                             }
                             unneeded
                         };
                         if unneeded {
-                            return finish(&h).await;
+                            return finish(&h, false).await;
                         }
                         host = h;
                         break;
                     }
                     Err(e) => {
                         failures += 1;
-                        tracing::error!(model = %package.manifest.name, error = e, failures, "engine host not started");
-                        reason = e;
+                        reason = e.to_string();
+                        let model = &edition.package.manifest.name;
+                        tracing::error!(%model, error = reason, failures, "engine host not started");
                     }
                 }
             }
         }
     }
+}
 
-    /// Stops serving.
-    async fn retire(&self) {
-        let host = {
-            let mut shown = lock(&self.shown);
-            shown.generation += 1;
-            shown.state = State::Stopped;
-            self.live.swap(None)
-        };
-        if let Some(host) = host {
-            finish(&host).await;
-        }
+impl Shown {
+    fn show(&mut self, host: &Host) {
+        self.state = State::Ready;
+        self.ready_since.get_or_insert_with(Instant::now);
+        self.agreement = Some(host.agreement);
+        self.engine = host.engine_info();
     }
 }
 
-/// Lets a host that gets no new requests finish what it has, then ends it.
-async fn finish(host: &Host) {
-    if tokio::time::timeout(DRAIN_TIMEOUT, host.drained()).await.is_err() {
+/// One name's part in a turn of the routes.
+pub(crate) struct Turn {
+    /// The name.
+    pub served: Arc<Served>,
+    /// What it serves from then on; `None`: nothing any more.
+    pub to: Option<(Arc<Edition>, Arc<Host>)>,
+}
+
+/// Turns the routes of all these names at one instant; the hosts that serve no more. Requests in flight stay where they are.
+/// Every name is in `turns` once, and the caller holds the lock of the set.
+pub(crate) fn turn_all(turns: Vec<Turn>) -> Vec<Arc<Host>> {
+    // Nobody but us ever holds two of these locks, and there is one of us at a time (the lock of the set): any order will do.
+    let mut shown: Vec<MutexGuard<'_, Shown>> = turns.iter().map(|t| lock(&t.served.shown)).collect();
+    let turned = Arc::new(AtomicBool::new(false));
+    let routes: Vec<(Route, Route)> = turns
+        .iter()
+        .map(|turn| {
+            let old = turn.served.of_route(Route::clone);
+            let new = match &turn.to {
+                Some((edition, host)) => Route { edition: edition.clone(), host: Some(host.clone()) },
+                None => Route { edition: old.edition.clone(), host: None },
+            };
+            let way = Way::Turning { old: old.clone(), new: new.clone(), turned: turned.clone() };
+            turn.served.way.store(Arc::new(way));
+            (old, new)
+        })
+        .collect();
+    for turn in &turns {
+        turn.served.set_mirror(None);
+        if let Some((edition, host)) = &turn.to {
+            turn.served.stats.forget_latencies();
+            edition.observed.begin();
+            host.count_in(&turn.served.stats);
+        }
+    }
+    turned.store(true, SeqCst);
+    let mut ended = Vec::with_capacity(turns.len());
+    for ((turn, shown), (old, new)) in turns.iter().zip(&mut shown).zip(routes) {
+        turn.served.way.store(Arc::new(Way::Straight(new)));
+        shown.generation += 1;
+        match &turn.to {
+            Some((edition, host)) => {
+                shown.show(host);
+                let supervisor =
+                    turn.served.clone().supervise(edition.clone(), host.clone(), shown.generation);
+                tokio::spawn(supervisor);
+            }
+            None => shown.state = State::Stopped,
+        }
+        ended.extend(old.host);
+    }
+    ended
+}
+
+/// Lets a host that gets no new requests finish what it has, then ends it. A `patient` end waits for as long as any request
+/// in it may still be answered in time; another one for [`DRAIN_TIMEOUT`] at most.
+pub(crate) async fn finish(host: &Host, patient: bool) {
+    let mut until = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+    if let (true, Some(promised)) = (patient, host.promised()) {
+        until = until.max(promised.into());
+    }
+    if tokio::time::timeout_at(until, host.drained()).await.is_err() {
         tracing::warn!(pid = host.pid, "a replaced engine host did not finish in time and is killed");
     }
+    host.close();
     host.stop();
     host.ended().await;
 }
@@ -698,7 +611,7 @@ fn resident(pid: u32) -> Option<u64> {
     Some(pages * u64::try_from(page).ok()?)
 }
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section above is a few assignments; one that panicked has left nothing half-done.
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -752,8 +665,14 @@ impl Ticket {
     pub async fn run(mut self) -> Result<Answer, InferError> {
         let outcome = self.run_inner().await;
         match &outcome {
-            Ok(answer) => self.served.stats.succeeded(answer.timing),
-            Err(e) => self.served.stats.failed(e),
+            Ok(answer) => {
+                self.served.stats.succeeded(answer.timing);
+                self.host.edition.observed.answered(answer.timing.compute, |i| answer.output(i));
+            }
+            Err(e) => {
+                self.served.stats.failed(e);
+                self.host.edition.observed.failed(e);
+            }
         }
         outcome
     }
@@ -767,7 +686,11 @@ impl Ticket {
             Err(_) => Err(InferError::DeadlineExceeded { deadline: self.deadline }),
             Ok(Ok((slot, timing))) => {
                 pending.armed = false;
-                Ok(Answer { host: self.host.clone(), slot: Some(slot), timing })
+                let mirror = match self.served.mirrored.load(Relaxed) {
+                    true => self.served.mirror.load_full(),
+                    false => None,
+                };
+                Ok(Answer { host: self.host.clone(), slot: Some(slot), timing, mirror })
             }
             Ok(Err(e)) => {
                 pending.armed = false;
@@ -817,6 +740,8 @@ pub struct Answer {
     host: Arc<Host>,
     slot: Option<Slot>,
     timing: Timing,
+    /// Who gets a copy of request and answer once the caller is done with it.
+    mirror: Option<Arc<Mirror>>,
 }
 
 impl Answer {
@@ -858,6 +783,9 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
+            if let Some(mirror) = &self.mirror {
+                mirror.offer(&self.host, &slot, self.timing);
+            }
             self.host.give(slot);
         }
     }

@@ -30,9 +30,9 @@ pub enum End {
 }
 
 impl End {
-    const ALL: [Self; 5] = [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol];
+    pub const ALL: [Self; 5] = [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Oom => "oom",
             Self::Deadline => "deadline",
@@ -105,7 +105,7 @@ impl Stats {
         r.window.write((micros(t.queue), micros(t.compute)));
         r.service = Some(r.service.map_or(seconds, |s| s + DRAIN_WEIGHT * (seconds - s)));
         r.last = Some(t.compute);
-        if before.is_multiple_of(64) {
+        if before.is_multiple_of(64) || r.p95.is_none() {
             let mut compute: heapless::Vec<u32, QUANTILE_WINDOW> = r.window.iter().map(|w| w.1).collect();
             let rank = compute.len() * 95 / 100;
             r.p95 = Some(Duration::from_micros((*compute.select_nth_unstable(rank).1).into()));
@@ -128,6 +128,13 @@ impl Stats {
 
     pub fn ends(&self) -> Vec<(&'static str, u64)> {
         End::ALL.iter().zip(&self.ends).map(|(e, n)| (e.name(), n.load(Relaxed))).collect()
+    }
+
+    /// Another model takes over: how long the one before it took says nothing about this one, to admission least of all.
+    pub fn forget_latencies(&self) {
+        let mut r = self.recent();
+        r.window.clear();
+        (r.service, r.p95) = (None, None);
     }
 
     pub fn last_compute(&self) -> Option<Duration> {

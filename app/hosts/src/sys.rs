@@ -198,6 +198,46 @@ pub fn cap_data(budget: u64) -> io::Result<u64> {
     Ok(cap)
 }
 
+/// The most private memory a process has had resident, in bytes, as near as `/proc` tells (see `PeakMemory`).
+pub fn private_peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |key: &str| {
+        let line = status.lines().find(|l| l.starts_with(key))?;
+        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let shared = kib("RssFile:")? + kib("RssShmem:")?;
+    Some(kib("VmHWM:")?.saturating_sub(shared).max(kib("RssAnon:")?) * 1024)
+}
+
+/// Sets the niceness of every thread of a process group, -20 to 19.
+///
+/// # Errors
+/// `EACCES` when it would be lower than it is and this process may not do that.
+pub fn set_nice(group: u32, nice: i32) -> io::Result<()> {
+    // By number: the C libraries disagree about the type of the first argument.
+    // SAFETY: three integers; touches no memory.
+    let done = unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PGRP, group, nice) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Raises the niceness of the calling thread.
+///
+/// # Errors
+/// As the system call; raising is always allowed.
+pub fn set_own_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: as above; 0 is the calling thread.
+    let done = unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The niceness of the calling thread.
+pub fn own_nice() -> i32 {
+    // SAFETY: two integers; touches no memory.
+    let raw = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
+    // The call itself answers 20 - nice, from 1 to 40; below 0 is an error, which it has no reason for.
+    i32::try_from(raw).ok().filter(|r| (1..=40).contains(r)).map_or(0, |r| 20 - r)
+}
+
 /// Ends the process at once, without running destructors: workers may be in the middle of anything.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions.

@@ -1,0 +1,373 @@
+//! The set of models: loaded from directories, promoted from candidates, unloaded.
+//!
+//! Per name there is one change at a time (its *turn*, from the look-up until the replaced host is gone), so that there are
+//! never more than two hosts for one name, candidates aside. Who needs the turns of several names takes them in the order of
+//! the names. The routes themselves change under the lock of the set, all names of one change at one instant.
+
+use crate::candidate::{Candidate, PrepareError, PromoteError, Promotion};
+use crate::cgroup;
+use crate::edition::Edition;
+use crate::host::Host;
+use crate::limits::{BACKOFF_MAX, MAX_SLOTS, MAX_WORKERS};
+use crate::package::{LoadError, ModelSource, Origin, Package};
+use crate::served::{Served, Turn, finish, lock, turn_all};
+use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Settings of the hosts.
+#[derive(Clone, Debug)]
+pub struct HostsConfig {
+    /// The program to run as `PROGRAM engine-host`; the daemon's own executable.
+    pub program: PathBuf,
+    /// Worker threads per CPU host when the manifest does not say.
+    pub workers: usize,
+    /// Slots (running + waiting requests) per model when the manifest does not say. Models with large tensors get fewer,
+    /// so that a ring stays below 64 MiB.
+    pub queue: usize,
+    /// How long a request that names no deadline waits for its answer, queue included.
+    pub request_timeout: Duration,
+    /// The longest pause before a host that keeps ending is started again.
+    pub backoff_max: Duration,
+    /// Where cgroups for hosts are made (`/sys/fs/cgroup/inferd`); `None`, or not writable: `RLIMIT_DATA` is used.
+    pub cgroup_root: Option<PathBuf>,
+}
+
+impl Default for HostsConfig {
+    fn default() -> Self {
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            queue: 128,
+            request_timeout: Duration::from_secs(5),
+            backoff_max: BACKOFF_MAX,
+            cgroup_root: None,
+        }
+    }
+}
+
+/// All models that are served.
+pub struct Hosts {
+    config: HostsConfig,
+    models: Mutex<BTreeMap<String, Arc<Served>>>,
+    /// Per name: one load or unload at a time, from the look-up to the end.
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Load failures that still stand, by model name or directory.
+    errors: Mutex<BTreeMap<String, String>>,
+    /// Where each model that was ever loaded (or tried) came from.
+    origins: Mutex<BTreeMap<String, Origin>>,
+    /// Loads that are announced and not over.
+    announced: Arc<AtomicUsize>,
+    serial: Arc<AtomicU64>,
+}
+
+/// Most load failures that are remembered.
+const MAX_ERRORS: usize = 64;
+
+impl Hosts {
+    /// An empty set. Loading must happen within the tokio runtime that serves.
+    #[must_use]
+    pub fn new(config: HostsConfig) -> Arc<Self> {
+        let config = HostsConfig {
+            workers: config.workers.clamp(1, MAX_WORKERS),
+            queue: config.queue.clamp(1, MAX_SLOTS),
+            cgroup_root: config.cgroup_root.filter(|root| match cgroup::usable(root) {
+                Ok(()) => true,
+                Err(e) => {
+                    tracing::info!(reason = %e, "no control groups for engine hosts: RLIMIT_DATA caps their memory");
+                    false
+                }
+            }),
+            ..config
+        };
+        if let Some(root) = &config.cgroup_root {
+            cgroup::sweep(root);
+        }
+        Arc::new(Self {
+            config,
+            models: Mutex::default(),
+            turns: Mutex::default(),
+            errors: Mutex::default(),
+            origins: Mutex::default(),
+            announced: Arc::default(),
+            serial: Arc::default(),
+        })
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn config(&self) -> &HostsConfig {
+        &self.config
+    }
+
+    /// The model of this name, if one is (or is being) served.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Served>> {
+        lock(&self.models).get(name).cloned()
+    }
+
+    /// Every model, sorted by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Served>> {
+        lock(&self.models).values().cloned().collect()
+    }
+
+    /// Where a model came from, also after it was unloaded.
+    #[must_use]
+    pub fn origin(&self, name: &str) -> Option<Origin> {
+        lock(&self.origins).get(name).cloned()
+    }
+
+    /// The directory a model came from, when it came from one, also after it was unloaded.
+    #[must_use]
+    pub fn directory(&self, name: &str) -> Option<PathBuf> {
+        self.origin(name)?.directory().map(Path::to_owned)
+    }
+
+    /// Every model that was ever loaded, tried or promoted, with where it came from, sorted by name.
+    #[must_use]
+    pub fn known(&self) -> Vec<(String, Origin)> {
+        lock(&self.origins).iter().map(|(n, o)| (n.clone(), o.clone())).collect()
+    }
+
+    /// Announces that models are about to be loaded; [`Hosts::loading`] says so until the guard is dropped.
+    #[must_use]
+    pub fn announce_loading(&self) -> Announced {
+        self.announced.fetch_add(1, Relaxed);
+        Announced(self.announced.clone())
+    }
+
+    /// Whether more models are about to come: the list is not complete yet.
+    #[must_use]
+    pub fn loading(&self) -> bool {
+        self.announced.load(Relaxed) > 0
+    }
+
+    /// Why the last load of this model (by name or directory) failed, if nothing succeeded since.
+    #[must_use]
+    pub fn last_load_error(&self, name: &str) -> Option<String> {
+        lock(&self.errors).get(name).cloned()
+    }
+
+    /// Every load failure that still stands: (name or directory, reason).
+    #[must_use]
+    pub fn load_errors(&self) -> Vec<(String, String)> {
+        lock(&self.errors).iter().map(|(n, e)| (n.clone(), e.clone())).collect()
+    }
+
+    /// Loads the model of a directory, or replaces the one of the same name: the new one takes over only after its golden
+    /// vectors passed; on any error the old one goes on serving. Requests in flight end on the old one, and this returns
+    /// when its host is gone, so there are never more than two hosts for one name.
+    ///
+    /// # Errors
+    /// [`LoadError`], one sentence for the operator.
+    pub async fn load(self: &Arc<Self>, dir: &Path) -> Result<Arc<Served>, LoadError> {
+        let directory = dir.display().to_string();
+        let read = {
+            let dir = dir.to_owned();
+            let read = move || Ok(Package::read(ModelSource::directory(&dir)?)?);
+            tokio::task::spawn_blocking(read).await
+        };
+        let edition = match read.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
+            Ok(package) => Arc::new(Edition::new(package)),
+            Err(e) => {
+                self.remember_error(&directory, &e);
+                return Err(e);
+            }
+        };
+        let origin = edition.package.origin.clone();
+        let name = edition.package.manifest.name.to_string();
+        let turn = self.turn(&name);
+        let _turn = turn.lock().await;
+        lock(&self.origins).entry(name.clone()).or_insert_with(|| origin.clone());
+        let served = {
+            let mut models = lock(&self.models);
+            models.entry(name.clone()).or_insert_with(|| self.fresh(&edition)).clone()
+        };
+        match served.start_shown(&edition).await {
+            Ok(host) => {
+                let replaced = {
+                    let models = lock(&self.models);
+                    if !models.get(&name).is_some_and(|m| Arc::ptr_eq(m, &served)) {
+                        host.stop();
+                        return Err(LoadError(format!("model {name}: it was shut down while it was loaded")));
+                    }
+                    turn_all(vec![Turn { served: served.clone(), to: Some((edition, host)) }])
+                };
+                for host in &replaced {
+                    finish(host, true).await;
+                }
+                lock(&self.origins).insert(name.clone(), origin);
+                let mut errors = lock(&self.errors);
+                errors.remove(&name);
+                errors.remove(&directory);
+                drop(errors);
+                Ok(served)
+            }
+            Err(reason) => {
+                let e = LoadError(format!("model {name}: {reason}"));
+                self.remember_error(&name, &e);
+                if served.ready_since().is_none() {
+                    lock(&self.models).remove(&name);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn fresh(&self, edition: &Arc<Edition>) -> Arc<Served> {
+        Arc::new(Served::new(edition.clone(), self.config.clone(), self.serial.clone()))
+    }
+
+    /// Starts a model beside what is served: its golden vectors pass in its own host, under its own cap, and nobody is sent
+    /// to it. What is served is not touched.
+    ///
+    /// # Errors
+    /// [`PrepareError`]: why it may not serve.
+    pub async fn prepare(&self, source: ModelSource) -> Result<Candidate, PrepareError> {
+        let read = tokio::task::spawn_blocking(move || Package::read(source)).await;
+        let package = read.map_err(|e| PrepareError::Load(format!("the model was not read: {e}")))??;
+        let edition = Arc::new(Edition::new(package));
+        Ok(Candidate::start(self.fresh(&edition), &edition).await?)
+    }
+
+    /// Lets candidates take over from the models of their names, adds those that are new, and ends the models in `remove`
+    /// that no candidate has the name of: all at one instant. No request fails or waits because of it; each is answered by
+    /// the host whose slot it took, so wholly by one model. The hosts before end when nothing is in flight in them any more.
+    ///
+    /// Waits for changes of the same names that are under way, an earlier promotion's last requests included.
+    ///
+    /// # Errors
+    /// [`PromoteError`]; then nothing has changed, and the candidates end.
+    pub async fn promote(
+        self: &Arc<Self>,
+        candidates: Vec<Candidate>,
+        remove: &[String],
+    ) -> Result<Promotion, PromoteError> {
+        let mut names = BTreeSet::new();
+        for candidate in &candidates {
+            let name = candidate.name();
+            if !names.insert(name.clone()) {
+                return Err(PromoteError::Doubled { name });
+            }
+        }
+        names.extend(remove.iter().cloned());
+        let mut held = Vec::with_capacity(names.len());
+        for name in &names {
+            held.push(self.turn(name).lock_owned().await);
+        }
+
+        let mut models = lock(&self.models);
+        if let Some((name, reason)) = candidates.iter().find_map(|c| Some((c.name(), c.ended()?))) {
+            return Err(PromoteError::Ended { name, reason });
+        }
+        let mut turns = Vec::with_capacity(names.len());
+        let mut fresh = Vec::new();
+        for name in remove {
+            if !candidates.iter().any(|c| c.name() == *name)
+                && let Some(served) = models.remove(name)
+            {
+                turns.push(Turn { served, to: None });
+            }
+        }
+        for candidate in candidates {
+            let name = candidate.name();
+            let to = candidate.promoted();
+            lock(&self.origins).insert(name.clone(), to.0.package.origin.clone());
+            lock(&self.errors).remove(&name);
+            let served = match models.get(&name) {
+                Some(served) => served.clone(),
+                None => {
+                    let served = self.fresh(&to.0);
+                    fresh.push((name, served.clone()));
+                    served
+                }
+            };
+            turns.push(Turn { served, to: Some(to) });
+        }
+        let replaced = turn_all(turns);
+        models.extend(fresh);
+        drop(models);
+        Ok(Promotion::drain(replaced, held))
+    }
+
+    /// Lets a candidate follow the model of its name: it gets copies of live requests after they were answered, and its answers
+    /// are compared. The model that serves is not delayed. Call it within the runtime that serves.
+    ///
+    /// # Errors
+    /// [`ShadowError`], with the candidate as it was.
+    #[allow(clippy::result_large_err)] // the candidate comes back
+    pub fn start_shadow(
+        &self,
+        candidate: Candidate,
+        policy: ShadowPolicy,
+    ) -> Result<Shadow, (ShadowError, Candidate)> {
+        let models = lock(&self.models);
+        let name = candidate.name();
+        let Some(primary) = models.get(&name) else {
+            return Err((ShadowError::NotServed { name }, candidate));
+        };
+        Shadow::start(primary, candidate, policy)
+    }
+
+    fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        lock(&self.turns).entry(name.to_owned()).or_default().clone()
+    }
+
+    fn remember_error(&self, key: &str, e: &LoadError) {
+        tracing::error!(error = %e, "model not loaded");
+        let mut errors = lock(&self.errors);
+        if errors.len() < MAX_ERRORS || errors.contains_key(key) {
+            errors.insert(key.to_owned(), e.0.clone());
+        }
+    }
+
+    /// Stops serving a model, after the requests in flight.
+    ///
+    /// # Errors
+    /// When no model has this name.
+    pub async fn unload(&self, name: &str) -> Result<(), LoadError> {
+        if self.get(name).is_none() {
+            return Err(LoadError(format!("no model is called {name:?}")));
+        }
+        let turn = self.turn(name);
+        let _turn = turn.lock().await;
+        let ended = {
+            let mut models = lock(&self.models);
+            let Some(served) = models.remove(name) else {
+                return Err(LoadError(format!("no model is called {name:?}")));
+            };
+            turn_all(vec![Turn { served, to: None }])
+        };
+        for host in &ended {
+            finish(host, true).await;
+        }
+        Ok(())
+    }
+
+    /// Ends all hosts, after the requests in flight.
+    pub async fn shutdown(&self) {
+        let hosts: Vec<Arc<Host>> = {
+            let mut models = lock(&self.models);
+            let all = std::mem::take(&mut *models);
+            turn_all(all.into_values().map(|served| Turn { served, to: None }).collect())
+        };
+        let mut ends = tokio::task::JoinSet::new();
+        for host in hosts {
+            ends.spawn(async move { finish(&host, false).await });
+        }
+        while ends.join_next().await.is_some() {}
+    }
+}
+
+/// An announced load; over when dropped.
+pub struct Announced(Arc<AtomicUsize>);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
