@@ -172,6 +172,14 @@ pub enum FetchError {
         /// What the server announced, hex.
         announced: String,
     },
+    /// A document of the fleet server that cannot be understood.
+    #[error("{url} is not what a fleet server answers: {reason}")]
+    BadDocument {
+        /// Where it is.
+        url: String,
+        /// What the parser said.
+        reason: String,
+    },
     /// The stick is gone.
     #[error("the USB stick with {0} was removed; put it back to continue")]
     StickRemoved(String),
@@ -226,6 +234,7 @@ impl FetchError {
             Self::TooManyBytes { .. } => "too-many-bytes",
             Self::TookTooLong(_) => "took-too-long",
             Self::WrongDigest { .. } => "wrong-digest",
+            Self::BadDocument { .. } => "bad-document",
             Self::StickRemoved(_) => "stick-removed",
             Self::StickUnreadable { .. } => "stick-unreadable",
             Self::Refused(refused) => &refused.code,
@@ -258,6 +267,7 @@ impl FetchError {
             | Self::TooManyBytes { .. }
             | Self::TookTooLong(_)
             | Self::StickRemoved(_)
+            | Self::BadDocument { .. }
             | Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::ServerRefused { .. } => true,

@@ -14,7 +14,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ddi;
 mod error;
+mod file;
 pub mod header;
 mod http;
 mod limits;
@@ -23,6 +25,7 @@ mod source;
 mod target;
 mod time;
 mod url;
+pub mod usb;
 
 pub use error::FetchError;
 pub use limits::Limits;
