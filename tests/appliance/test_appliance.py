@@ -172,7 +172,40 @@ def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, 
     with boot(medium, dev=True) as machine:
         assert "data=volatile" in machine.console()
         machine.wait_for_console("the data partition cannot be mounted", 5)
+        # Without records that last, the slots are left alone.
+        machine.wait_for_console("model slots are left alone", 5)
+        assert machine.sh("ls /run/inferd/slots") == ""
         assert len(machine.infer(walk)["latent"]) == 64
+
+
+def test_the_daemon_owns_its_two_slots_and_its_records_and_nothing_else_on_the_medium(appliance):
+    owners = dict(reversed(line.split()) for line in appliance.sh("stat -c '%u %n' /dev/vda*").splitlines())
+    slots = {appliance.sh(f"readlink /run/inferd/slots/{letter}") for letter in "ab"}
+    assert len(slots) == 2 and {device for device, owner in owners.items() if owner == "900"} == slots
+    assert appliance.sh("stat -c '%u %a' /data /data/inferd") == "0 755\n900 700"
+
+
+def test_it_knows_its_board_and_its_own_name(appliance, board):
+    assert appliance.sh("cat /etc/inferd/board") == board.name
+    assert appliance.sh("cat /run/inferd/device") == appliance.sh("sed s/://g /sys/class/net/eth0/address")
+
+
+def test_a_stick_with_a_fat_is_mounted_read_only_and_a_second_appliances_medium_is_not_taken_for_its_own(
+    boot, dev_image, tmp_path
+):
+    stick, other = tmp_path / "stick.img", tmp_path / "other.img"
+    stick.write_bytes(bytes(8 << 20))
+    shutil.copyfile(dev_image, other)
+    tools = hosttools.Tools(hosttools.IMAGE)
+    subprocess.run([tools.path("mkfs.fat"), stick], check=True, capture_output=True)
+    (tmp_path / "new.imb").write_bytes(b"a bundle")
+    subprocess.run([tools.path("mcopy"), "-i", stick, tmp_path / "new.imb", "::new.imb"], check=True)
+    with boot(dev_image, dev=True, sticks=[stick, other]) as machine:
+        machine.wait_for_console("sticks: vdb is mounted", 30)
+        assert machine.sh("cat /run/inferd/usb/vdb/new.imb") == "a bundle"
+        assert machine.root("touch /run/inferd/usb/vdb/x")[0] != 0
+        assert {machine.sh(f"readlink /run/inferd/slots/{letter}")[:8] for letter in "ab"} == {"/dev/vda"}
+        assert machine.sh("mount | grep -c ext4") == "1"
 
 
 def test_an_empty_slot_is_skipped_for_the_one_that_holds_a_root_filesystem(boot, production_image):

@@ -1,0 +1,26 @@
+"""Power cuts for real; `cuts.py` is the campaign, `README.md` says how to run a long one."""
+
+import random
+
+from appliance import medium as media
+
+
+def test_a_cut_loses_what_was_not_flushed_and_only_that(boot, dev_image, tmp_path):
+    """The control: a campaign that loses nothing proves nothing."""
+    medium = media.Medium(dev_image, tmp_path)
+    options = {"dev": True, "keep_writes": True, "write_log": medium.log, "cpus": 1}
+    with boot(medium.path, **options) as machine:
+        machine.sh("dd if=/dev/urandom of=/tmp/noise bs=1k count=300; md5sum </tmp/noise >/data/sum")
+        machine.sh("dd if=/tmp/noise of=/run/inferd/slots/a bs=4k conv=fsync; sync")
+        # A direct write reaches the medium at once, but nobody has asked the medium to keep it.
+        machine.sh("dd if=/tmp/noise of=/run/inferd/slots/b bs=4k oflag=direct; echo lost >/data/unflushed")
+        before = machine.sh("cat /data/sum")
+        machine.cut_power()
+    cut = medium.cut(random.Random(1), keep=0)
+    assert cut.flushes
+    with boot(medium.path, **options) as machine:
+        assert machine.sh("cat /data/sum") == before
+        slot = "dd if=/run/inferd/slots/{} bs=1k count=300 2>/dev/null | md5sum"
+        assert machine.sh(slot.format("a")) == before
+        assert machine.sh(slot.format("b")) != before
+        assert machine.sh("ls /data/unflushed 2>/dev/null || echo none") == "none"
