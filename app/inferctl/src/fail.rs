@@ -1,6 +1,6 @@
 //! How the program ends when something is not right, and with which exit code.
 
-use crate::{client::ClientError, input::InputError};
+use crate::{client::ClientError, input::InputError, words};
 use std::process::ExitCode;
 
 /// Why a command did not succeed.
@@ -18,6 +18,21 @@ pub enum Failure {
     /// Everything was said already; only the exit code is missing.
     #[error("")]
     Said,
+}
+
+impl From<inferd_bundle::Refusal> for Failure {
+    fn from(refusal: inferd_bundle::Refusal) -> Self {
+        Self::Other(words::explain(refusal.code(), &refusal.to_string()))
+    }
+}
+
+impl From<inferd_bundle::build::BuildError> for Failure {
+    fn from(error: inferd_bundle::build::BuildError) -> Self {
+        match error {
+            inferd_bundle::build::BuildError::Refused(refusal) => refusal.into(),
+            other => Self::Other(other.to_string()),
+        }
+    }
 }
 
 impl Failure {

@@ -1,18 +1,29 @@
 //! The operator's tool, on a laptop or on the board.
 //!
-//! One module per command ([`status`], [`infer`], [`bench`], [`model`]), and below them how a daemon is asked ([`client`]), what
-//! is sent ([`input`]) and how things are shown ([`show`]). It knows the daemon only by its wire: what it does, `curl` can do.
+//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`bundle`], [`root`], [`push`], [`slots`]), and below them
+//! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
+//! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
+//! [`files`], used by the room `inferd-bundle`, and leave this machine in no request.
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bundle;
 mod client;
+mod device;
 mod fail;
+mod files;
 mod infer;
 mod input;
+mod meter;
 mod model;
+mod push;
+mod root;
 mod show;
+mod slots;
 mod status;
+mod upload;
+mod words;
 
 use clap::{Parser, Subcommand};
 use client::{Client, ClientError};
@@ -61,6 +72,26 @@ enum Command {
     /// Make and check model directories; needs no daemon
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Make a key pair to sign with; needs no daemon
+    Keygen(files::Keygen),
+    /// Say which keys devices believe; needs no daemon
+    #[command(subcommand)]
+    Root(root::RootCommand),
+    /// Build, show, judge, compare and sign bundles of models; needs no daemon
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
+    /// Allow one device one older version, once
+    Permit(root::PermitCommand),
+    /// Send a bundle and follow its way through the gates
+    Push(push::Push),
+    /// Have the device fetch a bundle by itself
+    Pull(slots::Pull),
+    /// What lies in the two model slots, what is on trial, and the last verdicts
+    Slots(slots::Slots),
+    /// Go back to the models that served before
+    Rollback(slots::Rollback),
+    /// Send root documents, revocation lists and permits
+    Trust(slots::Trust),
 }
 
 fn main() -> ExitCode {
@@ -68,10 +99,15 @@ fn main() -> ExitCode {
     let json = cli.json;
     let command = match cli.command {
         Command::Model(command) => return model::run(command, json),
+        Command::Keygen(command) => return end(command.run(json)),
+        Command::Root(command) => return end(command.run(json)),
+        Command::Bundle(command) => return end(command.run(json)),
         command => command,
     };
     // A variable that is set to nothing is one that is not set.
     let url = if cli.url.is_empty() { DEFAULT_URL } else { &cli.url };
+    let host = if let Command::Push(push) = &command { push.host.as_deref().map(device) } else { None };
+    let url = host.as_deref().unwrap_or(url);
     let key = cli.api_key.filter(|key| !key.is_empty());
     let outcome = Client::new(url, key, Duration::from_secs_f64(cli.timeout))
         .map_err(Failure::from)
@@ -80,8 +116,27 @@ fn main() -> ExitCode {
             Command::Models => status::models(&client, json),
             Command::Infer(infer) => infer.run(&client, json),
             Command::Bench(bench) => bench.run(&client, json),
-            Command::Model(_) => unreachable!("handled above"),
+            Command::Permit(permit) => permit.run(&client, json),
+            Command::Push(push) => push.run(&client, json),
+            Command::Pull(pull) => pull.run(&client, json),
+            Command::Slots(slots) => slots.run(&client, json),
+            Command::Rollback(rollback) => rollback.run(&client, json),
+            Command::Trust(trust) => trust.run(&client, json),
+            Command::Model(_) | Command::Keygen(_) | Command::Root(_) | Command::Bundle(_) => {
+                unreachable!("handled above")
+            }
         });
+    end(outcome)
+}
+
+/// The URL of a device that is named by its host: port 9000 unless it says another.
+fn device(host: &str) -> String {
+    let named = host.rsplit_once(']').map_or(host, |(_, rest)| rest).contains(':');
+    if host.contains("://") || named { host.to_owned() } else { format!("{host}:9000") }
+}
+
+/// Says what went wrong, and ends with its exit code.
+fn end(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -170,6 +225,20 @@ mod tests {
     }
 
     #[test]
+    fn a_device_named_by_its_host_listens_on_its_usual_port() {
+        let table = [
+            ("collar.lan", "collar.lan:9000"),
+            ("collar.lan:80", "collar.lan:80"),
+            ("[::1]", "[::1]:9000"),
+            ("[::1]:80", "[::1]:80"),
+            ("http://collar.lan", "http://collar.lan"),
+        ];
+        for (host, url) in table {
+            assert_eq!(device(host), url);
+        }
+    }
+
+    #[test]
     fn arguments_that_contradict_each_other_are_refused() {
         let table: &[&[&str]] = &[
             &["bench", "-n", "5", "-d", "5"],
@@ -178,6 +247,30 @@ mod tests {
             &["bench", "--header", "nothing"],
             &["status", "--timeout", "0"],
             &["infer"],
+            &["keygen"],
+            &["root", "create", "-o", "r"],
+            &["root", "create", "-o", "r", "--role", "root=2:a.pub"],
+            &["root", "revoke", "-o", "r"],
+            &["bundle", "build", "--model", "m", "--product", "p", "-o", "x.imb"],
+            &["bundle", "build", "--model", "m", "--product", "-p", "--version", "1", "-o", "x.imb"],
+            &[
+                "bundle",
+                "build",
+                "--model",
+                "m",
+                "--product",
+                "p",
+                "--version",
+                "1",
+                "--role",
+                "root",
+                "-o",
+                "x.imb",
+            ],
+            &["bundle", "verify", "x.imb"],
+            &["bundle", "sign", "x.imb"],
+            &["push", "x.imb", "--wait", "forever"],
+            &["trust"],
         ];
         for arguments in table {
             let all = std::iter::once("inferctl").chain(arguments.iter().copied());

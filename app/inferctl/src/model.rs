@@ -4,7 +4,7 @@
 //! [`import`] writes a directory, [`check`] judges one; an import ends with the check of what it wrote. Networks from
 //! strangers are best imported where a crash does no harm: a hostile file can make any engine's loader use all memory.
 
-mod check;
+pub mod check;
 mod import;
 mod plausible;
 mod reference;

@@ -34,6 +34,18 @@ pub fn micros(us: f64) -> String {
     }
 }
 
+/// Bytes in the unit that reads best: `900 B`, `52.4 kB`, `1.3 MB`. Decimal, as disks and networks count.
+#[must_use]
+#[allow(clippy::cast_precision_loss)] // three digits are shown
+pub fn bytes(n: u64) -> String {
+    match n {
+        n if n < 1_000 => format!("{n} B"),
+        n if n < 1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        n if n < 1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        n => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
 /// Seconds as people say them: `45 s`, `3 min`, `5 h 12 min`, `3 d 4 h`.
 #[must_use]
 pub fn age(seconds: u64) -> String {
@@ -85,6 +97,10 @@ mod tests {
         ];
         for (us, text) in table {
             assert_eq!(micros(us), text);
+        }
+        let table = [(900, "900 B"), (52_400, "52.4 kB"), (1_300_000, "1.3 MB"), (5_000_000_000, "5.00 GB")];
+        for (n, text) in table {
+            assert_eq!(bytes(n), text);
         }
         let table = [(45, "45 s"), (200, "3 min"), (18_720, "5 h 12 min"), (273_600, "3 d 4 h")];
         for (seconds, text) in table {

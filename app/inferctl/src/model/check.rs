@@ -75,6 +75,13 @@ impl Report {
         self.passed
     }
 
+    /// The first check that failed, in one sentence.
+    pub fn failure(&self) -> String {
+        let failed = self.checks.iter().find(|r| r.verdict == Verdict::Failed);
+        let what = failed.map_or_else(String::new, |r| format!(": {}: {}", r.check, r.detail));
+        format!("{} is not fit to be served{what}", self.dir.display())
+    }
+
     fn row(&mut self, check: &'static str, verdict: Verdict, detail: String) {
         self.checks.push(Row { check, verdict, detail });
     }

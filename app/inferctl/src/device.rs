@@ -1,0 +1,168 @@
+//! What a device says about its updates: `GET /api/v1/slots`, and the verdicts in it.
+
+use crate::{
+    client::{Client, ClientError},
+    words,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The device's account of its slots. Fields that a device of another version leaves out are empty.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Its id, as permits say it.
+    pub device: Option<String>,
+    /// What serves.
+    pub serving: Serving,
+    /// Both slots.
+    pub slots: Vec<Slot>,
+    /// The transfer in progress.
+    pub install: Option<Install>,
+    /// The trial in progress.
+    pub trial: Option<Trial>,
+    /// Keys and roles.
+    pub trust: Trust,
+    /// The lowest version each product may have.
+    pub floors: BTreeMap<String, u64>,
+    /// The last verdicts, oldest first.
+    pub verdicts: Vec<Verdict>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What serves.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Serving {
+    pub from: String,
+    pub slot: Option<char>,
+    pub product: Option<String>,
+    pub version: Option<u64>,
+    pub label: Option<String>,
+    pub models: Vec<Model>,
+}
+
+/// A model that serves.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Model {
+    pub name: String,
+    pub version: String,
+    pub factory: bool,
+}
+
+/// A slot.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Slot {
+    pub slot: char,
+    pub status: String,
+    pub active: bool,
+    pub bundle: Option<String>,
+    pub product: Option<String>,
+    pub version: Option<u64>,
+    pub len: u64,
+    pub capacity: u64,
+}
+
+/// A transfer.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Install {
+    pub way: String,
+    pub stage: String,
+    pub product: Option<String>,
+    pub version: Option<u64>,
+    pub total: Option<u64>,
+    pub done: u64,
+    pub local: u64,
+    pub resumed: u64,
+}
+
+/// A trial.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Trial {
+    pub slot: char,
+    pub bundle: String,
+    pub product: String,
+    pub version: u64,
+    pub phase: String,
+    pub elapsed_ms: u64,
+    pub requests: u64,
+    pub of_requests: u64,
+    pub of_ms: u64,
+    pub interruptions: u8,
+}
+
+/// Keys and roles.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Trust {
+    pub root_version: u64,
+    pub revocation_version: u64,
+    pub dev: bool,
+    pub dev_serving: bool,
+}
+
+/// What a gate found.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Verdict {
+    pub number: u64,
+    pub gate: String,
+    pub outcome: String,
+    pub code: String,
+    pub sentence: String,
+    pub evidence: Value,
+    pub bundle: Option<String>,
+    pub product: Option<String>,
+    pub version: Option<u64>,
+    pub uptime_ms: u64,
+}
+
+impl Device {
+    /// Asks for it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ask(client: &Client) -> Result<Self, ClientError> {
+        client.json("/api/v1/slots")
+    }
+
+    /// The number of the newest verdict.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.verdicts.iter().map(|v| v.number).max().unwrap_or(0)
+    }
+}
+
+impl Verdict {
+    /// One line: the gate, how it decided, and what it said.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mark = match self.outcome.as_str() {
+            "pass" => "ok  ",
+            "refuse" => "NO  ",
+            "reverse" => "BACK",
+            _ => "..  ",
+        };
+        let said = if self.sentence.is_empty() { &self.code } else { &self.sentence };
+        format!("  {mark} {:<16} {said}", self.gate)
+    }
+
+    /// Why it did not go on and what to do, in at most two sentences.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        words::explain(&self.code, &self.sentence)
+    }
+}

@@ -1,0 +1,378 @@
+//! `inferctl push`: a bundle to a device, and its verdicts as they come.
+//!
+//! The bytes that are counted are those given to the network. Verdicts are asked for while the file goes up and while the device
+//! tries the bundle. A cut connection is resumed from the byte that the device names, a refusal ends it with the device's
+//! sentence and what to do about it.
+
+use crate::{
+    client::{Answer, Client, ClientError},
+    device::{Device, Verdict},
+    fail::Failure,
+    meter::Meter,
+    show, slots,
+    upload::{self, Sent, Step},
+};
+use inferd_bundle::Bundle;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{
+    fs::File,
+    io::{Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Between two questions about verdicts.
+const EVERY: Duration = Duration::from_millis(300);
+/// How long a device may be away while it is followed: it may reboot.
+const AWAY: Duration = Duration::from_secs(120);
+/// The longest pause before a cut upload is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Wait {
+    /// For nothing once the device has taken the order
+    Nothing,
+    /// Until every byte is in the slot and was read back
+    Staged,
+    /// Until it serves, on probation
+    #[default]
+    Serving,
+    /// Until its probation is over
+    Committed,
+}
+
+/// Arguments of `push`.
+#[derive(Debug, clap::Args)]
+pub struct Push {
+    /// The bundle
+    file: PathBuf,
+    /// The device: HOST[:PORT], instead of --url
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// What to wait for before this command ends
+    #[arg(long, value_enum, default_value_t)]
+    wait: Wait,
+    /// How often a cut connection is tried again without a byte of progress between
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    tries: u32,
+}
+
+/// `GET /api/v1/bundle`, as far as it matters here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Transfer {
+    resume: Option<Resumable>,
+}
+
+/// A transfer that was cut off.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resumable {
+    bundle: String,
+    total: u64,
+    offset: u64,
+}
+
+/// The bundle that is sent.
+struct Parcel {
+    file: File,
+    total: u64,
+    id: String,
+    name: String,
+}
+
+impl Push {
+    /// Sends it and follows it.
+    ///
+    /// # Errors
+    /// [`Failure`]: the first reason that stands in the way.
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        let mut parcel = Parcel::open(&self.file)?;
+        let before = Device::ask(client)?;
+        let mut follower = Follower::new(client, before.newest(), Some(parcel.id.clone()), json);
+        if !json {
+            show::line(&format!("{} to {}", parcel.name, client.base()));
+        }
+        let answer = self.send(client, &mut parcel, &mut follower)?;
+        let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+        if !(200..300).contains(&answer.status) {
+            follower.look()?;
+            return follower.refused(slots::refusal(&answer));
+        }
+        if page["bundle"]["already"] == true {
+            return follower.done("these very bytes serve already; nothing was changed");
+        }
+        follower.until(self.wait)
+    }
+
+    /// Sends it, again and again from where the device says, until there is an answer.
+    fn send(
+        &self,
+        client: &Client,
+        parcel: &mut Parcel,
+        follower: &mut Follower<'_>,
+    ) -> Result<Answer, Failure> {
+        let (mut tries, mut furthest) = (0, 0);
+        loop {
+            let from = parcel.resume_at(client)?;
+            tries = if from > furthest { 0 } else { tries };
+            furthest = furthest.max(from);
+            parcel.file.seek(SeekFrom::Start(from)).map_err(|e| unreadable(&self.file, &e))?;
+            if from > 0 && !follower.json {
+                show::line(&format!("  going on at {} of {}", show::bytes(from), show::bytes(parcel.total)));
+            }
+            let mut meter = Meter::new("  sending", from, parcel.total, follower.json);
+            let mut asked = Instant::now();
+            let mut step = |step: Step| {
+                if let Step::Sent(n) = step {
+                    meter.at(n);
+                }
+                if asked.elapsed() >= EVERY {
+                    // An upload does not end because one question went unanswered.
+                    let _ = follower.look_beside(&mut meter);
+                    asked = Instant::now();
+                }
+            };
+            let sent = upload::put(client, "/api/v1/bundle", from, parcel.total, &mut parcel.file, &mut step);
+            meter.end();
+            let why = match sent {
+                Ok(Sent::Answered(answer)) if !passing(&answer) => return Ok(answer),
+                Ok(Sent::Answered(answer)) => ClientError::Refused(slots::refusal(&answer)),
+                Ok(Sent::Cut(e)) => client.explain_io(&e),
+                Err(e @ ClientError::Unreachable { .. }) => e,
+                Err(e) => return Err(e.into()),
+            };
+            tries += 1;
+            if tries > self.tries {
+                return Err(why.into());
+            }
+            if !follower.json {
+                eprintln!("inferctl: {why}; trying again ({tries} of {})", self.tries);
+            }
+            std::thread::sleep(Duration::from_secs(1 << (tries - 1).min(8)).min(LONGEST_PAUSE));
+        }
+    }
+}
+
+/// Whether an answer says that the same bytes may be taken later: the transfer was cut, or the daemon is starting or ending.
+fn passing(answer: &Answer) -> bool {
+    let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+    matches!(answer.status, 408 | 503) || (page["retry"] == true && answer.status != 409)
+}
+
+impl Parcel {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let mut file = File::open(path).map_err(|e| unreadable(path, &e))?;
+        let bundle = crate::bundle::read_prefix(&mut file, path)?;
+        let total = file.metadata().map_err(|e| unreadable(path, &e))?.len();
+        if total != bundle.total_len() {
+            return Err(Failure::Other(format!(
+                "{} is {total} bytes, the bundle in it {}: it was cut off or damaged",
+                path.display(),
+                bundle.total_len()
+            )));
+        }
+        Ok(Self { file, total, id: bundle.id().to_string(), name: named(&bundle) })
+    }
+
+    /// Where to begin: at 0, or where this very bundle was cut off.
+    fn resume_at(&self, client: &Client) -> Result<u64, ClientError> {
+        let answer = client.get("/api/v1/bundle")?;
+        let transfer: Transfer = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let left = transfer.resume.filter(|r| r.bundle == self.id && r.total == self.total);
+        Ok(left.map_or(0, |r| if r.offset < self.total { r.offset } else { 0 }))
+    }
+}
+
+fn named(bundle: &Bundle) -> String {
+    let m = bundle.manifest();
+    format!("{} {} ({}), {}", m.product, m.version, m.label, show::bytes(bundle.total_len()))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Other(format!("{} cannot be read: {error}", path.display()))
+}
+
+/// Follows a bundle the device fetches by itself.
+///
+/// # Errors
+/// [`Failure`].
+pub fn follow_pull(client: &Client, since: u64, wait: Wait, json: bool) -> Result<(), Failure> {
+    Follower::new(client, since, None, json).until(wait)
+}
+
+/// Prints verdicts as they come, and knows when enough of them have.
+struct Follower<'a> {
+    client: &'a Client,
+    bundle: Option<String>,
+    seen: u64,
+    json: bool,
+    verdicts: Vec<Verdict>,
+    pages: Vec<Value>,
+}
+
+impl<'a> Follower<'a> {
+    fn new(client: &'a Client, since: u64, bundle: Option<String>, json: bool) -> Self {
+        Self { client, bundle, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
+    }
+
+    /// Asks once, and shows what is new.
+    fn look(&mut self) -> Result<Device, ClientError> {
+        let (device, lines) = self.news()?;
+        lines.iter().for_each(|line| show::line(line));
+        Ok(device)
+    }
+
+    /// The same while a progress bar is drawn.
+    fn look_beside(&mut self, meter: &mut Meter) -> Result<(), ClientError> {
+        let (_, lines) = self.news()?;
+        if !lines.is_empty() {
+            meter.end();
+            lines.iter().for_each(|line| show::line(line));
+        }
+        Ok(())
+    }
+
+    fn news(&mut self) -> Result<(Device, Vec<String>), ClientError> {
+        let page: Value = self.client.json("/api/v1/slots")?;
+        let device: Device = serde_json::from_value(page.clone()).map_err(|e| {
+            ClientError::Refused(format!("/api/v1/slots: the answer is not what was expected: {e}"))
+        })?;
+        let mut lines = Vec::new();
+        for (at, verdict) in device.verdicts.iter().enumerate().filter(|(_, v)| v.number > self.seen) {
+            // A pull has no name before its first verdict: that one names it.
+            if self.bundle.is_none() && verdict.gate == "keys" {
+                self.bundle.clone_from(&verdict.bundle);
+            }
+            if self.bundle.is_some() && verdict.bundle.is_some() && verdict.bundle != self.bundle {
+                continue;
+            }
+            if !self.json {
+                lines.push(verdict.line());
+            }
+            self.verdicts.push(verdict.clone());
+            self.pages.push(page["verdicts"][at].clone());
+        }
+        self.seen = self.seen.max(device.newest());
+        Ok((device, lines))
+    }
+
+    /// Waits until it is so far, or is refused.
+    fn until(&mut self, wait: Wait) -> Result<(), Failure> {
+        let (mut heard, mut told) = (Instant::now(), None);
+        loop {
+            match self.look() {
+                Ok(device) => {
+                    heard = Instant::now();
+                    if let Some(end) = self.outcome(&device, wait) {
+                        return match end {
+                            Ok(said) => self.done(said),
+                            Err(reason) => self.refused(reason),
+                        };
+                    }
+                    let phase = device.trial.as_ref().map(|t| t.phase.clone());
+                    if phase != told && !self.json {
+                        if let Some("shadow" | "probation") = phase.as_deref() {
+                            eprintln!("  waiting: {}", slots::trial(&device).unwrap_or_default());
+                        }
+                        told = phase;
+                    }
+                }
+                Err(e @ ClientError::Unreachable { .. }) if heard.elapsed() > AWAY => return Err(e.into()),
+                Err(ClientError::Unreachable { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+            std::thread::sleep(EVERY);
+        }
+    }
+
+    /// What the verdicts say about the goal, once they say it.
+    fn outcome(&self, device: &Device, wait: Wait) -> Option<Result<&'static str, String>> {
+        if let Some(no) = self.verdicts.iter().find(|v| matches!(v.outcome.as_str(), "refuse" | "reverse")) {
+            // What served before is on its way back: its verdict comes as well.
+            let returning = device.trial.as_ref().is_some_and(|t| t.phase == "returning");
+            return (!returning).then(|| Err(no.reason()));
+        }
+        let passed = |gate: &str| self.verdicts.iter().any(|v| v.gate == gate && v.outcome == "pass");
+        if passed("commit") {
+            return Some(Ok("it is committed"));
+        }
+        match wait {
+            Wait::Nothing => Some(Ok("the device has it")),
+            Wait::Staged if passed("install") => Some(Ok("every byte is in the slot and was read back")),
+            Wait::Serving if passed("flip") => Some(Ok("it serves, on probation")),
+            _ => None,
+        }
+    }
+
+    fn done(&self, said: &str) -> Result<(), Failure> {
+        if self.json {
+            self.page("done", said);
+        } else {
+            show::line(said);
+        }
+        Ok(())
+    }
+
+    fn refused(&self, reason: String) -> Result<(), Failure> {
+        if self.json {
+            self.page("refused", &reason);
+            return Err(Failure::Said);
+        }
+        Err(Failure::Other(reason))
+    }
+
+    fn page(&self, outcome: &str, said: &str) {
+        show::json(
+            &json!({ "outcome": outcome, "said": said, "bundle": self.bundle, "verdicts": self.pages }),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(gate: &str, outcome: &str) -> Verdict {
+        Verdict {
+            gate: gate.into(),
+            outcome: outcome.into(),
+            sentence: format!("{gate} said {outcome}"),
+            ..Verdict::default()
+        }
+    }
+
+    #[test]
+    fn each_goal_is_reached_by_its_gate_and_a_refusal_ends_every_wait() {
+        let client = Client::new("http://127.0.0.1:1", None, Duration::from_secs(1)).unwrap();
+        let after = |gates: &[(&str, &str)], wait| {
+            let mut follower = Follower::new(&client, 0, None, true);
+            follower.verdicts = gates.iter().map(|(g, o)| verdict(g, o)).collect();
+            follower.outcome(&Device::default(), wait)
+        };
+        let installed = [("keys", "pass"), ("install", "pass")];
+        let flipped = [("install", "pass"), ("flip", "pass")];
+        assert!(after(&installed, Wait::Serving).is_none());
+        assert!(after(&installed, Wait::Staged).unwrap().is_ok());
+        assert!(after(&flipped, Wait::Committed).is_none());
+        assert!(after(&flipped, Wait::Serving).unwrap().is_ok());
+        assert!(after(&[("flip", "pass"), ("commit", "pass")], Wait::Committed).unwrap().is_ok());
+        for wait in [Wait::Nothing, Wait::Staged, Wait::Serving, Wait::Committed] {
+            let no = after(&[("install", "pass"), ("golden", "refuse")], wait).unwrap();
+            assert!(no.unwrap_err().contains("golden said refuse"));
+        }
+        assert!(after(&[("flip", "pass"), ("probation", "reverse")], Wait::Committed).unwrap().is_err());
+    }
+
+    #[test]
+    fn a_reversal_is_told_when_the_old_models_are_back() {
+        let client = Client::new("http://127.0.0.1:1", None, Duration::from_secs(1)).unwrap();
+        let mut follower = Follower::new(&client, 0, None, true);
+        follower.verdicts = vec![verdict("flip", "pass"), verdict("probation", "reverse")];
+        let returning: Device = serde_json::from_value(json!({"trial": {"phase": "returning"}})).unwrap();
+        assert!(follower.outcome(&returning, Wait::Committed).is_none());
+        assert!(follower.outcome(&Device::default(), Wait::Committed).unwrap().is_err());
+    }
+}

@@ -1,0 +1,316 @@
+//! `inferctl slots`, `rollback`, `pull` and `trust`: what a device holds, and the small orders it takes.
+
+use crate::{
+    client::{Answer, Client, ClientError},
+    device::{Device, Slot},
+    fail::Failure,
+    show, words,
+};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Verdicts shown by `slots` unless more are asked for.
+const VERDICTS: usize = 8;
+
+/// Arguments of `slots`.
+#[derive(Debug, clap::Args)]
+pub struct Slots {
+    /// How many of the last verdicts are shown
+    #[arg(long, value_name = "N", default_value_t = VERDICTS)]
+    verdicts: usize,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, clap::Args)]
+pub struct Rollback {
+    /// Why, for the device's journal
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
+/// Arguments of `pull`.
+#[derive(Debug, clap::Args)]
+pub struct Pull {
+    /// Where the bundle lies: http://HOST/PATH.imb, as the device reaches it
+    bundle: String,
+    /// What to wait for before this command ends
+    #[arg(long, value_enum, default_value_t)]
+    wait: crate::push::Wait,
+}
+
+/// Arguments of `trust`.
+#[derive(Debug, clap::Args)]
+pub struct Trust {
+    /// Documents in the order to send them: the next root, a revocation list, a permit
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl Slots {
+    /// Shows both slots, what is on trial, and the last verdicts.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        if json {
+            show::json(&client.json::<Value>("/api/v1/slots")?);
+        } else {
+            show::line(&page(&Device::ask(client)?, self.verdicts));
+        }
+        Ok(())
+    }
+}
+
+impl Rollback {
+    /// Goes back to what served before.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        let body = if self.reason.is_empty() { json!({}) } else { json!({ "reason": self.reason }) };
+        let said = order(client, "/api/v1/rollback", "application/json", body.to_string().as_bytes())?;
+        if json {
+            show::json(&said);
+        } else {
+            show::line(&format!("it went back: {}", serving(&Device::ask(client)?)));
+        }
+        Ok(())
+    }
+}
+
+impl Pull {
+    /// Has the device fetch a bundle by itself.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        let before = Device::ask(client)?.newest();
+        let body = json!({ "url": self.bundle }).to_string();
+        let said = order(client, "/api/v1/pull", "application/json", body.as_bytes())?;
+        if json && self.wait == crate::push::Wait::Nothing {
+            show::json(&said);
+            return Ok(());
+        }
+        crate::push::follow_pull(client, before, self.wait, json)
+    }
+}
+
+impl Trust {
+    /// Sends documents of trust, one after the other.
+    ///
+    /// # Errors
+    /// [`Failure`]: the first that is refused ends it.
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        for file in &self.files {
+            let bytes = crate::read_input(file)?;
+            let said = order(client, "/api/v1/trust", "application/octet-stream", &bytes)
+                .map_err(|e| Failure::Other(format!("{}: {e}", file.display())))?;
+            if json {
+                show::json(&said);
+            } else {
+                show::line(&format!("{}: taken", file.display()));
+            }
+        }
+        if !json {
+            let trust = Device::ask(client)?.trust;
+            show::line(&format!(
+                "the device has root {} and revocation list {}",
+                trust.root_version, trust.revocation_version
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Sends an order that must be answered with 2xx.
+fn order(client: &Client, path: &str, form: &str, body: &[u8]) -> Result<Value, ClientError> {
+    let answer = client.post(path, &[("Content-Type".into(), form.into())], body)?;
+    if (200..300).contains(&answer.status) {
+        return Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
+    }
+    Err(ClientError::Refused(refusal(&answer)))
+}
+
+/// A refusal in the device's words, with what to do about it.
+#[must_use]
+pub fn refusal(answer: &Answer) -> String {
+    let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+    let code = page["code"].as_str().or_else(|| page["error"].as_str()).unwrap_or("");
+    words::explain(code, &answer.reason())
+}
+
+/// The whole page of `slots`.
+fn page(device: &Device, verdicts: usize) -> String {
+    let mut lines = vec![serving(device)];
+    let rows: Vec<Vec<String>> = device.slots.iter().map(row).collect();
+    if !rows.is_empty() {
+        lines.push(String::new());
+        lines.push(show::table(&["slot", "status", "product", "version", "size", "bundle"], &rows));
+    }
+    lines.extend(install(device).into_iter().chain(trial(device)));
+    lines.push(String::new());
+    lines.push(trust(device));
+    if !device.floors.is_empty() {
+        let floors: Vec<String> = device.floors.iter().map(|(p, v)| format!("{p} {v}")).collect();
+        lines.push(format!("oldest versions it still takes: {}", floors.join(", ")));
+    }
+    lines.extend(device.warnings.iter().map(|w| format!("warning: {w}")));
+    let shown = &device.verdicts[device.verdicts.len().saturating_sub(verdicts)..];
+    if !shown.is_empty() {
+        lines.push(String::new());
+        lines.push("last verdicts:".into());
+        lines.extend(shown.iter().map(|v| {
+            let of = v.product.as_ref().zip(v.version).map_or(String::new(), |(p, n)| format!(" [{p} {n}]"));
+            v.line() + &of
+        }));
+    }
+    lines.join("\n")
+}
+
+fn serving(device: &Device) -> String {
+    let s = &device.serving;
+    let models: Vec<String> = s
+        .models
+        .iter()
+        .map(|m| format!("{} {}{}", m.name, m.version, if m.factory { " (of the image)" } else { "" }))
+        .collect();
+    let models = if models.is_empty() { String::new() } else { format!(": {}", models.join(", ")) };
+    let label = s.label.as_ref().map_or(String::new(), |l| format!(" ({l})"));
+    match (s.from.as_str(), s.slot, &s.product, s.version) {
+        ("slot", Some(slot), Some(product), Some(version)) => {
+            format!("slot {slot} serves {product} {version}{label}{models}")
+        }
+        ("factory", ..) => format!("the image's own models serve{models}"),
+        ("starting", ..) => "it is starting".into(),
+        ("nothing", ..) => "nothing serves".into(),
+        (other, ..) => format!("{other} serves{models}"),
+    }
+}
+
+fn row(slot: &Slot) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let size = if slot.len == 0 {
+        format!("0 of {}", show::bytes(slot.capacity))
+    } else {
+        format!("{} of {}", show::bytes(slot.len), show::bytes(slot.capacity))
+    };
+    vec![
+        format!("{}{}", slot.slot, if slot.active { " *" } else { "" }),
+        slot.status.clone(),
+        slot.product.clone().unwrap_or_else(dash),
+        slot.version.map_or_else(dash, |v| v.to_string()),
+        size,
+        slot.bundle.as_ref().map_or_else(dash, |b| b.chars().take(16).collect()),
+    ]
+}
+
+fn install(device: &Device) -> Option<String> {
+    let i = device.install.as_ref()?;
+    let of = i.total.map_or(String::new(), |t| format!(" of {}", show::bytes(t)));
+    let what = i.product.as_ref().zip(i.version).map_or(String::new(), |(p, v)| format!(" {p} {v}"));
+    let spared = i.local + i.resumed;
+    let spared =
+        if spared == 0 { String::new() } else { format!(", {} of it was here already", show::bytes(spared)) };
+    Some(format!("arriving ({}):{what} {}{of}{spared}", i.way, show::bytes(i.done)))
+}
+
+/// What is on trial, and how far it is.
+#[must_use]
+pub fn trial(device: &Device) -> Option<String> {
+    let t = device.trial.as_ref()?;
+    let mut bounds = Vec::new();
+    if t.of_ms > 0 {
+        bounds.push(format!("{} of {}", show::age(t.elapsed_ms / 1000), show::age(t.of_ms / 1000)));
+    }
+    if t.of_requests > 0 {
+        bounds.push(format!("{} of {} requests", t.requests, t.of_requests));
+    }
+    let bounds = if bounds.is_empty() { String::new() } else { format!(" ({})", bounds.join(", ")) };
+    let cuts = match t.interruptions {
+        0 => String::new(),
+        n => format!(", {n} power cuts lived through"),
+    };
+    Some(format!("on trial in slot {}: {} {}, {}{bounds}{cuts}", t.slot, t.product, t.version, t.phase))
+}
+
+fn trust(device: &Device) -> String {
+    let t = &device.trust;
+    if t.root_version == 0 {
+        return "it has no root of trust, so it accepts no bundle: it needs an image made with --root FILE"
+            .into();
+    }
+    let list = match t.revocation_version {
+        0 => "no revocation list".to_owned(),
+        n => format!("revocation list {n}"),
+    };
+    let dev = match (t.dev, t.dev_serving) {
+        (true, true) => {
+            "; it accepts bundles signed for development, and serves one: never so outside a workshop"
+        }
+        (true, false) => "; it accepts bundles signed for development: never so outside a workshop",
+        _ => "",
+    };
+    format!("root {}, {list}{dev}", t.root_version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        serde_json::from_value(json!({
+            "serving": {"from": "slot", "slot": "A", "product": "collar", "version": 7, "label": "1.2.0",
+                        "models": [{"name": "imu-motion", "version": "1.0.0", "factory": false}]},
+            "slots": [
+                {"slot": "A", "status": "committed", "active": true, "bundle": "ab".repeat(32), "product": "collar",
+                 "version": 7, "len": 400_000, "capacity": 67_108_864},
+                {"slot": "B", "status": "empty", "active": false, "len": 0, "capacity": 67_108_864}],
+            "trust": {"root_version": 3, "revocation_version": 0, "dev": true},
+            "floors": {"collar": 7},
+            "verdicts": [
+                {"number": 4, "gate": "commit", "outcome": "pass", "code": "committed", "sentence": "it stays"},
+                {"number": 5, "gate": "floor", "outcome": "refuse", "code": "x", "sentence": "it is older", "product": "collar", "version": 6}]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_page_names_what_serves_what_lies_in_the_slots_and_why_something_was_refused() {
+        let text = page(&device(), 8);
+        for part in [
+            "slot A serves collar 7 (1.2.0): imu-motion 1.0.0",
+            "A *   committed  collar   7        400.0 kB of 67.1 MB  abababababababab",
+            "B     empty      -        -        0 of 67.1 MB         -",
+            "root 3, no revocation list; it accepts bundles signed for development",
+            "oldest versions it still takes: collar 7",
+            "  NO   floor            it is older [collar 6]",
+        ] {
+            assert!(text.contains(part), "{part}\n---\n{text}");
+        }
+        let short = page(&device(), 1);
+        assert!(short.contains("floor") && !short.contains("it stays"), "{short}");
+    }
+
+    #[test]
+    fn a_device_without_a_root_says_that_it_accepts_nothing() {
+        let bare: Device =
+            serde_json::from_value(json!({"serving": {"from": "factory"}, "trust": {}})).unwrap();
+        let text = page(&bare, 8);
+        assert!(
+            text.starts_with("the image's own models serve\n") && text.contains("no root of trust"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_trial_says_how_far_it_is() {
+        let mut device = device();
+        let trial_of = json!({"slot": "B", "product": "collar", "version": 8, "phase": "probation", "elapsed_ms": 30_000,
+            "of_ms": 300_000, "requests": 4, "of_requests": 100, "interruptions": 1});
+        device.trial = serde_json::from_value(trial_of).unwrap();
+        assert_eq!(
+            trial(&device).unwrap(),
+            "on trial in slot B: collar 8, probation (30 s of 5 min, 4 of 100 requests), 1 power cuts lived through"
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! What to do about a refusal. What happened is the device's sentence, or the format's; this adds what helps.
+
+/// Every code that a refusal, a verdict or an answer may carry, and what to do about it. Empty: the sentence says it already.
+///
+/// A test compares the list with the sources that give codes; a device of another version may send others.
+const ADVICE: &[(&str, &str)] = &[
+    // --- the bundle's form
+    ("truncated", ""),
+    ("trailing-bytes", "Build it again"),
+    ("not-a-bundle", "Give the .imb file that `inferctl bundle build` wrote"),
+    ("format-version", ""),
+    ("header-digest", DAMAGED),
+    ("header", DAMAGED),
+    ("too-large", "Ship fewer or smaller models in one bundle"),
+    ("padding", DAMAGED),
+    ("manifest-digest", DAMAGED),
+    ("manifest-form", DAMAGED),
+    ("manifest", "Build it again with another value"),
+    ("kind-unsupported", "Update the device's software first, or send a bundle of models"),
+    ("model-manifest", "`inferctl model check DIR` shows what is wrong with the model"),
+    ("signatures-digest", DAMAGED),
+    ("signatures-form", DAMAGED),
+    ("page-table-digest", DAMAGED),
+    ("page-digest", DAMAGED),
+    ("page", DAMAGED),
+    ("no-such-page", DAMAGED),
+    ("file-length", "Build it again"),
+    ("chunk-digest", DAMAGED),
+    ("chunk-length", DAMAGED),
+    ("compression", "Build it again without --compress"),
+    ("index-memory", "Ship it as several bundles"),
+    ("spent", ""),
+    // --- keys, roles, revocation
+    ("unsigned", "`inferctl bundle sign FILE --key NAME.key` adds a signature"),
+    (
+        "unknown-keys",
+        "`inferctl bundle inspect` shows who signed; sign with a key of the device's root, or send the device its next roots with `inferctl trust`",
+    ),
+    ("signature-wrong", "Build and sign it again"),
+    ("key-revoked", "Sign with keys that were not revoked"),
+    ("wrong-role", "Sign with keys of that role, or build it with the --role these keys have"),
+    (
+        "below-threshold",
+        "Have the other key holders sign too: `inferctl bundle sign` or `inferctl root sign`",
+    ),
+    (
+        "role-unassigned",
+        "Give the role to keys with `inferctl root rotate`, and send the new root with `inferctl trust`",
+    ),
+    (
+        "dev-role",
+        "Build it with --role model-release and sign with release keys; only an image made with --dev takes development bundles",
+    ),
+    ("bundle-revoked", "Build a new version"),
+    // --- trust documents
+    ("trust-form", "Give a document that `inferctl root` or `inferctl permit` wrote"),
+    ("trust-kind", ""),
+    ("trust-document", "Make it again with `inferctl root` or `inferctl permit`"),
+    ("root-replayed", "The device has it already or is further; `inferctl slots` shows its version"),
+    ("root-skipped", ""),
+    ("revocations-replayed", "Extend the newest list: `inferctl root revoke --from LIST`"),
+    ("revocations-shrunk", "Extend the newest list: `inferctl root revoke --from LIST`"),
+    ("permit-device", "`inferctl slots` shows the device's id; make a permit for it"),
+    ("permit-replayed", ""),
+    ("saved-trust", "Send the roots and the revocation list again with `inferctl trust`"),
+    ("trust-went-back", "Send the newest document"),
+    ("document-too-long", "Give a document that `inferctl root` or `inferctl permit` wrote"),
+    // --- the slots
+    ("medium-failed", "Replace the card or disk if it happens again"),
+    ("no-room", "Free space where the slot files lie, or make them smaller in the configuration"),
+    ("medium-read-only", "A card that became read-only is worn out: replace it"),
+    ("slot-too-small", "Ship fewer or smaller models, or make an image with larger slots"),
+    ("state-too-small", "Restore the device's data partition"),
+    ("install-running", "Wait until it is over: `inferctl slots` shows it"),
+    ("state-lost", "Push the bundle again: the device verifies its slots first"),
+    ("read-back-differs", "Replace the card or disk"),
+    ("state-read-back-differs", "Replace the card or disk"),
+    ("incomplete", ""),
+    ("index-page-missing", "Send the bundle again from its first byte"),
+    ("foreign-piece", "Send the bundle again from its first byte"),
+    ("no-bundle", "Push a bundle first"),
+    ("rot", ""),
+    ("other-bundle", "Send the bundle from its first byte"),
+    ("no-such-file", "Build the bundle again"),
+    ("in-use", "Stop the other daemon, or give this one slots of its own"),
+    ("slot-active", "Roll back first, or push to the other slot: a device does that by itself"),
+    ("trial-running", "Wait until the trial is over: `inferctl slots` shows it"),
+    ("no-trial", "`inferctl slots` shows what serves"),
+    ("slot-status", "`inferctl slots` shows what the slots hold"),
+    ("nothing-active", "Push a bundle first"),
+    ("trial-phase", "Wait until the trial is over: `inferctl slots` shows it"),
+    ("goes-back", "Build it with a higher --version"),
+    ("only-install", ""),
+    ("too-many-products", "Use fewer product names: a device remembers each for ever"),
+    ("name-too-long", "Use a shorter name"),
+    // --- the device's own downloads
+    ("bad-url", "Give an address such as http://server.lan/model.imb"),
+    ("https-unsupported", "Serve it over http: what counts is its signature"),
+    ("redirect-loop", "Give the address it should lead to"),
+    ("too-many-redirects", "Give the address it should lead to"),
+    ("bad-redirect", "Give the address it should lead to"),
+    ("redirect-expired", "Start it again"),
+    ("name-unknown", ""),
+    ("no-connection", "Is the server up, and does the device reach its network?"),
+    ("timeout", "Start it again: what has come is kept"),
+    ("too-slow", "Start it again: what has come is kept"),
+    ("cut", "Start it again: what has come is kept"),
+    ("server-busy", "Start it again later: what has come is kept"),
+    ("unauthorized", ""),
+    ("not-found", "Check the address"),
+    ("server-refused", "Check the address"),
+    ("content-encoded", "Serve .imb files as they are, without compression"),
+    ("captive-portal", "Log in to that network, or use another"),
+    ("too-long", "Serve the bundle itself, without anything around it"),
+    ("wrong-range", "Serve it from a server whose Range requests work, or push it"),
+    ("content-changed", "Start it again when the file no longer changes"),
+    ("too-many-bytes", "Start it again later"),
+    ("took-too-long", "Start it again: what has come is kept"),
+    ("wrong-digest", "Check which file lies at that address"),
+    ("bad-document", "Is that a hawkBit server, of a version that speaks DDI v1?"),
+    ("stick-removed", ""),
+    ("stick-unreadable", "Copy the bundle to another stick"),
+    // --- not now
+    ("busy-starting", ""),
+    ("busy-transfer", "Wait until it is over: `inferctl slots` shows it"),
+    ("busy-trial", ""),
+    ("busy-stopping", "Try again when it is back"),
+    // --- the way in
+    ("updates-off", ""),
+    ("updates-broken", "The device's log says more; the models of its image serve"),
+    ("length-required", "Send it with `inferctl push` or `curl -T`"),
+    ("unsupported-encoding", ""),
+    ("nothing-to-resume", ""),
+    ("gap", ""),
+    ("interrupted", "Push it again: what has come is kept"),
+    ("bad-request", ""),
+    ("unexpected-error", "The device's log says more"),
+    ("pull-off", ""),
+    ("listeners", "Try again later"),
+    // --- ends of a trial
+    ("daemon-crashed", BAD_MODEL),
+    ("kernel-panic", BAD_MODEL),
+    ("watchdog-reset", BAD_MODEL),
+    ("interrupted-too-often", "Push it again where the power is steady"),
+];
+
+const DAMAGED: &str = "Copy or build it again; `inferctl bundle verify` tells whether a file is whole";
+const BAD_MODEL: &str =
+    "Find out why before it is shipped again: the verdict's evidence and the device's log say more";
+
+/// What to do about a code; nothing for one that is not known here, or whose sentence says it.
+#[must_use]
+pub fn advice(code: &str) -> Option<&'static str> {
+    ADVICE.iter().find(|(known, _)| *known == code).map(|(_, advice)| *advice).filter(|a| !a.is_empty())
+}
+
+/// What happened, and what to do.
+#[must_use]
+pub fn explain(code: &str, sentence: &str) -> String {
+    let sentence = match sentence.trim_end_matches('.') {
+        "" => code,
+        sentence => sentence,
+    };
+    match advice(code) {
+        Some(advice) => format!("{sentence}. {advice}"),
+        None => sentence.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Where codes are given, and what tells them from other texts: the arm of a `match`, or the first argument of what makes one.
+    const SOURCES: &[(&str, &str, &[&str])] = &[
+        ("bundle", include_str!("../../bundle/src/refusal.rs"), &["=> "]),
+        // ("slots", include_str!("../../slots/src/error.rs"), &["=> "]),
+        // ("slots", include_str!("../../slots/src/state.rs"), &["=> "]),
+        ("fetch", include_str!("../../fetch/src/error.rs"), &["=> "]),
+        ("rollout", include_str!("../../rollout/src/install.rs"), &["=> "]),
+    ];
+
+    /// Texts of lower-case words with hyphens behind one of the marks, from the first `fn code` on.
+    fn codes(source: &str, marks: &[&str]) -> BTreeSet<String> {
+        let from = source.find("fn code(").unwrap_or(0);
+        let body = source[from..].split("#[cfg(test)]").next().unwrap_or_default();
+        let end = body.find("\n    }\n").unwrap_or(body.len());
+        let mut found = BTreeSet::new();
+        for line in body[..end].lines() {
+            for mark in marks {
+                let Some((_, rest)) = line.split_once(&format!("{mark}\"")) else { continue };
+                found.extend(rest.split_once('"').map(|(code, _)| code.to_owned()));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_code_that_can_be_given_has_its_advice() {
+        for (room, source, marks) in SOURCES {
+            let given = codes(source, marks);
+            assert!(given.len() >= 4, "{room}: the list of codes was not found: {given:?}");
+            let missing: Vec<_> =
+                given.iter().filter(|code| ADVICE.iter().all(|(known, _)| known != code)).collect();
+            assert!(missing.is_empty(), "{room} gives codes without advice: {missing:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_is_listed_once() {
+        let mut seen = BTreeSet::new();
+        for (code, _) in ADVICE {
+            assert!(seen.insert(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_follows_what_happened() {
+        assert_eq!(
+            explain("bundle-revoked", "bundle ab was revoked"),
+            "bundle ab was revoked. Build a new version"
+        );
+        assert_eq!(explain("of-tomorrow", "something new"), "something new");
+        assert_eq!(explain("of-tomorrow", ""), "of-tomorrow");
+    }
+}
