@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, InferError, Served, State};
-use libtest_mimic::{Arguments, Failed, Trial};
+mod common;
+
+use common::*;
+use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, InferError, State};
+use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,98 +55,6 @@ fn main() -> ExitCode {
     // One at a time: some of them measure this very process.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn run(threads: usize, test: impl Future<Output = ()>) -> Result<(), Failed> {
-    let runtime = match threads {
-        1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
-        n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).enable_all().build()?,
-    };
-    runtime.block_on(async {
-        // Generous: it only keeps a hang from being endless.
-        tokio::time::timeout(Duration::from_secs(1800), test)
-            .await
-            .map_err(|_| Failed::from("the test hangs"))
-    })
-}
-
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models")
-}
-
-fn config() -> HostsConfig {
-    HostsConfig { workers: 2, queue: 8, backoff_max: Duration::ZERO, ..HostsConfig::default() }
-}
-
-async fn serve(name: &str) -> (Arc<Hosts>, Arc<Served>) {
-    serve_with(config(), name).await
-}
-
-async fn serve_with(config: HostsConfig, name: &str) -> (Arc<Hosts>, Arc<Served>) {
-    let hosts = Hosts::new(config);
-    let served = hosts.load(&models().join(name)).await.unwrap();
-    assert_eq!(served.state(), State::Ready);
-    (hosts, served)
-}
-
-/// Asks a fault model for `n` units.
-async fn ask(served: &Arc<Served>, n: i32) -> Result<Vec<u8>, InferError> {
-    let mut ticket = served.begin(None)?;
-    let wide = ticket.manifest().inputs[0].byte_len() == 8;
-    let input = ticket.input_mut(0);
-    if wide {
-        input.copy_from_slice(&i64::from(n).to_le_bytes());
-    } else {
-        input.copy_from_slice(&n.to_le_bytes());
-    }
-    let answer = ticket.run().await?;
-    Ok(answer.output(0).to_vec())
-}
-
-/// Golden case 0 as a client would send it.
-async fn golden(served: &Arc<Served>) -> Result<(), InferError> {
-    let golden = served.golden();
-    let mut ticket = served.begin(None)?;
-    for (i, bytes) in golden.cases()[0].inputs.iter().enumerate() {
-        ticket.input_mut(i).copy_from_slice(bytes);
-    }
-    let answer = ticket.run().await?;
-    let outputs: Vec<&[u8]> = (0..answer.manifest().outputs.len()).map(|i| answer.output(i)).collect();
-    golden.compare(0, &outputs, answer.manifest()).expect("a right answer");
-    Ok(())
-}
-
-async fn pid(served: &Arc<Served>) -> Pid {
-    loop {
-        if let Some(pid) = served.snapshot().host_pid {
-            return Pid::from_raw(i32::try_from(pid).unwrap());
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// Stops a process, and waits until every thread of it really stands still: one on another core may go on for a moment.
-async fn freeze(pid: Pid) {
-    kill(pid, Signal::SIGSTOP).unwrap();
-    let stopped = |task: &Path| {
-        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
-        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-    };
-    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|t| t.unwrap().path());
-    while !tasks().all(|t| stopped(&t)) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// Waits until another host than `old` serves.
-async fn replaced(served: &Arc<Served>, old: Pid) {
-    while served.state() != State::Ready || pid(served).await == old {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-fn ends(served: &Arc<Served>, how: &str) -> u64 {
-    served.snapshot().ends.iter().find(|(name, _)| *name == how).unwrap().1
 }
 
 async fn an_answer_is_the_engines() {
@@ -300,31 +210,6 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     hosts.shutdown().await;
 }
 
-/// A copy of a model directory that a test may damage.
-fn copy(name: &str) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(models().join(name)).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
-    }
-    to
-}
-
-/// Replaces a file of a model directory, and its digest in the manifest.
-fn forge(dir: &Path, key: &str, content: &[u8]) {
-    use sha2::{Digest, Sha256};
-    let path = dir.join("manifest.toml");
-    let manifest = inferd_model::Manifest::from_toml(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    let (file, old) = match key {
-        "onnx" => (&manifest.onnx.file, &manifest.onnx.sha256),
-        _ => (&manifest.golden.file, &manifest.golden.sha256),
-    };
-    std::fs::write(dir.join(file), content).unwrap();
-    let new: String = Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect();
-    let text = std::fs::read_to_string(&path).unwrap().replace(old, &new);
-    std::fs::write(&path, text).unwrap();
-}
-
 async fn damaged_models_are_refused_with_the_reason() {
     let hosts = Hosts::new(config());
     let refused = async |dir: &Path| {
@@ -455,31 +340,9 @@ async fn unloading_ends_the_host() {
     assert!(hosts.directory("two-in-two-out").is_some(), "it can be loaded again");
 }
 
-/// (resident bytes, descriptors) of this process.
-fn usage() -> (u64, usize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    (pages * 4096, std::fs::read_dir("/proc/self/fd").unwrap().count())
-}
-
-/// Runs `once` a thousand times; the second half may not need more than the first but for noise.
-async fn stays_flat(mut once: impl AsyncFnMut()) {
-    for _ in 0..100 {
-        once().await;
-    }
-    let (memory, descriptors) = usage();
-    for _ in 0..900 {
-        once().await;
-    }
-    let (memory_after, descriptors_after) = usage();
-    let grown = memory_after.saturating_sub(memory);
-    assert!(grown < 1 << 20, "{grown} bytes more after 900 rounds (from {memory})");
-    assert!(descriptors_after <= descriptors + 2, "{descriptors} descriptors became {descriptors_after}");
-}
-
 async fn memory_and_descriptors_stay_flat_over_a_thousand_restarts() {
     let (hosts, served) = serve("two-in-two-out").await;
-    stays_flat(async || {
+    stays_flat(1000, async || {
         let old = pid(&served).await;
         golden(&served).await.unwrap();
         kill(old, Signal::SIGKILL).unwrap();
@@ -492,7 +355,7 @@ async fn memory_and_descriptors_stay_flat_over_a_thousand_restarts() {
 
 async fn memory_and_descriptors_stay_flat_over_a_thousand_reloads() {
     let (hosts, served) = serve("two-in-two-out").await;
-    stays_flat(async || {
+    stays_flat(1000, async || {
         hosts.load(&models().join("two-in-two-out")).await.unwrap();
         golden(&served).await.unwrap();
     })
