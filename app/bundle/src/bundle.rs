@@ -182,7 +182,7 @@ impl Bundle {
             // At most 1365 chunks of 256 KiB after an offset inside the payload: no overflow.
             offset += u64::from(stored_len);
         }
-        if rest.iter().any(|&b| b != 0) {
+        if !is_zero(rest) {
             return Err(wrong("its unused end is not zero"));
         }
         let last = page + 1 == self.pages();
@@ -211,7 +211,7 @@ fn section(prefix: &[u8], at: u64, len: u64) -> Result<&[u8], Refusal> {
     // The header was checked, and `prefix` is as long as it says.
     let whole = prefix.get(place(at)..place(end)).ok_or(Refusal::Header("a section is outside"))?;
     let (bytes, padding) = whole.split_at(place(len));
-    if padding.iter().any(|&b| b != 0) {
+    if !is_zero(padding) {
         return Err(Refusal::Padding(end));
     }
     Ok(bytes)
@@ -258,6 +258,12 @@ pub(crate) fn page_bytes(first_offset: u64, chunks: &[Chunk]) -> Vec<u8> {
     }
     bytes.resize(PAGE_BYTES, 0);
     bytes
+}
+
+/// Without a way out at the first other byte, so that the compiler takes many at once: it was a quarter of the time that
+/// verifying a small bundle takes.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

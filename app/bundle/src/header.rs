@@ -87,7 +87,7 @@ impl Header {
         if Digest::of(&bytes[..COVERED]) != digest(COVERED) {
             return Err(Refusal::HeaderDigest);
         }
-        if zero != 0 || bytes[RESERVED_AT..COVERED].iter().any(|&b| b != 0) {
+        if zero != 0 || !crate::bundle::is_zero(&bytes[RESERVED_AT..COVERED]) {
             return Err(Refusal::Header("a reserved field is not zero"));
         }
         let (table_len, index_len) = (long(56), long(72));
