@@ -30,6 +30,6 @@ pub mod usb;
 pub use error::FetchError;
 pub use limits::Limits;
 pub use pull::{Fetched, Report, Wish, pull};
-pub use target::{About, Device, HEADER, MAGIC, Missing, Offer, Piece, Refused, Standing, Target, Way};
+pub use target::{About, Device, HEADER, Missing, Offer, Piece, Refused, Standing, Target, Way};
 pub use time::{Backoff, Clock, SystemClock};
 pub use url::Url;

@@ -7,9 +7,7 @@ use std::time::Duration;
 pub const REDIRECTS: usize = 5;
 /// The first request asks for this much: header, manifest, signatures and table of nearly every bundle.
 pub const FIRST_ASK: u64 = 64 << 10;
-/// Longest prefix that is read, whatever a header says.
-pub const LONGEST_PREFIX: u64 = 4 << 20;
-/// Longest piece (index page or stored chunk) that is read, whatever a device says.
+/// Longest prefix and piece that is read, whatever a header or a device says; the format keeps both shorter.
 pub const LONGEST_PIECE: u64 = 1 << 20;
 /// Largest JSON document of a fleet server, in bytes.
 pub const LARGEST_DOCUMENT: usize = 1 << 20;

@@ -5,11 +5,12 @@
 
 use crate::error::FetchError;
 use crate::http::Token;
-use crate::limits::{FIRST_ASK, LONGEST_PIECE, LONGEST_PREFIX, Limits};
+use crate::limits::{FIRST_ASK, LONGEST_PIECE, Limits};
 use crate::source::{Remote, Source};
-use crate::target::{About, Device, HEADER, MAGIC, Offer, Piece, Refused, Target, Way};
+use crate::target::{About, Device, HEADER, Offer, Piece, Refused, Target, Way};
 use crate::time::Clock;
 use crate::url::Url;
+use inferd_bundle::{Bundle, MAGIC};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Sections of a bundle begin at multiples of this.
-const PADDING: usize = 4096;
+const PADDING: usize = HEADER;
 
 /// How far a fetch is and what it cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -259,7 +260,7 @@ impl<S: Source> Fetch<'_, S> {
 
     /// The prefix of `len` bytes that begins with `header`.
     async fn prefix(&mut self, header: &[u8; HEADER], len: u64) -> Result<Vec<u8>, FetchError> {
-        if !(HEADER as u64..=LONGEST_PREFIX).contains(&len) {
+        if !(HEADER as u64..=LONGEST_PIECE).contains(&len) {
             return Err(FetchError::NotABundle(self.source.name()));
         }
         let mut prefix = header.to_vec();
@@ -293,7 +294,7 @@ impl<S: Source> Fetch<'_, S> {
 
     /// The bytes of a range, as far as the document goes; interruptions are waited out.
     async fn up_to(&mut self, range: Range<u64>, ask: u64) -> Result<Vec<u8>, FetchError> {
-        let len = range.end.checked_sub(range.start).filter(|len| *len <= LONGEST_PREFIX.max(LONGEST_PIECE));
+        let len = range.end.checked_sub(range.start).filter(|len| *len <= LONGEST_PIECE);
         let len = len.and_then(|len| usize::try_from(len).ok());
         let Some(len) = len else { return Err(FetchError::NotABundle(self.source.name())) };
         let mut bytes = Vec::with_capacity(len);
@@ -346,10 +347,9 @@ impl<S: Source> Fetch<'_, S> {
     }
 }
 
-/// What a document offers, by its prefix; nothing is stored.
-pub(crate) async fn peek<S: Source, D: Device>(
+/// What a document offers, by its prefix; nothing is stored or judged.
+pub(crate) async fn peek<S: Source>(
     source: S,
-    device: &D,
     limits: &Limits,
     clock: &Arc<dyn Clock>,
 ) -> Result<Offer, FetchError> {
@@ -358,9 +358,10 @@ pub(crate) async fn peek<S: Source, D: Device>(
     let mut fetch =
         Fetch { source, limits, clock, progress: &progress, report, failures: 0, began: clock.now() };
     let header = fetch.header().await?;
-    let len = device.measure(&header)?;
+    let len = Bundle::prefix_len(&header).map_err(Refused::from)?;
     let prefix = fetch.prefix(&header, len).await?;
-    Ok(device.inspect(&prefix)?)
+    let bundle = Bundle::parse(&prefix).map_err(Refused::from)?;
+    Ok(Offer::of(&bundle))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -405,7 +406,7 @@ mod tests {
         let pieces = [piece(0, 10), piece(10, 10), piece(25, 5), piece(100, 1)];
         assert_eq!(merged(&pieces, 0, 99), [0..20, 25..30, 100..101]);
         assert_eq!(merged(&pieces, 5, 99), [0..30, 100..101]);
-        assert_eq!(merged(&pieces, 70, 99), [0..101]);
+        assert_eq!(merged(&pieces, 70, 99), vec![0..101; 1]);
         assert_eq!(merged(&[], 5, 99), Vec::<Range<u64>>::new());
     }
 

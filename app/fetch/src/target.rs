@@ -3,16 +3,14 @@
 //! A way in knows where bytes come from and nothing of what they mean. [`Device`] and [`Target`] are the whole of what it asks;
 //! the update engine implements them, tests use a double.
 
+use inferd_bundle::{Bundle, Refusal};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Range;
 
 /// Length of the header of a bundle, in bytes.
-pub const HEADER: usize = 4096;
-
-/// What a bundle begins with.
-pub const MAGIC: &[u8; 8] = b"INFERDMB";
+pub const HEADER: usize = inferd_bundle::limits::HEADER_BYTES;
 
 /// What a refusal is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +33,12 @@ pub struct Refused {
     pub sentence: String,
     /// What it is about.
     pub about: About,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { code: Cow::Borrowed(refusal.code()), sentence: refusal.to_string(), about: About::Bundle }
+    }
 }
 
 /// What a bundle's prefix says, once the device took it.
@@ -61,6 +65,21 @@ pub struct Piece {
     pub offset: u64,
     /// How many bytes it has there.
     pub len: u32,
+}
+
+impl Offer {
+    /// What a bundle offers.
+    #[must_use]
+    pub fn of(bundle: &Bundle) -> Self {
+        let manifest = bundle.manifest();
+        Self {
+            id: bundle.id().to_string(),
+            product: manifest.product.to_string(),
+            version: manifest.version,
+            total: bundle.total_len(),
+            pages: (0..bundle.pages()).map(|page| bundle.page_range(page)).collect(),
+        }
+    }
 }
 
 impl Piece {
@@ -129,10 +148,6 @@ pub trait Device: Send + Sync + 'static {
     type Target: Target;
     /// Begins an install. Refused ([`About::Device`]) while another runs.
     fn open(&self, way: Way) -> impl Future<Output = Result<Self::Target, Refused>> + Send;
-    /// How many bytes a prefix has, by the header. Judges nothing else.
-    fn measure(&self, header: &[u8; HEADER]) -> Result<u64, Refused>;
-    /// Reads a prefix without storing or judging anything.
-    fn inspect(&self, prefix: &[u8]) -> Result<Offer, Refused>;
     /// The number of the last verdict: what is decided later has a higher one, across restarts.
     fn mark(&self) -> u64;
     /// Where a bundle stands. Refusals and returns with a number up to `after` do not count: they were of an earlier time.

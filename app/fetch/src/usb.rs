@@ -195,7 +195,7 @@ impl<D: Device> Sticks<D> {
 
     async fn offer(&self, path: &Path) -> Result<Offer, FetchError> {
         let stick = Stick::open(path.to_owned(), self.clock.clone()).await?;
-        peek(stick, &*self.device, &self.limits, &self.clock).await
+        peek(stick, &self.limits, &self.clock).await
     }
 
     fn may(&self, offer: &Offer) -> Turn {
