@@ -19,6 +19,7 @@ from pathlib import Path
 import board as boards
 import cpio
 import debian
+import devkeys
 import hosttools
 import layout as layouts
 import modules
@@ -41,6 +42,8 @@ class Recipe:
     inferd: Path
     models: list
     dev: bool = False
+    root: Path | None = None  # the root document it is born with; without one it accepts no bundle
+    api_key: str | None = None  # dev images only: lets other machines than the appliance change it
     refresh: bool = False
     epoch: int = field(default_factory=lambda: source_date_epoch())
     build_id: str = field(default_factory=lambda: build_id())
@@ -90,6 +93,7 @@ def assemble(recipe, output):
     facts = {
         "board": recipe.board.name,
         "dev": recipe.dev,
+        "root_sha256": digest(recipe.root) if recipe.root else None,
         "build": recipe.build_id,
         "sha256": digest(output),
         "rootfs_bytes": files["rootfs"].stat().st_size,
@@ -132,6 +136,7 @@ def rootfs(recipe, packages, tools, work):
     )
     (stage / "etc/inferd/board").write_text(f"{recipe.board.name}\n")
     (stage / "etc/inferd/board.toml").write_text((places.BOARDS / recipe.board.name / "board.toml").read_text())
+    trust(recipe, stage / "etc/inferd")
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
             inittab.write(f"{recipe.board.dev_shell}::respawn:-/bin/sh\n")
@@ -145,6 +150,31 @@ def rootfs(recipe, packages, tools, work):
         drop=["SOURCE_DATE_EPOCH"],  # mksquashfs refuses its own time options beside it
     )
     return squashfs
+
+
+def trust(recipe, folder):
+    """Whom the image believes: its root document, and in a dev image also what is signed for development."""
+    if recipe.root:
+        shutil.copyfile(recipe.root, folder / "root.imr")
+    if not recipe.dev:
+        return
+    config = folder / "inferd.toml"
+    text = config.read_text()
+    if recipe.root:
+        text = with_setting(text, "updates", "allow_dev", "true")
+    if recipe.api_key:
+        text = with_setting(text, "security", "api_key", f'"{recipe.api_key}"')
+    config.write_text(text)
+
+
+def with_setting(text, section, key, value):
+    """A configuration file with one of its settings, which stands there as a comment, set."""
+    head, mark, rest = text.partition(f"\n[{section}]\n")
+    body, following, tail = rest.partition("\n[")
+    changed, count = re.subn(rf"(?m)^#{re.escape(key)} = .*$", f"{key} = {value}", body)
+    if not mark or count != 1:
+        raise Failure(f"rootfs-overlay/etc/inferd/inferd.toml has no setting {key} under [{section}]")
+    return head + mark + changed + following + tail
 
 
 def install_busybox(packages, folder):
@@ -215,7 +245,8 @@ def boot(recipe, packages, layout, tools, work):
     shutil.copyfile(kernels[0], stage / "kernel")
     (stage / "initramfs").write_bytes(initramfs(recipe.board, packages))
     (stage / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
-    shutil.copyfile(places.OVERLAY / "etc/inferd/inferd.toml", stage / "inferd.toml.example")
+    # The image's own: who starts from it keeps what makes a dev image one.
+    shutil.copyfile(work / "rootfs/etc/inferd/inferd.toml", stage / "inferd.toml.example")
     partition = layout.named("boot")
     fat = work / "boot.vfat"
     with open(fat, "wb") as image:
@@ -293,7 +324,14 @@ def arguments():
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="one more model; repeatable")
     parser.add_argument("--no-default-model", action="store_true", help="only the models named with --model")
     parser.add_argument("--inferd", type=Path, metavar="FILE", help="use this daemon instead of building it")
-    parser.add_argument("--dev", action="store_true", help="a root shell on a second port of the machine; never ship it")
+    parser.add_argument(
+        "--root", type=Path, metavar="FILE", help="the root document whose keys it believes (`inferctl root create`); without one "
+        "it accepts no bundle (default with --dev: this machine's developer keys)",
+    )
+    parser.add_argument(
+        "--dev", action="store_true", help="a root shell on a second port of the machine, bundles signed for development, and the "
+        "developer's API key; never ship it",
+    )
     parser.add_argument("--refresh", action="store_true", help="ask the Debian archive for newer packages")
     return parser.parse_args()
 
@@ -304,11 +342,24 @@ def cli():
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
     models = ([] if options.no_default_model else [places.DEFAULT_MODEL]) + options.model
+    root, api_key = trusted(options.root, options.dev)
     output = (options.output or places.images() / f"{board.name}{'-dev' if options.dev else ''}.img").absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    facts = assemble(Recipe(board, inferd, models, dev=options.dev, refresh=options.refresh), output)
+    facts = assemble(Recipe(board, inferd, models, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh), output)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
+    if root is None:
+        say("accepts no bundle: it was made without --root")
     return 0
+
+
+def trusted(root, dev, inferctl=None):
+    """The root document and the API key of an image: this machine's developer keys for a dev image, else what was given."""
+    if root is not None and not root.is_file():
+        raise Failure(f"{root} is no file; `inferctl root create` makes a root document")
+    if not dev:
+        return root, None
+    keys = devkeys.ensure(inferctl or rust.build_for_host("inferctl"))
+    return root or keys.root, keys.api_key
 
 
 def built_daemon(board):
