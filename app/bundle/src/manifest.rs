@@ -258,8 +258,8 @@ impl BundleManifest {
             return Err(Refusal::manifest("min_inferd", "three numbers, as in 1.2.3"));
         }
         self.policy.check()?;
-        self.index.check()?;
-        self.check_models()
+        self.check_models()?;
+        self.index.check()
     }
 
     /// Names ascend; the chunks of the files are the chunks of the bundle, each once.
