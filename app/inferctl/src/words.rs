@@ -175,8 +175,8 @@ mod tests {
     /// Where codes are given, and what tells them from other texts: the arm of a `match`, or the first argument of what makes one.
     const SOURCES: &[(&str, &str, &[&str])] = &[
         ("bundle", include_str!("../../bundle/src/refusal.rs"), &["=> "]),
-        // ("slots", include_str!("../../slots/src/error.rs"), &["=> "]),
-        // ("slots", include_str!("../../slots/src/state.rs"), &["=> "]),
+        ("slots", include_str!("../../slots/src/error.rs"), &["=> "]),
+        ("slots", include_str!("../../slots/src/state.rs"), &["=> "]),
         ("fetch", include_str!("../../fetch/src/error.rs"), &["=> "]),
         ("rollout", include_str!("../../rollout/src/install.rs"), &["=> "]),
     ];
