@@ -17,14 +17,22 @@
 mod boot;
 mod clock;
 mod config;
+mod core;
+mod finding;
+mod gates;
 mod install;
+mod judge;
+mod serve;
+mod shell;
 mod status;
+pub mod trial;
 mod updater;
 mod verdict;
 
 pub use boot::{BootEvidence, Evidence, SystemEvidence};
 pub use clock::{Clock, SystemClock};
 pub use config::{Engine, Probation, UpdaterConfig};
+pub use finding::Finding;
 pub use install::{Accepted, Busy, Fetch, InstallError, Resumable, Saved, Upload, Wanted, Way};
 pub use status::{
     CommitReady, Counters, ModelView, Progress, Scrub, Serving, ServingFrom, SlotView, Stage, Status,

@@ -1,11 +1,16 @@
 //! The face of the room.
 
 use crate::config::UpdaterConfig;
-use crate::install::{Busy, Fetch, Resumable, Upload, Way};
-use crate::status::{CommitReady, Status};
-use inferd_hosts::Hosts;
+use crate::core::{Core, Occupied, blocking, lock};
+use crate::install::{Busy, Fetch, Resumable, Transfer, Upload, Way, look_for_resumable};
+use crate::shell::Shell;
+use crate::status::{CommitReady, ServingFrom, Status};
+use crate::trial::Event;
+use crate::verdict::{Gate, Outcome, Verdict};
+use inferd_hosts::{Hosts, State};
+use inferd_slots::SlotId;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Why there is no updater. The daemon goes on without: factory models serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +23,7 @@ pub enum StartError {
     Trust(String),
 }
 
-/// Why a trust document was not taken.
+/// Why a trust document was not taken, or why nothing was rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct TrustError {
@@ -28,43 +33,75 @@ pub struct TrustError {
     pub sentence: String,
 }
 
-/// Everything that brings, shows or stops an update talks to this.
+/// What the task is asked to do.
+pub(crate) enum Command {
+    /// A bundle was staged.
+    Event {
+        event: Event,
+        slot: SlotId,
+    },
+    Boot(oneshot::Sender<()>),
+    Rollback(String, oneshot::Sender<Result<(), TrustError>>),
+    Trust(Vec<u8>, oneshot::Sender<Result<String, TrustError>>),
+}
+
+/// Everything that brings, shows or stops an update talks to this. When it is dropped its task ends; a trial that is open then
+/// is an interrupted one.
 pub struct Updater {
-    status: watch::Sender<Arc<Status>>,
+    core: Arc<Core>,
+    tell: mpsc::UnboundedSender<Command>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Updater {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Updater {
     /// Opens the slots, the state, the trust documents and the journal. Serves nothing yet: see [`Updater::boot`].
     ///
     /// # Errors
-    /// [`StartError`] when the storage cannot be had or the trust documents contradict each other.
+    /// [`StartError`] when the storage cannot be had or the image's root documents contradict each other.
     pub async fn start(config: UpdaterConfig, hosts: Arc<Hosts>) -> Result<Arc<Self>, StartError> {
-        drop((config, hosts));
-        Ok(Arc::new(Self { status: watch::Sender::new(Arc::default()) }))
+        let core = Arc::new(blocking(move || Core::open(config, hosts)).await?);
+        let (tell, told) = mpsc::unbounded_channel();
+        let task = tokio::spawn(Shell::new(core.clone(), told).run());
+        Ok(Arc::new(Self { core, tell, task }))
     }
 
     /// Decides what serves after a start and loads it: the active slot, else the other one if it was ever committed, else the
-    /// factory directories. Judges an interrupted trial first and goes on with it afterwards. Returns when something serves,
-    /// or nothing can; call it once.
-    pub async fn boot(&self) {}
+    /// factory directories (those of other names serve beside a slot too). Judges an interrupted trial first and goes on with it
+    /// afterwards. Returns when something serves, or nothing can; call it once.
+    pub async fn boot(&self) {
+        self.ask(Command::Boot).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        // The task ends only with the runtime.
+        self.tell.send(command(answer)).ok()?;
+        answered.await.ok()
+    }
 
     /// Begins a transfer in order, from byte 0. One at a time, and none during a trial. A transfer of the bundle that was
     /// interrupted last finds what is on the medium.
     ///
     /// # Errors
     /// [`Busy`]; nothing is wrong with the bundle.
+    #[allow(clippy::unused_async)] // as its siblings that look at the medium
     pub async fn begin(&self, way: Way) -> Result<Upload, Busy> {
-        let _ = way;
-        Err(Busy::Starting)
+        Ok(Upload::new(Transfer::begin(&self.core, self.tell.clone(), way)?, None))
     }
 
     /// Goes on with the interrupted transfer of [`Updater::resumable`]: the first byte pushed is the bundle's byte `offset`.
     ///
     /// # Errors
     /// [`Busy`]. That there is nothing to go on with is said by the first [`Upload::push`].
+    #[allow(clippy::unused_async)]
     pub async fn begin_at(&self, way: Way, offset: u64) -> Result<Upload, Busy> {
-        let _ = (way, offset);
-        Err(Busy::Starting)
+        Ok(Upload::new(Transfer::begin(&self.core, self.tell.clone(), way)?, Some(offset)))
     }
 
     /// Begins a transfer whose source can be read anywhere (HTTP ranges, a file): only what no slot of this device has is
@@ -72,59 +109,112 @@ impl Updater {
     ///
     /// # Errors
     /// [`Busy`].
+    #[allow(clippy::unused_async)]
     pub async fn begin_fetch(&self, way: Way) -> Result<Fetch, Busy> {
-        let _ = way;
-        Err(Busy::Starting)
+        Ok(Fetch::new(Transfer::begin(&self.core, self.tell.clone(), way)?))
     }
 
-    /// The interrupted transfer that [`Updater::begin_at`] goes on with, if there is one.
+    /// The interrupted transfer that [`Updater::begin_at`] goes on with, if there is one. After a restart it is found by
+    /// reading what is on the medium, once.
     pub async fn resumable(&self) -> Option<Resumable> {
-        None
+        let core = self.core.clone();
+        blocking(move || look_for_resumable(&core)).await
     }
 
-    /// What it is doing; changes are published at most some times a second, verdicts at once.
+    /// What it is doing; progress is published at most some times a second, verdicts at once.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Arc<Status>> {
-        self.status.subscribe()
+        self.core.status.subscribe()
     }
 
-    /// Goes back: during a trial to what served before; else to the other slot's bundle if it was ever committed and is not
-    /// revoked. Returns when that serves. `reason` is the operator's and is kept in the verdict.
+    /// The number of the last verdict: what is decided later has a higher one, across restarts.
+    #[must_use]
+    pub fn last_verdict(&self) -> u64 {
+        self.core.last_verdict()
+    }
+
+    /// Goes back: during a trial to what served before; else to the other slot's bundle if it was ever committed and is still
+    /// believed. Returns when that serves. `reason` is the operator's and is kept in the verdict. The floor stays: this is a
+    /// step to what this device has proved before, not a way to bring something older in.
     ///
     /// # Errors
     /// A typed reason when there is nothing to go back to.
     pub async fn rollback(&self, reason: &str) -> Result<(), TrustError> {
-        let _ = reason;
-        Err(unfinished())
+        let asked = self.ask(|told| Command::Rollback(reason.to_owned(), told)).await;
+        asked.unwrap_or_else(|| Err(ending()))
     }
 
     /// Takes a trust document: the next root, a newer revocation list, or a permit for this device. The envelope says which.
+    /// What serves and is no longer believed then is taken back at once.
     ///
     /// # Errors
     /// [`TrustError`] when it is not signed as it must be, is older than what is known, or is for another device.
     pub async fn trust(&self, envelope: Vec<u8>) -> Result<String, TrustError> {
-        drop(envelope);
-        Err(unfinished())
+        self.ask(|told| Command::Trust(envelope, told)).await.unwrap_or_else(|| Err(ending()))
     }
 
     /// Whether another updater (RAUC, Mender, SWUpdate) may confirm this boot: something serves, it is what should serve, and no
     /// trial is open.
     #[must_use]
     pub fn commit_ready(&self) -> CommitReady {
-        CommitReady { ready: false, reasons: vec!["the device is starting".into()] }
+        let status = self.core.status.borrow().clone();
+        let mut reasons = Vec::new();
+        match status.serving.from {
+            ServingFrom::Starting => reasons.push("the device is starting".to_owned()),
+            ServingFrom::Nothing => reasons.push("nothing serves".to_owned()),
+            ServingFrom::Factory if status.slots.iter().any(|s| s.active) => {
+                reasons.push("the active bundle cannot serve; the image's own models do".to_owned());
+            }
+            ServingFrom::Slot
+                if status.trial.is_none()
+                    && !status.slots.iter().any(|s| s.active && Some(s.slot) == status.serving.slot) =>
+            {
+                reasons.push("another bundle serves than the active one".to_owned());
+            }
+            ServingFrom::Factory | ServingFrom::Slot => {}
+        }
+        if let Some(trial) = &status.trial {
+            reasons.push(format!("version {} of {} is on trial", trial.version, trial.product));
+        }
+        if self.core.hosts.loading() {
+            reasons.push("models are being loaded".to_owned());
+        }
+        for served in self.core.hosts.list() {
+            if served.state() != State::Ready {
+                reasons.push(format!("model {} does not serve", served.manifest().name));
+            }
+        }
+        CommitReady { ready: reasons.is_empty(), reasons }
     }
 
     /// Waits until the trial of an accepted bundle has an outcome for its sender: it serves (probation goes on), or it was
-    /// refused or reversed. The status at that moment; the verdicts tell which.
+    /// refused or reversed. The status at that moment; the verdicts after `accepted_verdict` tell which.
     pub async fn settled(&self, accepted_verdict: u64) -> Arc<Status> {
-        let _ = accepted_verdict;
-        self.status.borrow().clone()
+        let mut watch = self.status();
+        let accepted = |v: &&Verdict| v.number == accepted_verdict;
+        let bundle = watch.borrow().verdicts.iter().find(accepted).and_then(|v| v.bundle.clone());
+        let settles = |v: &Verdict| {
+            let decided = matches!(v.outcome, Outcome::Refuse | Outcome::Reverse);
+            v.number > accepted_verdict && v.bundle == bundle && (decided || v.gate == Gate::Flip)
+        };
+        match watch.wait_for(|status| status.verdicts.iter().any(settles)).await {
+            Ok(status) => status.clone(),
+            Err(_) => self.core.status.borrow().clone(),
+        }
     }
 
-    /// Ends: interrupts a transfer, leaves the mark of a clean stop. Serving goes on until the hosts are shut down.
-    pub async fn stop(&self) {}
+    /// Ends: no transfer begins any more, and the mark of a clean stop is left, so that an open trial goes on at the next start.
+    /// Serving goes on until the hosts are shut down.
+    pub async fn stop(&self) {
+        *lock(&self.core.busy) = Occupied::Stopping;
+        let core = self.core.clone();
+        let left = blocking(move || core.config.evidence.stopped(&core.evidence.boot_id)).await;
+        if let Err(e) = left {
+            tracing::warn!(error = %e, "no mark of a clean stop: an open trial will count as crashed");
+        }
+    }
 }
 
-fn unfinished() -> TrustError {
-    TrustError { code: "unfinished".into(), sentence: "not built yet".into() }
+fn ending() -> TrustError {
+    TrustError { code: "busy-stopping".into(), sentence: "the device is stopping".into() }
 }

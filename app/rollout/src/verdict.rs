@@ -1,5 +1,6 @@
 //! What a gate found.
 
+use inferd_slots::{Entry, SlotId};
 use serde::{Deserialize, Serialize};
 
 /// The gates, in the order a bundle passes them.
@@ -129,6 +130,9 @@ pub struct Verdict {
     /// Its version (the anti-rollback number).
     #[serde(default)]
     pub version: Option<u64>,
+    /// The slot it is in or meant for, `A` or `B`.
+    #[serde(default)]
+    pub slot: Option<char>,
     /// The boot in which it was given.
     #[serde(default)]
     pub boot_id: String,
@@ -136,3 +140,18 @@ pub struct Verdict {
     #[serde(default)]
     pub uptime_ms: u64,
 }
+
+impl Entry for Verdict {
+    fn slot(&self) -> Option<SlotId> {
+        SlotId::BOTH.into_iter().find(|id| Some(id.letter()) == self.slot)
+    }
+
+    fn shorten(&mut self) {
+        self.evidence = serde_json::Value::Null;
+        let end = self.sentence.floor_char_boundary(self.sentence.len().min(LONGEST_SENTENCE));
+        self.sentence.truncate(end);
+    }
+}
+
+/// Bytes of a sentence that is kept when the whole verdict is too long for the journal. Escapes make six bytes of one at most.
+const LONGEST_SENTENCE: usize = 1024;
