@@ -84,6 +84,8 @@ impl<M: Medium> Scrub<M> {
                 let page = content.page(number, From::Medium)?;
                 // It was right when the slot was staged, and its digest is; so this is a bundle that nobody should have staged.
                 self.check.page(bundle, &page)?;
+                // Of a bundle with one page it is the one the chunks need.
+                self.page = Some(page);
                 self.done += inferd_bundle::limits::PAGE_BYTES as u64;
                 self.next = if number + 1 < bundle.pages() { Next::Page(number + 1) } else { Next::Chunk(0) };
             }

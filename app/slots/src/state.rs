@@ -148,7 +148,7 @@ pub struct Trial {
 /// What the state record holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct State {
-    /// Of the record: one higher with each step.
+    /// Of the record: it rises with each step, by two or more.
     pub sequence: u64,
     /// The slot whose bundle serves.
     pub active: Option<SlotId>,

@@ -273,10 +273,10 @@ impl<M: Medium> Store<M> {
             .max_by_key(|&slot| state.slot(slot).version);
         let mut kept = self.inner.kept();
         // Both records: nothing of what was there can be taken for newer.
-        for _ in 0..2 {
-            state.sequence = kept.tried + 1;
-            self.inner.write(&mut kept, state.clone())?;
-        }
+        state.sequence = kept.tried + 1;
+        self.inner.write(&mut kept, state.clone())?;
+        state.sequence += 1;
+        self.inner.write(&mut kept, state)?;
         kept.found = Found::Kept;
         Ok(Some(Recovered { candidate, state: kept.state.clone() }))
     }
@@ -307,9 +307,18 @@ impl<M: Medium> Inner<M> {
         let mut before = kept.state.clone();
         before.sequence = kept.tried;
         let next = before.step(step)?;
-        self.write(&mut kept, next)?;
+        self.write_both(&mut kept, next)?;
         kept.found = Found::Kept;
         Ok(kept.state.clone())
+    }
+
+    /// Writes one record and then the other, so that one that rots later takes no step back.
+    fn write_both(&self, kept: &mut Kept, state: State) -> Result<(), SlotError> {
+        let copy = State { sequence: state.sequence + 1, ..state.clone() };
+        self.write(kept, state)?;
+        // The step is taken. Where this fails the next step is written first, and tells.
+        let _ = self.write(kept, copy);
+        Ok(())
     }
 
     /// Writes the record that is not in use. A write that failed may be there or not: the next one goes to the same
@@ -343,7 +352,9 @@ fn read_state<M: Medium>(media: &Media<M>) -> Result<Kept, SlotError> {
     let mut zeros = true;
     for place in 0..2 {
         let mut block = Box::new([0; BLOCK]);
-        if let Err(error) = media.state.read_back((place * BLOCK) as u64, &mut *block) {
+        // The other one may be a step older, so a passing error is waited out.
+        let mut read = || media.state.read_back((place * BLOCK) as u64, &mut *block);
+        if let Err(error) = read().or_else(|_| read()).or_else(|_| read()) {
             unreadable = Some(error);
             continue;
         }

@@ -28,7 +28,7 @@ const SLOT_LEN: usize = 256 * 1024;
 /// Small, so that an install has several flushes.
 const SETTLING: u64 = 24 * 1024;
 /// States per pending sector that are drawn at each instant, per kind.
-const DRAWS: usize = 60;
+const DRAWS: usize = 420;
 const THREADS: usize = 2;
 
 // === What happened ===
