@@ -2,13 +2,17 @@
 //!
 //! `cargo run --release -p inferd-hosts --example hop -- MODEL_DIR [SECONDS]` prints one JSON object: CPU microseconds per
 //! inference (all processes together), inferences per second and latency quantiles, for the engine called directly by one
-//! thread and by one per core, and through the ring with 1, 8 and 64 requests in flight. Rounds are interleaved and each
-//! figure is the best of its rounds, so that another program on the machine disturbs all of them alike.
+//! thread and by one per core, through the ring with 1, 8 and 64 requests in flight, and with 1 and 64 while the same model
+//! follows as a shadow (CPU time of the shadow's thread included, of its host not). Rounds are interleaved and each figure is the
+//! best of its rounds, so that another program on the machine disturbs all of them alike.
+//!
+//! `hop MODEL_DIR count N [shadow]` sends N requests one after the other and ends: for counting instructions
+//! (`valgrind --tool=callgrind`; the difference between two N is free of the start).
 
 #![allow(clippy::unwrap_used)]
 
 use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Runner};
-use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, Served};
+use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, ModelSource, Served, Shadow, ShadowPolicy};
 use inferd_model::{Golden, Manifest};
 use nix::sys::resource::{UsageWho, getrusage};
 use std::path::Path;
@@ -19,12 +23,17 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> std::process::ExitCode {
-    let mut args = std::env::args().skip(1);
-    match args.next().as_deref() {
-        Some("engine-host") => inferd_hosts::engine_host_main(),
+    let mut args = std::env::args().skip(1).peekable();
+    match args.next() {
+        Some(first) if first == "engine-host" => inferd_hosts::engine_host_main(),
+        Some(dir) if args.next_if(|a| a == "count").is_some() => {
+            let requests = args.next().unwrap().parse().unwrap();
+            count(Path::new(&dir), requests, args.next().as_deref() == Some("shadow"));
+            std::process::ExitCode::SUCCESS
+        }
         Some(dir) => {
             let seconds = args.next().map_or(2.0, |s| s.parse().unwrap());
-            compare(Path::new(dir), Duration::from_secs_f64(seconds / 4.0));
+            compare(Path::new(&dir), Duration::from_secs_f64(seconds / 4.0));
             std::process::ExitCode::SUCCESS
         }
         None => {
@@ -152,22 +161,53 @@ async fn hosted(served: &Arc<Served>, flights: usize, time: Duration) -> Figures
     }
 }
 
+/// The same model beside itself.
+async fn shadow(hosts: &Hosts, dir: &Path) -> Shadow {
+    let candidate = hosts.prepare(ModelSource::directory(dir).unwrap()).await.unwrap();
+    hosts.start_shadow(candidate, ShadowPolicy::default()).unwrap_or_else(|(e, _)| panic!("{e}"))
+}
+
+fn count(dir: &Path, requests: u64, shadowed: bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let hosts = Hosts::new(HostsConfig { workers: 1, ..HostsConfig::default() });
+        let served = hosts.load(dir).await.unwrap();
+        let shadow = if shadowed { Some(shadow(&hosts, dir).await) } else { None };
+        let golden = served.golden();
+        for _ in 0..requests {
+            let mut ticket = served.begin(None).unwrap();
+            for (i, bytes) in golden.cases()[0].inputs.iter().enumerate() {
+                ticket.input_mut(i).copy_from_slice(bytes);
+            }
+            std::hint::black_box(ticket.run().await.unwrap().output(0));
+        }
+        println!("{:?}", shadow.map(|s| s.report()));
+        hosts.shutdown().await;
+    });
+}
+
 fn compare(dir: &Path, round: Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cores = HostsConfig::default().workers;
     runtime.block_on(async {
         let hosts = Hosts::new(HostsConfig::default());
         let served = hosts.load(dir).await.unwrap();
-        let names = ["bare_1", "bare_cores", "hosted_1", "hosted_8", "hosted_64"];
+        let names =
+            ["bare_1", "bare_cores", "hosted_1", "hosted_8", "hosted_64", "shadowed_1", "shadowed_64"];
         let mut best: Vec<Option<Figures>> = vec![None; names.len()];
         for _ in 0..4 {
-            let figures = [
+            let mut figures = vec![
                 bare(dir, 1, round),
                 bare(dir, cores, round),
                 hosted(&served, 1, round).await,
                 hosted(&served, 8, round).await,
                 hosted(&served, 64, round).await,
             ];
+            let shadow = shadow(&hosts, dir).await;
+            for flights in [1, 64] {
+                figures.push(hosted(&served, flights, round).await);
+            }
+            drop(shadow);
             for (b, f) in best.iter_mut().zip(figures) {
                 if b.as_ref().is_none_or(|b| f.cpu_us() < b.cpu_us()) {
                     *b = Some(f);

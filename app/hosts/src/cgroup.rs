@@ -123,3 +123,17 @@ pub fn sweep(root: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_what_the_kernel_says_or_unknown() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let view = GroupView { path: dir.path().to_owned() };
+        assert_eq!(view.peak(), None, "a kernel before 5.19");
+        fs::write(dir.path().join("memory.peak"), "50331648\n").expect("written");
+        assert_eq!(view.peak(), Some(48 << 20));
+    }
+}

@@ -9,9 +9,14 @@
 //! The path of a request: [`Hosts::get`] → [`Served::begin`] takes a slot → the caller parses into [`Ticket::input_mut`] →
 //! [`Ticket::run`] queues it and waits → [`Answer::output`] is read in place → dropping the answer frees the slot.
 //!
+//! The path of a new model: [`Hosts::prepare`] makes a [`Candidate`] of a [`ModelSource`] (a directory, or verified bytes out of a
+//! bundle) → [`Hosts::start_shadow`] may let it follow live requests → [`Hosts::promote`] turns the routes of all models of a
+//! bundle at one instant → [`Served::observe`] tells how they do. [`Hosts::load`] is the short way for a directory.
+//!
 //! It promises: an answer belongs to its request (a late one is counted and dropped); a host may be killed, stopped, out
 //! of memory or panicking and every caller still gets a typed error within its deadline; a model is ready only after its
-//! golden vectors passed in the very process that serves it; nothing here grows with load.
+//! golden vectors passed in the very process that serves it; a replacement fails no request, and each is answered by one
+//! model from beginning to end; a shadow delays nobody; nothing here grows with load.
 
 #![deny(unsafe_code)]
 

@@ -105,7 +105,7 @@ pub enum State {
     Stopped,
 }
 
-/// The numbers of a model since it was first loaded (they survive restarts of the host and reloads).
+/// The numbers of a model since it was first loaded (they survive restarts of the host, reloads and promotions).
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Requests answered with a result.
@@ -138,7 +138,8 @@ pub struct Snapshot {
     pub compute_ns: u64,
     /// Last successful compute time.
     pub last_compute: Option<Duration>,
-    /// Exact (p50, p95, p99) of compute over the last 1024 successes.
+    /// Exact (p50, p95, p99) of compute over the last 1024 successes of the model as it is now: a replacement begins anew, so that
+    /// admission never judges by the model before.
     pub compute_quantiles: Option<[Duration; 3]>,
     /// The same of queue wait.
     pub queue_quantiles: Option<[Duration; 3]>,
