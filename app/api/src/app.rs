@@ -2,7 +2,7 @@
 
 use crate::body::Held;
 use crate::rate::RateLimiter;
-use crate::{ApiConfig, Metrics, Reply, Req};
+use crate::{ApiConfig, Metrics, Reply, Req, Updates, limits};
 use arc_swap::ArcSwap;
 use hyper::{StatusCode, header};
 use inferd_hosts::{Hosts, Served};
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
+use tokio::sync::{Semaphore, watch};
 
 /// The endpoint's shared state.
 pub struct App {
@@ -23,10 +24,16 @@ pub struct App {
     pub metrics: Metrics,
     /// When the endpoint was made.
     pub started: Instant,
+    /// Updates over the air, where they are configured.
+    pub updates: Arc<ArcSwap<Updates>>,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
     pub(crate) limiter: Option<RateLimiter>,
+    /// True from the moment the endpoint is told to end: what would go on for long ends then.
+    pub(crate) ending: watch::Sender<bool>,
+    /// Places of those who listen to events.
+    pub(crate) listeners: Arc<Semaphore>,
     /// One `/test` at a time.
     pub(crate) testing: tokio::sync::Mutex<()>,
     /// How windows of each loaded model are read; few, and dropped with the last request of a
@@ -38,14 +45,18 @@ impl App {
     /// The endpoint over these models.
     #[must_use]
     pub fn new(hosts: Arc<Hosts>, config: ApiConfig) -> Self {
+        let updates = Arc::new(ArcSwap::from_pointee(Updates::Off));
         Self {
-            metrics: Metrics::new(&hosts, &config),
+            metrics: Metrics::new(&hosts, &config, updates.clone()),
             limiter: config.rate_limit.map(RateLimiter::new),
             hosts,
             config,
             started: Instant::now(),
+            updates,
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),
+            ending: watch::Sender::new(false),
+            listeners: Arc::new(Semaphore::new(limits::LISTENERS)),
             testing: tokio::sync::Mutex::default(),
             plans: ArcSwap::default(),
         }

@@ -5,6 +5,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Bytes of all request bodies in memory.
 #[derive(Debug, Default)]
@@ -54,6 +56,72 @@ pub enum BodyError {
     NoRoom { limit: usize },
     #[error("the body ended before it was complete")]
     Broken,
+    #[error("the body came with less than {bytes} bytes in {seconds} s")]
+    Dripping { bytes: u64, seconds: u64 },
+    #[error("this device is going down; what has come is kept")]
+    Ending,
+}
+
+/// A request body that is handed on piece by piece, at its client's pace within reason.
+///
+/// Only the time spent waiting for the client counts: in every [`ApiConfig::upload_window`] of it at least
+/// [`ApiConfig::upload_rate`] bytes a second must come. A client that keeps that up may take as long as it needs; one that
+/// drips a byte a second is given up after the first window, whatever it has sent before.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    body: Incoming,
+    window: Duration,
+    least: u64,
+    waited: Duration,
+    came: u64,
+    ending: watch::Receiver<bool>,
+}
+
+impl Upload {
+    /// Over this body. `ending` turns true when the endpoint goes down.
+    pub(crate) fn new(body: Incoming, config: &ApiConfig, ending: watch::Receiver<bool>) -> Self {
+        let window = config.upload_window.max(Duration::from_millis(1));
+        let least = u64::try_from(u128::from(config.upload_rate) * window.as_millis() / 1000);
+        let least = least.unwrap_or(u64::MAX).max(1);
+        Self { body, window, least, waited: Duration::ZERO, came: 0, ending }
+    }
+
+    /// How many bytes the head announced, if it did.
+    pub(crate) fn announced(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    /// The next piece; `None` after the last.
+    ///
+    /// # Errors
+    /// [`BodyError::Broken`], [`BodyError::Dripping`] or [`BodyError::Ending`]; the connection cannot be used again then.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            let since = Instant::now();
+            let frame = tokio::select! {
+                biased;
+                frame = self.body.frame() => Some(frame),
+                () = tokio::time::sleep(self.window.saturating_sub(self.waited)) => None,
+                _ = self.ending.wait_for(|ending| *ending) => return Err(BodyError::Ending),
+            };
+            self.waited += since.elapsed();
+            match frame {
+                Some(None) => return Ok(None),
+                Some(Some(Err(_))) => return Err(BodyError::Broken),
+                Some(Some(Ok(frame))) => {
+                    // Trailers say nothing here.
+                    if let Ok(data) = frame.into_data() {
+                        self.came = self.came.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+                        return Ok(Some(data));
+                    }
+                }
+                None if self.came < self.least => {
+                    return Err(BodyError::Dripping { bytes: self.least, seconds: self.window.as_secs() });
+                }
+                None => (self.waited, self.came) = (Duration::ZERO, 0),
+            }
+        }
+    }
 }
 
 /// Reads the body. What the head already tells is decided before a byte of it is read.

@@ -20,6 +20,10 @@ pub struct ApiConfig {
     pub head_time: Duration,
     /// Time for a request's body.
     pub body_time: Duration,
+    /// How long a streamed upload may come below [`ApiConfig::upload_rate`].
+    pub upload_window: Duration,
+    /// Bytes a second that a streamed upload must keep up; 0 asks only for a byte in every [`ApiConfig::upload_window`].
+    pub upload_rate: u64,
     /// Time between requests on a kept connection.
     pub idle_time: Duration,
     /// Time for requests in flight at shutdown.
@@ -81,6 +85,8 @@ impl Default for ApiConfig {
             max_connections: limits::CONNECTIONS,
             head_time: limits::HEAD_TIME,
             body_time: limits::BODY_TIME,
+            upload_window: limits::UPLOAD_WINDOW,
+            upload_rate: limits::UPLOAD_RATE,
             idle_time: limits::IDLE_TIME,
             drain_time: limits::DRAIN_TIME,
             cors: Cors { origins: vec!["*".to_owned()] },

@@ -61,9 +61,12 @@ pub(crate) fn default_words(app: &App) -> (Option<Arc<Served>>, Words) {
         .or_else(|| app.hosts.load_errors().into_iter().next().map(|(_, reason)| reason));
     let reason = match (error, wanted) {
         (Some(e), _) => e,
-        (None, Some(name)) => format!("model {name} is not loaded"),
-        (None, None) if app.hosts.loading() => "the models are being loaded".to_owned(),
-        (None, None) => "no model is loaded".to_owned(),
+        (None, wanted) => match (crate::updates::deciding(app), wanted) {
+            (Some(phase), _) => phase.to_owned(),
+            (None, Some(name)) => format!("model {name} is not loaded"),
+            (None, None) if app.hosts.loading() => "the models are being loaded".to_owned(),
+            (None, None) => "no model is loaded".to_owned(),
+        },
     };
     (None, Words { state: "not_loaded", reason, retry_after: None })
 }

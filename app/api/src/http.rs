@@ -1,12 +1,17 @@
 //! What every handler gets and gives: [`Req`], [`Reply`], and the small rules of HTTP they share.
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use inferd_hosts::InferError;
 use serde::Serialize;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// The header that carries a request's id, in and out.
@@ -133,8 +138,8 @@ impl RequestId {
     }
 }
 
-/// A complete answer.
-#[derive(Clone, Debug)]
+/// An answer: complete, or one whose body goes on for as long as both sides like.
+#[derive(Debug)]
 pub struct Reply {
     /// The status.
     pub status: StatusCode,
@@ -142,8 +147,71 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// A body that comes piece by piece instead (`body` is empty then). It is never compressed.
+    pub stream: Option<Box<Stream>>,
     /// What went wrong, for metrics and the log; `None` for a success.
     pub error: Option<&'static str>,
+}
+
+/// A body that comes piece by piece. Dropping the sender ends it; what the client does not read in time is not kept.
+#[derive(Debug)]
+pub struct Stream {
+    pieces: tokio::sync::mpsc::Receiver<Bytes>,
+    /// Kept for as long as the connection holds the stream: a place among a bounded number.
+    _place: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Stream {
+    /// A stream of these pieces that holds this place.
+    #[must_use]
+    pub fn new(pieces: tokio::sync::mpsc::Receiver<Bytes>, place: tokio::sync::OwnedSemaphorePermit) -> Self {
+        Self { pieces, _place: place }
+    }
+}
+
+/// What hyper sends: the one type of body of this endpoint.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// All there is, once.
+    Whole(Full<Bytes>),
+    /// Piece by piece, chunked.
+    Stream(Box<Stream>),
+}
+
+impl Outgoing {
+    /// The body of a reply.
+    pub(crate) fn new(whole: Bytes, stream: Option<Box<Stream>>) -> Self {
+        stream.map_or_else(|| Self::Whole(Full::new(whole)), Self::Stream)
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(whole) => Pin::new(whole).poll_frame(cx),
+            Self::Stream(stream) => stream.pieces.poll_recv(cx).map(|p| p.map(|p| Ok(Frame::data(p)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(whole) => whole.is_end_stream(),
+            Self::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(whole) => whole.size_hint(),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
 }
 
 /// The body of every refusal outside `/v2`: FastAPI's `detail`, a stable `error` kind, and whether a model is there.
@@ -160,7 +228,7 @@ impl Reply {
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Self { status, headers, body: body.into(), error: None }
+        Self { status, headers, body: body.into(), stream: None, error: None }
     }
 
     /// `application/json` from bytes that already are JSON.
@@ -202,6 +270,12 @@ impl Reply {
     #[must_use]
     pub fn refusal(status: StatusCode, error: &'static str, detail: &str, model_available: bool) -> Self {
         Self::json(status, &Refusal { detail, error, model_available }).with_error(error)
+    }
+
+    /// An answer whose body comes piece by piece.
+    #[must_use]
+    pub fn streamed(content_type: &'static str, stream: Stream) -> Self {
+        Self { stream: Some(Box::new(stream)), ..Self::new(StatusCode::OK, content_type, Bytes::new()) }
     }
 
     /// Marks the reply as a failure of this kind.

@@ -8,6 +8,8 @@
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
 //! POST /test                 golden vectors through the running host
 //! GET  /status /contract /metrics /openapi.json /docs /redoc
+//! *    /api/v1/...           updates: see `updates.rs`
+//! GET  /commit-ready         may another updater confirm this boot?
 //! *    /v2/...               the Open Inference Protocol
 //! ```
 //!
@@ -36,6 +38,7 @@ mod rate;
 mod router;
 mod serve;
 mod status;
+mod updates;
 
 pub use app::App;
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
@@ -43,3 +46,4 @@ pub use http::{Reply, Req, RequestId};
 pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
 pub use serve::serve;
+pub use updates::{Desk, Pull, PullError, PullWish, Pulling, Updates};

@@ -14,6 +14,21 @@ pub const REFUSALS: usize = 64;
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Time for the body of a request.
 pub const BODY_TIME: Duration = Duration::from_secs(30);
+/// A streamed upload is given up when in this much waiting for its client fewer bytes come than [`UPLOAD_RATE`] asks for. Long
+/// enough for a wireless link to lose its access point and find it again.
+pub const UPLOAD_WINDOW: Duration = Duration::from_secs(30);
+/// Bytes a second, on average over [`UPLOAD_WINDOW`], that a streamed upload must keep up: less than the worst modem does.
+pub const UPLOAD_RATE: u64 = 1024;
+/// Clients that may listen to `/api/v1/events` at once.
+pub const LISTENERS: usize = 16;
+/// Pieces that wait for one listener; one more and it is dropped, since it does not read.
+pub const LISTENER_BACKLOG: usize = 32;
+/// A comment goes out when nothing else did for this long, so that a listener that is gone is noticed.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a push waits for the gates behind its last byte (load, golden vectors, shadow) before it is answered 202.
+pub const SETTLE: Duration = Duration::from_secs(120);
+/// Characters of the reason of a rollback, which is kept in its verdict.
+pub const REASON: usize = 200;
 /// Time between requests on a kept connection. Client pools (AsyncHTTPClient: 60 s) must give up before we do.
 pub const IDLE_TIME: Duration = Duration::from_secs(90);
 /// Time for requests in flight when the daemon is told to end.

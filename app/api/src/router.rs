@@ -1,12 +1,11 @@
 //! From a request to the handler that answers it.
 
-use crate::body::{self, BodyError};
-use crate::http::X_REQUEST_ID;
+use crate::body::{self, BodyError, Upload};
+use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
-use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, status};
+use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, status, updates};
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -32,8 +31,24 @@ pub(crate) enum Route {
     OpenApi,
     Docs,
     Redoc,
+    CommitReady,
+    Slots,
+    Bundle,
+    /// A streamed body: its own path through [`answer`].
+    Push,
+    Events,
+    Rollback,
+    Trust,
+    Pull,
     /// Everything under `/v2`.
     Oip,
+}
+
+impl Route {
+    /// Whether it changes the device: who may is decided before a byte of the body is read.
+    fn changes(self) -> bool {
+        matches!(self, Self::Push | Self::Rollback | Self::Trust | Self::Pull)
+    }
 }
 
 /// How a path may be asked. `GET` includes `HEAD`.
@@ -42,6 +57,26 @@ pub(crate) enum Route {
 pub(crate) enum Verb {
     Get,
     Post,
+    Put,
+}
+
+impl Verb {
+    fn takes(self, method: &Method) -> bool {
+        match self {
+            Self::Get => *method == Method::GET || *method == Method::HEAD,
+            Self::Post => *method == Method::POST,
+            Self::Put => *method == Method::PUT,
+        }
+    }
+
+    /// As `Allow` names it.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Get => "GET, HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+        }
+    }
 }
 
 /// Every path outside `/v2`.
@@ -62,6 +97,14 @@ pub(crate) const ROUTES: &[(&str, Verb, Route)] = &[
     ("/openapi.json", Verb::Get, Route::OpenApi),
     ("/docs", Verb::Get, Route::Docs),
     ("/redoc", Verb::Get, Route::Redoc),
+    ("/commit-ready", Verb::Get, Route::CommitReady),
+    ("/api/v1/slots", Verb::Get, Route::Slots),
+    ("/api/v1/bundle", Verb::Get, Route::Bundle),
+    ("/api/v1/bundle", Verb::Put, Route::Push),
+    ("/api/v1/events", Verb::Get, Route::Events),
+    ("/api/v1/rollback", Verb::Post, Route::Rollback),
+    ("/api/v1/trust", Verb::Post, Route::Trust),
+    ("/api/v1/pull", Verb::Post, Route::Pull),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -102,25 +145,30 @@ enum Lost {
     /// The path exists without its trailing slash.
     Slash(&'static str),
     /// The path exists for other methods.
-    Method(Verb, &'static str),
+    Method(&'static str),
 }
 
 fn find(method: &Method, path: &str) -> Result<Target, Lost> {
     if path == "/v2" || path.starts_with("/v2/") {
         return Ok(Target { route: Route::Oip, endpoint: oip_endpoint(path) });
     }
-    let exact = |path: &str| ROUTES.iter().find(|(p, _, _)| *p == path);
-    let Some(&(endpoint, verb, route)) = exact(path) else {
-        return Err(match path.strip_suffix('/').and_then(exact) {
-            Some((p, _, _)) => Lost::Slash(p),
-            None => Lost::Path,
-        });
-    };
-    let right = match verb {
-        Verb::Get => *method == Method::GET || *method == Method::HEAD,
-        Verb::Post => *method == Method::POST,
-    };
-    if right { Ok(Target { route, endpoint }) } else { Err(Lost::Method(verb, endpoint)) }
+    let mut known = None;
+    for &(endpoint, verb, route) in ROUTES {
+        if endpoint == path {
+            if verb.takes(method) {
+                return Ok(Target { route, endpoint });
+            }
+            known = Some(endpoint);
+        }
+    }
+    Err(match known {
+        Some(endpoint) => Lost::Method(endpoint),
+        None => {
+            let short = path.strip_suffix('/');
+            let found = short.and_then(|short| ROUTES.iter().find(|(p, _, _)| *p == short));
+            found.map_or(Lost::Path, |(p, _, _)| Lost::Slash(p))
+        }
+    })
 }
 
 /// The pattern a path under `/v2` follows.
@@ -151,7 +199,7 @@ pub(crate) async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     connection: &Connection,
-) -> Response<Full<Bytes>> {
+) -> Response<Outgoing> {
     let received = Instant::now();
     let (head, body) = request.into_parts();
     let id = RequestId::from_headers(&head.headers);
@@ -159,7 +207,7 @@ pub(crate) async fn answer(
     let found = find(&head.method, head.uri.path());
     let endpoint = match found {
         Ok(t) => t.endpoint,
-        Err(Lost::Method(_, endpoint) | Lost::Slash(endpoint)) => endpoint,
+        Err(Lost::Method(endpoint) | Lost::Slash(endpoint)) => endpoint,
         Err(Lost::Path) => "other",
     };
     let unread = !body.is_end_stream();
@@ -180,6 +228,7 @@ pub(crate) async fn answer(
         (None, Err(lost)) => Err(lost_reply(lost, &req)),
         (None, Ok(target)) => match limited(app, target, peer) {
             Some(reply) => Err(reply),
+            None if target.route.changes() => app.may_change(&req).map(|()| target),
             None => Ok(target),
         },
     };
@@ -187,6 +236,17 @@ pub(crate) async fn answer(
         Err(mut reply) => {
             if unread {
                 // The body is not worth waiting for, and what follows it cannot be told from it.
+                reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            reply
+        }
+        Ok(Target { route: Route::Push, .. }) => {
+            // It has a pace of its own to keep; no crowd of other connections takes its place.
+            connection.body_done();
+            let upload = Upload::new(body, &app.config, app.ending.subscribe());
+            // Boxed: every other request would carry its size.
+            let (mut reply, unread) = Box::pin(updates::push(app, &req, upload)).await;
+            if unread {
                 reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             reply
@@ -227,7 +287,7 @@ pub(crate) async fn answer(
         latency_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         "request"
     );
-    let mut response = Response::new(Full::new(reply.body));
+    let mut response = Response::new(Outgoing::new(reply.body, reply.stream));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
     response
@@ -251,6 +311,14 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::OpenApi => docs::openapi(app),
         Route::Docs => docs::page(app),
         Route::Redoc => docs::redoc(app),
+        Route::CommitReady => updates::commit_ready(app),
+        Route::Slots => updates::slots(app),
+        Route::Bundle => updates::progress(app).await,
+        Route::Events => updates::events(app, req),
+        Route::Rollback => updates::rollback(app, req).await,
+        Route::Trust => updates::trust(app, req).await,
+        Route::Pull => updates::pull(app, req).await,
+        Route::Push => Reply::not_found(),
     }
 }
 
@@ -266,13 +334,12 @@ fn lost_reply(lost: Lost, req: &Req) -> Reply {
             Reply::new(StatusCode::TEMPORARY_REDIRECT, "text/plain; charset=utf-8", Bytes::new())
                 .with(header::LOCATION, to)
         }
-        Lost::Method(verb, _) => {
-            let allow = match verb {
-                Verb::Get => "GET, HEAD",
-                Verb::Post => "POST",
-            };
+        Lost::Method(path) => {
+            let verbs = ROUTES.iter().filter(|(p, _, _)| *p == path).map(|(_, v, _)| v.words());
+            let allow = verbs.collect::<Vec<_>>().join(", ");
+            let allow = HeaderValue::from_str(&allow).unwrap_or(HeaderValue::from_static("GET, HEAD"));
             Reply::json_bytes(StatusCode::METHOD_NOT_ALLOWED, &b"{\"detail\":\"Method Not Allowed\"}"[..])
-                .with(header::ALLOW, HeaderValue::from_static(allow))
+                .with(header::ALLOW, allow)
                 .with_error("method_not_allowed")
         }
     }
@@ -291,17 +358,24 @@ fn refusal(app: &App, target: Target, status: StatusCode, kind: &'static str, de
 }
 
 fn refused_body(app: &App, target: Target, e: BodyError) -> Reply {
-    let (status, kind) = match e {
-        BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
-        BodyError::Slow { .. } => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
-        BodyError::NoRoom { .. } => (StatusCode::SERVICE_UNAVAILABLE, "bodies_full"),
-        BodyError::Broken => (StatusCode::BAD_REQUEST, "broken_body"),
-    };
+    let (status, kind) = told(e);
     let reply = refusal(app, target, status, kind, &e.to_string());
     if status == StatusCode::SERVICE_UNAVAILABLE {
         return reply.with_retry_after(std::time::Duration::from_secs(1));
     }
     reply
+}
+
+/// How a body that is not read is told.
+pub(crate) fn told(e: BodyError) -> (StatusCode, &'static str) {
+    match e {
+        BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+        BodyError::Slow { .. } => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
+        BodyError::NoRoom { .. } => (StatusCode::SERVICE_UNAVAILABLE, "bodies_full"),
+        BodyError::Broken => (StatusCode::BAD_REQUEST, "broken_body"),
+        BodyError::Dripping { .. } => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
+        BodyError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+    }
 }
 
 /// The 429 of a client that asks too often. Probes are never limited: a fleet that cannot see a device restarts it.
@@ -340,7 +414,11 @@ mod tests {
 
     /// (path, verb) of everything the router and the protocol's own router answer.
     fn served() -> Vec<(String, String)> {
-        let verb = |v: &Verb| if *v == Verb::Get { "get" } else { "post" };
+        let verb = |v: &Verb| match v {
+            Verb::Get => "get",
+            Verb::Post => "post",
+            Verb::Put => "put",
+        };
         let mut all: Vec<_> = ROUTES.iter().map(|(p, v, _)| ((*p).to_owned(), verb(v).to_owned())).collect();
         for path in OIP_PATHS {
             let post = ["/infer", "/index", "/load", "/unload"].iter().any(|end| path.ends_with(end));
@@ -393,7 +471,7 @@ mod tests {
     #[test]
     fn a_trailing_slash_and_a_wrong_method_are_told_apart_from_a_wrong_path() {
         let get = |path| find(&Method::GET, path);
-        assert_eq!(get("/infer"), Err(Lost::Method(Verb::Post, "/infer")));
+        assert_eq!(get("/infer"), Err(Lost::Method("/infer")));
         assert_eq!(get("/infer/"), Err(Lost::Slash("/infer")));
         assert_eq!(get("/infer//"), Err(Lost::Path));
         assert_eq!(get("/Infer"), Err(Lost::Path));
@@ -401,6 +479,6 @@ mod tests {
         assert_eq!(get("/"), Ok(Target { route: Route::Root, endpoint: "/" }));
         assert_eq!(get("//"), Err(Lost::Slash("/")));
         assert!(find(&Method::HEAD, "/healthz").is_ok());
-        assert_eq!(find(&Method::POST, "/healthz"), Err(Lost::Method(Verb::Get, "/healthz")));
+        assert_eq!(find(&Method::POST, "/healthz"), Err(Lost::Method("/healthz")));
     }
 }

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 /// A connection that is idle, or reads a body, for less than this is not closed for the sake of another.
@@ -30,17 +30,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until `shutdown` completes, then takes no new connections, lets requests in flight end (at most
 /// [`crate::ApiConfig::drain_time`]) and returns when every connection is closed.
 pub async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
-    let (tell, told) = watch::channel(false);
     let refusing = Arc::new(Semaphore::new(limits::REFUSALS));
-    let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), refusing, told });
+    let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), refusing });
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(door.clone(), listener));
     }
     shutdown.await;
     accepting.shutdown().await;
-    // The receivers live in the connections; with none there is nobody to tell.
-    let _ = tell.send(true);
+    door.app.ending.send_replace(true);
     if tokio::time::timeout(door.app.config.drain_time, door.all_closed()).await.is_err() {
         let left = door.abandon();
         tracing::warn!(connections = left, "connections did not end within the drain time and are closed");
@@ -68,7 +66,6 @@ struct Door {
     empty: Notify,
     /// Bounds the connections that are being refused: they have no place in `open`.
     refusing: Arc<Semaphore>,
-    told: watch::Receiver<bool>,
 }
 
 /// What the task of a connection, its requests and the door know of each other.
@@ -300,7 +297,7 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
                 .serve_connection(TokioIo::new(io), service)
         );
         let mut expired = pin!(connection.expired(config.head_time.min(config.idle_time)));
-        let mut told = door.told.clone();
+        let mut told = door.app.ending.subscribe();
         let mut leaving = false;
         loop {
             tokio::select! {

@@ -3,7 +3,7 @@
 use crate::health::{default_words, ms, words};
 use crate::{App, Reply};
 use hyper::StatusCode;
-use inferd_hosts::{InferError, Served};
+use inferd_hosts::{InferError, Origin, Served};
 use inferd_model::{Agreement, Limit, Normalization};
 use inferd_tasks::imu::LATENT_CLIP;
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub(crate) fn root(app: &App) -> Reply {
 }
 
 fn path_of(model: &Arc<Served>) -> String {
-    model.directory().join(&model.manifest().onnx.file).display().to_string()
+    model.origin().file(&model.manifest().onnx.file)
 }
 
 pub(crate) fn status(app: &App) -> Reply {
@@ -69,7 +69,10 @@ pub(crate) fn status(app: &App) -> Reply {
         let manifest = m.manifest();
         set("model_name", json!(manifest.name.as_str()));
         set("hef_path", json!(path_of(m)));
-        set("hef_exists", json!(m.directory().join(&manifest.onnx.file).is_file()));
+        set(
+            "hef_exists",
+            json!(m.origin().directory().is_none_or(|dir| dir.join(&manifest.onnx.file).is_file())),
+        );
         set("last_inference_time", json!(m.snapshot().last_compute.map_or(0.0, ms)));
     }
     if ready {
@@ -101,6 +104,7 @@ pub(crate) fn status(app: &App) -> Reply {
     let default = model.as_ref().map(|m| m.manifest().name.to_string());
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
     set("models", json!(models));
+    set("updates", crate::updates::summary(app));
     let errors = app.hosts.load_errors();
     set(
         "load_errors",
@@ -121,6 +125,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         Value::Object(c.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
     };
     let plan = app.imu_plan(model).ok().map(|(_, p)| p);
+    let origin = model.origin();
     json!({
         "name": manifest.name.as_str(),
         "version": manifest.version,
@@ -132,7 +137,8 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "retry_after_ms": w.retry_after.map(ms),
         "ready_for_s": model.ready_since().map(|t| t.elapsed().as_secs()),
         "model_sha256": manifest.onnx.sha256,
-        "directory": model.directory().display().to_string(),
+        "directory": origin.directory().map(|dir| dir.display().to_string()),
+        "bundle": bundle_of(&origin),
         "engines": manifest.engines.iter().map(|e| e.name()).collect::<Vec<_>>(),
         "engine": { "kind": engine.kind, "version": engine.version, "device": engine.device },
         "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),
@@ -165,6 +171,16 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         },
         "last_load_error": app.hosts.last_load_error(manifest.name.as_str()),
     })
+}
+
+/// The bundle a model came in, if it did.
+fn bundle_of(origin: &Origin) -> Option<Value> {
+    match origin {
+        Origin::Bundle { id, slot, product, version } => {
+            Some(json!({ "id": id, "slot": slot, "product": product, "version": version }))
+        }
+        Origin::Directory(_) => None,
+    }
 }
 
 /// What a client must know to send a window: nothing about the input is left to a comment.

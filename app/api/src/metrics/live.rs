@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// Everything that is read and not kept.
 pub(super) struct Live {
@@ -388,23 +388,23 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
     Ok(())
 }
 
-fn yes(b: bool) -> f64 {
+pub(super) fn yes(b: bool) -> f64 {
     if b { 1.0 } else { 0.0 }
 }
 
 /// A count as a sample's value; above 2^53 its last digits may be off, which no reader of a metric notices.
 #[allow(clippy::cast_precision_loss)]
-fn float(n: impl TryInto<u64>) -> f64 {
+pub(super) fn float(n: impl TryInto<u64>) -> f64 {
     n.try_into().map_or(f64::NAN, |n| n as f64)
 }
 
 /// Families with their samples. A family without samples is left out.
-struct Writer<'e, 'a> {
-    encoder: &'e mut DescriptorEncoder<'a>,
+pub(super) struct Writer<'e, 'a> {
+    pub(super) encoder: &'e mut DescriptorEncoder<'a>,
 }
 
 impl Writer<'_, '_> {
-    fn gauge<'l>(
+    pub(super) fn gauge<'l>(
         &mut self,
         name: &str,
         help: &str,
@@ -440,7 +440,7 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    fn counter<'l>(
+    pub(super) fn counter<'l>(
         &mut self,
         name: &str,
         help: &str,

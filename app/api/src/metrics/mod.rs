@@ -8,8 +8,10 @@
 
 mod exposition;
 mod live;
+mod updates;
 
-use crate::{ApiConfig, Reply, Req};
+use crate::{ApiConfig, Reply, Req, Updates};
+use arc_swap::ArcSwap;
 use hyper::{Method, StatusCode};
 use inferd_hosts::Hosts;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -149,7 +151,7 @@ struct PerModel {
 impl Metrics {
     /// Counters for these models.
     #[must_use]
-    pub fn new(hosts: &Arc<Hosts>, config: &ApiConfig) -> Self {
+    pub fn new(hosts: &Arc<Hosts>, config: &ApiConfig, updates: Arc<ArcSwap<Updates>>) -> Self {
         let stage: Histograms<Stage> = Family::new_with_constructor(|| Histogram::new(STAGE_BUCKETS));
         let (receive, parse, serialize) = (stage.clone(), new_stage(), new_stage());
         let of = |family: &Histograms<Stage>, surface| family.get_or_create_owned(&Stage { surface });
@@ -244,6 +246,7 @@ impl Metrics {
             m.slow_heads.clone(),
         );
         r.register_collector(Box::new(live::Live::new(hosts.clone(), config)));
+        r.register_collector(Box::new(updates::Rollout(updates)));
         for status in ["healthy", "unhealthy"] {
             let _ = m.health_checks.get_or_create(&Check { status });
         }

@@ -28,7 +28,7 @@
 //!
 //! The room never interprets a name as a path and never runs a request that it read only in part.
 
-use crate::{App, Reply, Req};
+use crate::{App, Reply, Req, updates};
 use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata, Statistics};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
@@ -232,7 +232,9 @@ fn entries(app: &App) -> BTreeMap<String, IndexEntry> {
     }
     for (of, reason) in app.hosts.load_errors() {
         // A failure before the manifest could be read is known by its directory alone.
-        let known = directories.iter().find(|(name, dir)| *name == of || dir.as_path() == Path::new(&of));
+        let known = directories
+            .iter()
+            .find(|(name, origin)| *name == of || origin.directory() == Some(Path::new(&of)));
         let name = known.map_or_else(|| file_name(&of), |(name, _)| name.clone());
         let entry = entries.entry(name.clone()).or_insert_with(|| unloaded(name));
         entry.reason = match entry.state {
@@ -274,6 +276,9 @@ async fn load(app: &App, req: &Req, name: &str) -> Reply {
     if let Err(e) = request::control(&req.body) {
         return bad(&e.to_string());
     }
+    if let Some(reason) = updates::held_by_bundle(app, name) {
+        return refuse(StatusCode::CONFLICT, "held_by_bundle", &reason);
+    }
     let Some(dir) = directory(app, name) else {
         let message = format!("there is no model {} in the repository", error::quote(name));
         return refuse(StatusCode::NOT_FOUND, "not_found", &message);
@@ -301,6 +306,9 @@ async fn unload(app: &App, req: &Req, name: &str) -> Reply {
     }
     if let Err(e) = request::control(&req.body) {
         return refuse(StatusCode::BAD_REQUEST, "validation_error", &e.to_string());
+    }
+    if let Some(reason) = updates::held_by_bundle(app, name) {
+        return refuse(StatusCode::CONFLICT, "held_by_bundle", &reason);
     }
     let (hosts, model) = (app.hosts.clone(), name.to_owned());
     match tokio::spawn(async move { hosts.unload(&model).await }).await {
