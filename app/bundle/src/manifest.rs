@@ -395,6 +395,15 @@ impl ModelEntry {
 }
 
 impl FileEntry {
+    /// Whether `content` is the digest of this file. Its chunks were authenticated one by one; this is for whoever puts all of
+    /// them together anyway.
+    ///
+    /// # Errors
+    /// [`Refusal::FileDigest`].
+    pub fn check(&self, content: Digest) -> Result<(), Refusal> {
+        if content == self.sha256 { Ok(()) } else { Err(Refusal::FileDigest(self.name.clone())) }
+    }
+
     /// The chunks it is made of.
     #[must_use]
     pub fn chunk_range(&self) -> Range<u64> {

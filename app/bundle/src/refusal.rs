@@ -170,6 +170,9 @@ pub enum Refusal {
         /// The file.
         file: String,
     },
+    /// The content of a file is another than the manifest says: its signer made a mistake.
+    #[error("{0} has another content than the bundle's manifest says; the bundle was built wrong")]
+    FileDigest(String),
     /// A chunk does not match its digest.
     #[error("chunk {0} is damaged: its digest is another")]
     ChunkDigest(u64),
@@ -299,6 +302,7 @@ impl Refusal {
             Self::Page { .. } => "page",
             Self::NoSuchPage { .. } => "no-such-page",
             Self::FileLength { .. } => "file-length",
+            Self::FileDigest(_) => "file-digest",
             Self::ChunkDigest(_) => "chunk-digest",
             Self::ChunkLength { .. } => "chunk-length",
             Self::Compression { .. } => "compression",

@@ -1,6 +1,6 @@
 //! Models, keys and sinks for the tests of this room, and a writer that puts bundles together as nobody should.
 
-#![allow(dead_code)] // no test program needs all of it
+#![allow(dead_code, clippy::cast_possible_truncation)] // no test program needs all of it; 64-bit machines test
 
 use inferd_bundle::build::{Built, BundleSpec, Content, FileSource, ModelSource, build};
 use inferd_bundle::{
