@@ -233,13 +233,19 @@ impl<D: Device> Ddi<D> {
             let slice = left.min(GLANCE);
             self.clock.sleep(slice).await;
             left -= slice;
-            if self.memory.action.as_ref().is_some_and(|action| action.phase == Phase::Trial) {
-                self.judge();
-                if self.memory.action.as_ref().is_some_and(|action| action.phase != Phase::Trial) {
-                    return;
-                }
+            if self.decided() {
+                return;
             }
         }
+    }
+
+    /// Whether the bundle on trial has an outcome.
+    fn decided(&self) -> bool {
+        let Some(action) = self.memory.action.as_ref().filter(|action| action.phase == Phase::Trial) else {
+            return false;
+        };
+        let standing = action.bundle.as_ref().map(|bundle| self.device.standing(bundle, action.mark));
+        matches!(standing, Some(Standing::Committed | Standing::Refused(_) | Standing::Returned(_)))
     }
 
     async fn round(&mut self) -> Result<(), FetchError> {
