@@ -39,6 +39,7 @@ pub struct Device {
 pub struct Serving {
     pub from: String,
     pub slot: Option<char>,
+    pub bundle: Option<String>,
     pub product: Option<String>,
     pub version: Option<u64>,
     pub label: Option<String>,
@@ -102,6 +103,58 @@ pub struct Trial {
     pub interruptions: u8,
 }
 
+/// `GET /api/v1/bundle`, as far as it matters here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Transfers {
+    /// Where an upload that was cut off can go on.
+    pub resume: Option<Resume>,
+    /// The last bundle the device fetched by itself, or is fetching.
+    pub pull: Option<Pull>,
+}
+
+/// A transfer that was cut off.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Resume {
+    pub bundle: String,
+    pub total: u64,
+    pub offset: u64,
+}
+
+/// A bundle that the device fetches by itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pull {
+    /// `fetching`, `fetched` or `failed`.
+    pub state: String,
+    /// Why it failed.
+    pub error: Option<PullError>,
+    /// What it counted.
+    pub report: PullReport,
+}
+
+/// Why nothing was fetched.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct PullError {
+    pub code: String,
+    pub detail: String,
+}
+
+/// What was fetched.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct PullReport {
+    pub bundle: Option<String>,
+    pub total: u64,
+    pub fetched: u64,
+    pub reused: u64,
+}
+
 /// Keys and roles.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -139,10 +192,26 @@ impl Device {
         client.json("/api/v1/slots")
     }
 
+    /// Whether this bundle serves for good: nothing is on trial.
+    #[must_use]
+    pub fn keeps(&self, bundle: &str) -> bool {
+        self.trial.is_none() && self.serving.bundle.as_deref() == Some(bundle)
+    }
+
     /// The number of the newest verdict.
     #[must_use]
     pub fn newest(&self) -> u64 {
         self.verdicts.iter().map(|v| v.number).max().unwrap_or(0)
+    }
+}
+
+impl Transfers {
+    /// Asks for it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ask(client: &Client) -> Result<Self, ClientError> {
+        client.json("/api/v1/bundle")
     }
 }
 

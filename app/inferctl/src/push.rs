@@ -6,14 +6,14 @@
 
 use crate::{
     client::{Answer, Client, ClientError},
-    device::{Device, Verdict},
+    device::{Device, Transfers, Verdict},
     fail::Failure,
     meter::Meter,
     show, slots,
     upload::{self, Sent, Step},
+    words,
 };
 use inferd_bundle::Bundle;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     fs::File,
@@ -28,6 +28,9 @@ const EVERY: Duration = Duration::from_millis(300);
 const AWAY: Duration = Duration::from_secs(120);
 /// The longest pause before a cut upload is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Said of a bundle that is there.
+const SERVES_ALREADY: &str = "these very bytes serve already; nothing was changed";
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -59,22 +62,6 @@ pub struct Push {
     tries: u32,
 }
 
-/// `GET /api/v1/bundle`, as far as it matters here.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Transfer {
-    resume: Option<Resumable>,
-}
-
-/// A transfer that was cut off.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Resumable {
-    bundle: String,
-    total: u64,
-    offset: u64,
-}
-
 /// The bundle that is sent.
 struct Parcel {
     file: File,
@@ -102,7 +89,7 @@ impl Push {
             return follower.refused(slots::refusal(&answer));
         }
         if page["bundle"]["already"] == true {
-            return follower.done("these very bytes serve already; nothing was changed");
+            return follower.done(SERVES_ALREADY);
         }
         follower.until(self.wait)
     }
@@ -179,9 +166,8 @@ impl Parcel {
 
     /// Where to begin: at 0, or where this very bundle was cut off.
     fn resume_at(&self, client: &Client) -> Result<u64, ClientError> {
-        let answer = client.get("/api/v1/bundle")?;
-        let transfer: Transfer = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let left = transfer.resume.filter(|r| r.bundle == self.id && r.total == self.total);
+        let left = Transfers::ask(client)?.resume;
+        let left = left.filter(|r| r.bundle == self.id && r.total == self.total);
         Ok(left.map_or(0, |r| if r.offset < self.total { r.offset } else { 0 }))
     }
 }
@@ -195,12 +181,43 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Other(format!("{} cannot be read: {error}", path.display()))
 }
 
-/// Follows a bundle the device fetches by itself.
+/// Follows a bundle the device fetches by itself: first its coming, then its trial.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn follow_pull(client: &Client, since: u64, wait: Wait, json: bool) -> Result<(), Failure> {
-    Follower::new(client, since, None, json).until(wait)
+    let mut follower = Follower::new(client, since, None, json);
+    if wait == Wait::Nothing {
+        return follower.done("the device fetches it");
+    }
+    loop {
+        let pull = Transfers::ask(client)?.pull.unwrap_or_default();
+        follower.bundle.clone_from(&pull.report.bundle);
+        if pull.state == "fetching" {
+            if follower.bundle.is_some() {
+                follower.look()?;
+            }
+            std::thread::sleep(EVERY);
+            continue;
+        }
+        let device = follower.look()?;
+        if let Some(why) = pull.error {
+            return follower.refused(words::explain(&why.code, &why.detail));
+        }
+        if !json {
+            let report = &pull.report;
+            show::line(&format!(
+                "  fetched {} for a bundle of {}; {} of it was there already",
+                show::bytes(report.fetched),
+                show::bytes(report.total),
+                show::bytes(report.reused)
+            ));
+        }
+        if follower.verdicts.is_empty() && follower.bundle.as_deref().is_some_and(|id| device.keeps(id)) {
+            return follower.done(SERVES_ALREADY);
+        }
+        return follower.until(wait);
+    }
 }
 
 /// Prints verdicts as they come, and knows when enough of them have.
@@ -242,11 +259,7 @@ impl<'a> Follower<'a> {
         })?;
         let mut lines = Vec::new();
         for (at, verdict) in device.verdicts.iter().enumerate().filter(|(_, v)| v.number > self.seen) {
-            // A pull has no name before its first verdict: that one names it.
-            if self.bundle.is_none() && verdict.gate == "keys" {
-                self.bundle.clone_from(&verdict.bundle);
-            }
-            if self.bundle.is_some() && verdict.bundle.is_some() && verdict.bundle != self.bundle {
+            if verdict.bundle.is_some() && verdict.bundle != self.bundle {
                 continue;
             }
             if !self.json {

@@ -33,6 +33,12 @@ pub struct Rollback {
 pub struct Pull {
     /// Where the bundle lies: http://HOST/PATH.imb, as the device reaches it
     bundle: String,
+    /// A bearer token for that server
+    #[arg(long, env = "INFERD_PULL_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// SHA-256 of the whole file, which the device checks when it fetches all of it
+    #[arg(long, value_name = "HEX")]
+    sha256: Option<String>,
     /// What to wait for before this command ends
     #[arg(long, value_enum, default_value_t)]
     wait: crate::push::Wait,
@@ -85,12 +91,8 @@ impl Pull {
     /// [`Failure`].
     pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
         let before = Device::ask(client)?.newest();
-        let body = json!({ "url": self.bundle }).to_string();
-        let said = order(client, "/api/v1/pull", "application/json", body.as_bytes())?;
-        if json && self.wait == crate::push::Wait::Nothing {
-            show::json(&said);
-            return Ok(());
-        }
+        let body = json!({ "url": self.bundle, "token": self.token, "sha256": self.sha256 }).to_string();
+        order(client, "/api/v1/pull", "application/json", body.as_bytes())?;
         crate::push::follow_pull(client, before, self.wait, json)
     }
 }
