@@ -85,16 +85,16 @@ impl Client {
                 .headers()
                 .get(LOCATION)
                 .and_then(|location| location.to_str().ok())
-                .ok_or_else(|| FetchError::BadRedirect(url.to_string()))?;
+                .ok_or_else(|| FetchError::BadRedirect(url.shown()))?;
             let next = url.join(next).map_err(|e| match e {
-                FetchError::BadUrl(_) => FetchError::BadRedirect(url.to_string()),
+                FetchError::BadUrl(_) => FetchError::BadRedirect(url.shown()),
                 other => other,
             })?;
             if seen.contains(&next) {
-                return Err(FetchError::RedirectLoop(from.to_string()));
+                return Err(FetchError::RedirectLoop(from.shown()));
             }
             if seen.len() > REDIRECTS {
-                return Err(FetchError::TooManyRedirects { url: from.to_string(), limit: REDIRECTS });
+                return Err(FetchError::TooManyRedirects { url: from.shown(), limit: REDIRECTS });
             }
             seen.push(next.clone());
             url = next;

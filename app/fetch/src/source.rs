@@ -119,7 +119,7 @@ impl Remote {
     }
 
     fn changed(&self) -> FetchError {
-        FetchError::ContentChanged(self.origin.to_string())
+        FetchError::ContentChanged(self.origin.shown())
     }
 
     /// Asks for the wanted range and judges the answer's head.
@@ -344,7 +344,7 @@ impl Source for Remote {
     }
 
     fn name(&self) -> String {
-        self.origin.to_string()
+        self.origin.shown()
     }
 
     fn spent(&self) -> (u64, u32) {

@@ -29,15 +29,20 @@ impl fmt::Debug for Url {
     }
 }
 
-/// At most 200 characters of what somebody wrote, for a sentence.
-fn short(text: &str) -> String {
-    text.chars().take(200).collect()
+/// What somebody wrote as an address, for a sentence: without what may be secret (user, password, query), at most 200 characters.
+fn shown(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = text.split_once("//").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    let end = rest.find('/').unwrap_or(rest.len());
+    let from = rest[..end].rfind('@').map_or(0, |at| at + 1);
+    let slashes = if scheme.is_empty() { "" } else { "//" };
+    format!("{scheme}{slashes}{}", &rest[from..]).chars().take(200).collect()
 }
 
 impl Url {
     /// Reads an absolute address.
     pub fn parse(text: &str) -> Result<Self, FetchError> {
-        let bad = || FetchError::BadUrl(short(text));
+        let bad = || FetchError::BadUrl(shown(text));
         let text_only = text.split('#').next().unwrap_or_default();
         if text_only.len() > LONGEST || !text_only.bytes().all(|b| (0x21..0x7f).contains(&b)) {
             return Err(bad());
@@ -45,7 +50,7 @@ impl Url {
         let uri: Uri = text_only.parse().map_err(|_| bad())?;
         match uri.scheme_str() {
             Some("http") => {}
-            Some("https") => return Err(FetchError::HttpsUnsupported(short(text_only))),
+            Some("https") => return Err(FetchError::HttpsUnsupported(shown(text_only))),
             _ => return Err(bad()),
         }
         let authority = uri.authority().ok_or_else(bad)?;
@@ -105,6 +110,12 @@ impl Url {
     pub fn below(&self, more: &str) -> Result<Self, FetchError> {
         let path = self.path.split('?').next().unwrap_or("/").trim_end_matches('/');
         Self::parse(&format!("http://{}{path}/{more}", self.authority()))
+    }
+
+    /// For a sentence or a log: without the query, which may be secret.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        shown(&self.to_string())
     }
 
     /// `host:port`, the port left out when it is 80: what a `Host` header says.
@@ -180,6 +191,21 @@ mod tests {
             assert_eq!(said(bad), "bad-url", "{bad:?}");
         }
         assert_eq!(said(&format!("http://h/{}", "a".repeat(5000))), "bad-url");
+    }
+
+    #[test]
+    fn what_may_be_secret_is_not_shown() {
+        for (text, expected) in [
+            ("http://user:secret@host/a?token=secret", "http://host/a"),
+            ("https://secret@host", "https://host"),
+            ("http://host/a@b?x", "http://host/a@b"),
+            ("secret@host", "host"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(text), expected);
+            let said = Url::parse(text).map_or_else(|e| e.to_string(), |url| url.shown());
+            assert!(!said.contains("secret"), "{said}");
+        }
     }
 
     #[test]

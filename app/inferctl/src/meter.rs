@@ -10,6 +10,8 @@ use std::{
 const CELLS: u64 = 28;
 /// Between two drawings on a terminal.
 const EVERY: Duration = Duration::from_millis(100);
+/// No speed is shown before.
+const MEANINGFUL_MS: u128 = 500;
 
 /// Draws how much of a file is through; on a terminal in place, otherwise one line per quarter.
 #[derive(Debug)]
@@ -59,18 +61,22 @@ impl Meter {
     }
 
     fn line(&self) -> String {
-        let seconds = self.began.elapsed().as_secs_f64();
-        #[allow(clippy::cast_precision_loss)] // a speed for people
-        let speed = (self.now - self.first) as f64 / seconds.max(1e-3);
         format!(
-            "{}  [{}] {:>3} %  {} of {}  {}/s",
+            "{}  [{}] {:>3} %  {} of {}{}",
             self.what,
             bar(self.now, self.total),
             percent(self.now, self.total),
             show::bytes(self.now),
             show::bytes(self.total),
-            show::bytes(rounded(speed)),
+            self.speed().map_or(String::new(), |n| format!("  {}/s", show::bytes(n))),
         )
+    }
+
+    /// Bytes per second, once they say more than how large the buffers on the way are.
+    fn speed(&self) -> Option<u64> {
+        let ms = self.began.elapsed().as_millis();
+        let sent = u128::from(self.now - self.first);
+        (ms >= MEANINGFUL_MS).then(|| u64::try_from(sent * 1000 / ms).unwrap_or(u64::MAX))
     }
 
     /// A standard error that is gone is no reason to stop sending.
@@ -97,11 +103,6 @@ fn parts(now: u64, total: u64, parts: u64) -> u64 {
 fn bar(now: u64, total: u64) -> String {
     let full = parts(now, total, CELLS);
     (0..CELLS).map(|cell| if cell < full { '#' } else { '.' }).collect()
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a positive speed, far below 2^64
-fn rounded(speed: f64) -> u64 {
-    speed as u64
 }
 
 #[cfg(test)]

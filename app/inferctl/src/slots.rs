@@ -133,12 +133,14 @@ fn order(client: &Client, path: &str, form: &str, body: &[u8]) -> Result<Value, 
     Err(ClientError::Refused(refusal(&answer)))
 }
 
-/// A refusal in the device's words, with what to do about it.
+/// A refusal in the device's words, with what to do about it. Whoever gives no code says it in HTTP's words.
 #[must_use]
 pub fn refusal(answer: &Answer) -> String {
     let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
-    let code = page["code"].as_str().or_else(|| page["error"].as_str()).unwrap_or("");
-    words::explain(code, &answer.reason())
+    match (page["code"].as_str(), page["detail"].as_str()) {
+        (Some(code), Some(detail)) => words::explain(code, detail),
+        _ => answer.reason(),
+    }
 }
 
 /// The whole page of `slots`.

@@ -25,6 +25,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("page", DAMAGED),
     ("no-such-page", DAMAGED),
     ("file-length", "Build it again"),
+    ("file-digest", "Build it again"),
     ("chunk-digest", DAMAGED),
     ("chunk-length", DAMAGED),
     ("compression", "Build it again without --compress"),
@@ -137,14 +138,63 @@ const ADVICE: &[(&str, &str)] = &[
     ("unexpected-error", "The device's log says more"),
     ("pull-off", ""),
     ("listeners", "Try again later"),
+    // --- gates
+    ("no-root", "Send bundles to an image made with --root FILE"),
+    (
+        "older-version",
+        "`inferctl permit` makes one, `inferctl trust` sends it; or build it with a higher --version",
+    ),
+    ("wrong-board", "Build it with this board as a --target"),
+    ("inferd-too-old", "Update the device's software first"),
+    ("engine-missing", "Ship the model for an engine this device has"),
+    ("memory-limit", MEMORY),
+    ("memory-free", MEMORY),
+    ("memory-over-budget", "Raise the memory budget in the model's manifest, or make the model smaller"),
+    ("load-failed", "`inferctl model check DIR` loads it here, on the same engine"),
+    (
+        "golden-differs",
+        "`inferctl model check DIR` runs them here; a model that differs on the device only is not for its engine",
+    ),
+    ("golden-recheck", BAD_MODEL),
+    ("promote-failed", "Push it again; the device's log says more"),
+    ("already-serving", ""),
+    ("permitted", ""),
     // --- ends of a trial
     ("daemon-crashed", BAD_MODEL),
     ("kernel-panic", BAD_MODEL),
     ("watchdog-reset", BAD_MODEL),
     ("interrupted-too-often", "Push it again where the power is steady"),
+    ("host-ended", BAD_MODEL),
+    ("error-rate", BAD_MODEL),
+    ("non-finite", BAD_MODEL),
+    ("slower", "Make the model faster, or build the bundle with a larger --probation-max-p99-ratio"),
+    ("drift", "If it is meant to answer otherwise, build the bundle with a larger --probation-max-drift"),
+    ("shadow-host-ended", BAD_MODEL),
+    ("shadow-error-rate", BAD_MODEL),
+    ("shadow-non-finite", BAD_MODEL),
+    (
+        "shadow-cosine",
+        "If it is meant to answer otherwise, build the bundle with a lower --shadow-min-cosine",
+    ),
+    (
+        "shadow-agreement",
+        "If it is meant to answer otherwise, build the bundle with a lower --shadow-min-agreement",
+    ),
+    ("shadow-slower", "Make the model faster, or build the bundle with a larger --shadow-max-latency-ratio"),
+    ("shadow-thin", ""),
+    ("trial-interrupted", ""),
+    ("transfer-interrupted", "Send it again: what has come is kept"),
+    ("ok-rechecked", ""),
+    ("rollback-asked", ""),
+    ("nothing-to-go-back-to", ""),
+    ("restored-factory", ""),
+    ("nothing-left", "Push a bundle that serves; the verdicts before say what became of the others"),
+    ("state-recovered", ""),
 ];
 
 const DAMAGED: &str = "Copy or build it again; `inferctl bundle verify` tells whether a file is whole";
+const MEMORY: &str =
+    "Lower the memory budget in the models' manifests, ship fewer models, or raise updates.memory_limit_mib";
 const BAD_MODEL: &str =
     "Find out why before it is shipped again: the verdict's evidence and the device's log say more";
 
@@ -161,8 +211,9 @@ pub fn explain(code: &str, sentence: &str) -> String {
         "" => code,
         sentence => sentence,
     };
+    let end = if sentence.ends_with(['?', '!']) { "" } else { "." };
     match advice(code) {
-        Some(advice) => format!("{sentence}. {advice}"),
+        Some(advice) => format!("{sentence}{end} {advice}"),
         None => sentence.to_owned(),
     }
 }
@@ -172,35 +223,67 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// Where codes are given, and what tells them from other texts: the arm of a `match`, or the first argument of what makes one.
-    const SOURCES: &[(&str, &str, &[&str])] = &[
-        ("bundle", include_str!("../../bundle/src/refusal.rs"), &["=> "]),
-        ("slots", include_str!("../../slots/src/error.rs"), &["=> "]),
-        ("slots", include_str!("../../slots/src/state.rs"), &["=> "]),
-        ("fetch", include_str!("../../fetch/src/error.rs"), &["=> "]),
-        ("rollout", include_str!("../../rollout/src/install.rs"), &["=> "]),
+    /// Rooms whose codes stand in one `match` of a `fn code`.
+    const MATCHES: &[(&str, &str)] = &[
+        ("bundle", include_str!("../../bundle/src/refusal.rs")),
+        ("slots", include_str!("../../slots/src/error.rs")),
+        ("slots", include_str!("../../slots/src/state.rs")),
+        ("fetch", include_str!("../../fetch/src/error.rs")),
+        ("rollout", include_str!("../../rollout/src/install.rs")),
     ];
 
-    /// Texts of lower-case words with hyphens behind one of the marks, from the first `fn code` on.
-    fn codes(source: &str, marks: &[&str]) -> BTreeSet<String> {
+    /// Rooms that give codes here and there: there every text of words joined by hyphens is one, but for [`NO_CODES`].
+    const SCATTERED: &[(&str, &str)] = &[
+        ("rollout", include_str!("../../rollout/src/gates.rs")),
+        ("rollout", include_str!("../../rollout/src/judge.rs")),
+        ("rollout", include_str!("../../rollout/src/trial.rs")),
+        ("rollout", include_str!("../../rollout/src/serve.rs")),
+        ("rollout", include_str!("../../rollout/src/core.rs")),
+        ("rollout", include_str!("../../rollout/src/shell.rs")),
+        ("rollout", include_str!("../../rollout/src/install.rs")),
+        ("api", include_str!("../../api/src/updates.rs")),
+    ];
+    const NO_CODES: &[&str] = &["kebab-case", "x-accel-buffering"];
+
+    /// The source of a room without its tests and comments.
+    fn code_of(source: &str) -> String {
+        let body = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let lines = body.lines().filter(|line| !line.trim_start().starts_with("//"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn is_code(text: &str) -> bool {
+        text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && text.split('-').all(|word| !word.is_empty())
+    }
+
+    /// The codes in the first `fn code` of a source.
+    fn matched(source: &str) -> BTreeSet<String> {
+        let source = code_of(source);
         let from = source.find("fn code(").unwrap_or(0);
-        let body = source[from..].split("#[cfg(test)]").next().unwrap_or_default();
-        let end = body.find("\n    }\n").unwrap_or(body.len());
         let mut found = BTreeSet::new();
-        for line in body[..end].lines() {
-            for mark in marks {
-                let Some((_, rest)) = line.split_once(&format!("{mark}\"")) else { continue };
-                found.extend(rest.split_once('"').map(|(code, _)| code.to_owned()));
-            }
+        // A source may have several, one after the other.
+        for line in source[from..].lines() {
+            let Some((_, rest)) = line.split_once("=> \"") else { continue };
+            found.extend(rest.split_once('"').map(|(code, _)| code.to_owned()).filter(|c| is_code(c)));
         }
         found
     }
 
+    /// Every text of words joined by hyphens.
+    fn hyphenated(source: &str) -> BTreeSet<String> {
+        let source = code_of(source);
+        let texts = source.lines().flat_map(|line| line.split('"').skip(1).step_by(2));
+        let codes = texts.filter(|t| t.contains('-') && is_code(t) && !NO_CODES.contains(t));
+        codes.map(str::to_owned).collect()
+    }
+
     #[test]
     fn every_code_that_can_be_given_has_its_advice() {
-        for (room, source, marks) in SOURCES {
-            let given = codes(source, marks);
-            assert!(given.len() >= 4, "{room}: the list of codes was not found: {given:?}");
+        let matched = MATCHES.iter().map(|(room, source)| (room, matched(source)));
+        let scattered = SCATTERED.iter().map(|(room, source)| (room, hyphenated(source)));
+        for (room, given) in matched.chain(scattered) {
+            assert!(!given.is_empty(), "{room}: codes are looked for where there are none");
             let missing: Vec<_> =
                 given.iter().filter(|code| ADVICE.iter().all(|(known, _)| known != code)).collect();
             assert!(missing.is_empty(), "{room} gives codes without advice: {missing:?}");
@@ -220,6 +303,10 @@ mod tests {
         assert_eq!(
             explain("bundle-revoked", "bundle ab was revoked"),
             "bundle ab was revoked. Build a new version"
+        );
+        assert_eq!(
+            explain("unknown-keys", "who signed?").split(' ').take(3).collect::<Vec<_>>(),
+            ["who", "signed?", "`inferctl"]
         );
         assert_eq!(explain("of-tomorrow", "something new"), "something new");
         assert_eq!(explain("of-tomorrow", ""), "of-tomorrow");

@@ -277,8 +277,10 @@ impl<D: Device> Ddi<D> {
 
     async fn document<T: DeserializeOwned>(&mut self, url: &Url) -> Result<T, FetchError> {
         let bytes = self.client.document(url).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| FetchError::BadDocument { url: url.to_string(), reason: e.to_string() })
+        serde_json::from_slice(&bytes).map_err(|e| FetchError::BadDocument {
+            url: url.shown(),
+            reason: e.to_string().chars().take(200).collect(),
+        })
     }
 
     fn save(&self) {
