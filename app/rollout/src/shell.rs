@@ -142,7 +142,9 @@ impl Shell {
                 open.since = self.core.config.clock.uptime();
             }
             self.state = next;
-            self.publish();
+            if next != State::Idle {
+                self.publish();
+            }
             for action in actions {
                 match self.act(action).await {
                     Ok(None) => {}
