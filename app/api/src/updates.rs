@@ -20,7 +20,9 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
 use inferd_hosts::Origin;
-use inferd_rollout::{Accepted, Busy, Gate, InstallError, Outcome, Resumable, Status, Updater, Verdict, Way};
+use inferd_rollout::{
+    Accepted, Busy, Gate, InstallError, Outcome, Resumable, Status, TrustError, Updater, Verdict, Way,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -104,6 +106,9 @@ struct Refusal<'a> {
     code: &'a str,
     /// The reason in words.
     detail: &'a str,
+    /// Whether the same bytes may be taken later.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retry: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<&'a Verdict>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,7 +116,8 @@ struct Refusal<'a> {
 }
 
 fn refusal(status: StatusCode, error: &'static str, code: &str, detail: &str) -> Reply {
-    Reply::json(status, &Refusal { error, code, detail, verdict: None, resume: None }).with_error(error)
+    Reply::json(status, &Refusal { error, code, detail, retry: false, verdict: None, resume: None })
+        .with_error(error)
 }
 
 fn bad_request(detail: &str) -> Reply {
@@ -282,8 +288,8 @@ async fn resumable(desk: &Desk, part: Part) -> Result<(), Reply> {
         }
         Some(_) => return Ok(()),
     };
-    let body =
-        Refusal { error: "not_resumable", code, detail: &detail, verdict: None, resume: known.as_ref() };
+    let resume = known.as_ref();
+    let body = Refusal { error: "not_resumable", code, detail: &detail, retry: false, verdict: None, resume };
     Err(Reply::json(status, &body).with_error("not_resumable"))
 }
 
@@ -292,8 +298,8 @@ async fn cut(desk: &Desk, e: BodyError) -> Reply {
     let (status, error) = told(e);
     let resume = desk.updater.resumable().await;
     let detail = e.to_string();
-    let body =
-        Refusal { error, code: "interrupted", detail: &detail, verdict: None, resume: resume.as_ref() };
+    let resume = resume.as_ref();
+    let body = Refusal { error, code: "interrupted", detail: &detail, retry: true, verdict: None, resume };
     let reply = Reply::json(status, &body).with_error(error);
     if status == StatusCode::SERVICE_UNAVAILABLE {
         return reply.with_retry_after(Duration::from_secs(5));
@@ -312,8 +318,14 @@ async fn ended(desk: &Desk, e: &InstallError) -> Reply {
     };
     let resume = if e.retry() { desk.updater.resumable().await } else { None };
     let detail = e.to_string();
-    let body =
-        Refusal { error, code: e.code(), detail: &detail, verdict: e.verdict(), resume: resume.as_ref() };
+    let body = Refusal {
+        error,
+        code: e.code(),
+        detail: &detail,
+        retry: e.retry(),
+        verdict: e.verdict(),
+        resume: resume.as_ref(),
+    };
     Reply::json(status, &body).with_error(error)
 }
 
@@ -330,15 +342,7 @@ fn refused_status(verdict: &Verdict) -> StatusCode {
 }
 
 /// Refusals of the keys' gate that are about keys and not about the bundle's form.
-const KEY_CODES: &[&str] = &[
-    "no-root",
-    "no-known-key",
-    "bad-signature",
-    "below-threshold",
-    "wrong-role",
-    "dev-not-allowed",
-    "revoked-key",
-];
+const KEY_CODES: &[&str] = &["no-root", "trust-went-back", "unsigned", "unknown-keys", "signature-wrong"];
 
 /// How a bundle stands for its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -415,7 +419,8 @@ pub(crate) async fn progress(app: &App) -> Reply {
     let updates;
     let desk = desk!(updates, app);
     let status = desk.updater.status().borrow().clone();
-    let resume = desk.updater.resumable().await;
+    // What lies on the medium is only looked at while nobody writes there.
+    let resume = if status.install.is_none() { desk.updater.resumable().await } else { None };
     Reply::json(
         StatusCode::OK,
         &json!({
@@ -508,11 +513,9 @@ pub(crate) fn commit_ready(app: &App) -> Reply {
     if !ran {
         reasons.push(format!("the default model does not answer: {}", words.reason));
     }
-    if app.hosts.loading() {
-        reasons.push("models are being loaded".to_owned());
-    }
     let updates = app.updates.load();
     match &**updates {
+        Updates::Off if app.hosts.loading() => reasons.push("models are being loaded".to_owned()),
         Updates::Off => {}
         Updates::Starting => reasons.push("the slots are being opened".to_owned()),
         Updates::Broken(reason) => reasons.push(reason.clone()),
@@ -566,7 +569,10 @@ pub(crate) async fn rollback(app: &App, req: &Req) -> Reply {
             let body = json!({ "serving": status.serving, "verdict": status.verdicts.last() });
             Reply::json(StatusCode::OK, &body)
         }
-        Ok(Err(e)) => refusal(StatusCode::CONFLICT, "not_rolled_back", &e.code, &e.sentence),
+        Ok(Err(e)) => {
+            let status = if stopping(&e) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CONFLICT };
+            refusal(status, "not_rolled_back", &e.code, &e.sentence)
+        }
         Err(e) => refusal(
             StatusCode::INTERNAL_SERVER_ERROR,
             "unexpected_error",
@@ -588,8 +594,20 @@ pub(crate) async fn trust(app: &App, req: &Req) -> Reply {
                 &json!({ "taken": taken, "trust": status.trust, "permit": status.permit }),
             )
         }
-        Err(e) => refusal(StatusCode::FORBIDDEN, "trust_refused", &e.code, &e.sentence),
+        Err(e) => {
+            let status = match e.code.as_str() {
+                _ if stopping(&e) => StatusCode::SERVICE_UNAVAILABLE,
+                "trust-form" | "trust-kind" | "trust-document" => StatusCode::UNPROCESSABLE_ENTITY,
+                _ => StatusCode::FORBIDDEN,
+            };
+            refusal(status, "trust_refused", &e.code, &e.sentence)
+        }
     }
+}
+
+/// Whether it was refused only because of the time it came at.
+fn stopping(e: &TrustError) -> bool {
+    e.code.starts_with("busy-")
 }
 
 /// `POST /api/v1/pull`.

@@ -41,6 +41,8 @@ pub struct Config {
     pub models: Models,
     /// `[hosts]`
     pub hosts: Hosts,
+    /// `[updates]`
+    pub updates: Updates,
     /// `[security]`
     pub security: Security,
     /// `[logging]`
@@ -101,6 +103,61 @@ pub struct Hosts {
     pub cgroup_root: Option<PathBuf>,
 }
 
+/// Bundles over the air.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Updates {
+    pub enabled: Enabled,
+    pub slot_a: PathBuf,
+    pub slot_b: PathBuf,
+    pub slot_bytes: u64,
+    pub data_dir: PathBuf,
+    pub run_dir: Option<PathBuf>,
+    pub roots: Vec<PathBuf>,
+    pub allow_dev: bool,
+    /// `None`: what [`BOARD_FILE`] says.
+    pub board: Option<String>,
+    pub device_file: Option<PathBuf>,
+    pub memory_limit: Option<u64>,
+    /// 0 means what the bundle says.
+    pub probation_s: u32,
+    /// 0 means what the bundle says.
+    pub probation_requests: u32,
+    pub scrub_bytes_per_s: u64,
+    pub upload_window: Duration,
+    pub upload_rate: u64,
+    pub pull: bool,
+    pub usb_dir: Option<PathBuf>,
+    pub hawkbit: Option<Hawkbit>,
+}
+
+/// Whether bundles are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Enabled {
+    /// Where both slots are there: an image hands them over.
+    Auto,
+    On,
+    Off,
+}
+
+/// A fleet server.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Hawkbit {
+    pub url: String,
+    pub tenant: String,
+    /// `None`: the device's name.
+    pub controller: Option<String>,
+    pub token: Option<String>,
+    pub gateway_token: Option<String>,
+    /// Agree to updates that somebody is to agree to.
+    pub confirm: bool,
+}
+
+/// Where an image says which board it is for.
+pub const BOARD_FILE: &str = "/etc/inferd/board";
+
 /// Who may do what, and how much of it.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -140,6 +197,8 @@ pub struct Arguments {
     pub models: Vec<PathBuf>,
     /// `--listen`, in order.
     pub listen: Vec<SocketAddr>,
+    /// `--updates-dir`
+    pub updates: Option<PathBuf>,
 }
 
 /// A configuration and how it came about.
@@ -201,6 +260,16 @@ impl Loaded {
         if !arguments.models.is_empty() {
             let dirs = arguments.models.iter().map(|p| p.to_string_lossy().into_owned()).collect();
             said.insert("models.dirs", ("--models", dirs));
+        }
+        if let Some(dir) = &arguments.updates {
+            let mut say = |key, what: String| said.insert(key, ("--updates-dir", vec![what]));
+            let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
+            say("updates.enabled", "on".to_owned());
+            say("updates.slot_a", at("slot-a"));
+            say("updates.slot_b", at("slot-b"));
+            say("updates.data_dir", at("data"));
+            say("updates.run_dir", at("run"));
+            say("updates.root", at("root.imr"));
         }
         let old = seed::translate(&environment);
         let mut reader = Reader::new(said, environment, old.settings, layer);
@@ -390,6 +459,7 @@ impl Config {
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
             },
+            updates: Updates::read(r),
             security: Security {
                 api_key: r.secret(
                     "security.api_key",
@@ -444,6 +514,186 @@ impl Config {
                 },
             ),
         }
+    }
+}
+
+impl Updates {
+    fn read(r: &mut Reader) -> Self {
+        fn absolute(s: &str) -> Option<PathBuf> {
+            (!s.is_empty()).then(|| PathBuf::from(s))
+        }
+        let printable =
+            |s: &str| (s.len() <= 256 && s.bytes().all(|b| b.is_ascii_graphic())).then(|| s.to_owned());
+        let count = |n: u64| u32::try_from(n).expect("the ranges end below 2^32");
+        let enabled = r.choice(
+            "updates.enabled",
+            Enabled::Auto,
+            &[("auto", Enabled::Auto), ("on", Enabled::On), ("off", Enabled::Off)],
+            "Take signed bundles into two model slots; auto: where both slots are there, as an image hands them over.",
+        );
+        let mut place = |key, default: &str, meaning| {
+            r.text(key, default, "a path", meaning, absolute).unwrap_or_else(|| PathBuf::from(default))
+        };
+        let slot_a = place(
+            "updates.slot_a",
+            "/run/inferd/slots/a",
+            "Model slot A: a raw partition, or a file that is made when updates are on.",
+        );
+        let slot_b = place("updates.slot_b", "/run/inferd/slots/b", "Model slot B.");
+        let slot_bytes = r.integer(
+            "updates.slot_size_mib",
+            1024,
+            1..=1_048_576,
+            "MiB of a slot that is a file (room is taken as bundles need it); a partition has its own size.",
+        ) << 20;
+        let data_dir = r
+            .text(
+                "updates.data_dir",
+                "/data/inferd",
+                "a path",
+                "State, trust documents and verdicts; must survive restarts of the board.",
+                absolute,
+            )
+            .unwrap_or_else(|| "/data/inferd".into());
+        Self {
+            enabled,
+            slot_a,
+            slot_b,
+            slot_bytes,
+            data_dir,
+            run_dir: r.text(
+                "updates.run_dir",
+                "/run/inferd/daemon",
+                "a path",
+                "Where the mark of a clean stop is left; must not survive a restart of the board. Empty: every stop counts as a crash of a bundle on trial.",
+                absolute,
+            ),
+            roots: r.list(
+                "updates.root",
+                0,
+                &["/etc/inferd/root.imr"],
+                "paths of root documents, oldest first",
+                "The keys bundles are signed with: the first is the anchor, others rotate it. Without one no bundle is accepted.",
+                absolute,
+            ),
+            allow_dev: r.boolean(
+                "updates.allow_dev",
+                false,
+                "Accept bundles of the role model-dev; for workshops only, and /status says so.",
+            ),
+            board: r.text(
+                "updates.board",
+                "",
+                "a board's name",
+                "The board that bundles are targeted at; empty: what /etc/inferd/board says.",
+                printable,
+            ),
+            device_file: r.text(
+                "updates.device_file",
+                "/run/inferd/device",
+                "a path",
+                "Holds this device's name in permits; empty or absent: a name is made up once and kept in the data directory.",
+                absolute,
+            ),
+            memory_limit: Some(r.integer(
+                "updates.memory_limit_mib",
+                0,
+                0..=1_048_576,
+                "MiB that all engine hosts together may declare; 0 is what the kernel says is available.",
+            ))
+            .filter(|n| *n > 0)
+            .map(|n| n << 20),
+            probation_s: count(r.integer(
+                "updates.probation_s",
+                0,
+                0..=604_800,
+                "How long a new bundle is watched while it serves; 0 is what the bundle says.",
+            )),
+            probation_requests: count(r.integer(
+                "updates.probation_requests",
+                0,
+                0..=1_000_000_000,
+                "After how many requests the watch ends earlier; 0 is what the bundle says.",
+            )),
+            scrub_bytes_per_s: r.integer(
+                "updates.scrub_kib_per_s",
+                1024,
+                0..=1_048_576,
+                "How fast the active slot is verified again in the background; 0 is not at all.",
+            ) << 10,
+            upload_window: Duration::from_secs(r.integer(
+                "updates.upload_window_s",
+                limits::UPLOAD_WINDOW.as_secs(),
+                1..=3600,
+                "A push is given up when it comes slower than upload_min_bytes_per_s for this long; however long it lasts otherwise.",
+            )),
+            upload_rate: r.integer(
+                "updates.upload_min_bytes_per_s",
+                limits::UPLOAD_RATE,
+                0..=1_000_000_000,
+                "The slowest a push may come, on average over upload_window_s; 0 asks for one byte in that time.",
+            ),
+            pull: r.boolean(
+                "updates.pull",
+                true,
+                "Let POST /api/v1/pull fetch bundles by URL.",
+            ),
+            usb_dir: r.text(
+                "updates.usb_dir",
+                "/run/inferd/usb",
+                "a path",
+                "Directory in which each mounted stick is a directory; bundles in its root are installed. Empty: none.",
+                absolute,
+            ),
+            hawkbit: Hawkbit::read(r),
+        }
+    }
+}
+
+impl Hawkbit {
+    fn read(r: &mut Reader) -> Option<Self> {
+        let word = |s: &str| {
+            (s.len() <= 256 && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/')).then(|| s.to_owned())
+        };
+        let url = r.text(
+            "updates.hawkbit_url",
+            "",
+            "http://HOST[:PORT]",
+            "Eclipse hawkBit server that this device asks for updates (Direct Device Integration); empty: none.",
+            |s| is_origin(s).then(|| s.to_owned()).filter(|s| s.starts_with("http://")),
+        );
+        let tenant =
+            r.text("updates.hawkbit_tenant", "DEFAULT", "a name", "The tenant on that server.", word);
+        let controller = r.text(
+            "updates.hawkbit_controller",
+            "",
+            "a name",
+            "This device's name on that server; empty: its name in permits.",
+            word,
+        );
+        let token = r.secret(
+            "updates.hawkbit_token",
+            "16 to 256 printable characters",
+            "The device's own security token on that server.",
+        );
+        let gateway_token = r.secret(
+            "updates.hawkbit_gateway_token",
+            "16 to 256 printable characters",
+            "The gateway's security token on that server, where devices have none of their own.",
+        );
+        let confirm = r.boolean(
+            "updates.hawkbit_confirm",
+            false,
+            "Agree to updates that the server wants an agreement for; otherwise somebody agrees there.",
+        );
+        Some(Self {
+            url: url?,
+            tenant: tenant.unwrap_or_else(|| "DEFAULT".to_owned()),
+            controller,
+            token,
+            gateway_token,
+            confirm,
+        })
     }
 }
 

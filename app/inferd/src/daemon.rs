@@ -2,14 +2,20 @@
 //!
 //! The order matters. Listeners are bound before anything that can take long, so that `/livez` and `/readyz` answer while
 //! models load; a model that cannot be loaded never ends the daemon: it stays up and says why.
+//!
+//! Where there are updates, what a slot holds goes first: the updater loads the slot's models, then the directories' models of
+//! other names beside them. A directory never takes the place of a model that came in a bundle: not at the start, not by SIGHUP,
+//! not by a load over the network. Only a bundle, a rollback or the end of a trial changes those.
 
 use crate::{
     config::{Config, Loaded},
-    models,
+    models, updates,
+    ways::{self, Identity, Puller, Receiver},
 };
-use inferd_api::{ApiConfig, App, Compat, Cors, RateLimit};
-use inferd_hosts::{Announced, Hosts, HostsConfig};
+use inferd_api::{ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Updates};
+use inferd_hosts::{Announced, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
+use inferd_rollout::Updater;
 use std::{
     future::Future,
     net::SocketAddr,
@@ -74,10 +80,21 @@ pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
-        let dirs = config.models.dirs.clone();
-        let loading = tokio::spawn(load_and_reload(Arc::clone(&hosts), dirs, signals.reload, started, first));
+        app.updates.store(Arc::new(Updates::Starting));
+        let life = Life { app: Arc::clone(&app), hosts: Arc::clone(&hosts), config: config.clone(), started };
+        let loading = tokio::spawn(life.load_and_reload(signals.reload, first));
         info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");
-        inferd_api::serve(app, listeners, ended(signals.end)).await;
+        let end = {
+            let app = Arc::clone(&app);
+            async move {
+                ended(signals.end).await;
+                // At once, also if connections take long to end: who kills this daemon then must not find a crash.
+                if let Some(updater) = updater(&app) {
+                    updater.stop().await;
+                }
+            }
+        };
+        inferd_api::serve(app, listeners, end).await;
         loading.abort();
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");
@@ -126,7 +143,8 @@ fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
 }
 
 fn api_config(loaded: &Loaded) -> ApiConfig {
-    let Config { server, inference, compat, models, security, logging, expected_sha256, .. } = &loaded.config;
+    let Config { server, inference, compat, models, updates, security, logging, expected_sha256, .. } =
+        &loaded.config;
     let rate = |n: u64| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
     ApiConfig {
         default_model: models.default.as_ref().map(ToString::to_string),
@@ -136,6 +154,8 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
         max_connections: server.max_connections,
         head_time: server.header_timeout,
         body_time: server.request_timeout,
+        upload_window: updates.upload_window,
+        upload_rate: updates.upload_rate,
         idle_time: server.keep_alive,
         drain_time: server.drain_timeout,
         cors: Cors { origins: server.allow_origins.clone() },
@@ -157,25 +177,79 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
     }
 }
 
-/// Loads all models, then again those that changed whenever SIGHUP asks for it.
-async fn load_and_reload(
+/// The updater, once it is there.
+fn updater(app: &App) -> Option<Arc<Updater>> {
+    match &**app.updates.load() {
+        Updates::On(desk) => Some(Arc::clone(&desk.updater)),
+        Updates::Off | Updates::Starting | Updates::Broken(_) => None,
+    }
+}
+
+/// What the loading of models needs.
+struct Life {
+    app: Arc<App>,
     hosts: Arc<Hosts>,
-    dirs: Vec<PathBuf>,
-    mut reload: Signal,
+    config: Config,
     started: Instant,
-    first: Announced,
-) {
-    load(&hosts, &dirs).await;
-    drop(first);
-    let ms = millis(started.elapsed());
-    match hosts.list().len() {
-        0 => warn!(ms, "up without a model: nothing can be inferred until one is loaded"),
-        models => info!(ms, models, failed = hosts.load_errors().len(), "ready"),
-    }
-    while reload.recv().await.is_some() {
-        info!("SIGHUP: looking for new and changed models");
+}
+
+impl Life {
+    /// Lets the slots' and the directories' models serve, then looks for changed directories whenever SIGHUP asks for it.
+    async fn load_and_reload(self, mut reload: Signal, first: Announced) {
+        let Self { app, hosts, config, started } = self;
+        let dirs = config.models.dirs.clone();
+        let receiver = open(&app, &hosts, &config).await;
+        // With updates it finds what they left out: a directory that came after their list was made.
         load(&hosts, &dirs).await;
+        drop(first);
+        let ms = millis(started.elapsed());
+        match hosts.list().len() {
+            0 => warn!(ms, "up without a model: nothing can be inferred until one is loaded"),
+            models => info!(ms, models, failed = hosts.load_errors().len(), "ready"),
+        }
+        let _ways = receiver.map(|receiver| ways::start(&config, &receiver));
+        while reload.recv().await.is_some() {
+            info!("SIGHUP: looking for new and changed models");
+            load(&hosts, &dirs).await;
+        }
     }
+}
+
+/// Opens the updater where there is one to be, and lets it decide what serves. A failure is shown and ends nothing: the
+/// directories' models serve then.
+async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc<Receiver>> {
+    let planned = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || {
+            let factory = models::find(&config.models.dirs).models;
+            updates::plan(&config, factory)
+        })
+    };
+    let broken = |why: String| {
+        error!("no updates: {why}");
+        app.updates.store(Arc::new(Updates::Broken(why)));
+        None
+    };
+    let plan = match planned.await {
+        Ok(updates::Wanted::On(plan)) => plan,
+        Ok(updates::Wanted::Off) => {
+            app.updates.store(Arc::new(Updates::Off));
+            return None;
+        }
+        Ok(updates::Wanted::Broken(why)) => return broken(why),
+        Err(e) => return broken(e.to_string()),
+    };
+    let identity = Identity { device: plan.device.clone(), board: plan.config.board.clone() };
+    let updater = match Updater::start(plan.config, Arc::clone(hosts)).await {
+        Ok(updater) => updater,
+        Err(e) => return broken(e.to_string()),
+    };
+    let receiver = Arc::new(Receiver::new(Arc::clone(&updater), identity));
+    let pull = config.updates.pull.then(|| Arc::new(Puller::new(Arc::clone(&receiver))) as Arc<dyn Pull>);
+    let desk = Desk { updater: Arc::clone(&updater), device: plan.device, pull };
+    app.updates.store(Arc::new(Updates::On(Box::new(desk))));
+    updater.boot().await;
+    Some(receiver)
 }
 
 /// Loads every model that is not served as it stands in its directory. They load side by side: most of a load is one
@@ -185,9 +259,12 @@ async fn load(hosts: &Arc<Hosts>, dirs: &[PathBuf]) {
         let (hosts, dirs) = (Arc::clone(hosts), dirs.to_owned());
         move || {
             let found = models::find(&dirs);
-            // The manifest holds the digest of every file: when it is the same, the model is.
-            let is_served =
-                |m: &Manifest| hosts.get(m.name.as_str()).is_some_and(|served| *served.manifest() == *m);
+            // The manifest holds the digest of every file: when it is the same, the model is. What came in a bundle stays.
+            let is_served = |m: &Manifest| {
+                hosts.get(m.name.as_str()).is_some_and(|served| {
+                    *served.manifest() == *m || matches!(served.origin(), Origin::Bundle { .. })
+                })
+            };
             let (wanted, doubles) = models::wanted(found.models, is_served);
             (wanted, [found.problems, doubles].concat())
         }

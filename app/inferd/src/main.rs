@@ -9,6 +9,8 @@ mod config;
 mod daemon;
 mod logging;
 mod models;
+mod updates;
+mod ways;
 
 use clap::Parser;
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
@@ -36,6 +38,9 @@ struct Cli {
     /// Where to listen; may be given several times
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+    /// Take signed bundles into two slots that are files in this directory; its root.imr says whose
+    #[arg(long, value_name = "DIR")]
+    updates_dir: Option<PathBuf>,
     /// Print the effective configuration as TOML, with the source of each value, and end
     #[arg(long, conflicts_with = "check")]
     print_config: bool,
@@ -58,7 +63,12 @@ fn main() -> ExitCode {
         say(&config::reference());
         return ExitCode::SUCCESS;
     }
-    let arguments = config::Arguments { file: cli.config, models: cli.models, listen: cli.listen };
+    let arguments = config::Arguments {
+        file: cli.config,
+        models: cli.models,
+        listen: cli.listen,
+        updates: cli.updates_dir,
+    };
     let loaded = match config::Loaded::of_process(&arguments) {
         Ok(loaded) => loaded,
         Err(e) => {

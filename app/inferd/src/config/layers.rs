@@ -355,8 +355,10 @@ impl Reader {
 
     fn find(&self, key: &'static str) -> (Option<Raw>, Source) {
         if let Some((name, values)) = self.arguments.get(key) {
-            let items = values.iter().cloned().map(Raw::String).collect();
-            return (Some(Raw::List(items)), Source::Argument(name));
+            let mut items: Vec<Raw> = values.iter().cloned().map(Raw::String).collect();
+            // One value may stand for a list or for itself.
+            let raw = if items.len() == 1 { items.remove(0) } else { Raw::List(items) };
+            return (Some(raw), Source::Argument(name));
         }
         let name = env_name(key);
         if let Some(text) = self.environment.get(&name).filter(|text| !text.trim().is_empty()) {
@@ -430,7 +432,8 @@ fn nearest<'a>(name: &str, among: impl Iterator<Item = &'a str>) -> String {
             (whole.min(moved), candidate)
         })
         .min()
-        .filter(|(distance, _)| *distance <= 3)
+        // Of a short name no more than half may differ, or it is near to everything.
+        .filter(|(distance, _)| *distance <= 3.min(tail(name).len() / 2))
         .map_or_else(|| ".".to_owned(), |(_, candidate)| format!("; did you mean {candidate}?"))
 }
 
