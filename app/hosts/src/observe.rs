@@ -10,7 +10,7 @@
 use crate::limits::LOOK_AT;
 use crate::served::InferError;
 use crate::stats::End;
-use inferd_model::{DType, Manifest};
+use inferd_model::{DType, Manifest, Motif};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -105,12 +105,12 @@ impl Latencies {
 /// What the answers looked like.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outputs {
-    /// How often each class had the highest score, when the model has an output that looks like scores: the first one that is
-    /// a single vector of 2 to 1024 numbers. Empty when it has none.
+    /// How often each class had the highest score, when the model has scores: the output its manifest names as such, else the
+    /// first one that is a single vector of 2 to 1024 numbers. Empty when it has none.
     pub classes: Vec<u64>,
     /// Answers with a value that is not finite among the elements looked at, in any output.
     pub non_finite: u64,
-    /// Elements of the first output that were looked at and finite.
+    /// Elements of the scores (of the first output, where there are none) that were looked at and finite.
     pub elements: u64,
     /// Sums are taken of differences to this value (the first one seen), so that they do not cancel.
     pivot: f64,
@@ -119,7 +119,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Mean of the first output's elements; `None` without any.
+    /// Mean of those elements; `None` without any.
     #[must_use]
     pub fn mean(&self) -> Option<f64> {
         (self.elements > 0).then(|| self.pivot + self.sum / self.n())
@@ -242,7 +242,7 @@ pub struct Drift {
     /// with `k` classes in use and `n` and `m` answers it is distributed like chi-squared with `k - 1` degrees of freedom times
     /// `1/n + 1/m` (B. Yurdakul, *Statistical Properties of Population Stability Index*, 2018).
     pub psi_noise: f64,
-    /// Difference of the means of the first output, in units of its elements' standard deviation (the root of the mean of
+    /// Difference of the means of the scores (of the first output, where there are none), in units of their elements' standard deviation (the root of the mean of
     /// both variances: Cohen's d); `None` without answers on one side.
     pub mean_shift: Option<f64>,
 }
@@ -340,11 +340,17 @@ struct Sums {
 impl Observed {
     pub fn new(manifest: &Manifest) -> Self {
         let elements = |s: &inferd_model::TensorSpec| s.shape.iter().map(|&d| d as usize).product::<usize>();
-        let scores = manifest.outputs.iter().position(|s| {
-            let n = elements(s);
+        let countable = |s: &inferd_model::TensorSpec| {
             let vector = s.shape.iter().filter(|&&d| d != 1).count() == 1;
-            vector && (2..=LOOK_AT).contains(&n) && s.dtype != DType::Bool
-        });
+            vector && (2..=LOOK_AT).contains(&elements(s)) && s.dtype != DType::Bool
+        };
+        // A latent vector is a vector as well, and its highest place is no class: what the manifest says goes first.
+        let named = match manifest.imu.as_ref().and_then(|imu| imu.motif.as_ref()) {
+            Some(Motif::Output { output, .. }) => Some(output),
+            _ => None,
+        };
+        let named = manifest.outputs.iter().position(|s| named == Some(&s.name) && countable(s));
+        let scores = named.or_else(|| manifest.outputs.iter().position(countable));
         let classes = scores.map_or(0, |i| elements(&manifest.outputs[i]));
         let look = |s: &inferd_model::TensorSpec| Look {
             dtype: s.dtype,
@@ -377,19 +383,18 @@ impl Observed {
             return;
         }
         let turn = usize::try_from(self.turn.fetch_add(1, Relaxed)).unwrap_or(0);
-        let (mut first, mut finite, mut class) = (Sums::default(), true, None);
+        let judged = self.scores.unwrap_or(0);
+        let (mut sums_of_judged, mut finite, mut class) = (Sums::default(), true, None);
         for (i, look) in self.looks.iter().enumerate() {
             let can = matches!(look.dtype, DType::Fp32 | DType::Fp64 | DType::Fp16 | DType::Bf16);
-            if i > 0 && !can && self.scores != Some(i) {
+            if i != judged && !can {
                 continue;
             }
             let bytes = output(i);
-            if i == 0 || can {
-                let sums = look.sums(bytes, turn % look.step, &self.pivot, i == 0);
-                finite &= sums.finite == sums.elements;
-                if i == 0 {
-                    first = sums;
-                }
+            let sums = look.sums(bytes, turn % look.step, &self.pivot, i == judged);
+            finite &= sums.finite == sums.elements;
+            if i == judged {
+                sums_of_judged = sums;
             }
             if self.scores == Some(i) {
                 class = look.highest(bytes);
@@ -399,9 +404,9 @@ impl Observed {
         t.success += 1;
         t.compute.record(compute);
         t.non_finite += u64::from(!finite);
-        t.elements += first.finite;
-        t.sum += first.sum;
-        t.squares += first.squares;
+        t.elements += sums_of_judged.finite;
+        t.sum += sums_of_judged.sum;
+        t.squares += sums_of_judged.squares;
         if let Some(n) = class.and_then(|c| t.classes.get_mut(c)) {
             *n += 1;
         }
@@ -555,6 +560,7 @@ pub fn all_finite(dtype: DType, bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::IntoBytes as _;
 
     #[test]
     fn a_quantile_is_right_to_three_percent_over_nine_decades() {
@@ -597,6 +603,22 @@ mod tests {
             squares: s.squares,
         };
         Observation { outputs, ..Observation::default() }
+    }
+
+    #[test]
+    fn classes_are_those_of_the_scores_that_the_manifest_names() {
+        let manifest = include_str!("../../inferd/models/imu-motion/manifest.toml");
+        let manifest = Manifest::from_toml(manifest).unwrap();
+        assert_eq!(manifest.outputs[1].name, "motif_scores", "a latent vector comes first");
+        let observed = Observed::new(&manifest);
+        observed.begin();
+        let (latent, mut scores) = (vec![9.0_f32; manifest.outputs[0].elements()], [0.0_f32; 12]);
+        scores[7] = 1.2;
+        let bytes = [latent.as_bytes(), scores.as_bytes()];
+        observed.answered(Duration::from_millis(1), |i| bytes[i]);
+        let outputs = observed.read(1).outputs;
+        assert_eq!(outputs.classes, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+        assert!((outputs.mean().unwrap() - 0.1).abs() < 1e-6, "the mean is that of the scores");
     }
 
     #[test]

@@ -138,6 +138,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("unexpected-error", "The device's log says more"),
     ("pull-off", ""),
     ("listeners", "Try again later"),
+    ("misused", "Send it with `inferctl push` or curl, which keep to the order of a transfer"),
     // --- gates
     ("no-root", "Send bundles to an image made with --root FILE"),
     (

@@ -273,7 +273,7 @@ fn agreement(want: impl Iterator<Item = f64>, got: impl Iterator<Item = f64>) ->
     }
     let cosine = match (ww > 0.0, gg > 0.0) {
         _ if !finite => return Agreement { cosine: f64::NAN, max_abs: f64::INFINITY },
-        (true, true) => (dot / (ww.sqrt() * gg.sqrt())).min(1.0),
+        (true, true) => (dot / (ww.sqrt() * gg.sqrt())).clamp(-1.0, 1.0),
         // Two zero vectors are the same; a zero and a non-zero vector have no angle and do not agree.
         (false, false) => 1.0,
         _ => 0.0,

@@ -44,6 +44,8 @@ struct Open {
     before: BTreeMap<String, Observation>,
     /// When the phase began.
     since: Duration,
+    /// How long it was on probation.
+    watched: Duration,
     /// When what ends it was found.
     found_at: Option<Duration>,
     /// The gate that found it.
@@ -113,6 +115,7 @@ impl Shell {
             shadows: Vec::new(),
             before: BTreeMap::new(),
             since: self.now(),
+            watched: Duration::ZERO,
             found_at: None,
             gate: Gate::Boot,
             flipped: state.trial.as_ref().is_some_and(|t| t.phase == Phase::Probation),
@@ -400,6 +403,9 @@ impl Shell {
         if !over {
             return None;
         }
+        if let Some(open) = &mut self.open {
+            open.watched = elapsed;
+        }
         let judged = watched.iter().all(|(_, o)| o.success + o.faults() >= judge::ENOUGH);
         Some(Event::Over { judged })
     }
@@ -429,7 +435,7 @@ impl Shell {
         }
         let open = self.open.as_ref()?;
         let about = open.about.clone();
-        let elapsed = millis(self.now().saturating_sub(open.since));
+        let elapsed = millis(open.watched);
         use_permit(&self.core).await;
         let (product, version) =
             (about.product.clone().unwrap_or_default(), about.version.unwrap_or_default());
