@@ -3,6 +3,7 @@
 use crate::error::FetchError;
 use hyper::Uri;
 use std::fmt;
+use std::net::Ipv6Addr;
 
 /// Longest address that is followed, in bytes.
 const LONGEST: usize = 4096;
@@ -54,18 +55,25 @@ impl Url {
             _ => return Err(bad()),
         }
         let authority = uri.authority().ok_or_else(bad)?;
-        if authority.as_str().contains('@') || authority.host().is_empty() {
+        let host = authority.host();
+        // Hyper takes brackets anywhere: `http://a[::1]b:80` has the host `a[` for it.
+        let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains(['[', ']']),
+        };
+        if authority.as_str().contains('@') || !is_host {
             return Err(bad());
         }
-        let port = match (authority.port_u16(), authority.as_str().strip_prefix(authority.host())) {
-            (Some(0), _) => return Err(bad()),
-            (Some(port), _) => port,
-            (None, Some("" | ":")) => 80,
-            _ => return Err(bad()),
+        let port = match authority.as_str().strip_prefix(host).ok_or_else(bad)? {
+            "" | ":" => 80,
+            rest => {
+                let port = rest.strip_prefix(':').and_then(|port| port.parse().ok());
+                port.filter(|&port| port != 0).ok_or_else(bad)?
+            }
         };
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        Ok(Self { host: authority.host().to_ascii_lowercase(), port, path })
+        Ok(Self { host: host.to_ascii_lowercase(), port, path })
     }
 
     /// What a reference in an answer from this address means (RFC 3986, 5.2).
@@ -182,8 +190,12 @@ mod tests {
             "http://",
             "http:///a",
             "http://u:p@h/",
+            "http://h:80@h:81/",
             "http://h:0/",
             "http://h:99999/",
+            "http://a[::1]b:80/",
+            "http://[::1]a:80/",
+            "http://[a]/",
             "http://h/a b",
             "http://h/\u{e4}",
             "file:///etc/passwd",
