@@ -57,7 +57,13 @@ impl Agreement {
     /// finite, the cosine is NaN and the difference infinite.
     #[must_use]
     pub fn of(dtype: DType, want: &[u8], got: &[u8]) -> Self {
-        agreement(elements(dtype, want), elements(dtype, got))
+        // An angle does not depend on lengths, and the square of a large FP64 would be infinite.
+        let unit = |bytes| {
+            let largest = elements(dtype, bytes).fold(0.0_f64, |largest, v| largest.max(v.abs()));
+            if largest > 1e100 { largest } else { 1.0 }
+        };
+        let units = if dtype == DType::Fp64 { (unit(want), unit(got)) } else { (1.0, 1.0) };
+        agreement(elements(dtype, want), elements(dtype, got), units)
     }
 }
 
@@ -261,15 +267,20 @@ fn elements(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64> + '_> {
     }
 }
 
-fn agreement(want: impl Iterator<Item = f64>, got: impl Iterator<Item = f64>) -> Agreement {
+fn agreement(
+    want: impl Iterator<Item = f64>,
+    got: impl Iterator<Item = f64>,
+    units: (f64, f64),
+) -> Agreement {
     let (mut dot, mut ww, mut gg, mut max_abs) = (0.0, 0.0, 0.0, 0.0_f64);
     let mut finite = true;
     for (w, g) in want.zip(got) {
         finite &= g.is_finite();
+        max_abs = max_abs.max((w - g).abs());
+        let (w, g) = (w / units.0, g / units.1);
         dot += w * g;
         ww += w * w;
         gg += g * g;
-        max_abs = max_abs.max((w - g).abs());
     }
     let cosine = match (ww > 0.0, gg > 0.0) {
         _ if !finite => return Agreement { cosine: f64::NAN, max_abs: f64::INFINITY },
@@ -334,6 +345,21 @@ mod tests {
         assert!(g.compare(0, &[&bytes([0.0, 0.0])], &m).is_err(), "zeros are no answer");
         assert!(g.compare(0, &[&[]], &m).is_err(), "no bytes");
         assert!(g.compare(0, &[], &m).is_err(), "no output");
+    }
+
+    #[test]
+    fn the_largest_numbers_have_an_angle() {
+        let of = |want: [f64; 2], got: [f64; 2]| {
+            let bytes = |v: [f64; 2]| v.map(f64::to_le_bytes).concat();
+            Agreement::of(DType::Fp64, &bytes(want), &bytes(got))
+        };
+        let large = [f64::MAX, -f64::MAX];
+        let same = of(large, large);
+        assert!(same.cosine > 0.999_999 && same.max_abs == 0.0);
+        assert!((of([f64::MAX, 0.0], large).cosine - 0.5_f64.sqrt()).abs() < 1e-9);
+        assert!(of(large, [1.0, -1.0]).cosine > 0.999_999);
+        assert!(of(large, [f64::INFINITY, 0.0]).cosine.is_nan());
+        assert_eq!(of(large, [0.0, 0.0]).cosine, 0.0);
     }
 
     #[test]
