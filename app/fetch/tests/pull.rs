@@ -209,6 +209,24 @@ async fn without_ranges_a_cut_begins_anew_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_server_that_sends_the_whole_file_in_the_middle_is_read_past_what_is_held() {
+    let made = usual(1);
+    let content = made.bytes.clone();
+    // Ranges until the payload; then somebody between takes the header away.
+    let server = Server::new(move |asked| match asked.number {
+        0 | 1 => file(asked, &content, "\"1\""),
+        _ => Answer::new(200, &content[..]).with("etag", "\"1\""),
+    })
+    .await;
+    let device = Double::default();
+    let pulled = pulled(&device, &server.url("/m.imb"), wish(), &limits()).await;
+    assert_eq!(pulled.code(), "fetched");
+    assert!(device.has(&made));
+    assert_eq!((pulled.report.restarts, pulled.report.ranges), (0, false));
+    assert_eq!(device.shelf().chunks, made.chunks.len());
+}
+
+#[tokio::test]
 async fn a_body_without_a_length_is_read_to_its_end() {
     let made = usual(1);
     let content = made.bytes.clone();
@@ -442,9 +460,16 @@ async fn bytes_of_two_bundles_are_never_mixed_though_the_server_hides_it() {
 #[tokio::test]
 async fn a_wrong_content_range_is_refused() {
     let made = usual(1);
-    for wrong in
-        ["bytes 1-4096/9999999", "bytes 0-99999999/999999999", "bytes */5", "items 0-1/2", "", "bytes 5-1/9"]
-    {
+    for wrong in [
+        "bytes 1-4096/9999999",
+        "bytes 0-99999999/999999999",
+        "bytes 9223372036854775808-9223372036854775809/9223372036854775810",
+        "bytes 0-18446744073709551615/18446744073709551616",
+        "bytes */5",
+        "items 0-1/2",
+        "",
+        "bytes 5-1/9",
+    ] {
         let content = made.bytes.clone();
         let code = code(move |asked| {
             let mut answer = file(asked, &content, "\"1\"");
