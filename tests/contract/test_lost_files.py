@@ -1,0 +1,75 @@
+"""Files of the data directory that were damaged, lost or put back while the power was off: a bundle that is whole serves all the same."""
+
+import os
+import signal
+
+import pytest
+from cli.conftest import inferctl  # noqa: F401  (a fixture)
+from contract.test_updates import committed, curl, device, office, served, slots, until, verdicts  # noqa: F401  (two are fixtures)
+from contract.wire import ask
+
+
+def kill(daemon):
+    """Ends it as a power cut does, for its files."""
+    daemon.process.send_signal(signal.SIGKILL)
+    daemon.process.wait()
+
+
+@pytest.fixture(params=[bytes(8192), os.urandom(8192)], ids=["zeros", "noise"])
+def lost(request, device, office):  # noqa: F811
+    """A device with versions 1 and 2 in its slots, started again without its state: what it found, and the next commit."""
+    daemon = device()
+    for n in (1, 2):
+        assert curl(daemon, office.made[n])[0] == 200
+        committed(daemon, n)
+    kill(daemon)
+    (device.folder / "data/state").write_bytes(request.param)
+    daemon = device()
+    [found] = [v for v in verdicts(daemon, "boot") if v["code"] == "state-recovered"]
+    later = until(lambda: [v for v in verdicts(daemon, "commit") if v["number"] > found["number"]], "a bundle is committed anew")
+    return daemon, found, later[0]
+
+
+def test_a_device_that_lost_its_state_says_so_and_judges_what_is_whole_anew(lost):
+    daemon, found, commit = lost
+    assert found["outcome"] == "interrupted" and "damaged" in found["sentence"]
+    gates = [v["gate"] for v in slots(daemon)["verdicts"] if v["number"] > found["number"]]
+    assert gates == ["load", "golden", "memory-measured", "flip", "commit"]
+    assert served(daemon) == f"1.0.{commit['version']}"
+
+
+@pytest.mark.xfail(strict=True, reason="the first staged slot is tried, not the one with the highest version")
+def test_a_device_that_lost_its_state_goes_on_with_the_newest_bundle(lost):
+    daemon, _, commit = lost
+    assert commit["version"] == 2 and slots(daemon)["floors"] == {"demo": 2}
+
+
+@pytest.mark.parametrize("name", ["journal", "permit.cbor", "panics.seen"])
+def test_a_damaged_file_beside_the_state_keeps_nothing_from_serving(device, office, name):  # noqa: F811
+    daemon = device()
+    assert curl(daemon, office.made[1])[0] == 200
+    committed(daemon, 1)
+    kill(daemon)
+    (device.folder / "data" / name).write_bytes(os.urandom(5000))
+    daemon = device()
+    assert served(daemon) == "1.0.1"
+    assert curl(daemon, office.made[2])[0] == 200
+    committed(daemon, 2)
+
+
+def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(device, office):  # noqa: F811
+    daemon = device()
+    assert curl(daemon, office.made[1])[0] == 200
+    committed(daemon, 1)
+    second = office.at("root-2.imr")
+    role = f"model-release=1:{office.at('release.pub')}"
+    office.run("root", "rotate", office.root, "--role", role, "--key", office.at("root.key"), "-o", second, "--force")
+    assert ask(daemon, "POST", "/api/v1/trust", second.read_bytes()).status == 200
+    kill(daemon)
+    (device.folder / "data/trust/root-2.cbor").unlink()
+    daemon = device()
+    assert served(daemon) == "1.0.1"
+    status, told = curl(daemon, office.made[2])
+    assert status == 403 and told["code"] == "trust-went-back", told
+    assert ask(daemon, "POST", "/api/v1/trust", second.read_bytes()).status == 200
+    assert curl(daemon, office.made[2])[0] == 200
