@@ -145,8 +145,13 @@ fn latency(
     None
 }
 
+/// Whether both stretches hold enough answers to be compared.
+pub fn comparable(seen: &Observation, before: Option<&Observation>) -> bool {
+    seen.success >= ENOUGH && before.is_some_and(|b| b.success >= ENOUGH)
+}
+
 fn drift(model: &str, policy: &ProbationPolicy, seen: &Observation, before: &Observation) -> Option<Finding> {
-    if seen.success < ENOUGH || before.success < ENOUGH {
+    if !comparable(seen, Some(before)) {
         return None;
     }
     let drift = seen.drift(before);

@@ -155,6 +155,7 @@ async fn a_good_bundle_takes_over_under_load_without_a_failed_request() {
     assert!(load.end().await > 400);
     let status = device.status();
     assert_eq!((status.floors["acme"], status.serving.version), (5, Some(5)));
+    assert_eq!(device.last().evidence["not_compared"], serde_json::json!([]));
     assert_eq!(device.updater.commit_ready().reasons, Vec::<String>::new());
     device.shut_down().await;
 }
@@ -196,6 +197,7 @@ async fn a_bundle_without_traffic_is_committed_after_its_golden_vectors_ran_once
     device.try_out(&release(&good(1))).await;
     device.pass().await;
     assert_eq!(code(&device.last()), "commit pass ok-rechecked");
+    assert_eq!(device.last().evidence["not_compared"], serde_json::json!(["m"]));
     assert_eq!(device.served().snapshot().success, 1, "the golden case went the way of a request");
     device.shut_down().await;
 }
