@@ -5,6 +5,9 @@
 
 #![no_main]
 
+mod bundle;
+mod fetch;
+mod slots;
 mod targets;
 
 /// The daemon's configuration: a program cannot be a dependency, so its module is compiled in here.

@@ -1,6 +1,9 @@
 //! One function per parser.
 
+use crate::bundle;
+use crate::fetch;
 use crate::inferd::config::{Arguments, Loaded};
+use crate::slots;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine};
 use inferd_model::{Golden, GoldenWriter, Manifest, Motif};
@@ -24,6 +27,15 @@ pub const ALL: &[Target] = &[
     ("coding", coding),
     ("paths", paths),
     ("config", config),
+    ("state", slots::state),
+    ("journal", slots::journal),
+    ("beginning", bundle::beginning),
+    ("page", bundle::page),
+    ("chunk", bundle::chunk),
+    ("trust", bundle::trust),
+    ("stream", bundle::stream),
+    ("ddi", fetch::ddi),
+    ("headers", fetch::headers),
 ];
 
 /// A manifest of this repository.
