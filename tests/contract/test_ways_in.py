@@ -1,8 +1,10 @@
 """The ways in that a device starts itself, and a push that is cut again and again, with the daemon as it is shipped: the rules of
 each way are tested in `app/fetch`, here the daemon's part of it."""
 
+import hashlib
 import http.server
 import json
+import re
 import shutil
 import signal
 import threading
@@ -10,10 +12,12 @@ import time
 import urllib.parse
 from pathlib import Path
 
+import numpy
+import onnx
 import places
 import pytest
 from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from contract.test_updates import committed, device, office, put, served, slots, until, verdicts  # noqa: F401  (two are fixtures)
+from contract.test_updates import IDENTITY, committed, curl, device, office, put, served, slots, until, verdicts  # noqa: F401
 from contract.wire import Wire
 
 TOKEN = "a-device-token-of-its-own"
@@ -200,3 +204,35 @@ def test_a_push_that_is_cut_in_every_chunk_goes_on_each_time(device, office):  #
     committed(daemon, 1)
     print(f"{cuts} cuts, {sent} bytes sent for {len(data)}")
     assert cuts >= 8, "every chunk was cut"
+
+
+def heavy(folder, mib):
+    """The identity model with so many MiB of weights that it does not use."""
+    shutil.copytree(IDENTITY, folder)
+    page, old = (folder / "manifest.toml").read_text(), (folder / "model.onnx").read_bytes()
+    network = onnx.load_from_string(old)
+    weights = numpy.random.default_rng(1).standard_normal(mib << 18).astype(numpy.float32)
+    network.graph.initializer.append(onnx.numpy_helper.from_array(weights, "unused"))
+    new = network.SerializeToString()
+    (folder / "model.onnx").write_bytes(new)
+    page = page.replace(hashlib.sha256(old).hexdigest(), hashlib.sha256(new).hexdigest())
+    page, replaced = re.subn(r"(?m)^memory_mib = \d+", f"memory_mib = {4 * mib + 64}", page)
+    assert replaced == 1, "the manifest has the part this changes"
+    (folder / "manifest.toml").write_text(page)
+    return folder
+
+
+def test_a_large_bundle_costs_the_daemon_little_memory(device, office):  # noqa: F811
+    file = office.bundle(1, model=heavy(office.at("heavy"), 96), product="heavy")
+    daemon = device(env={"INFERD_UPDATES_SLOT_SIZE_MIB": "128"})
+
+    def peak():
+        status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+    before = peak()
+    status, told = curl(daemon, file)
+    assert status == 200, told
+    grown = peak() - before
+    print(f"{file.stat().st_size} bytes, {grown} bytes more memory")
+    assert file.stat().st_size > 96 << 20 and grown < 16 << 20
