@@ -38,10 +38,19 @@ def test_a_device_that_lost_its_state_says_so_and_judges_what_is_whole_anew(lost
     assert served(daemon) == f"1.0.{commit['version']}"
 
 
-@pytest.mark.xfail(strict=True, reason="the first staged slot is tried, not the one with the highest version")
 def test_a_device_that_lost_its_state_goes_on_with_the_newest_bundle(lost):
     daemon, _, commit = lost
     assert commit["version"] == 2 and slots(daemon)["floors"] == {"demo": 2}
+
+
+def test_what_was_found_beside_it_is_no_way_below_the_floor(lost, device):
+    daemon, found, _ = lost
+    kill(daemon)
+    daemon = device()
+    assert served(daemon) == "1.0.2"
+    [refused] = [v for v in verdicts(daemon, "floor") if v["number"] > found["number"] and v["outcome"] == "refuse"]
+    assert refused["version"] == 1 and refused["code"] == "older-version"
+    assert sorted(s["status"] for s in slots(daemon)["slots"]) == ["bad", "committed"]
 
 
 @pytest.mark.parametrize("name", ["journal", "permit.cbor", "panics.seen"])
@@ -71,5 +80,7 @@ def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(devic
     assert served(daemon) == "1.0.1"
     status, told = curl(daemon, office.made[2])
     assert status == 403 and told["code"] == "trust-went-back", told
+    assert slots(daemon)["warnings"], "it says so"
     assert ask(daemon, "POST", "/api/v1/trust", second.read_bytes()).status == 200
+    assert slots(daemon)["warnings"] == [], "it is so no longer"
     assert curl(daemon, office.made[2])[0] == 200

@@ -58,7 +58,7 @@ pub fn plan(config: &Config, factory: Vec<PathBuf>) -> Wanted {
     for root in absent {
         warn!("updates.root: {} does not exist", root.display());
     }
-    let unset = |n: u32| if n == 0 { u32::MAX } else { n };
+    let set = |n: u32| (n > 0).then_some(n);
     let mut to = UpdaterConfig::new(slots.map(Clone::clone), c.data_dir.clone());
     to.slot_bytes = c.slot_bytes;
     to.roots = roots;
@@ -72,8 +72,7 @@ pub fn plan(config: &Config, factory: Vec<PathBuf>) -> Wanted {
     }];
     to.memory_limit = c.memory_limit;
     to.factory = factory;
-    to.probation = (c.probation_s > 0 || c.probation_requests > 0)
-        .then(|| Probation { seconds: unset(c.probation_s), requests: unset(c.probation_requests) });
+    to.probation = Probation { seconds: set(c.probation_s), requests: set(c.probation_requests) };
     to.scrub_bytes_per_s = c.scrub_bytes_per_s;
     to.evidence = Arc::new(SystemEvidence::new(c.run_dir.clone()));
     Wanted::On(Box::new(Plan { config: to, device }))
@@ -173,12 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn a_length_of_probation_that_is_not_said_never_ends_it() {
+    fn a_length_of_probation_that_is_not_said_is_the_bundles() {
         let dir = std::env::temp_dir().join(format!("inferd-probation-{}", std::process::id()));
         let bundles_own = on(&configured(&dir, "")).config.probation;
         let seconds = on(&configured(&dir, "probation_s = 3\n")).config.probation;
         fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(bundles_own, None);
-        assert_eq!(seconds, Some(Probation { seconds: 3, requests: u32::MAX }));
+        assert_eq!(bundles_own, Probation::default());
+        assert_eq!(seconds, Probation { seconds: Some(3), requests: None });
     }
 }

@@ -15,13 +15,13 @@ pub struct Engine {
     pub version: String,
 }
 
-/// When probation ends, in place of what the bundle's policy says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// When probation ends, whichever comes first. `None`: what the bundle's policy says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Probation {
     /// After this long.
-    pub seconds: u32,
-    /// Or after this many requests, whichever comes first.
-    pub requests: u32,
+    pub seconds: Option<u32>,
+    /// After this many requests; 0 is never by requests.
+    pub requests: Option<u32>,
 }
 
 /// Settings of the updater.
@@ -50,7 +50,7 @@ pub struct UpdaterConfig {
     /// Model directories that serve when no slot does: each a directory with a manifest.
     pub factory: Vec<PathBuf>,
     /// Overrides every bundle's probation length.
-    pub probation: Option<Probation>,
+    pub probation: Probation,
     /// How fast the active slot is verified again in the background, in bytes per second; 0 does not.
     pub scrub_bytes_per_s: u64,
     /// What is known about how the last run ended.
@@ -78,7 +78,7 @@ impl UpdaterConfig {
             engines: Vec::new(),
             memory_limit: None,
             factory: Vec::new(),
-            probation: None,
+            probation: Probation::default(),
             scrub_bytes_per_s: SCRUB_BYTES_PER_S,
             evidence: Arc::new(SystemEvidence::new(None)),
             clock: Arc::new(SystemClock::default()),

@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// Verdicts in a published status; the journal keeps more.
 const SHOWN: usize = 64;
+/// The end of a warning that is taken back when the document is there again.
+const UNTIL_BACK: &str = "; no bundle is accepted until it is back";
 /// The longest root document or permit that is read.
 const MAX_DOCUMENT: u64 = inferd_slots::MAX_DOCUMENT;
 
@@ -173,7 +175,7 @@ impl Core {
             }
             let state = self.store.state();
             if let Err(e) = Documents::not_older(&state, trust.root_version(), trust.revocation_version()) {
-                let sentence = format!("{e}; no bundle is accepted until it is back");
+                let sentence = format!("{e}{UNTIL_BACK}");
                 self.warn(sentence.clone());
                 trusted.stale = Some(sentence);
             }
@@ -239,6 +241,7 @@ impl Core {
             trusted.trust = Some(trust);
             trusted.stale = None;
         }
+        self.unwarn(UNTIL_BACK);
         self.publish_trust();
         let sentence = format!("root {root} and revocation list {revocations} are in force");
         let evidence = serde_json::json!({ "root": root, "revocations": revocations });
@@ -381,6 +384,16 @@ impl Core {
                 s.warnings.push(sentence);
             }
         });
+    }
+
+    /// Whether this slot serves.
+    pub fn serves(&self, slot: SlotId) -> bool {
+        self.status.borrow().serving.slot == Some(slot.letter())
+    }
+
+    /// Warnings that end like this are true no longer.
+    pub fn unwarn(&self, end: &str) {
+        self.publish(|s| s.warnings.retain(|w| !w.ends_with(end)));
     }
 
     pub fn publish_slots(&self) {

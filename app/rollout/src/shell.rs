@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often the background verification goes on.
 const SCRUB_EVERY: Duration = Duration::from_secs(1);
+/// The end of a warning that is taken back when the active slot serves again.
+const IN_PLACE: &str = " serves in place of the active one, which cannot";
 
 pub struct Shell {
     core: Arc<Core>,
@@ -46,6 +48,8 @@ struct Open {
     since: Duration,
     /// How long it was on probation.
     watched: Duration,
+    /// Its golden vectors were run once more at the end of probation.
+    rechecked: bool,
     /// When what ends it was found.
     found_at: Option<Duration>,
     /// The gate that found it.
@@ -116,6 +120,7 @@ impl Shell {
             before: BTreeMap::new(),
             since: self.now(),
             watched: Duration::ZERO,
+            rechecked: false,
             found_at: None,
             gate: Gate::Boot,
             flipped: state.trial.as_ref().is_some_and(|t| t.phase == Phase::Probation),
@@ -256,10 +261,10 @@ impl Shell {
         let bundle = serve::open(&self.core, open.slot).await?;
         open.about = serve::about(&bundle);
         open.policy = bundle.bundle().manifest().policy.clone();
-        if let Some(p) = self.core.config.probation {
-            open.policy.probation.seconds = p.seconds;
-            open.policy.probation.requests = p.requests;
-        }
+        let own = self.core.config.probation;
+        let policy = &mut open.policy.probation;
+        policy.seconds = own.seconds.unwrap_or(policy.seconds);
+        policy.requests = own.requests.unwrap_or(policy.requests);
         open.bundle = Some(bundle.clone());
         let candidates = serve::prepare(&bundle, &self.core).await?;
         let passed = serve::measured(&candidates)?;
@@ -417,6 +422,9 @@ impl Shell {
             if serve::used_enough(&served) {
                 continue;
             }
+            if let Some(open) = &mut self.open {
+                open.rechecked = true;
+            }
             if let Err(e) = serve::golden_again(&served).await {
                 let sentence =
                     format!("model {name} serves and does not reproduce its golden vectors any more: {e}");
@@ -441,7 +449,7 @@ impl Shell {
         let (product, version) =
             (about.product.clone().unwrap_or_default(), about.version.unwrap_or_default());
         let floor = self.core.store.state().floor(&product);
-        let thin = requests < judge::ENOUGH;
+        let thin = open.rechecked;
         let sentence = format!(
             "version {version} of {product} stays; the floor is {floor}{}",
             if thin { " (few requests came, so its golden vectors were run once more)" } else { "" }
@@ -506,9 +514,9 @@ impl Shell {
             }
             match served {
                 Ok(()) => {
+                    self.core.unwarn(IN_PLACE);
                     if state.active != Some(slot) {
-                        self.core
-                            .warn(format!("slot {slot} serves in place of the active one, which cannot"));
+                        self.core.warn(format!("slot {slot}{IN_PLACE}"));
                     }
                     return Rung::Slot(slot);
                 }
@@ -566,11 +574,9 @@ impl Shell {
         }
         self.core.publish_slots();
         let state = self.core.store.state();
-        let staged = SlotId::BOTH.into_iter().find(|s| state.slot(*s).status == SlotStatus::Staged);
         let next = match interrupted {
             Some(found) if goes_on => Some(found),
-            // It was complete when the run ended, and its trial had not begun.
-            _ => staged.map(|slot| (slot, Event::Staged)),
+            _ => self.waiting(&state).await.map(|slot| (slot, Event::Staged)),
         };
         if next.is_some() {
             *lock(&self.core.busy) = Occupied::Trial;
@@ -581,6 +587,33 @@ impl Shell {
         if let Some((slot, event)) = next {
             self.begin(slot, event).await;
         }
+    }
+
+    /// The newest bundle that was complete when the run ended, without its trial begun. The gates before the payload are asked
+    /// again: floors, trust and this device's configuration may be others than when it came.
+    async fn waiting(&self, state: &inferd_slots::State) -> Option<SlotId> {
+        let mut staged: Vec<SlotId> =
+            SlotId::BOTH.into_iter().filter(|s| state.slot(*s).status == SlotStatus::Staged).collect();
+        staged.sort_by_key(|s| std::cmp::Reverse(state.slot(*s).version));
+        for slot in staged {
+            let asked = match serve::open(&self.core, slot).await {
+                Ok(open) => {
+                    let core = self.core.clone();
+                    blocking(move || core.admit(open.bundle()).refused).await
+                }
+                Err(fault) => Some(fault),
+            };
+            let Some((gate, finding)) = asked else { return Some(slot) };
+            let about = About::slot(state, slot);
+            // What this device lacks for the moment is not the bundle's fault: it waits for the next start.
+            let waits = ["no-root", "trust-went-back", "memory-free"].contains(&finding.code.as_str());
+            if !waits && let Err(e) = self.record(Step::Condemn { slot }).await {
+                self.core.warn(e.sentence.clone());
+            }
+            self.core.verdict(about, gate, Outcome::Refuse, finding).await;
+        }
+        self.core.publish_slots();
+        None
     }
 
     /// Both state records are damaged: what verifies in full is staged, and judged anew.
@@ -695,7 +728,14 @@ impl Shell {
         }
         let state = self.core.store.state();
         let Some(active) = state.active else { return };
-        let Err((gate, finding)) = serve::open(&self.core, active).await else { return };
+        let Err((gate, finding)) = serve::open(&self.core, active).await else {
+            // A document that was missing may have kept it from serving.
+            if self.state == State::Idle && !self.core.serves(active) {
+                self.serve_best(None, Gate::Trust).await;
+                self.core.publish_slots();
+            }
+            return;
+        };
         if !matches!(gate, Gate::Revocation | Gate::Keys | Gate::Role) {
             return;
         }
