@@ -191,8 +191,25 @@ impl Rotate {
         let version =
             old.version.checked_add(1).ok_or_else(|| Failure::Other("no version follows".into()))?;
         let next = granted(Root { version, ..old.clone() }, &self.roles)?;
+        for role in dismissed(&old, &next) {
+            eprintln!(
+                "inferctl: keys of {role} lose it. A device whose bundle only they signed stops serving it when it takes this root: \
+                 send it a bundle that the other keys signed first, or rotate in two steps"
+            );
+        }
         self.out.write(json, Some(&old), |signers| keys::sign_root(next, signers))
     }
+}
+
+/// The roles in which a bundle may serve, and whose keys are fewer, or more of whose keys must sign.
+fn dismissed(old: &Root, next: &Root) -> Vec<Role> {
+    let shrinks = |before: &&RoleKeys| {
+        let after = next.roles.iter().find(|r| r.role == before.role);
+        after
+            .is_none_or(|a| a.threshold > before.threshold || !before.keys.iter().all(|k| a.keys.contains(k)))
+    };
+    let releases = |r: &&RoleKeys| !matches!(r.role, Role::Root | Role::Revocation);
+    old.roles.iter().filter(releases).filter(shrinks).map(|r| r.role).collect()
 }
 
 /// A root with these roles in place of its own. Keys that no role needs any more are left out.
