@@ -48,11 +48,11 @@ def free_port():
 class Daemon:
     """The daemon on a loopback port, quiet, ready."""
 
-    def __init__(self, models):
+    def __init__(self, models, arguments=()):
         self.url = f"http://127.0.0.1:{free_port()}"
         # An empty configuration: the machine's own must not change what is measured.
         config = tempfile.NamedTemporaryFile("w", suffix=".toml")
-        command = [RELEASE / "inferd", "--config", config.name, "--listen", self.url.removeprefix("http://")]
+        command = [os.environ.get("INFERD_BIN", RELEASE / "inferd"), "--config", config.name, "--listen", self.url.removeprefix("http://"), *arguments]
         for model in models:
             command += ["--models", model]
         env = {k: v for k, v in os.environ.items() if not k.startswith("INFERD_")}
