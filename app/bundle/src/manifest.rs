@@ -325,6 +325,8 @@ impl Policy {
         let within = |key: &'static str, value: f64, least: f64, most: f64| {
             if (least..=most).contains(&value) {
                 Ok(())
+            } else if least == f64::MIN_POSITIVE {
+                Err(Refusal::manifest(key, format!("{value} is not above 0 and at most {most}")))
             } else {
                 Err(Refusal::manifest(key, format!("{value} is not between {least} and {most}")))
             }
