@@ -170,7 +170,9 @@ async fn shadow(hosts: &Hosts, dir: &Path) -> Shadow {
 fn count(dir: &Path, requests: u64, shadowed: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let hosts = Hosts::new(HostsConfig { workers: 1, ..HostsConfig::default() });
+        // Not /proc/self/exe: under valgrind that is valgrind.
+        let program = std::env::current_exe().unwrap();
+        let hosts = Hosts::new(HostsConfig { program, workers: 1, ..HostsConfig::default() });
         let served = hosts.load(dir).await.unwrap();
         let shadow = if shadowed { Some(shadow(&hosts, dir).await) } else { None };
         let golden = served.golden();
