@@ -11,13 +11,13 @@ import qemu
 
 
 def inferctl_program():
-    """`$INFERCTL_BIN`, else the static release build of this machine's architecture, else the debug build."""
+    """`$INFERCTL_BIN`, else the newer of the static release build of this machine's architecture and the debug build."""
     chosen = os.environ.get("INFERCTL_BIN")
     candidates = [Path(chosen)] if chosen else [
         places.target() / f"{platform.machine()}-unknown-linux-musl/release/inferctl",
         places.target() / "debug/inferctl",
     ]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = max((path for path in candidates if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     if found is None:
         pytest.fail(f"no inferctl to test at {' or '.join(map(str, candidates))}; `cargo build -p inferctl`, or set INFERCTL_BIN")
     return found

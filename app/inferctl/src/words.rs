@@ -147,6 +147,7 @@ const ADVICE: &[(&str, &str)] = &[
     ),
     ("wrong-board", "Build it with this board as a --target"),
     ("inferd-too-old", "Update the device's software first"),
+    ("engine-version", "Update the device's software, or build the model for the engine it has"),
     ("engine-missing", "Ship the model for an engine this device has"),
     ("memory-limit", MEMORY),
     ("memory-free", MEMORY),

@@ -305,6 +305,7 @@ mod tests {
             task: Task::Tensor,
             summary: String::new(),
             engines: vec![EngineKind::Cpu],
+            engine_versions: std::collections::BTreeMap::new(),
             budget: Budget { memory_mib: 64, deadline_ms: 100, queue: None, workers: None },
             onnx: FileRef { file: "m.onnx".into(), sha256: "0".repeat(64) },
             golden: GoldenRef { file: "g".into(), sha256: "0".repeat(64), cosine: 0.9999, max_abs: 1e-3 },

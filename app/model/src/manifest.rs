@@ -5,6 +5,7 @@
 
 use crate::{DType, ModelName, SpecError, TensorSpec};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The manifest's file name inside a model directory.
 pub const MANIFEST_FILE: &str = "manifest.toml";
@@ -32,6 +33,10 @@ pub struct Manifest {
     pub summary: String,
     /// Engines that may run it, the preferred one first.
     pub engines: Vec<EngineKind>,
+    /// Versions of engines it needs, as Cargo writes requirements: `cpu = ">=0.24, <0.26"`. Of an engine that is not named any
+    /// version will do. Asked before a bundle is let in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub engine_versions: BTreeMap<EngineKind, String>,
     /// What it may use.
     pub budget: Budget,
     /// The network.
@@ -70,7 +75,7 @@ pub enum Task {
 }
 
 /// A way to run a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// The built-in engine, pure Rust.
@@ -217,6 +222,8 @@ pub enum ManifestError {
     Schema(u32),
     #[error("version {0:?}: 1 to 64 printable characters without spaces")]
     Version(String),
+    #[error("engine_versions.{}: a requirement such as \">=4.20, <5\", for an engine that `engines` names", .0.name())]
+    EngineVersion(EngineKind),
     #[error("engines: name at least one, each once")]
     Engines,
     #[error("budget.{key} is {value}, allowed are {min} to {max}")]
@@ -238,6 +245,18 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Whether it may run on this version of an engine, as the engine writes it (`rten 0.25.0`: its last word counts).
+    #[must_use]
+    pub fn suits(&self, engine: EngineKind, version: &str) -> bool {
+        let Some(wanted) = self.engine_versions.get(&engine) else { return true };
+        let number = version.split_whitespace().next_back().unwrap_or_default();
+        match (semver::VersionReq::parse(wanted), semver::Version::parse(number)) {
+            (Ok(wanted), Ok(number)) => wanted.matches(&number),
+            // What cannot be compared is not known to do.
+            _ => false,
+        }
+    }
+
     /// Reads and checks a manifest.
     ///
     /// # Errors
@@ -272,6 +291,12 @@ impl Manifest {
         let unique = (1..self.engines.len()).all(|i| !self.engines[..i].contains(&self.engines[i]));
         if self.engines.is_empty() || !unique {
             return Err(ManifestError::Engines);
+        }
+        for (engine, wanted) in &self.engine_versions {
+            let readable = wanted.len() <= 100 && semver::VersionReq::parse(wanted).is_ok();
+            if !readable || !self.engines.contains(engine) {
+                return Err(ManifestError::EngineVersion(*engine));
+            }
         }
         let range = |key, value: u64, min, max| {
             if (min..=max).contains(&value) {
@@ -458,6 +483,21 @@ shape = [1, 2]
         let text = page();
         assert!(text.contains(from), "the test edits a line that is there: {from}");
         Manifest::from_toml(&text.replace(from, to)).unwrap_err()
+    }
+
+    #[test]
+    fn an_engine_may_be_asked_for_in_a_version() {
+        let with =
+            |versions: &str| page().replace("[budget]", &format!("[engine_versions]\n{versions}\n[budget]"));
+        let m = Manifest::from_toml(&with("cpu = \">=0.24, <0.26\"")).unwrap();
+        assert!(m.suits(EngineKind::Cpu, "rten 0.25.1") && !m.suits(EngineKind::Cpu, "rten 0.26.0"));
+        assert!(!m.suits(EngineKind::Cpu, "of our own"), "a version nobody can read does not do");
+        assert!(m.suits(EngineKind::Ort, "1.23.0"), "nothing is asked of the other");
+        assert_eq!(Manifest::from_toml(&m.to_toml()).unwrap(), m);
+        for wrong in ["cpu = \"new\"", "hailo = \">=4\""] {
+            let e = Manifest::from_toml(&with(wrong)).unwrap_err().to_string();
+            assert!(e.contains("engine_versions."), "{e}");
+        }
     }
 
     #[test]

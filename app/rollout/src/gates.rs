@@ -220,7 +220,20 @@ fn engine(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
             .parse()
             .map_err(|e| (Gate::Engine, refused(&e, json!({ "model": entry.name.as_str() }))))?;
         let wants: Vec<&str> = manifest.engines.iter().copied().map(EngineKind::name).collect();
-        let Some(engine) = wants.iter().find(|w| has.contains(w)) else {
+        let engines = manifest.engines.iter().filter_map(|k| {
+            let here = facts.engines.iter().find(|e| e.name == k.name())?;
+            Some((*k, here))
+        });
+        let fits = engines.clone().find(|(kind, here)| manifest.suits(*kind, &here.version));
+        if let (None, Some((kind, here))) = (fits, engines.clone().next()) {
+            let wanted = manifest.engine_versions.get(&kind).map_or("", String::as_str);
+            let sentence =
+                format!("model {} needs {kind} {wanted}, this image has {}", entry.name, here.version);
+            let evidence =
+                json!({ "model": entry.name.as_str(), "wants": manifest.engine_versions, "has": versions });
+            return Err((Gate::Engine, Finding::new("engine-version", sentence, evidence)));
+        }
+        let Some((engine, _)) = fits else {
             let sentence = format!(
                 "model {} runs on {}, this image has {}",
                 entry.name,
@@ -230,7 +243,7 @@ fn engine(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
             let evidence = json!({ "model": entry.name.as_str(), "wants": wants, "has": versions });
             return Err((Gate::Engine, Finding::new("engine-missing", sentence, evidence)));
         };
-        chosen.insert(entry.name.to_string(), (*engine).to_owned());
+        chosen.insert(entry.name.to_string(), engine.name());
         admission.manifests.push(manifest);
     }
     let evidence = json!({ "models": chosen, "has": versions });

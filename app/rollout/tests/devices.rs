@@ -276,6 +276,10 @@ async fn what_can_be_refused_before_the_payload_is_and_nothing_is_written() {
         (changed(|s| s.targets = vec!["other-board".into()]), "target refuse wrong-board"),
         (changed(|s| s.min_inferd = Some("999.0.0".into())), "target refuse inferd-too-old"),
         (net(Net { engines: "[\"hailo\"]", ..GOOD }), "engine refuse engine-missing"),
+        (
+            net(Net { engines: "[\"cpu\"]\nengine_versions = { cpu = \">=99\" }", ..GOOD }),
+            "engine refuse engine-version",
+        ),
         (net(Net { memory_mib: 8192, ..GOOD }), "memory refuse memory-limit"),
     ];
     let before = std::fs::read(device.slot_file('B')).unwrap();

@@ -94,6 +94,7 @@ pub fn write(
                   on synthetic motion"
             .to_owned(),
         engines: vec![EngineKind::Ort, EngineKind::Cpu],
+        engine_versions: std::collections::BTreeMap::new(),
         budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
         golden: GoldenRef {

@@ -255,6 +255,7 @@ impl Import {
             task,
             summary: format!("Imported from {}", file_name(&self.file)),
             engines: vec![EngineKind::Ort, EngineKind::Cpu],
+            engine_versions: std::collections::BTreeMap::new(),
             budget: Budget { memory_mib, deadline_ms: self.deadline_ms, queue: None, workers: None },
             onnx: FileRef { file: "model.onnx".into(), sha256: sha256(onnx) },
             golden: GoldenRef {
@@ -598,6 +599,7 @@ fn scaffold(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Manifest {
         task: Task::Tensor,
         summary: String::new(),
         engines: vec![EngineKind::Cpu],
+        engine_versions: std::collections::BTreeMap::new(),
         budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: "model.onnx".into(), sha256: digest.clone() },
         golden: GoldenRef { file: "golden.safetensors".into(), sha256: digest, cosine: COSINE, max_abs: 0.0 },

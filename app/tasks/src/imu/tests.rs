@@ -31,6 +31,7 @@ fn manifest(timesteps: u32, latent: u32, motif: Option<Motif>) -> Manifest {
         task: Task::ImuEncoder,
         summary: String::new(),
         engines: vec![EngineKind::Cpu],
+        engine_versions: std::collections::BTreeMap::new(),
         budget: Budget { memory_mib: 64, deadline_ms: 100, queue: None, workers: None },
         onnx: file("m.onnx"),
         golden: GoldenRef {
