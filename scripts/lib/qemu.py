@@ -69,14 +69,17 @@ class Machine:
 
     def __init__(
         self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
-        serial=None, dhcp=True,
+        serial=None, dhcp=True, clock=None, restarts=False,
     ):
         """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
-        guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own."""
+        guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
+        real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
+        instead of ending QEMU."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
+        self.clock, self.restarts = clock, restarts
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -113,9 +116,7 @@ class Machine:
 
     def power_off(self):
         """Pulls the plug (after QEMU has written what it holds) and removes the temporary files."""
-        if self.shell:
-            self.shell.close()
-            self.shell = None
+        self.forget_shell()
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -184,6 +185,12 @@ class Machine:
             self.shell = Shell(self.folder / "shell.sock", timeout)
         return self.shell.command(command, timeout)
 
+    def forget_shell(self):
+        """The machine restarts: the root shell of before is gone, the next command asks for a new one."""
+        if self.shell:
+            self.shell.close()
+            self.shell = None
+
     def _check_alive(self):
         if self.process.poll() is not None:
             said = (self.folder / "qemu.log").read_text(errors="replace").strip()
@@ -192,7 +199,7 @@ class Machine:
     def _command(self, tools, kernel, initramfs, cmdline):
         qemu = self.board.qemu
         command = [
-            *(tools.path(qemu.program), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *(tools.path(qemu.program), "-nodefaults", "-no-user-config", "-display", "none"),
             *("-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"),
             *("-machine", qemu.machine, "-smp", self.cpus, "-m", f"{qemu.memory_mib}M"),
             *(("-accel", "kvm", "-cpu", "host") if self.kvm else ("-accel", "tcg,thread=multi", "-cpu", qemu.cpu)),
@@ -203,6 +210,10 @@ class Machine:
             *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
             *("-device", "i6300esb", "-action", "watchdog=reset"),
         ]
+        if not self.restarts:
+            command.append("-no-reboot")
+        if self.clock:
+            command += ["-rtc", f"base={self.clock}"]
         if self.dev:
             shell = f"socket,id=shell,path={self.folder}/shell.sock,server=on,wait=off"
             command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]

@@ -1,8 +1,14 @@
-"""Builds everything, boots the appliance in QEMU (or starts the daemon here) and asks it a first question."""
+"""Builds everything, boots the appliance in QEMU (or starts the daemon here) and asks it a first question.
+
+What it starts believes this machine's developer keys (`devkeys`), so that the commands it prints at its end work as they
+stand: a bundle is built, signed, pushed and served. `--root FILE` starts what is shipped instead.
+"""
 
 import argparse
 import contextlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +20,7 @@ from pathlib import Path
 
 import board as boards
 import debian
+import devkeys
 import image
 import musl
 import places
@@ -42,11 +49,14 @@ def arguments():
     parser.add_argument("--keep", action="store_true", help="stay up until interrupted (Ctrl-C)")
     parser.add_argument("--port", type=int, help=f"port on this machine (default: {DEFAULT_PORT}, or a free one if it is taken)")
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="serve this model as well; repeatable")
-    parser.add_argument("--dev", action="store_true", help="an image with a root shell, reached through a socket on this machine")
+    parser.add_argument(
+        "--root", type=Path, metavar="FILE", help="an image as it is shipped, that believes this root document: no root shell, no "
+        "developer's keys (default: an image made with --dev)",
+    )
     parser.add_argument("--kvm", action="store_true", help="use KVM if it really runs this image here (default: emulation)")
     options = parser.parse_args()
-    if options.native and (options.dev or options.kvm):
-        parser.error("--dev and --kvm are about the appliance in QEMU; leave out --native")
+    if options.native and (options.root or options.kvm):
+        parser.error("--root and --kvm are about the appliance in QEMU; leave out --native")
     return options
 
 
@@ -73,12 +83,14 @@ def appliance(options, port, models, started):
     with beside_inferctl() as wait_for_inferctl:
         inferd = image.built_daemon(board)
         inferctl = wait_for_inferctl()
-    output = places.images() / f"{board.name}{'-dev' if options.dev else ''}.img"
+    dev = options.root is None
+    root, api_key = image.trusted(options.root, dev, inferctl)
+    output = places.images() / f"{board.name}{'-dev' if dev else ''}.img"
     output.parent.mkdir(parents=True, exist_ok=True)
-    image.assemble(image.Recipe(board, inferd, models, dev=options.dev), output)
+    image.assemble(image.Recipe(board, inferd, models, dev=dev, root=root, api_key=api_key), output)
     kvm = options.kvm and probe_kvm(board, output)
     serial = output.with_suffix(".console.log")
-    machine = qemu.Machine(board, output, port=port, dev=options.dev, kvm=kvm, serial=serial)
+    machine = qemu.Machine(board, output, port=port, dev=dev, kvm=kvm, serial=serial)
     with machine:
         with step(f"Booting {output.name} in QEMU ({'KVM' if kvm else 'emulated'}; console in {serial})"):
             machine.wait_ready(READY_TIMEOUT_S, progress=lambda state: say(f"    {machine.seconds():5.1f} s  {state}"))
@@ -86,7 +98,8 @@ def appliance(options, port, models, started):
             answer = first_answer(machine.url, serial)
             remark.append(f"{machine.seconds():.1f} s after power-on")
         report(answer, machine.url, inferctl, options, started)
-        if options.dev:
+        if dev:
+            update_commands(machine.url, inferctl, devkeys.ensure(inferctl), with_key=True)
             say(f"  socat - UNIX-CONNECT:{machine.folder}/shell.sock    # root shell")
         if options.keep:
             say("\nThe appliance runs until you press Ctrl-C.")
@@ -106,17 +119,24 @@ def native(options, port, models, started):
         inferctl = wait_for_inferctl()
     log = places.target() / "run" / "inferd.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(inferd), "--listen", f"127.0.0.1:{port}"]
+    keys = devkeys.ensure(inferctl)
+    command = [str(inferd), "--listen", f"127.0.0.1:{port}", "--updates-dir", str(slots_folder(keys))]
     for folder in models:
         command += ["--models", str(folder)]
     url = f"http://127.0.0.1:{port}"
-    with open(log, "wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process:
+    # The slots are files here, and what serves is judged by the developer's keys of this machine.
+    environment = {**os.environ, "INFERD_UPDATES_ALLOW_DEV": "true"}
+    with (
+        open(log, "wb") as out,
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process,
+    ):
         try:
             with step(f"Starting the daemon (log in {log})"):
                 wait_native(process, url, log)
             with step("Asking it for the first inference"):
                 answer = first_answer(url, log)
             report(answer, url, inferctl, options, started)
+            update_commands(url, inferctl, keys, with_key=False)
             if options.keep:
                 say("\nThe daemon runs until you press Ctrl-C.")
                 stay(process)
@@ -127,6 +147,14 @@ def native(options, port, models, started):
             except subprocess.TimeoutExpired:
                 process.kill()
     say("The daemon has ended.")
+
+
+def slots_folder(keys):
+    """Where a daemon on this machine keeps its slots; they outlive it, as those of an appliance do."""
+    folder = keys.folder / "native"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(keys.root, folder / "root.imr")
+    return folder
 
 
 def wait_native(process, url, log, timeout=60):
@@ -231,10 +259,24 @@ def report(answer, url, inferctl, options, started):
     say(f"  {relative(inferctl)} --url {url} bench")
 
 
+def update_commands(url, inferctl, keys, *, with_key):
+    """How to build a bundle and send it: to be pasted as it stands, again and again with a higher version."""
+    model = relative(places.DEFAULT_MODEL)
+    bundle = relative(places.target() / "run" / "demo.imb")
+    (places.target() / "run").mkdir(parents=True, exist_ok=True)
+    say("\nA model over the air, signed with this machine's developer key (a higher --version for each):")
+    say(f"  {relative(inferctl)} bundle build --model {model} --product demo --version 1 --role model-dev \\")
+    say(f"      --key {keys.model_key} --probation-seconds 20 -o {bundle}")
+    key = f" --api-key $(cat {keys.api_key_file})" if with_key else ""
+    say(f"  {relative(inferctl)} --url {url}{key} push {bundle} --wait committed")
+    say(f"  {relative(inferctl)} --url {url} slots")
+
+
 def keep_flags(options):
     """The flags that start the same thing again and keep it."""
     flags = ["--keep"]
     flags += ["--native"] if options.native else ["--board", options.board] if options.board != "qemu-aarch64" else []
+    flags += ["--root", str(options.root)] if options.root else []
     for folder in options.model:
         flags += ["--model", str(folder)]
     return " ".join(flags)

@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 import board as boards
+import devkeys
 import image
 import places
 import pytest
 import qemu
 import rust
+from appliance import variants
 from helpers import request
 
 EPOCH, BUILD_ID = 1_760_000_000, "test"
@@ -40,11 +42,11 @@ def daemon_for_board(board):
 
 @pytest.fixture(scope="session")
 def make_image(board, tmp_path_factory):
-    """Assembles images whose every input is pinned: `make_image(name, dev=False)` gives the file and its facts."""
+    """Assembles images whose every input is pinned: `make_image(name, dev=True)` gives the file and its facts."""
 
-    def make(name, *, dev=False, models=(places.DEFAULT_MODEL,), board=board):
+    def make(name, *, models=(places.DEFAULT_MODEL,), board=board, **options):
         output = tmp_path_factory.mktemp("image") / name
-        recipe = image.Recipe(board, built_daemon(board), list(models), dev=dev, epoch=EPOCH, build_id=BUILD_ID)
+        recipe = image.Recipe(board, built_daemon(board), list(models), epoch=EPOCH, build_id=BUILD_ID, **options)
         return output, image.assemble(recipe, output)
 
     return make
@@ -57,9 +59,31 @@ def production_image(make_image):
 
 
 @pytest.fixture(scope="session")
-def dev_image(make_image):
-    """The same with a root shell."""
-    return make_image("dev.img", dev=True)[0]
+def inferctl():
+    """The operator's tool, for this machine."""
+    program = places.target() / "debug/inferctl"
+    return program if program.is_file() else rust.build_for_host("inferctl")
+
+
+@pytest.fixture(scope="session")
+def dev_keys(inferctl, tmp_path_factory):
+    """A developer's keys, made for this run."""
+    keys = devkeys.DevKeys(tmp_path_factory.mktemp("keys") / "dev")
+    devkeys.make(keys, inferctl)
+    return keys
+
+
+@pytest.fixture(scope="session")
+def dev_image(make_image, dev_keys):
+    """The same with a root shell, and with updates by the developer's keys."""
+    return make_image("dev.img", dev=True, root=dev_keys.root, api_key=dev_keys.api_key)[0]
+
+
+@pytest.fixture(scope="session")
+def patient_image(make_image, dev_keys, tmp_path_factory):
+    """The same again, but that its model's deadline is as long as that of the models it is updated to."""
+    model = variants.make(tmp_path_factory.mktemp("factory") / "imu-motion", "1.0.0")
+    return make_image("patient.img", models=(model,), dev=True, root=dev_keys.root, api_key=dev_keys.api_key)[0]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import hosttools
 import layout as layouts
 import places
 import pytest
+from appliance.device import put_on_boot_partition
 from prometheus_client.parser import text_string_to_metric_families
 
 MANIFEST = tomllib.loads((places.DEFAULT_MODEL / "manifest.toml").read_text())
@@ -131,15 +132,6 @@ def test_at_poweroff_the_daemon_ends_the_data_partition_is_clean_and_the_machine
     assert checked.returncode == 0 and "recovering journal" not in checked.stdout, checked.stdout
     with boot(medium, dev=True, keep_writes=True) as machine:
         assert machine.sh("cat /data/note") == "kept"
-
-
-def put_on_boot_partition(image, name, text, folder):
-    """Writes a file to the FAT of an image, as a laptop would."""
-    part = next(part for part in layouts.read_gpt(image)[1] if part.name == "boot")
-    source = folder / name
-    source.write_text(text)
-    mcopy = hosttools.Tools(hosttools.IMAGE).path("mcopy")
-    subprocess.run([mcopy, "-o", "-i", f"{image}@@{part.offset}", source, f"::{name}"], check=True)
 
 
 def test_a_configuration_on_the_boot_partition_is_used(boot, dev_image, tmp_path):

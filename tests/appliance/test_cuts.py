@@ -1,8 +1,31 @@
 """Power cuts for real; `cuts.py` is the campaign, `README.md` says how to run a long one."""
 
+import os
 import random
+import time
 
+from appliance import cuts, device
 from appliance import medium as media
+
+# On two cores about five a minute, emulated.
+CUTS = int(os.environ.get("INFERD_TEST_CUTS", "200"))
+
+
+def test_wherever_power_is_cut_the_old_model_or_the_new_one_answers_after_it(
+    board, patient_image, dev_keys, inferctl, tmp_path, capsys
+):
+    seed = int(os.environ.get("INFERD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    workshop = device.Workshop(inferctl, dev_keys, tmp_path)
+    bench = cuts.prepare(board, patient_image, dev_keys.api_key, workshop, tmp_path, seed)
+    begin = time.monotonic()
+    with capsys.disabled():
+        print(f"\n{CUTS} power cuts, seed {seed}", flush=True)
+    tally = cuts.campaign(bench, CUTS, workers=min(os.cpu_count() or 1, 4))
+    with capsys.disabled():
+        print(tally.page(seed, time.monotonic() - begin), flush=True)
+    assert not tally.violations
+    assert sum(tally.hit.values()) >= CUTS
+    assert {"install", "gates", "probation", "committed", "boot"} <= set(tally.hit), "some phase was never cut"
 
 
 def test_a_cut_loses_what_was_not_flushed_and_only_that(boot, dev_image, tmp_path):

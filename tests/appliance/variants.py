@@ -1,6 +1,7 @@
 """Models to update to: the default model with one thing changed, and golden vectors that fit, or do not.
 
-Each is a whole model directory under the default model's name, so that a bundle of it replaces the default model.
+Each is a whole model directory under the default model's name, so that a bundle of it replaces the default model. Their
+deadline is long: an emulated board on a busy machine may miss one that is meant for hardware.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ LATENT_BIAS = "latent_embeddings_bias"
 LOGITS = ("motif_logits_weight", "motif_logits_bias")
 
 
-def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion"):
+def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion", ballast=0):
     """A variant in `folder`. `shift` is added to every latent number, and the scores stay what they are: another answer of
     the same worth. `permuted`: the scores of the twelve motions change places. `golden=False` keeps the original's golden
-    vectors, which such a network cannot reproduce."""
+    vectors, which such a network cannot reproduce. `ballast`: bytes of weights that nothing uses."""
     shutil.copytree(places.DEFAULT_MODEL, folder)
     network = onnx.load(folder / "model.onnx")
     weights = {tensor.name: tensor for tensor in network.graph.initializer}
@@ -36,6 +37,9 @@ def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-m
     if permuted:
         for key in LOGITS:
             change(key, lambda value: np.roll(value, 5, axis=0))
+    if ballast:
+        noise = np.random.default_rng(1).standard_normal(ballast // 4, np.float32)
+        network.graph.initializer.append(numpy_helper.from_array(noise, "ballast"))
     raw = network.SerializeToString(deterministic=True)
     (folder / "model.onnx").write_bytes(raw)
     if golden:
@@ -43,6 +47,7 @@ def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-m
     page = (folder / "manifest.toml").read_text()
     page = replaced(page, r'^name = ".*"', f'name = "{name}"')
     page = replaced(page, r'^version = ".*"', f'version = "{version}"')
+    page = replaced(page, r"^deadline_ms = .*", "deadline_ms = 60000")
     for part in ("model.onnx", "golden.safetensors"):
         digest = hashlib.sha256((folder / part).read_bytes()).hexdigest()
         page = replaced(page, rf'(file = "{re.escape(part)}"\nsha256 = )".*"', rf'\1"{digest}"')
