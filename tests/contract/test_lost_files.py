@@ -84,3 +84,22 @@ def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(devic
     assert ask(daemon, "POST", "/api/v1/trust", second.read_bytes()).status == 200
     assert slots(daemon)["warnings"] == [], "it is so no longer"
     assert curl(daemon, office.made[2])[0] == 200
+
+
+def test_several_lost_trust_documents_come_back_one_after_the_other(device, office):  # noqa: F811
+    daemon = device()
+    roots = [office.root, office.at("root-second.imr"), office.at("root-third.imr")]
+    for old, new in zip(roots, roots[1:], strict=False):
+        role = f"model-release=1:{office.at('release.pub')}"
+        office.run("root", "rotate", old, "--role", role, "--key", office.at("root.key"), "-o", new, "--force")
+        assert ask(daemon, "POST", "/api/v1/trust", new.read_bytes()).status == 200
+    kill(daemon)
+    for number in (2, 3):
+        (device.folder / f"data/trust/root-{number}.cbor").unlink()
+    daemon = device()
+    assert ask(daemon, "POST", "/api/v1/trust", roots[1].read_bytes()).status == 200
+    status, told = curl(daemon, office.made[1])
+    assert status == 403 and told["code"] == "trust-went-back", "one is still missing"
+    assert ask(daemon, "POST", "/api/v1/trust", roots[2].read_bytes()).status == 200
+    assert slots(daemon)["warnings"] == []
+    assert curl(daemon, office.made[1])[0] == 200

@@ -235,20 +235,35 @@ impl Core {
             _ => self.documents.keep_revocations(revocations, envelope),
         }
         .map_err(|e| storage(&e))?;
-        self.store.step(&Step::Trust { root, revocations }).map_err(|e| storage(&e))?;
+        let state = self.store.state();
+        // Of several documents that were lost each is believed as it comes back; the last one ends it.
+        let stale = Documents::not_older(&state, root, revocations).err().map(|e| format!("{e}{UNTIL_BACK}"));
+        if stale.is_none() {
+            self.store.step(&Step::Trust { root, revocations }).map_err(|e| storage(&e))?;
+        }
+        // A permit is worth what its signers are.
+        let permit = read_document(&self.permit_path()).ok();
+        let permit = permit.and_then(|p| trust.permit(&p, &self.config.device, state.last_permit_nonce).ok());
+        self.unwarn(UNTIL_BACK);
+        if let Some(stale) = &stale {
+            self.warn(stale.clone());
+        }
         {
             let mut trusted = lock(&self.trusted);
-            trusted.trust = Some(trust);
-            trusted.stale = None;
+            (trusted.trust, trusted.stale, trusted.permit) = (Some(trust), stale, permit);
         }
-        self.unwarn(UNTIL_BACK);
         self.publish_trust();
         let sentence = format!("root {root} and revocation list {revocations} are in force");
         let evidence = serde_json::json!({ "root": root, "revocations": revocations });
         Ok((kind, Finding::new("ok", sentence, evidence)))
     }
 
-    /// The permit a commit of this bundle uses up, if its version needs one.
+    /// Why nothing is let in: trust documents that were in force are lost.
+    pub fn stale(&self) -> Option<String> {
+        lock(&self.trusted).stale.clone()
+    }
+
+    /// The permit for a version that needs one.
     pub fn permit_for(&self, product: &str, version: u64) -> Option<u64> {
         let last = self.store.state().last_permit_nonce;
         let trusted = lock(&self.trusted);

@@ -536,21 +536,33 @@ fn begun(core: &Core) -> Option<(Bundle, Vec<u8>)> {
     (state.slot(slot).bundle == Some(bundle.id())).then_some((bundle, prefix))
 }
 
-/// The interrupted transfer, as far as it can be gone on with. Blocking: after a restart it reads what is on the medium.
+/// The interrupted transfer, as far as it can be gone on with. Blocking: after a restart it reads what is on the medium, once,
+/// and nothing else may write there meanwhile.
 pub(crate) fn look_for_resumable(core: &Core) -> Option<Resumable> {
     if let Some(known) = lock(&core.resumable).clone() {
         return Some(known);
     }
-    if *lock(&core.busy) != Occupied::Free {
-        return None;
+    {
+        let mut busy = lock(&core.busy);
+        if *busy != Occupied::Free {
+            return None;
+        }
+        *busy = Occupied::Starting;
     }
+    let found = on_medium(core);
+    lock(&core.resumable).clone_from(&found);
+    let mut busy = lock(&core.busy);
+    if *busy == Occupied::Starting {
+        *busy = Occupied::Free;
+    }
+    found
+}
+
+fn on_medium(core: &Core) -> Option<Resumable> {
     let (bundle, prefix) = begun(core)?;
     let mut install = core.store.begin_install(&prefix).ok()?;
     let offset = offset(&bundle, &mut install)?;
-    drop(install);
-    let found = resumable(&bundle, offset);
-    *lock(&core.resumable) = Some(found.clone());
-    Some(found)
+    Some(resumable(&bundle, offset))
 }
 
 /// A stream's pieces on their way into the slot.

@@ -28,6 +28,12 @@ pub async fn open(core: &Arc<Core>, slot: SlotId) -> Result<OpenSlot<FileMedium>
         let sentence = "this device has no root of trust, so the bundle cannot be believed";
         return Err((Gate::Keys, Finding::new("no-root", sentence, json!({}))));
     };
+    if let Some(sentence) = core.stale()
+        && core.store.state().active != Some(slot)
+    {
+        // What was revoked is not known: only what served already goes on.
+        return Err((Gate::Keys, Finding::new("trust-went-back", sentence, json!({}))));
+    }
     gates::authorize(open.bundle(), &trust)?;
     Ok(open)
 }

@@ -21,6 +21,9 @@ use tokio::sync::mpsc;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often the background verification goes on.
 const SCRUB_EVERY: Duration = Duration::from_secs(1);
+/// How soon what should serve and does not is tried again; it doubles each time.
+const AGAIN_FIRST: Duration = Duration::from_secs(5);
+const AGAIN_LAST: Duration = Duration::from_secs(600);
 /// The end of a warning that is taken back when the active slot serves again.
 const IN_PLACE: &str = " serves in place of the active one, which cannot";
 
@@ -30,6 +33,11 @@ pub struct Shell {
     state: State,
     open: Option<Open>,
     scrub: Scrubbing,
+    /// A trial ended since it was last looked for what else could be tried.
+    ended: bool,
+    /// Not before this is the active slot tried again.
+    again_at: Duration,
+    again_after: Duration,
 }
 
 /// The trial that is open.
@@ -68,7 +76,16 @@ enum Scrubbing {
 
 impl Shell {
     pub fn new(core: Arc<Core>, commands: mpsc::UnboundedReceiver<Command>) -> Self {
-        Self { core, commands, state: State::Idle, open: None, scrub: Scrubbing::Fresh }
+        Self {
+            core,
+            commands,
+            state: State::Idle,
+            open: None,
+            scrub: Scrubbing::Fresh,
+            ended: false,
+            again_at: Duration::ZERO,
+            again_after: AGAIN_FIRST,
+        }
     }
 
     /// Runs until nobody can ask for anything any more.
@@ -84,10 +101,64 @@ impl Shell {
                     Some(command) => self.obey(command).await,
                     None => return,
                 },
-                _ = look.tick(), if matches!(self.state, State::Shadow | State::Probation) => self.look().await,
-                _ = scrub.tick(), if self.core.config.scrub_bytes_per_s > 0 => self.scrub().await,
+                _ = look.tick(), if matches!(self.state, State::Shadow | State::Probation) => {
+                    // Hosts that end because the daemon does are no fault of a model.
+                    if !self.stopping() {
+                        self.look().await;
+                    }
+                }
+                _ = scrub.tick() => {
+                    self.catch_up().await;
+                    if self.core.config.scrub_bytes_per_s > 0 {
+                        self.scrub().await;
+                    }
+                }
             }
         }
+    }
+
+    fn stopping(&self) -> bool {
+        *lock(&self.core.busy) == Occupied::Stopping
+    }
+
+    /// Takes the device for something that no transfer may come between; `false` while something else goes on.
+    fn occupy(&self) -> bool {
+        let mut busy = lock(&self.core.busy);
+        let free = *busy == Occupied::Free;
+        if free {
+            *busy = Occupied::Trial;
+        }
+        free
+    }
+
+    /// What should serve and does not is tried again, less and less often; where nothing was ever committed, what else lies in
+    /// the slots.
+    async fn catch_up(&mut self) {
+        if self.state != State::Idle || self.core.config.clock.uptime() < self.again_at {
+            return;
+        }
+        let state = self.core.store.state();
+        let missing = state.active.filter(|active| !self.core.serves(*active));
+        if missing.is_none() {
+            self.again_after = AGAIN_FIRST;
+        }
+        let next = state.active.is_none() && self.ended;
+        if (missing.is_none() && !next) || !self.occupy() {
+            return;
+        }
+        self.ended = false;
+        if let Some(active) = missing {
+            self.again_at = self.now() + self.again_after;
+            self.again_after = (self.again_after * 2).min(AGAIN_LAST);
+            match serve::slot(&self.core, active).await {
+                Ok(()) => self.core.unwarn(IN_PLACE),
+                Err((_, e)) => tracing::info!(slot = %active, "the active slot still cannot serve: {}", e.sentence),
+            }
+        } else if let Some(slot) = self.waiting(&state).await {
+            return self.begin(slot, Event::Staged).await;
+        }
+        free(&self.core);
+        self.core.publish_slots();
     }
 
     async fn obey(&mut self, command: Command) {
@@ -167,6 +238,7 @@ impl Shell {
         }
         if self.state == State::Idle && self.open.is_some() {
             self.open = None;
+            self.ended = true;
             self.scrub = Scrubbing::Fresh;
             free(&self.core);
         }
@@ -400,6 +472,12 @@ impl Shell {
         let requests: u64 = watched.iter().map(|(_, o)| o.success + o.faults()).sum();
         let over = elapsed >= Duration::from_secs(policy.seconds.into())
             || (policy.requests > 0 && requests >= u64::from(policy.requests));
+        let models = open.bundle.as_ref().map_or(0, |b| b.bundle().manifest().models.len());
+        if watched.len() < models {
+            let sentence = "something else took the place of the bundle's models while they were on probation";
+            let evidence = json!({ "models": models, "watched": watched.len() });
+            return Some(self.fault((Gate::Probation, Finding::new("displaced", sentence, evidence))));
+        }
         for (name, seen) in &watched {
             if let Some(finding) = judge::probation(name, policy, seen, open.before.get(name), over) {
                 return Some(self.fault((Gate::Probation, finding)));
@@ -434,18 +512,29 @@ impl Shell {
         Ok(())
     }
 
+    /// The permit that the commit of what is on trial uses up: in one step with it, so that neither happens without the other.
+    fn permit(&self) -> Option<u64> {
+        let open = self.open.as_ref()?;
+        let (product, version) = (open.about.product.as_deref()?, open.about.version?);
+        let below = version < self.core.store.state().floor(product);
+        if below { self.core.permit_for(product, version) } else { None }
+    }
+
     /// It stays. When that cannot be recorded, the record still names the old one: then the old one must serve.
     async fn commit(&mut self) -> Option<Event> {
         let watched = self.watched();
         let requests: u64 = watched.iter().map(|(_, o)| o.success + o.faults()).sum();
-        if let Err(why) = self.record(Step::Commit).await {
+        let permit = self.permit();
+        if let Err(why) = self.record(Step::Commit { permit }).await {
             self.state = State::Probation;
             return Some(self.fault((Gate::Commit, *why)));
         }
         let open = self.open.as_ref()?;
         let about = open.about.clone();
         let elapsed = millis(open.watched);
-        use_permit(&self.core).await;
+        if permit.is_some() {
+            self.core.permit_used();
+        }
         let (product, version) =
             (about.product.clone().unwrap_or_default(), about.version.unwrap_or_default());
         let floor = self.core.store.state().floor(&product);
@@ -537,7 +626,6 @@ impl Shell {
         if self.core.store.found() == Found::Lost {
             self.recover().await;
         }
-        use_permit(&self.core).await;
         let interrupted = self.core.store.state().trial.map(|t| {
             let event = Event::Interrupted { cause: cause(&self.core, &t.boot_id), before: t.interruptions };
             (t.slot, event)
@@ -718,7 +806,7 @@ impl Shell {
         Ok(finding.sentence)
     }
 
-    /// What serves or is on trial may not be believed any more.
+    /// What serves, is on trial or lies in a slot may not be believed any more.
     async fn believe_again(&mut self) {
         if let Some(open) = &self.open
             && let Err(fault) = serve::open(&self.core, open.slot).await
@@ -726,31 +814,44 @@ impl Shell {
             let event = self.fault(fault);
             self.happen(event).await;
         }
+        // No transfer may begin into the slot that is to take over. One that runs already has made it none.
+        let taken = self.occupy();
         let state = self.core.store.state();
-        let Some(active) = state.active else { return };
-        let Err((gate, finding)) = serve::open(&self.core, active).await else {
-            // A document that was missing may have kept it from serving.
-            if self.state == State::Idle && !self.core.serves(active) {
-                self.serve_best(None, Gate::Trust).await;
-                self.core.publish_slots();
+        for slot in SlotId::BOTH {
+            let complete = matches!(state.slot(slot).status, SlotStatus::Staged | SlotStatus::Committed);
+            if complete && self.open.as_ref().is_none_or(|open| open.slot != slot) {
+                self.disown(&state, slot).await;
             }
-            return;
-        };
-        if !matches!(gate, Gate::Revocation | Gate::Keys | Gate::Role) {
-            return;
         }
-        let about = About::slot(&state, active);
-        let core = self.core.clone();
-        // From now on it is nobody's bundle: not after the next start either.
-        if let Err(e) = blocking(move || core.store.step(&Step::Condemn { slot: active })).await {
-            self.core.warn(format!("that slot {active} is bad cannot be recorded: {e}"));
+        if let Some(active) = self.core.store.state().active
+            && self.state == State::Idle
+            && !self.core.serves(active)
+        {
+            // The other one, or one that a missing document kept from serving.
+            self.serve_best(None, Gate::Return).await;
+        } else if state.active.is_some() && self.core.store.state().active.is_none() && self.state == State::Idle {
+            self.serve_best(state.active, Gate::Return).await;
         }
-        self.core.verdict(about, gate, Outcome::Reverse, finding).await;
-        if self.state == State::Idle {
-            self.serve_best(Some(active), Gate::Return).await;
+        if taken {
+            free(&self.core);
         }
-        self.scrub = Scrubbing::Fresh;
         self.core.publish_slots();
+    }
+
+    /// Records that a slot is bad when its bundle is not believed any more: from now on it is nobody's, not after the next start
+    /// either, and not when the document that says so is lost.
+    async fn disown(&mut self, state: &inferd_slots::State, slot: SlotId) {
+        let Err((gate, finding)) = serve::open(&self.core, slot).await else { return };
+        if !matches!(gate, Gate::Revocation | Gate::Keys | Gate::Role) || finding.code == "trust-went-back" {
+            return;
+        }
+        if let Err(e) = self.record(Step::Condemn { slot }).await {
+            self.core.warn(format!("that slot {slot} is bad cannot be recorded: {}", e.sentence));
+        }
+        let active = state.active == Some(slot);
+        let outcome = if active { Outcome::Reverse } else { Outcome::Refuse };
+        self.core.verdict(About::slot(state, slot), gate, outcome, finding).await;
+        self.scrub = Scrubbing::Fresh;
     }
 
     // ------------------------------------------------------------------------------------------------ the background
@@ -802,6 +903,16 @@ impl Shell {
 
     /// The active slot has rotted: the other one takes over if all of it verifies; otherwise what serves goes on from memory.
     async fn rot(&mut self, active: SlotId, finding: Finding) {
+        if !self.occupy() {
+            // A transfer began, perhaps into the slot that would take over: looked at again behind it.
+            self.scrub = Scrubbing::Fresh;
+            return;
+        }
+        self.take_over_from(active, finding).await;
+        free(&self.core);
+    }
+
+    async fn take_over_from(&mut self, active: SlotId, finding: Finding) {
         self.core.publish(|s| s.scrub.damages += 1);
         let state = self.core.store.state();
         let other = active.other();
@@ -909,21 +1020,4 @@ fn cause(core: &Core, boot_id: &str) -> Cause {
     } else {
         Cause::PowerCut
     }
-}
-
-/// Writes off the permit by which the active bundle was installed. Behind the commit, so that a power cut between the two costs
-/// nothing: the next start finds the permit and the committed bundle and comes here again.
-async fn use_permit(core: &Arc<Core>) {
-    let core = core.clone();
-    blocking(move || {
-        let state = core.store.state();
-        let Some(active) = state.active else { return };
-        let slot = state.slot(active);
-        let Some(nonce) = core.permit_for(&slot.product, slot.version) else { return };
-        match core.store.step(&Step::Permit { nonce }) {
-            Ok(_) => core.permit_used(),
-            Err(e) => core.warn(format!("the used permit cannot be written off: {e}")),
-        }
-    })
-    .await;
 }

@@ -114,11 +114,17 @@ impl Updater {
         Ok(Fetch::new(Transfer::begin(&self.core, self.tell.clone(), way)?))
     }
 
-    /// The interrupted transfer that [`Updater::begin_at`] goes on with, if there is one. After a restart it is found by
-    /// reading what is on the medium, once.
+    /// The interrupted transfer that [`Updater::begin_at`] goes on with, if there is one. After a start it is found by reading
+    /// what is on the medium, once; until somebody who may go on with it asks, [`Updater::resumable_known`] does not know.
     pub async fn resumable(&self) -> Option<Resumable> {
         let core = self.core.clone();
         blocking(move || look_for_resumable(&core)).await
+    }
+
+    /// The same, as far as it is known without touching the medium.
+    #[must_use]
+    pub fn resumable_known(&self) -> Option<Resumable> {
+        lock(&self.core.resumable).clone()
     }
 
     /// What it is doing; progress is published at most some times a second, verdicts at once.

@@ -63,6 +63,9 @@ fn main() -> ExitCode {
         the_operator_takes_a_trial_back,
         the_operator_goes_back_to_the_bundle_before,
         what_is_revoked_while_it_serves_is_taken_back_at_once,
+        what_is_revoked_in_the_other_slot_is_no_way_back,
+        a_permit_of_revoked_signers_is_worth_nothing,
+        when_the_newest_of_what_was_found_fails_the_other_is_tried,
         rot_is_found_and_the_other_slot_takes_over,
         rot_with_nothing_to_fall_back_on_is_said_and_serving_goes_on,
         slots_that_do_not_verify_leave_the_images_own_models,
@@ -872,6 +875,47 @@ async fn what_is_revoked_while_it_serves_is_taken_back_at_once() {
     device = device.restart(End::PowerCut).await;
     assert_eq!((device.ask([0.0; 4]).await.0, device.status().trust.revocation_version), (1, 1));
     assert_eq!(device.push(&bundle).await.unwrap_err().code(), "bundle-revoked");
+    device.shut_down().await;
+}
+
+async fn what_is_revoked_in_the_other_slot_is_no_way_back() {
+    let mut device = committed().await;
+    device.commit(&release(&good(2))).await;
+    let list = Revocations { version: 1, keys: vec![], bundles: vec![id(&release(&good(1)))] };
+    device.updater.trust(keys::sign_revocations(list, &[&key(REVOKER)]).unwrap()).await.unwrap();
+    assert_eq!(device.slot('A').status, "bad");
+    // Without the list that says so, too.
+    let lists = std::fs::read_dir(device.dir.path().join("data/trust")).unwrap();
+    for file in lists.filter_map(Result::ok).filter(|f| f.file_name().to_string_lossy().starts_with("revo")) {
+        std::fs::remove_file(file.path()).unwrap();
+    }
+    device = device.restart(End::PowerCut).await;
+    assert_eq!(device.updater.rollback("back").await.unwrap_err().code, "nothing-to-go-back-to");
+    assert_eq!(device.ask([0.0; 4]).await.0, 2);
+    device.shut_down().await;
+}
+
+async fn a_permit_of_revoked_signers_is_worth_nothing() {
+    let device = device().await;
+    device.updater.trust(permit(3, 1, "device-7")).await.unwrap();
+    assert_eq!(device.status().permit, Some(("acme".into(), 3)));
+    let list = Revocations { version: 1, keys: vec![key(RELEASE[0]).id()], bundles: vec![] };
+    device.updater.trust(keys::sign_revocations(list, &[&key(REVOKER)]).unwrap()).await.unwrap();
+    assert_eq!(device.status().permit, None);
+    device.shut_down().await;
+}
+
+async fn when_the_newest_of_what_was_found_fails_the_other_is_tried() {
+    let mut device = committed().await;
+    let wrong = Net { op: "Neg", wrong_golden: true, version: 2, ..GOOD };
+    device.try_out(&release(&spec(2, vec![wrong.source()]))).await;
+    device.over().await;
+    let state = device.dir.path().join("data/state");
+    device = device.end(End::PowerCut, |_| std::fs::write(state, [0; 8192]).unwrap()).await;
+    device.until(|s| s.verdicts.last().is_some_and(|v| v.gate == Gate::Flip && v.version == Some(1))).await;
+    device.pass().await;
+    assert_eq!(device.status().serving.version, Some(1));
+    assert!(device.codes(&BAD).contains(&"golden refuse golden-differs".to_owned()));
     device.shut_down().await;
 }
 

@@ -219,8 +219,11 @@ pub enum Step {
         /// The kernel's `boot_id`.
         boot_id: String,
     },
-    /// Probation is over: the slot on trial becomes the active one and the floor rises.
-    Commit,
+    /// Probation is over: the slot on trial becomes the active one, the floor rises, and the permit it needed is used up.
+    Commit {
+        /// The permit's nonce, where one was needed.
+        permit: Option<u64>,
+    },
     /// The trial is over and the active slot stays what it was.
     Return {
         /// Whether the bundle is to blame; otherwise it stays staged.
@@ -417,7 +420,7 @@ impl State {
                 // Its host is gone: every gate begins anew.
                 trial.phase = Phase::Gates;
             }
-            Step::Commit => {
+            Step::Commit { permit } => {
                 let trial = next.trial.take().ok_or(Illegal::NoTrial)?;
                 if trial.phase != Phase::Probation {
                     return Err(Illegal::Phase { from: trial.phase });
@@ -428,6 +431,7 @@ impl State {
                 let floor = next.floors.entry(product).or_insert(0);
                 *floor = version.max(*floor);
                 next.active = Some(trial.slot);
+                next.last_permit_nonce = permit.unwrap_or(0).max(self.last_permit_nonce);
             }
             Step::Return { bad } => {
                 let trial = next.trial.take().ok_or(Illegal::NoTrial)?;

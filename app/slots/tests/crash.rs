@@ -125,7 +125,7 @@ fn story(cast: &Cast) -> Trace {
         steps(shared, &store, &[Step::Trust { root: 1, revocations: 0 }]);
         let slot = put(&store, one);
         steps(shared, &store, &trial(slot));
-        steps(shared, &store, &[Step::Commit]);
+        steps(shared, &store, &[Step::Commit { permit: None }]);
 
         // The second is cut by a stop of the program, not of the machine, and goes on with what the disk's cache holds.
         let mut begun = store.begin_install(two.prefix()).unwrap();
@@ -136,7 +136,7 @@ fn story(cast: &Cast) -> Trace {
         let store = shared.store(u64::MAX).unwrap();
         let slot = put(&store, two);
         steps(shared, &store, &trial(slot));
-        steps(shared, &store, &[Step::Trust { root: 2, revocations: 1 }, Step::Commit]);
+        steps(shared, &store, &[Step::Trust { root: 2, revocations: 1 }, Step::Commit { permit: None }]);
 
         // The third is refused by a gate, the fourth takes its place in reverse order and is interrupted on trial.
         let slot = put(&store, three);
@@ -146,7 +146,7 @@ fn story(cast: &Cast) -> Trace {
         acked(shared, &store);
         steps(shared, &store, &trial(slot)[..2]);
         steps(shared, &store, &[Step::Resume { boot_id: "another".to_owned() }]);
-        steps(shared, &store, &[Step::Advance { phase: Phase::Probation }, Step::Commit]);
+        steps(shared, &store, &[Step::Advance { phase: Phase::Probation }, Step::Commit { permit: None }]);
 
         // The operator goes back, a fifth is begun and given up for a sixth, then the active slot rots.
         steps(shared, &store, &[Step::Rollback, Step::Permit { nonce: 9 }]);
@@ -155,11 +155,11 @@ fn story(cast: &Cast) -> Trace {
         drop(begun);
         let slot = put(&store, six);
         steps(shared, &store, &trial(slot));
-        steps(shared, &store, &[Step::Commit, Step::Condemn { slot }]);
+        steps(shared, &store, &[Step::Commit { permit: None }, Step::Condemn { slot }]);
         // What was active before is active again; the condemned slot is filled anew.
         let slot = put(&store, five);
         steps(shared, &store, &trial(slot));
-        steps(shared, &store, &[Step::Commit, Step::Erase { slot: slot.other() }]);
+        steps(shared, &store, &[Step::Commit { permit: None }, Step::Erase { slot: slot.other() }]);
     })
 }
 

@@ -460,19 +460,19 @@ fn the_state_machine_refuses_what_would_hurt() {
     refused(&store, &Step::Erase { slot: SlotId::A }, "slot-active");
     refused(&store, &Step::Try { slot: SlotId::B, boot_id: boot_id() }, "slot-status");
     refused(&store, &Step::Try { slot: SlotId::A, boot_id: boot_id() }, "slot-status");
-    refused(&store, &Step::Commit, "no-trial");
+    refused(&store, &Step::Commit { permit: None }, "no-trial");
     refused(&store, &Step::Rollback, "slot-status");
     refused(&store, &Step::Stage { slot: SlotId::B }, "only-install");
     install(&store, &two).unwrap();
     store.step(&Step::Try { slot: SlotId::B, boot_id: boot_id() }).unwrap();
-    refused(&store, &Step::Commit, "trial-phase");
+    refused(&store, &Step::Commit { permit: None }, "trial-phase");
     refused(&store, &Step::Erase { slot: SlotId::B }, "trial-running");
     assert_eq!(store.begin_install(two.prefix()).unwrap_err().code(), "trial-running");
     store.step(&Step::Advance { phase: Phase::Probation }).unwrap();
     refused(&store, &Step::Advance { phase: Phase::Shadow }, "trial-phase");
     refused(&store, &Step::Rollback, "trial-running");
     assert_eq!(store.state().floor("faults"), 1);
-    store.step(&Step::Commit).unwrap();
+    store.step(&Step::Commit { permit: None }).unwrap();
     assert_eq!(store.state().floor("faults"), 2);
     // Going back lowers no floor.
     store.step(&Step::Rollback).unwrap();

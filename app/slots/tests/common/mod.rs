@@ -255,6 +255,6 @@ pub fn install<M: Medium>(store: &Store<M>, imb: &Imb) -> Result<Staged, SlotErr
 pub fn commit<M: Medium>(store: &Store<M>, slot: SlotId) -> Result<(), SlotError> {
     store.step(&Step::Try { slot, boot_id: "boot".to_owned() })?;
     store.step(&Step::Advance { phase: Phase::Probation })?;
-    store.step(&Step::Commit)?;
+    store.step(&Step::Commit { permit: None })?;
     Ok(())
 }
