@@ -168,6 +168,9 @@ def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, 
         machine.wait_for_console("model slots are left alone", 5)
         assert machine.sh("ls /run/inferd/slots") == ""
         assert len(machine.infer(walk)["latent"]) == 64
+        # A system that cannot find its slots must not be made the one that stays.
+        answer = machine.request("/commit-ready")
+        assert answer.status == 503 and "no model slots" in " ".join(answer.json()["reasons"]), answer.body
 
 
 def test_the_daemon_owns_its_two_slots_and_its_records_and_nothing_else_on_the_medium(appliance):

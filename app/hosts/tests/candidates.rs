@@ -524,7 +524,9 @@ async fn a_shadow_agrees_with_an_equal_and_differs_from_another() {
         version(&served, [1.0, -2.0, 3.0, 4.0]).await;
     }
     let report = settled(&equal).await;
-    assert_eq!((report.seen, report.mirrored, report.failed, report.dropped), (50, 50, 0, 0));
+    // On a busy machine a copy is dropped rather than waited for.
+    assert_eq!((report.seen, report.failed, report.mirrored + report.dropped), (50, 0, 50));
+    assert!(report.mirrored > 0);
     assert_eq!((report.argmax_agreement, report.max_abs), (Some(1.0), 0.0));
     assert!(report.min_cosine.unwrap() > 0.999_999);
     assert!(report.primary_compute.is_some() && report.candidate_compute.is_some());

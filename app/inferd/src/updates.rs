@@ -42,6 +42,13 @@ pub fn plan(config: &Config, factory: Vec<PathBuf>) -> Wanted {
     match c.enabled {
         Enabled::Off => return Wanted::Off,
         Enabled::Auto if !slots.iter().all(|s| s.exists()) => {
+            // An image makes their directory before it looks for them: there they are missing, not absent by design.
+            if let Some(dir) = c.slot_a.parent().filter(|dir| !dir.as_os_str().is_empty() && dir.exists()) {
+                return Wanted::Broken(format!(
+                    "there are no model slots in {}: the data partition or a slot's partition is missing or damaged",
+                    dir.display()
+                ));
+            }
             info!("no model slots here: bundles are not taken (updates.enabled is auto)");
             return Wanted::Off;
         }

@@ -1,7 +1,7 @@
 //! The state machine of a trial: one function, no clock, no disk, no process.
 //!
 //! What happened goes in as an [`Event`], what is to be done comes out as [`Action`]s, in this order. The shell
-//! (`updater.rs`) does them and reports back. Rows that are not in the table change nothing.
+//! (`shell.rs`) does them and reports back. Rows that are not in the table change nothing.
 //!
 //! | state | event | next | actions |
 //! |---|---|---|---|
