@@ -185,7 +185,9 @@ impl Hosts {
         let holder = lock(&self.models).get(&name).map(|m| m.origin());
         if let Some(Origin::Bundle { .. }) = holder {
             // Asked in its turn: a promotion may just have brought it.
-            return Err(LoadError(format!("model {name} came in a bundle, and only a bundle takes its place")));
+            return Err(LoadError(format!(
+                "model {name} came in a bundle, and only a bundle takes its place"
+            )));
         }
         lock(&self.origins).entry(name.clone()).or_insert_with(|| origin.clone());
         let served = {

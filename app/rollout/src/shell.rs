@@ -152,7 +152,9 @@ impl Shell {
             self.again_after = (self.again_after * 2).min(AGAIN_LAST);
             match serve::slot(&self.core, active).await {
                 Ok(()) => self.core.unwarn(IN_PLACE),
-                Err((_, e)) => tracing::info!(slot = %active, "the active slot still cannot serve: {}", e.sentence),
+                Err((_, e)) => {
+                    tracing::info!(slot = %active, "the active slot still cannot serve: {}", e.sentence)
+                }
             }
         } else if let Some(slot) = self.waiting(&state).await {
             return self.begin(slot, Event::Staged).await;
@@ -474,7 +476,8 @@ impl Shell {
             || (policy.requests > 0 && requests >= u64::from(policy.requests));
         let models = open.bundle.as_ref().map_or(0, |b| b.bundle().manifest().models.len());
         if watched.len() < models {
-            let sentence = "something else took the place of the bundle's models while they were on probation";
+            let sentence =
+                "something else took the place of the bundle's models while they were on probation";
             let evidence = json!({ "models": models, "watched": watched.len() });
             return Some(self.fault((Gate::Probation, Finding::new("displaced", sentence, evidence))));
         }
@@ -829,7 +832,10 @@ impl Shell {
         {
             // The other one, or one that a missing document kept from serving.
             self.serve_best(None, Gate::Return).await;
-        } else if state.active.is_some() && self.core.store.state().active.is_none() && self.state == State::Idle {
+        } else if state.active.is_some()
+            && self.core.store.state().active.is_none()
+            && self.state == State::Idle
+        {
             self.serve_best(state.active, Gate::Return).await;
         }
         if taken {
