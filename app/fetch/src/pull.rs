@@ -35,7 +35,7 @@ pub struct Report {
     pub fetched: u64,
     /// Bytes of chunks that were not asked for: the device holds them already.
     pub reused: u64,
-    /// Bytes of chunks that are still to come; known once the index is read.
+    /// Bytes of chunks that are still to come; known once the index is read. At 0 nothing keeps the bundle from its trial any more.
     pub missing: Option<u64>,
     /// Requests that were made (reads, for a file).
     pub requests: u32,
@@ -212,6 +212,7 @@ impl<S: Source> Fetch<'_, S> {
         }
         let mut left: u64 = missing.iter().map(|piece| u64::from(piece.len)).sum();
         self.report.missing = Some(left);
+        self.tell();
         let groups = merged(&missing, self.limits.gap, self.limits.requests);
         let mut group = 0;
         for piece in missing {
@@ -301,14 +302,16 @@ impl<S: Source> Fetch<'_, S> {
         self.source.want(range, ask);
         while bytes.len() < len {
             match self.source.next().await {
-                Ok(Some(more)) => bytes.extend_from_slice(&more),
+                Ok(Some(more)) => {
+                    bytes.extend_from_slice(&more);
+                    self.on_time()?;
+                }
                 Ok(None) => return Ok(bytes),
                 Err(e) if e.is_interruption() => self.interrupted(e).await?,
                 Err(e) => return Err(e),
             }
         }
         self.failures = 0;
-        self.on_time()?;
         Ok(bytes)
     }
 

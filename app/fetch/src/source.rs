@@ -78,6 +78,8 @@ pub(crate) struct Remote {
     /// Where redirects led; forgotten at the first failure.
     via: Option<Url>,
     known: Option<Known>,
+    /// Bytes up to here were handed over: the document has at least these.
+    reached: u64,
     ranges: bool,
     page: bool,
     wanted: Range<u64>,
@@ -100,6 +102,7 @@ impl Remote {
             origin: url,
             via: None,
             known: None,
+            reached: 0,
             ranges: false,
             page: false,
             wanted: 0..0,
@@ -203,6 +206,9 @@ impl Remote {
             }
             _ => return Err(status_error(&host, &answer.response)),
         };
+        if newer.total.is_some_and(|total| total < self.reached) {
+            return Err(self.changed());
+        }
         match &mut self.known {
             Some(known) if !known.agrees(&newer) => return Err(self.changed()),
             Some(known) => known.total = known.total.or(newer.total),
@@ -264,8 +270,11 @@ impl Remote {
             None => {
                 let ended = self.arriving.take();
                 match ended {
-                    // The whole, read to its end.
+                    // The whole, read to its end. What ends before the document does is another one: a login page, a proxy's words.
                     Some(ended) if ended.definite && !self.ranges => {
+                        if ended.at < self.total().unwrap_or(self.reached) {
+                            return Err(self.changed());
+                        }
                         if let Some(known) = &mut self.known {
                             known.total = known.total.or(Some(ended.at));
                         }
@@ -305,6 +314,7 @@ impl Source for Remote {
                         let bytes = self.left.split_to(room.min(self.left.len()));
                         arriving.at += bytes.len() as u64;
                         self.wanted.start += bytes.len() as u64;
+                        self.reached = self.reached.max(self.wanted.start);
                         return Ok(Some(bytes));
                     }
                 } else {
@@ -330,6 +340,7 @@ impl Source for Remote {
         self.arriving = None;
         self.left = Bytes::new();
         self.known = None;
+        self.reached = 0;
         self.via = None;
         self.ranges = false;
         self.page = false;

@@ -517,6 +517,76 @@ async fn a_proxy_that_compresses_is_named() {
     }
 }
 
+/// A whole answer in pieces, without a length or anything else to know a document by.
+fn chunked(body: &[u8]) -> Answer {
+    let mut raw = b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    if !body.is_empty() {
+        raw.extend(format!("{:x}\r\n", body.len()).bytes());
+        raw.extend_from_slice(body);
+        raw.extend_from_slice(b"\r\n");
+    }
+    raw.extend_from_slice(b"0\r\n\r\n");
+    Answer { raw: Some(raw), ..Answer::default() }
+}
+
+/// A server's first answer, cut in the payload: with ranges, with a length only, or with nothing.
+fn cut_in_the_payload(asked: &Asked, content: &[u8], kind: usize) -> Answer {
+    let half = content.len() / 2;
+    match kind {
+        0 => {
+            let mut answer = file(asked, content, "");
+            answer.headers.retain(|(name, _)| name != "etag");
+            if asked.number > 0 { answer.cut(20_000) } else { answer }
+        }
+        1 => Answer::new(200, content).cut(half),
+        _ => {
+            let mut raw = chunked(content).raw.unwrap();
+            raw.truncate(half);
+            Answer { raw: Some(raw), ..Answer::default() }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_login_page_in_the_middle_of_a_download_ends_it_after_a_few_requests() {
+    for kind in 0..3 {
+        for page in ["<html>Please log in</html>", ""] {
+            let content = usual(1).bytes.clone();
+            let (pulled, device, server) = outcome(move |asked| match asked.number {
+                0 | 1 if kind == 0 => cut_in_the_payload(asked, &content, kind),
+                0 => cut_in_the_payload(asked, &content, kind),
+                _ => chunked(page.as_bytes()),
+            })
+            .await;
+            let expected = if page.is_empty() { "not-a-bundle" } else { "captive-portal" };
+            assert_eq!(pulled.code(), expected, "{kind} {page:?}");
+            assert!(device.shelf().finished.is_empty());
+            assert!(server.asked().len() < 12, "{kind} {page:?}: {}", server.asked().len());
+            assert!(!pulled.slept.is_empty(), "it pauses before it asks again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_download_goes_on_when_the_login_page_is_gone() {
+    for kind in 0..3 {
+        let made = usual(1);
+        let content = made.bytes.clone();
+        let server = Server::new(move |asked| match asked.number {
+            0 | 1 if kind == 0 => cut_in_the_payload(asked, &content, kind),
+            0 => cut_in_the_payload(asked, &content, kind),
+            number if number == 1 + usize::from(kind == 0) => chunked(b"Please log in"),
+            _ => chunked(&content),
+        })
+        .await;
+        let device = Double::default();
+        let pulled = pulled(&device, &server.url("/m.imb"), wish(), &limits()).await;
+        assert_eq!(pulled.code(), "fetched", "{kind}: {:?}", pulled.report);
+        assert!(device.has(&made));
+        assert_eq!(pulled.report.restarts, 1, "{kind}");
+    }
+}
+
 #[tokio::test]
 async fn a_login_page_is_told_from_a_bundle() {
     let page = "<!DOCTYPE html><html><body>Please log in</body></html>";
