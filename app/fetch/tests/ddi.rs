@@ -645,3 +645,35 @@ async fn a_configuration_that_cannot_work_is_refused() {
     assert_eq!(with(&|c| c.security = Security::GatewayToken("a\nb".into())), Some(ConfigError::Token));
     assert_eq!(with(&|c| c.security = Security::None), None);
 }
+
+/// The memory lies on a medium that is busy: a pipe that nobody reads. The runtime has one thread, as the daemon's.
+#[tokio::test]
+async fn a_medium_that_takes_its_time_keeps_no_other_task_waiting() {
+    let mut yard = Yard::new().await;
+    yard.offer("7", &usual(1), "forced", "forced", None);
+    let pipe = yard.folder.path().join("hawkbit.json.new");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (others_ran, waited_for) = std::sync::mpsc::channel();
+    let medium = std::thread::spawn(move || {
+        let in_time = waited_for.recv_timeout(Duration::from_secs(10)).is_ok();
+        let mut kept = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::open(pipe).unwrap(), &mut kept).unwrap();
+        (in_time, kept)
+    });
+    let other = async {
+        while yard.server.asked().iter().all(|asked| !asked.path.contains("/deploymentBase/7")) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The document was read, so what it says is being kept.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        others_ran.send(()).unwrap();
+    };
+    tokio::select! {
+        biased;
+        _ = yard.ddi.poll() => panic!("it went on before its memory was kept"),
+        () = other => {}
+    }
+    let (in_time, kept) = medium.join().unwrap();
+    assert!(in_time, "everything else stood still");
+    assert!(String::from_utf8(kept).unwrap().contains("\"id\":\"7\""));
+}

@@ -105,7 +105,8 @@ impl Keeper {
         }
     }
 
-    /// Replaces what is remembered: after a power cut it is the old or the new.
+    /// Replaces what is remembered: after a power cut it is the old or the new. Waits for the medium, so not on a thread that
+    /// others need.
     pub fn save(&self, memory: &Memory) -> io::Result<()> {
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut other = self.path.clone().into_os_string();

@@ -17,6 +17,7 @@ mod memory;
 pub mod wire;
 
 use crate::error::FetchError;
+use crate::file::blocking;
 use crate::http::{Client, Token};
 use crate::limits::Limits;
 use crate::pull::{Report, Wish, pull};
@@ -249,7 +250,7 @@ impl<D: Device> Ddi<D> {
     }
 
     async fn round(&mut self) -> Result<(), FetchError> {
-        self.judge();
+        self.judge().await;
         self.settle().await?;
         let url = self.base.clone();
         let base: Base = self.document(&url).await?;
@@ -270,7 +271,7 @@ impl<D: Device> Ddi<D> {
         }
         match &base.links.deployment_base {
             Some(link) => self.deploy(link).await?,
-            None => self.forget(),
+            None => self.forget().await,
         }
         self.settle().await
     }
@@ -283,8 +284,10 @@ impl<D: Device> Ddi<D> {
         })
     }
 
-    fn save(&self) {
-        if let Err(e) = self.keeper.save(&self.memory) {
+    /// Keeps the memory before anything else is done; other tasks go on while the medium takes it.
+    async fn save(&mut self) {
+        let (keeper, memory) = (self.keeper.clone(), self.memory.clone());
+        if let Err(e) = blocking(move || keeper.save(&memory)).await {
             tracing::error!("what was told to the fleet server cannot be kept: {e}");
         }
         self.show();
@@ -305,21 +308,21 @@ impl<D: Device> Ddi<D> {
     }
 
     /// Changes the open action and keeps it.
-    fn become_phase(&mut self, phase: Phase) {
+    async fn become_phase(&mut self, phase: Phase) {
         if let Some(action) = &mut self.memory.action
             && action.phase != phase
         {
             action.phase = phase;
-            self.save();
+            self.save().await;
         }
     }
 
-    fn close(&mut self, finished: Finished, details: Vec<String>) {
-        self.become_phase(Phase::Closing(Outcome { finished, details }));
+    async fn close(&mut self, finished: Finished, details: Vec<String>) {
+        self.become_phase(Phase::Closing(Outcome { finished, details })).await;
     }
 
     /// Asks the device what became of the open action's bundle.
-    fn judge(&mut self) {
+    async fn judge(&mut self) {
         let Some(action) = &self.memory.action else { return };
         let Some(bundle) = &action.bundle else { return };
         if !matches!(action.phase, Phase::Trial | Phase::Download) {
@@ -331,19 +334,19 @@ impl<D: Device> Ddi<D> {
         match self.device.standing(bundle, action.mark) {
             Standing::Committed => {
                 let details = vec![format!("committed: bundle {bundle}")];
-                self.close(Finished::Success, details);
+                self.close(Finished::Success, details).await;
             }
             Standing::Refused(refused) => {
                 let details = said("refused", refused);
-                self.close(Finished::Failure, details);
+                self.close(Finished::Failure, details).await;
             }
             Standing::Returned(refused) => {
                 let details = said("returned to what served before", refused);
-                self.close(Finished::Failure, details);
+                self.close(Finished::Failure, details).await;
             }
-            Standing::Trial(_) => self.become_phase(Phase::Trial),
+            Standing::Trial(_) => self.become_phase(Phase::Trial).await,
             // The device knows nothing of a trial: it was cut off before it was noted anywhere. What is stored is found again.
-            Standing::Unknown => self.become_phase(Phase::Download),
+            Standing::Unknown => self.become_phase(Phase::Download).await,
         }
     }
 
@@ -366,7 +369,7 @@ impl<D: Device> Ddi<D> {
                 self.feedback(&to, &id, Execution::Closed, &outcome).await?;
                 self.memory.closed = Some(Closed { id, outcome });
                 self.memory.action = None;
-                self.save();
+                self.save().await;
                 Ok(())
             }
         }
@@ -388,7 +391,7 @@ impl<D: Device> Ddi<D> {
         self.feedback(&to, &id, execution, &Outcome { finished: Finished::None, details }).await?;
         if let Some(action) = &mut self.memory.action {
             action.told.insert(what.to_owned());
-            self.save();
+            self.save().await;
         }
         Ok(())
     }
@@ -419,10 +422,10 @@ impl<D: Device> Ddi<D> {
     }
 
     /// The server has no update: it ended the open action on its side. A trial goes on all the same.
-    fn forget(&mut self) {
+    async fn forget(&mut self) {
         if self.memory.action.as_ref().is_some_and(|a| matches!(a.phase, Phase::Download | Phase::Held)) {
             self.memory.action = None;
-            self.save();
+            self.save().await;
         }
     }
 
@@ -450,7 +453,7 @@ impl<D: Device> Ddi<D> {
             if let Some(action) = &mut self.memory.action {
                 action.told.insert(label);
             }
-            self.save();
+            self.save().await;
             return Ok(());
         }
         let sentence =
@@ -460,7 +463,7 @@ impl<D: Device> Ddi<D> {
         if self.memory.action.as_ref().is_some_and(|action| action.id == *stop) {
             self.memory.action = None;
         }
-        self.save();
+        self.save().await;
         Ok(())
     }
 
@@ -481,7 +484,7 @@ impl<D: Device> Ddi<D> {
                 phase: Phase::Download,
                 told: Default::default(),
             });
-            self.save();
+            self.save().await;
         }
         let may_update = wish.deployment.may_update();
         let phase = self.memory.action.as_ref().map(|action| action.phase.clone());
@@ -491,11 +494,11 @@ impl<D: Device> Ddi<D> {
             _ => return Ok(()),
         }
         // From here a power cut leaves an action whose outcome the device is asked for.
-        self.become_phase(Phase::Download);
+        self.become_phase(Phase::Download).await;
         let chosen = match wish.deployment.choose(&url) {
             Ok(chosen) => chosen,
             Err((code, sentence)) => {
-                self.close(Finished::Failure, vec![sentence, format!("code: {code}")]);
+                self.close(Finished::Failure, vec![sentence, format!("code: {code}")]).await;
                 return Ok(());
             }
         };
@@ -508,14 +511,14 @@ impl<D: Device> Ddi<D> {
         match pulled {
             None => Ok(()),
             Some(Ok(())) if may_update => {
-                self.become_phase(Phase::Trial);
+                self.become_phase(Phase::Trial).await;
                 Ok(())
             }
             Some(Ok(())) => {
                 // It may serve already: then there is nothing to wait for.
-                self.judge();
+                self.judge().await;
                 if self.memory.action.as_ref().is_some_and(|action| action.phase == Phase::Download) {
-                    self.become_phase(Phase::Held);
+                    self.become_phase(Phase::Held).await;
                 }
                 Ok(())
             }
@@ -525,7 +528,7 @@ impl<D: Device> Ddi<D> {
                 Err(e)
             }
             Some(Err(e)) => {
-                self.close(Finished::Failure, vec![e.to_string(), format!("code: {}", e.code())]);
+                self.close(Finished::Failure, vec![e.to_string(), format!("code: {}", e.code())]).await;
                 Ok(())
             }
         }
@@ -547,11 +550,11 @@ impl<D: Device> Ddi<D> {
                 tokio::select! {
                     biased;
                     done = &mut work => {
-                        self.note_bundle();
+                        self.note_bundle().await;
                         return Some(done.map(|_| ()));
                     }
                     // Known before the trial can begin: the trial's outcome is found by it after a power cut.
-                    _ = progress.changed() => self.note_bundle(),
+                    _ = progress.changed() => self.note_bundle().await,
                     () = &mut glance => break,
                 }
             }
@@ -561,13 +564,13 @@ impl<D: Device> Ddi<D> {
         }
     }
 
-    fn note_bundle(&mut self) {
+    async fn note_bundle(&mut self) {
         let bundle = self.progress.borrow().bundle.clone();
         if let (Some(action), Some(bundle)) = (&mut self.memory.action, bundle)
             && action.bundle.as_ref() != Some(&bundle)
         {
             action.bundle = Some(bundle);
-            self.save();
+            self.save().await;
         }
         self.show();
     }
