@@ -3,7 +3,7 @@
 //! A stick stays plugged in over restarts and holds the same bundles every time, so this way in has a loop guard:
 //!
 //! * nothing before the device has been up for [`UsbConfig::least_uptime`] (a bundle that makes it restart cannot do so for ever);
-//! * no bundle the device has ever refused or taken back, as its journal knows;
+//! * no bundle that the device knows as refused or taken back: by its last verdicts, or by the slot that holds it marked as bad;
 //! * no bundle twice in one boot after it failed, whatever the journal says;
 //! * a stick that is pulled out, or cannot be read, has [`INTERRUPTIONS`] more chances per bundle and boot. What is stored stays.
 
