@@ -558,6 +558,60 @@ def test_a_device_fetches_a_bundle_by_url(device, office):
     assert daemon.request("/api/v1/pull", {"uri": url}).status == 400
 
 
+def test_a_pull_from_a_server_that_stalls_is_ended_for_a_rollback_and_a_push(device, office, inferctl):  # noqa: F811
+    data = office.made[3].read_bytes()
+
+    class Stalling(http.server.BaseHTTPRequestHandler):
+        """Gives the beginning of a bundle and then nothing, until the device leaves."""
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: int(self.path.removeprefix("/"))])
+            self.wfile.flush()
+            left.append(self.rfile.read(1))
+
+        def log_message(self, *_):
+            pass
+
+    daemon, left = device(), []
+    for n in (1, 2):
+        status, told = curl(daemon, office.made[n])
+        assert status == 200, told
+        committed(daemon, n)
+    assert ask(daemon, "DELETE", "/api/v1/pull").status == 404
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def stalled(length, known):
+            """A pull hangs after so many bytes: what else would need the free slot is refused and told how to end it."""
+            assert daemon.request("/api/v1/pull", {"url": f"http://127.0.0.1:{server.server_port}/{length}"}).status == 202
+            until(lambda: (p := daemon.request("/api/v1/bundle").json()["install"]) and bool(p["bundle"]) == known, "it hangs")
+            for status, verb, path in ((503, "POST", "rollback"), (409, "PUT", "bundle")):
+                answer = ask(daemon, verb, f"/api/v1/{path}", data if verb == "PUT" else b"")
+                assert answer.status == status and "DELETE /api/v1/pull" in answer.json()["detail"], answer
+
+        # Not a byte of it is in the slot with the bundle before.
+        stalled(100, known=False)
+        answer = ask(daemon, "DELETE", "/api/v1/pull")
+        assert answer.status == 200 and answer.json()["state"] == "ended", answer
+        last = daemon.request("/api/v1/bundle").json()["pull"]
+        assert (last["state"], last["error"]["code"]) == ("failed", "pull-cancelled"), last
+        assert ask(daemon, "POST", "/api/v1/rollback").status == 200
+        assert served(daemon) == "1.0.1"
+        stalled(len(data) // 2, known=True)
+        done = inferctl("pull", "--cancel", url=daemon.url)
+        assert done.returncode == 0 and "no longer fetches" in done.stdout, done.stdout + done.stderr
+        until(lambda: len(left) == 2, "the device left the server both times")
+        server.shutdown()
+    done = inferctl("pull", "--cancel", url=daemon.url)
+    assert done.returncode == 1 and "not fetching" in done.stderr, done.stdout + done.stderr
+    status, told = curl(daemon, office.made[3])
+    assert status == 200, told
+    committed(daemon, 3)
+
+
 def test_a_device_that_may_not_fetch_says_so(device):
     daemon = device("[updates]\npull = false\n")
     answer = daemon.request("/api/v1/pull", {"url": "http://127.0.0.1:1/x"})
@@ -576,6 +630,7 @@ def test_where_updates_are_not_configured_every_route_says_so(daemon):
         ("POST", "rollback"),
         ("POST", "trust"),
         ("POST", "pull"),
+        ("DELETE", "pull"),
     ):
         answer = ask(daemon, method, f"/api/v1/{path}", b"{}" if method != "GET" else b"")
         assert answer.status == 501 and answer.json()["error"] == "updates_off", (path, answer)

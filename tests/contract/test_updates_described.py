@@ -1,6 +1,7 @@
 """What `/openapi.json` says of the update routes, held to what a device with slots answers."""
 
 import http.server
+import socket
 import threading
 
 import pytest
@@ -90,6 +91,7 @@ def test_every_refusal_of_the_update_routes_is_as_described(described, office): 
     post(422, "trust", b"nonsense")
     post(400, "pull", "{}")
     post(422, "pull", '{"url": "gopher://x"}')
+    said(404, "DELETE", "/api/v1/pull", ask(daemon, "DELETE", "/api/v1/pull"))
     push(200, data)
     committed(daemon, 2)
     push(409, office.made[1].read_bytes())
@@ -99,7 +101,7 @@ def test_every_refusal_of_the_update_routes_is_as_described(described, office): 
 
 def test_who_may_not_and_what_is_off_is_as_described(described):
     daemon, said = described(f'[updates]\npull = false\n[security]\napi_key = "{KEY}"\n')
-    for verb, path in (("PUT", "bundle"), ("POST", "rollback"), ("POST", "trust"), ("POST", "pull")):
+    for verb, path in (("PUT", "bundle"), ("POST", "rollback"), ("POST", "trust"), ("POST", "pull"), ("DELETE", "pull")):
         path = f"/api/v1/{path}"
         said(401, verb, path, ask(daemon, verb, path, b"{}"))
         said(403, verb, path, ask(daemon, verb, path, b"{}", [("X-API-Key", "wrong-horse-battery")]))
@@ -125,6 +127,16 @@ def test_a_pull_is_as_described_from_its_order_to_its_end(described, office):  #
         server.server_close()
 
 
+def test_a_pull_that_is_ended_is_as_described(described):
+    daemon, said = described()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.imb"
+        said(202, "POST", "/api/v1/pull", ask(daemon, "POST", "/api/v1/pull", f'{{"url": "{url}"}}'))
+        said(409, "PUT", "/api/v1/bundle", ask(daemon, "PUT", "/api/v1/bundle", b"MZ" * 4096))
+        said(200, "DELETE", "/api/v1/pull", ask(daemon, "DELETE", "/api/v1/pull"))
+    said(200, "GET", "/api/v1/bundle", ask(daemon, "GET", "/api/v1/bundle"))
+
+
 def test_without_updates_and_with_broken_ones_every_route_is_as_described(native, tmp_path):
     (tmp_path / "file").write_text("")
     for options, status in (({}, 501), ({"arguments": ["--updates-dir", tmp_path / "file" / "below"]}, 503)):
@@ -132,7 +144,7 @@ def test_without_updates_and_with_broken_ones_every_route_is_as_described(native
         document = daemon.request("/openapi.json").json()
         for path in ("/status", "/commit-ready"):
             check(document, path, "GET", ask(daemon, "GET", path))
-        for verb, path in (("PUT", "bundle"), ("GET", "bundle"), ("GET", "events"), ("GET", "slots"), ("POST", "rollback"), ("POST", "trust"), ("POST", "pull")):
+        for verb, path in (("PUT", "bundle"), ("GET", "bundle"), ("GET", "events"), ("GET", "slots"), ("POST", "rollback"), ("POST", "trust"), ("POST", "pull"), ("DELETE", "pull")):
             answer = ask(daemon, verb, f"/api/v1/{path}", b"{}" if verb != "GET" else b"")
             assert answer.status == status, answer
             check(document, f"/api/v1/{path}", verb, answer)

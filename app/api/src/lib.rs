@@ -46,4 +46,4 @@ pub use http::{Reply, Req, RequestId};
 pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
 pub use serve::serve;
-pub use updates::{Desk, Pull, PullError, PullWish, Pulling, Updates};
+pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates};

@@ -40,6 +40,7 @@ pub(crate) enum Route {
     Rollback,
     Trust,
     Pull,
+    EndPull,
     /// Everything under `/v2`.
     Oip,
 }
@@ -47,7 +48,7 @@ pub(crate) enum Route {
 impl Route {
     /// Whether it changes the device: who may is decided before a byte of the body is read.
     fn changes(self) -> bool {
-        matches!(self, Self::Push | Self::Rollback | Self::Trust | Self::Pull)
+        matches!(self, Self::Push | Self::Rollback | Self::Trust | Self::Pull | Self::EndPull)
     }
 }
 
@@ -58,6 +59,7 @@ pub(crate) enum Verb {
     Get,
     Post,
     Put,
+    Delete,
 }
 
 impl Verb {
@@ -66,6 +68,7 @@ impl Verb {
             Self::Get => *method == Method::GET || *method == Method::HEAD,
             Self::Post => *method == Method::POST,
             Self::Put => *method == Method::PUT,
+            Self::Delete => *method == Method::DELETE,
         }
     }
 
@@ -75,6 +78,7 @@ impl Verb {
             Self::Get => "GET, HEAD",
             Self::Post => "POST",
             Self::Put => "PUT",
+            Self::Delete => "DELETE",
         }
     }
 }
@@ -105,6 +109,7 @@ pub(crate) const ROUTES: &[(&str, Verb, Route)] = &[
     ("/api/v1/rollback", Verb::Post, Route::Rollback),
     ("/api/v1/trust", Verb::Post, Route::Trust),
     ("/api/v1/pull", Verb::Post, Route::Pull),
+    ("/api/v1/pull", Verb::Delete, Route::EndPull),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -313,11 +318,12 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Redoc => docs::redoc(app),
         Route::CommitReady => updates::commit_ready(app),
         Route::Slots => updates::slots(app),
-        Route::Bundle => updates::progress(app).await,
+        Route::Bundle => updates::progress(app, req).await,
         Route::Events => updates::events(app, req),
         Route::Rollback => updates::rollback(app, req).await,
         Route::Trust => updates::trust(app, req).await,
         Route::Pull => updates::pull(app, req).await,
+        Route::EndPull => updates::end_pull(app).await,
         Route::Push => Reply::not_found(),
     }
 }
@@ -418,6 +424,7 @@ mod tests {
             Verb::Get => "get",
             Verb::Post => "post",
             Verb::Put => "put",
+            Verb::Delete => "delete",
         };
         let mut all: Vec<_> = ROUTES.iter().map(|(p, v, _)| ((*p).to_owned(), verb(v).to_owned())).collect();
         for path in OIP_PATHS {

@@ -6,6 +6,7 @@
 //! GET  /api/v1/events      progress and verdicts as server-sent events
 //! GET  /api/v1/slots       slots, floors, keys, verdicts
 //! POST /api/v1/rollback /api/v1/trust /api/v1/pull
+//! DELETE /api/v1/pull      ends a pull; what came is kept
 //! GET  /commit-ready       may another updater confirm this boot?
 //! ```
 //!
@@ -62,10 +63,16 @@ pub trait Pull: Send + Sync {
     fn begin(&self, wish: PullWish) -> Pulling<'_>;
     /// The last one, in progress or over, as it is shown.
     fn last(&self) -> Option<Value>;
+    /// Ends the one in progress and gives it as it is shown, once another transfer can begin. `None`: none was in progress, or
+    /// everything had come and its trial begins.
+    fn end(&self) -> Ended<'_>;
 }
 
 /// What [`Pull::begin`] gives.
 pub type Pulling<'a> = Pin<Box<dyn Future<Output = Result<(), PullError>> + Send + 'a>>;
+
+/// What [`Pull::end`] gives.
+pub type Ended<'a> = Pin<Box<dyn Future<Output = Option<Value>> + Send + 'a>>;
 
 /// What is to be fetched.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -129,8 +136,15 @@ fn busy(busy: Busy) -> Reply {
         Busy::Transfer(_) | Busy::Trial => StatusCode::CONFLICT,
         Busy::Starting | Busy::Stopping => StatusCode::SERVICE_UNAVAILABLE,
     };
-    refusal(status, "busy", busy.code(), &busy.to_string()).with_retry_after(Duration::from_secs(2))
+    let mut detail = busy.to_string();
+    if busy == Busy::Transfer(Way::Pull) {
+        detail.push_str(HOW_TO_END_A_PULL);
+    }
+    refusal(status, "busy", busy.code(), &detail).with_retry_after(Duration::from_secs(2))
 }
+
+/// Follows a sentence that names a pull as what is in the way.
+const HOW_TO_END_A_PULL: &str = "; DELETE /api/v1/pull ends it";
 
 /// The updater, or why there is none.
 fn desk(app: &App) -> Result<Arc<Updates>, Reply> {
@@ -415,12 +429,16 @@ async fn settled(app: &App, desk: &Desk, accepted: &Accepted) -> Reply {
 // -------------------------------------------------------------------------------------------------------------- shown
 
 /// `GET /api/v1/bundle`.
-pub(crate) async fn progress(app: &App) -> Reply {
+pub(crate) async fn progress(app: &App, req: &Req) -> Reply {
     let updates;
     let desk = desk!(updates, app);
     let status = desk.updater.status().borrow().clone();
-    // What lies on the medium is only looked at while nobody writes there.
-    let resume = if status.install.is_none() { desk.updater.resumable().await } else { None };
+    // What lies on the medium is only looked at while nobody writes there, and for those who may go on with it.
+    let resume = match status.install {
+        Some(_) => None,
+        None if app.may_change(req).is_ok() => desk.updater.resumable().await,
+        None => desk.updater.resumable_known(),
+    };
     Reply::json(
         StatusCode::OK,
         &json!({
@@ -571,7 +589,12 @@ pub(crate) async fn rollback(app: &App, req: &Req) -> Reply {
         }
         Ok(Err(e)) => {
             let status = if stopping(&e) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CONFLICT };
-            refusal(status, "not_rolled_back", &e.code, &e.sentence)
+            let pulls = |p: &Arc<dyn Pull>| p.last().is_some_and(|last| last["state"] == "fetching");
+            let mut detail = e.sentence;
+            if e.code == "busy-transfer" && desk.pull.as_ref().is_some_and(pulls) {
+                detail.push_str(HOW_TO_END_A_PULL);
+            }
+            refusal(status, "not_rolled_back", &e.code, &detail)
         }
         Err(e) => refusal(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -629,6 +652,25 @@ pub(crate) async fn pull(app: &App, req: &Req) -> Reply {
         Err(PullError::Refused { code, sentence }) => {
             refusal(StatusCode::UNPROCESSABLE_ENTITY, "pull_refused", &code, &sentence)
         }
+    }
+}
+
+/// `DELETE /api/v1/pull`.
+pub(crate) async fn end_pull(app: &App) -> Reply {
+    let updates;
+    let desk = desk!(updates, app);
+    let ended = match &desk.pull {
+        Some(pull) => pull.end().await,
+        None => None,
+    };
+    match ended {
+        Some(pull) => Reply::json(StatusCode::OK, &json!({ "state": "ended", "pull": pull })),
+        None => refusal(
+            StatusCode::NOT_FOUND,
+            "no_pull",
+            "no-pull",
+            "this device is not fetching a bundle by URL",
+        ),
     }
 }
 

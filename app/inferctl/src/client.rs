@@ -180,6 +180,19 @@ impl Client {
         self.answer(start, request.send(body))
     }
 
+    /// DELETE; any status is an answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub fn delete(&self, path: &str) -> Result<Answer, ClientError> {
+        let mut request = self.agent.delete(self.url(path));
+        if let Some((name, value)) = self.key_header() {
+            request = request.header(name, value);
+        }
+        let start = Instant::now();
+        self.answer(start, request.call())
+    }
+
     /// GET that must be answered with 200 and JSON of this form.
     ///
     /// # Errors

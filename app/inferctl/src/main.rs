@@ -271,6 +271,8 @@ mod tests {
             &["bundle", "sign", "x.imb"],
             &["push", "x.imb", "--wait", "forever"],
             &["trust"],
+            &["pull"],
+            &["pull", "http://x/m.imb", "--cancel"],
         ];
         for arguments in table {
             let all = std::iter::once("inferctl").chain(arguments.iter().copied());

@@ -32,7 +32,11 @@ pub struct Rollback {
 #[derive(Debug, clap::Args)]
 pub struct Pull {
     /// Where the bundle lies: http://HOST/PATH.imb, as the device reaches it
-    bundle: String,
+    #[arg(required_unless_present = "cancel")]
+    bundle: Option<String>,
+    /// End the fetch in progress; what has come is kept for the next
+    #[arg(long, exclusive = true)]
+    cancel: bool,
     /// A bearer token for that server
     #[arg(long, env = "INFERD_PULL_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -85,11 +89,20 @@ impl Rollback {
 }
 
 impl Pull {
-    /// Has the device fetch a bundle by itself.
+    /// Has the device fetch a bundle by itself, or end that.
     ///
     /// # Errors
     /// [`Failure`].
     pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        if self.cancel {
+            let said = taken(&client.delete("/api/v1/pull")?)?;
+            if json {
+                show::json(&said);
+            } else {
+                show::line("the device no longer fetches; what has come is kept");
+            }
+            return Ok(());
+        }
         let before = Device::ask(client)?.newest();
         let body = json!({ "url": self.bundle, "token": self.token, "sha256": self.sha256 }).to_string();
         order(client, "/api/v1/pull", "application/json", body.as_bytes())?;
@@ -126,11 +139,15 @@ impl Trust {
 
 /// Sends an order that must be answered with 2xx.
 fn order(client: &Client, path: &str, form: &str, body: &[u8]) -> Result<Value, ClientError> {
-    let answer = client.post(path, &[("Content-Type".into(), form.into())], body)?;
+    taken(&client.post(path, &[("Content-Type".into(), form.into())], body)?)
+}
+
+/// The page of an answer with 2xx; any other is a refusal.
+fn taken(answer: &Answer) -> Result<Value, ClientError> {
     if (200..300).contains(&answer.status) {
         return Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
     }
-    Err(ClientError::Refused(refusal(&answer)))
+    Err(ClientError::Refused(refusal(answer)))
 }
 
 /// A refusal in the device's words, with what to do about it. Whoever gives no code says it in HTTP's words.

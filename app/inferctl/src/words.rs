@@ -123,7 +123,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("stick-unreadable", "Copy the bundle to another stick"),
     // --- not now
     ("busy-starting", ""),
-    ("busy-transfer", "Wait until it is over: `inferctl slots` shows it"),
+    (
+        "busy-transfer",
+        "Wait until it is over: `inferctl slots` shows it; `inferctl pull --cancel` ends one by URL",
+    ),
     ("busy-trial", ""),
     ("busy-stopping", "Try again when it is back"),
     // --- the way in
@@ -137,6 +140,8 @@ const ADVICE: &[(&str, &str)] = &[
     ("bad-request", ""),
     ("unexpected-error", "The device's log says more"),
     ("pull-off", ""),
+    ("pull-cancelled", ""),
+    ("no-pull", "`inferctl slots` shows what arrives, and what is on trial"),
     ("listeners", "Try again later"),
     ("misused", "Send it with `inferctl push` or curl, which keep to the order of a transfer"),
     // --- gates
@@ -166,6 +171,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("kernel-panic", BAD_MODEL),
     ("watchdog-reset", BAD_MODEL),
     ("interrupted-too-often", "Push it again where the power is steady"),
+    ("displaced", "Push it again; change models by bundles only"),
     ("host-ended", BAD_MODEL),
     ("error-rate", BAD_MODEL),
     ("non-finite", BAD_MODEL),

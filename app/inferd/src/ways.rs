@@ -1,7 +1,7 @@
 //! The updater as the ways in that the device starts itself see it, and those ways: pull by URL, USB stick, fleet server.
 
 use crate::config::Config;
-use inferd_api::{Pull, PullError, PullWish, Pulling};
+use inferd_api::{Ended, Pull, PullError, PullWish, Pulling};
 use inferd_bundle::{Bundle, Refusal};
 use inferd_fetch::{
     About, Clock, Device, HEADER, Limits, Missing, Offer, Piece, Refused, Report, Standing, SystemClock,
@@ -9,14 +9,20 @@ use inferd_fetch::{
     ddi::{Ddi, DdiConfig, Security},
     usb::{Sticks, UsbConfig},
 };
-use inferd_rollout::{Busy, Fetch, InstallError, Outcome, Updater, Way as From};
+use inferd_rollout::{Busy, Fetch, InstallError, Outcome, Status, Updater, Way as From};
 use serde_json::{Value, json};
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tracing::{error, info, warn};
 
 /// What a fleet server may know of this device beside what the updater says.
@@ -54,6 +60,43 @@ fn told(e: &InstallError) -> Refused {
 
 fn busy(e: Busy) -> Refused {
     refused(e.code(), e.to_string(), About::Device)
+}
+
+/// Where a bundle stands, by what the updater shows: the trial, the slots, and its last verdicts, of which `last` is the newest.
+///
+/// A refusal that later verdicts have pushed out of sight is still known by the slot it marked bad, until another bundle is
+/// written there. That mark has no number, so it counts only for who asks about all times.
+fn standing(status: &Status, last: u64, id: &str, after: u64) -> Standing {
+    if let Some(trial) = status.trial.as_ref().filter(|t| t.bundle == id) {
+        return Standing::Trial(format!("{:?}", trial.phase).to_ascii_lowercase());
+    }
+    let slot =
+        |wanted: &str| status.slots.iter().find(|s| s.status == wanted && s.bundle.as_deref() == Some(id));
+    if slot("committed").is_some_and(|s| s.active) {
+        return Standing::Committed;
+    }
+    // The journal was lost and its numbers began anew: every verdict there is is of a later time.
+    let after = if after > last { 0 } else { after };
+    let against = status
+        .verdicts
+        .iter()
+        .rev()
+        .filter(|v| v.number > after && v.bundle.as_deref() == Some(id))
+        .find(|v| matches!(v.outcome, Outcome::Refuse | Outcome::Reverse));
+    match (against, slot("bad").filter(|_| after == 0)) {
+        (Some(v), _) => {
+            let refused = refused(&v.code, v.sentence.clone(), About::Bundle);
+            match v.outcome {
+                Outcome::Reverse => Standing::Returned(refused),
+                _ => Standing::Refused(refused),
+            }
+        }
+        (None, Some(s)) => {
+            let sentence = format!("slot {} holds this bundle, marked as bad", s.slot);
+            Standing::Refused(refused("slot-bad", sentence, About::Bundle))
+        }
+        (None, None) => Standing::Unknown,
+    }
 }
 
 impl Target for Slot {
@@ -107,32 +150,7 @@ impl Device for Receiver {
     }
 
     fn standing(&self, id: &str, after: u64) -> Standing {
-        let status = self.updater.status().borrow().clone();
-        if let Some(trial) = status.trial.as_ref().filter(|t| t.bundle == id) {
-            return Standing::Trial(format!("{:?}", trial.phase).to_ascii_lowercase());
-        }
-        let committed = |s: &&inferd_rollout::SlotView| {
-            s.status == "committed" && s.active && s.bundle.as_deref() == Some(id)
-        };
-        if status.slots.iter().any(|s| committed(&s)) {
-            return Standing::Committed;
-        }
-        let last = status
-            .verdicts
-            .iter()
-            .rev()
-            .filter(|v| v.number > after && v.bundle.as_deref() == Some(id))
-            .find(|v| matches!(v.outcome, Outcome::Refuse | Outcome::Reverse));
-        match last {
-            Some(v) => {
-                let refused = refused(&v.code, v.sentence.clone(), About::Bundle);
-                match v.outcome {
-                    Outcome::Reverse => Standing::Returned(refused),
-                    _ => Standing::Refused(refused),
-                }
-            }
-            None => Standing::Unknown,
-        }
+        standing(&self.updater.status().borrow(), self.updater.last_verdict(), id, after)
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
@@ -194,7 +212,7 @@ impl Receiver {
 /// Fetches by URL, one at a time, as long as it takes.
 pub struct Puller {
     receiver: Arc<Receiver>,
-    last: Arc<Mutex<Option<Last>>>,
+    last: Mutex<Option<Last>>,
 }
 
 /// A pull, in progress or over.
@@ -203,13 +221,23 @@ struct Last {
     from: String,
     report: watch::Receiver<Report>,
     /// `None` while it goes on.
-    outcome: Option<Result<(), (String, String)>>,
+    outcome: watch::Receiver<Option<PullOutcome>>,
+    /// The operator's wish to end it.
+    end: Arc<Notify>,
 }
+
+/// How a pull ended; the code and the sentence of what did not go well.
+type PullOutcome = Result<(), (String, String)>;
+
+/// A pull that the operator ended has this code.
+const CANCELLED: &str = "pull-cancelled";
+/// The medium gives a transfer up within this, or it is given up waiting for.
+const LETTING_GO: Duration = Duration::from_secs(10);
 
 impl Puller {
     /// Over this device.
     pub fn new(receiver: Arc<Receiver>) -> Self {
-        Self { receiver, last: Arc::default() }
+        Self { receiver, last: Mutex::default() }
     }
 }
 
@@ -259,31 +287,54 @@ impl Pull for Puller {
                 Opened { device: Arc::clone(&self.receiver), first: Mutex::new(Some(Slot { fetch })) };
             let (progress, report) = watch::channel(Report::default());
             let from = url.split(['?', '#']).next().unwrap_or_default().to_owned();
-            *lock(&self.last) = Some(Last { from: from.clone(), report, outcome: None });
-            let last = Arc::clone(&self.last);
+            let end = Arc::new(Notify::new());
+            let (told, outcome) = watch::channel(None);
+            let shown = report.clone();
+            *lock(&self.last) = Some(Last { from: from.clone(), report, outcome, end: Arc::clone(&end) });
             tokio::spawn(async move {
                 let token = wish.token.map(|t| format!("Bearer {t}"));
                 let wanted = Wish { token, sha256: wish.sha256, hold: false };
                 let clock: Arc<dyn Clock> = Arc::new(SystemClock);
                 let limits = Limits::default();
-                let outcome =
-                    inferd_fetch::pull(&device, Way::Pull, &wish.url, &wanted, &limits, &clock, &progress)
-                        .await;
+                // A block: what is ended is gone before anybody is told so.
+                let outcome = async {
+                    let mut work = pin!(inferd_fetch::pull(
+                        &device,
+                        Way::Pull,
+                        &wish.url,
+                        &wanted,
+                        &limits,
+                        &clock,
+                        &progress
+                    ));
+                    tokio::select! {
+                        biased;
+                        outcome = &mut work => Some(outcome),
+                        // With nothing missing its trial begins: rolling back ends that.
+                        () = end.notified() => {
+                            let whole = shown.borrow().missing == Some(0);
+                            if whole { Some(work.await) } else { None }
+                        }
+                    }
+                }
+                .await;
                 let outcome = match outcome {
-                    Ok(fetched) => {
+                    Some(Ok(fetched)) => {
                         let Offer { product, version, .. } = fetched.offer;
                         let (fetched, reused) = (fetched.report.fetched, fetched.report.reused);
                         info!(product, version, fetched, reused, "fetched from {from}; its trial begins");
                         Ok(())
                     }
-                    Err(e) => {
+                    Some(Err(e)) => {
                         warn!(code = e.code(), "not fetched from {from}: {e}");
                         Err((e.code().to_owned(), e.to_string()))
                     }
+                    None => {
+                        info!(code = CANCELLED, "no longer fetched from {from}: the operator ended it");
+                        Err((CANCELLED.to_owned(), "the operator ended it; what has come is kept".to_owned()))
+                    }
                 };
-                if let Some(last) = &mut *lock(&last) {
-                    last.outcome = Some(outcome);
-                }
+                told.send_replace(Some(outcome));
             });
             Ok(())
         })
@@ -292,11 +343,105 @@ impl Pull for Puller {
     fn last(&self) -> Option<Value> {
         let last = lock(&self.last);
         let last = last.as_ref()?;
-        let (state, error) = match &last.outcome {
+        Some(last.shown())
+    }
+
+    fn end(&self) -> Ended<'_> {
+        Box::pin(async move {
+            let mut outcome = {
+                let last = lock(&self.last);
+                let last = last.as_ref().filter(|last| last.outcome.borrow().is_none())?;
+                last.end.notify_one();
+                last.outcome.clone()
+            };
+            let cancelled =
+                |outcome: &Option<PullOutcome>| matches!(outcome, Some(Err((code, _))) if code == CANCELLED);
+            let ended = outcome.wait_for(Option::is_some).await.is_ok_and(|outcome| cancelled(&outcome));
+            if !ended {
+                return None;
+            }
+            let mut status = self.receiver.updater.status();
+            let free = status.wait_for(|s| s.install.as_ref().is_none_or(|i| i.way != From::Pull.name()));
+            if timeout(LETTING_GO, free).await.is_err() {
+                warn!("a pull that was ended still holds its slot");
+            }
+            self.last()
+        })
+    }
+}
+
+impl Last {
+    fn shown(&self) -> Value {
+        let (state, error) = match &*self.outcome.borrow() {
             None => ("fetching", None),
             Some(Ok(())) => ("fetched", None),
             Some(Err((code, sentence))) => ("failed", Some(json!({ "code": code, "detail": sentence }))),
         };
-        Some(json!({ "url": last.from, "state": state, "error": error, "report": *last.report.borrow() }))
+        json!({ "url": self.from, "state": state, "error": error, "report": *self.report.borrow() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use inferd_rollout::{Gate, SlotView, Verdict};
+
+    fn verdict(number: u64, outcome: Outcome, bundle: &str) -> Verdict {
+        Verdict {
+            number,
+            gate: Gate::Golden,
+            outcome,
+            code: "golden-differs".to_owned(),
+            sentence: "a sentence".to_owned(),
+            evidence: Value::Null,
+            bundle: Some(bundle.to_owned()),
+            product: None,
+            slot: None,
+            version: None,
+            boot_id: String::new(),
+            uptime_ms: 0,
+        }
+    }
+
+    fn slot(status: &'static str, active: bool, bundle: &str) -> SlotView {
+        let bundle = Some(bundle.to_owned());
+        SlotView { slot: 'B', status, active, bundle, product: None, version: None, len: 0, capacity: 0 }
+    }
+
+    fn code(standing: &Standing) -> &str {
+        match standing {
+            Standing::Refused(r) | Standing::Returned(r) => &r.code,
+            _ => "",
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_is_out_of_sight_is_known_by_its_bad_slot() {
+        let mut status = Status { verdicts: vec![verdict(9, Outcome::Pass, "other")], ..Status::default() };
+        assert_eq!(standing(&status, 9, "b", 0), Standing::Unknown);
+        status.slots = vec![slot("bad", false, "b")];
+        assert_eq!(code(&standing(&status, 9, "b", 0)), "slot-bad");
+        assert_eq!(standing(&status, 9, "other", 0), Standing::Unknown);
+        // Of an earlier time, for who asks about a later one.
+        assert_eq!(standing(&status, 9, "b", 9), Standing::Unknown);
+        status.verdicts.push(verdict(10, Outcome::Reverse, "b"));
+        assert_eq!(code(&standing(&status, 10, "b", 9)), "golden-differs", "the gate's own words go first");
+    }
+
+    #[test]
+    fn verdicts_count_after_a_mark_of_a_journal_that_was_lost() {
+        let status = Status { verdicts: vec![verdict(2, Outcome::Refuse, "b")], ..Status::default() };
+        assert_eq!(standing(&status, 2, "b", 2), Standing::Unknown);
+        assert!(matches!(standing(&status, 2, "b", 500), Standing::Refused(_)));
+    }
+
+    #[test]
+    fn what_serves_is_committed_whatever_was_decided_before() {
+        let status = Status {
+            verdicts: vec![verdict(2, Outcome::Reverse, "b")],
+            slots: vec![slot("committed", true, "b")],
+            ..Status::default()
+        };
+        assert_eq!(standing(&status, 2, "b", 0), Standing::Committed);
     }
 }
