@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// Verdicts in a published status; the journal keeps more.
 const SHOWN: usize = 64;
+/// The end of a warning that is taken back when the journal takes verdicts again.
+const NOT_KEPT: &str = "; verdicts of now are lost at the next start";
 /// The end of a warning that is taken back when the document is there again.
 const UNTIL_BACK: &str = "; no bundle is accepted until it is back";
 /// The longest root document or permit that is read.
@@ -358,8 +360,12 @@ impl Core {
                 ),
             }
         }
-        if let Err(e) = self.journal.append(&verdicts) {
-            tracing::error!(error = %e, "the verdict is not in the journal");
+        match self.journal.append(&verdicts) {
+            Ok(()) => self.unwarn(NOT_KEPT),
+            Err(e) => {
+                self.unwarn(NOT_KEPT);
+                self.warn(format!("{e}{NOT_KEPT}"));
+            }
         }
         self.publish(|s| {
             for v in &verdicts {
@@ -408,7 +414,9 @@ impl Core {
 
     /// Warnings that end like this are true no longer.
     pub fn unwarn(&self, end: &str) {
-        self.publish(|s| s.warnings.retain(|w| !w.ends_with(end)));
+        if self.status.borrow().warnings.iter().any(|w| w.ends_with(end)) {
+            self.publish(|s| s.warnings.retain(|w| !w.ends_with(end)));
+        }
     }
 
     pub fn publish_slots(&self) {
@@ -467,7 +475,7 @@ pub fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn status_name(status: inferd_slots::SlotStatus) -> &'static str {
+pub fn status_name(status: inferd_slots::SlotStatus) -> &'static str {
     use inferd_slots::SlotStatus::{Bad, Committed, Empty, Staged, Trial, Writing};
     match status {
         Empty => "empty",

@@ -763,12 +763,20 @@ impl Shell {
 
     async fn roll_back(&mut self, reason: &str) -> Result<(), Finding> {
         let state = self.core.store.state();
-        let nothing = "no other bundle was ever committed on this device: there is nothing to go back to";
-        let nothing = || Finding::new("nothing-to-go-back-to", nothing, json!({}));
-        let from = state.active.ok_or_else(nothing)?;
+        let nothing = |sentence: String| Finding::new("nothing-to-go-back-to", sentence, json!({}));
+        let from = state.active.ok_or_else(|| {
+            nothing("no bundle serves, so there is none to go back from; the image's own models are the last resort".into())
+        })?;
         let to = from.other();
-        if state.slot(to).status != SlotStatus::Committed {
-            return Err(nothing());
+        let status = state.slot(to).status;
+        if status != SlotStatus::Committed {
+            let holds = match status {
+                SlotStatus::Empty => "is empty".to_owned(),
+                status => format!("holds a bundle that is {}", crate::core::status_name(status)),
+            };
+            return Err(nothing(format!(
+                "there is nothing to go back to: slot {to} {holds}. A push takes the place of the bundle before, whatever becomes of it"
+            )));
         }
         if let Err((_, finding)) = serve::slot(&self.core, to).await {
             serve::condemn(&self.core, to, &finding).await;

@@ -237,6 +237,7 @@ impl Medium for FileMedium {
 
     fn write_through(&self, at: u64, block: &[u8; BLOCK]) -> io::Result<()> {
         self.within(at, BLOCK, io::ErrorKind::WriteZero)?;
+        self.exists()?;
         match &self.through {
             None => Err(nix::errno::Errno::EROFS.into()),
             Some(Through::Cached(file)) => file.write_all_at(block, at),
@@ -257,11 +258,21 @@ impl Medium for FileMedium {
         if self.through.is_none() {
             return Ok(());
         }
-        self.file.sync_data()
+        self.file.sync_data()?;
+        self.exists()
     }
 }
 
 impl FileMedium {
+    /// A file without a name is gone at the next start, however durable its blocks are.
+    fn exists(&self) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt as _;
+        if self.regular && self.file.metadata()?.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was deleted"));
+        }
+        Ok(())
+    }
+
     /// Reads aligned blocks until `needed` bytes are there; the end of the file may come in the middle of the last block.
     fn fill_direct(&self, direct: &File, at: u64, into: &mut [u8], needed: usize) -> io::Result<()> {
         let mut done = 0;

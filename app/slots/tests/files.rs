@@ -83,6 +83,17 @@ fn the_state_lies_in_eight_kibibytes_that_were_reserved() {
 }
 
 #[test]
+fn a_file_that_was_deleted_keeps_nothing_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let medium = FileMedium::open(&dir.path().join("a"), 1 << 20).unwrap();
+    medium.write(0, &[1; 4096]).unwrap();
+    medium.sync().unwrap();
+    std::fs::remove_file(dir.path().join("a")).unwrap();
+    assert_eq!(medium.sync().unwrap_err().to_string(), "the file was deleted");
+    assert_eq!(medium.write_through(0, &[0; 4096]).unwrap_err().to_string(), "the file was deleted");
+}
+
+#[test]
 fn a_slot_file_grows_to_what_a_bundle_needs_before_it_is_written() {
     let [place, _] = places();
     let mut config = config(place.path());
