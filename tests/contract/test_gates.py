@@ -44,7 +44,7 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_its_payload(devic
 
 def test_where_nothing_is_left_to_go_back_to_the_device_says_so(device, office):  # noqa: F811
     daemon = device(models=(), ready=False).wait_listening()
-    until(lambda: slots(daemon)["serving"]["from"] == "nothing", "it has started")
+    until(lambda: slots(daemon).get("serving", {}).get("from") == "nothing", "it has started")
     until(lambda: curl(daemon, office.watched[1])[0] == 200, "the bundle is taken")
     assert served(daemon) == "1.0.1"
     assert daemon.request("/api/v1/rollback", {"reason": "none"}, method="POST").status == 200

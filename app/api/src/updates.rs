@@ -630,7 +630,7 @@ pub(crate) async fn trust(app: &App, req: &Req) -> Reply {
 
 /// Whether it was refused only because of the time it came at.
 fn stopping(e: &TrustError) -> bool {
-    e.code.starts_with("busy-")
+    matches!(e.code.as_str(), "busy-starting" | "busy-stopping")
 }
 
 /// `POST /api/v1/pull`.
@@ -681,8 +681,10 @@ pub(crate) fn events(app: &App, req: &Req) -> Reply {
     let updates;
     let desk = desk!(updates, app);
     let since = req.query.as_deref().and_then(|q| q.split('&').find_map(|p| p.strip_prefix("since=")));
+    // A browser that comes back names the last one it has by a header of its own.
+    let again = req.headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let since = match since.map(str::parse::<u64>) {
-        None => None,
+        None => again,
         Some(Ok(n)) => Some(n),
         Some(Err(_)) => return bad_request("since: the number of a verdict"),
     };

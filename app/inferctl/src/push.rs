@@ -146,7 +146,9 @@ impl Push {
 /// Whether an answer says that the same bytes may be taken later: the transfer was cut, or the daemon is starting or ending.
 fn passing(answer: &Answer) -> bool {
     let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
-    matches!(answer.status, 408 | 503) || (page["retry"] == true && answer.status != 409)
+    // Somebody has to do something about these first.
+    let lasting = matches!(page["code"].as_str(), Some("no-room" | "medium-read-only"));
+    matches!(answer.status, 408 | 503) || (page["retry"] == true && answer.status != 409 && !lasting)
 }
 
 impl Parcel {

@@ -171,6 +171,9 @@ fn page(device: &Device, verdicts: usize) -> String {
     lines.extend(install(device).into_iter().chain(trial(device)));
     lines.push(String::new());
     lines.push(trust(device));
+    if let Some(id) = &device.device {
+        lines.push(format!("this device's id, for permits: {id}"));
+    }
     if !device.floors.is_empty() {
         let floors: Vec<String> = device.floors.iter().map(|(p, v)| format!("{p} {v}")).collect();
         lines.push(format!("oldest versions it still takes: {}", floors.join(", ")));
@@ -280,6 +283,7 @@ mod tests {
 
     fn device() -> Device {
         serde_json::from_value(json!({
+            "device": "0815",
             "serving": {"from": "slot", "slot": "A", "product": "collar", "version": 7, "label": "1.2.0",
                         "models": [{"name": "imu-motion", "version": "1.0.0", "factory": false}]},
             "slots": [
@@ -303,6 +307,7 @@ mod tests {
             "A *   committed  collar   7        400.0 kB of 67.1 MB  abababababababab",
             "B     empty      -        -        0 of 67.1 MB         -",
             "root 3, no revocation list; it accepts bundles signed for development",
+            "this device's id, for permits: 0815",
             "oldest versions it still takes: collar 7",
             "  NO   floor            it is older [collar 6]",
         ] {

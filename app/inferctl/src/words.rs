@@ -127,7 +127,7 @@ const ADVICE: &[(&str, &str)] = &[
         "busy-transfer",
         "Wait until it is over: `inferctl slots` shows it; `inferctl pull --cancel` ends one by URL",
     ),
-    ("busy-trial", ""),
+    ("busy-trial", "`inferctl slots` shows how far it is, `inferctl rollback` ends it"),
     ("busy-stopping", "Try again when it is back"),
     // --- the way in
     ("updates-off", ""),
@@ -145,7 +145,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("listeners", "Try again later"),
     ("misused", "Send it with `inferctl push` or curl, which keep to the order of a transfer"),
     // --- gates
-    ("no-root", "Send bundles to an image made with --root FILE"),
+    (
+        "no-root",
+        "Make the image with --root FILE; a daemon started by hand reads `root.imr` in its --updates-dir at its start",
+    ),
     (
         "older-version",
         "`inferctl permit` makes one, `inferctl trust` sends it; or build it with a higher --version",
@@ -251,7 +254,7 @@ mod tests {
         ("rollout", include_str!("../../rollout/src/install.rs")),
         ("api", include_str!("../../api/src/updates.rs")),
     ];
-    const NO_CODES: &[&str] = &["kebab-case", "x-accel-buffering"];
+    const NO_CODES: &[&str] = &["kebab-case", "x-accel-buffering", "last-event-id"];
 
     /// The source of a room without its tests and comments.
     fn code_of(source: &str) -> String {

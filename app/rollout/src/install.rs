@@ -479,6 +479,7 @@ impl Drop for Transfer {
         if !self.over && self.install.is_some() {
             let _ = self.interrupted();
         }
+        self.install = None;
         let saved = self.saved;
         self.core.publish(|s| {
             s.install = None;
@@ -492,7 +493,6 @@ impl Drop for Transfer {
                 *busy = Occupied::Free;
             }
         }
-        self.install = None;
         self.core.publish_slots();
     }
 }

@@ -133,7 +133,7 @@ impl Updater {
         self.core.status.subscribe()
     }
 
-    /// The number of the last verdict: what is decided later has a higher one, across restarts.
+    /// The number of the last verdict: what is decided later has a higher one, across restarts, unless the journal is lost.
     #[must_use]
     pub fn last_verdict(&self) -> u64 {
         self.core.last_verdict()

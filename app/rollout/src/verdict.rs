@@ -108,7 +108,7 @@ impl Outcome {
 /// One decision with its evidence. Kept in the journal across reboots.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Counts up over the life of the device; a watcher sees by it what is new.
+    /// Counts up, across restarts, until the journal is lost; a watcher sees by it what is new.
     pub number: u64,
     /// The gate.
     pub gate: Gate,
