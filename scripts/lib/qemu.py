@@ -69,17 +69,17 @@ class Machine:
 
     def __init__(
         self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
-        serial=None, dhcp=True, clock=None, restarts=False,
+        serial=None, dhcp=True, clock=None, restarts=False, write_speed=None,
     ):
         """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
-        instead of ending QEMU."""
+        instead of ending QEMU. `write_speed`: bytes per second that its medium takes."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
-        self.clock, self.restarts = clock, restarts
+        self.clock, self.restarts, self.write_speed = clock, restarts, write_speed
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -227,6 +227,8 @@ class Machine:
         outlives QEMU; so nothing is gained by passing the guest's flushes on to the host's disk."""
         if not self.write_log:
             drive = f"if=none,id=disk,format=raw,file={self.image},cache=unsafe"
+            if self.write_speed:
+                drive += f",throttling.bps-write={self.write_speed}"
             return ["-drive", drive if self.keep_writes else drive + ",snapshot=on"]
         Path(self.write_log).write_bytes(b"")
         return [

@@ -127,7 +127,7 @@ class Rig:
         self.folder.mkdir(parents=True)
         self.medium = media.Medium(self.bench.image, self.folder)
         self.version = 0
-        self.allowed = {"factory"}
+        self.allowed = self.before = {"factory"}
         self.must = None
         self.floors = {}
         self.bundles = {}
@@ -168,8 +168,10 @@ class Rig:
                 hit = self.update(machine, rng, "install" if phase == "boot" else phase)
         back = rng.choice((0, 0, 1, 2, 3, 5, 8, 13)) if phase in ("flip", "commit") else 0
         if back:
-            # Power failed before what was last seen; a commit among these writes has not happened.
+            # Power failed before what was last seen; a commit among these writes has not happened, be it that of a trial
+            # which this run had found interrupted.
             self.must = None
+            self.allowed = self.allowed | self.before
         self.tally.cuts.append(self.medium.cut(rng, keep=rng.choice((0, 0.5, 0.9, 1)), back=back))
         self.tally.planned[phase] += 1
         self.tally.hit[hit] += 1
@@ -205,6 +207,7 @@ class Rig:
         self.now = served
         if all(slot["status"] not in ("staged", "trial") for slot in page["slots"]):
             self.allowed, self.must = {served}, served
+        self.before = set(self.allowed)
         return page
 
     def answer(self, machine):
@@ -243,7 +246,7 @@ class Rig:
                 self.now = self.answer(machine)
                 if self.now not in self.allowed:
                     raise Violation(f"after the interrupted trial it serves {self.now}; allowed: {sorted(self.allowed)}")
-                self.allowed, bundle = {self.now}, None
+                self.allowed, bundle, self.unfinished = {self.now}, None, None
             if not bundle:
                 if self.unfinished is None or rng.random() < 0.5:
                     self.unfinished = self.next_bundle()

@@ -7,7 +7,7 @@ import time
 from appliance import cuts, device
 from appliance import medium as media
 
-# An appliance waits for its probation half of the time: three share two cores.
+# On two cores about ten a minute, emulated; more appliances than cores are not faster.
 CUTS = int(os.environ.get("INFERD_TEST_CUTS", "200"))
 
 
@@ -20,7 +20,7 @@ def test_wherever_power_is_cut_the_old_model_or_the_new_one_answers_after_it(
     begin = time.monotonic()
     with capsys.disabled():
         print(f"\n{CUTS} power cuts, seed {seed}", flush=True)
-    tally = cuts.campaign(bench, CUTS, workers=min((os.cpu_count() or 1) * 3 // 2 or 1, 6))
+    tally = cuts.campaign(bench, CUTS, workers=min(os.cpu_count() or 1, 4))
     with capsys.disabled():
         print(tally.page(seed, time.monotonic() - begin), flush=True)
     assert not tally.violations

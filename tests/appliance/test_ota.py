@@ -418,6 +418,21 @@ def test_a_reset_by_the_watchdog_during_a_trial_takes_the_bundle_back(boot, pati
         assert_taken_back(unit, walk, old, bundle, "watchdog-reset")
 
 
+def test_a_slow_medium_costs_an_update_time_and_no_request(boot, patient_image, dev_keys, inferctl, workshop, models, walk, tmp_path):
+    medium = shutil.copyfile(patient_image, tmp_path / "medium.img")
+    unit = Unit(boot, medium, dev_keys, inferctl)
+    with boot(medium, dev=True, keep_writes=True, write_speed=512 << 10) as machine:
+        unit.machine, unit.factory = machine, first_number(machine.infer(walk))
+        file, bundle = workshop.bundle("slow-medium", models["large-better"], 1, **EASY)
+        watch = unit.watch()
+        with Load(unit.url, walk, clients=1) as load:
+            unit.push(file)
+            assert watch.wait(lambda: watch.has("commit", bundle), 240), watch.verdicts
+        at = {verdict["gate"]: verdict["uptime_ms"] for verdict in watch.verdicts}
+        assert at["install"] - at["disk"] > 6000, "the medium was not slow"
+        assert not load.failures and load.answers == {unit.factory, served(unit, walk)}
+
+
 @pytest.mark.parametrize("clock", ["1970-01-01T00:00:00", "2106-02-07T06:28:00"])
 def test_a_clock_that_is_wrong_and_steps_keeps_no_update_from_being_judged(
     boot, patient_image, dev_keys, inferctl, workshop, models, walk, tmp_path, clock

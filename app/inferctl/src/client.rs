@@ -239,8 +239,8 @@ impl Client {
         use std::io::ErrorKind;
         self.unreachable(match error.kind() {
             ErrorKind::ConnectionRefused => {
-                "nothing listens there. Start the daemon (scripts/run --native), \
-                 or name the device with --url or INFERD_URL"
+                "nothing listens there. Is the device on, or the daemon of this machine (scripts/run --native)? \
+                 --url or INFERD_URL says where it is"
                     .to_owned()
             }
             ErrorKind::TimedOut => format!("no answer within {} s (--timeout)", self.timeout.as_secs_f64()),

@@ -154,7 +154,7 @@ impl Build {
         let signers: Vec<&SigningKey> = signers.iter().collect();
         let mut models = Vec::new();
         for dir in &self.models {
-            if !self.unchecked {
+            if !self.unchecked && dir.is_dir() {
                 let report = check::check(dir);
                 if !report.passed() {
                     return Err(Failure::Other(format!(
