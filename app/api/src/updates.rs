@@ -620,7 +620,9 @@ pub(crate) async fn trust(app: &App, req: &Req) -> Reply {
         Err(e) => {
             let status = match e.code.as_str() {
                 _ if stopping(&e) => StatusCode::SERVICE_UNAVAILABLE,
-                "trust-form" | "trust-kind" | "trust-document" | "too-large" => StatusCode::UNPROCESSABLE_ENTITY,
+                "trust-form" | "trust-kind" | "trust-document" | "too-large" => {
+                    StatusCode::UNPROCESSABLE_ENTITY
+                }
                 _ => StatusCode::FORBIDDEN,
             };
             refusal(status, "trust_refused", &e.code, &e.sentence)
