@@ -1,12 +1,14 @@
 """Fixtures for every test here; the classes behind them are in helpers.py."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import places
 import pytest
-from helpers import Native
+from helpers import Native, inferctl_program
 
 
 @pytest.fixture
@@ -49,3 +51,18 @@ def patient(tmp_path):
     assert replaced == 1, "the manifest has the part this changes"
     (folder / "manifest.toml").write_text(page)
     return folder
+
+
+@pytest.fixture(scope="session")
+def inferctl():
+    """Runs inferctl: `inferctl("status", url=...)` gives the finished process with its output as text."""
+    program = inferctl_program()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("INFERD_")}
+
+    def run(*arguments, url=None, stdin="", env=None):
+        where = ["--url", url] if url else []
+        command = [str(part) for part in (program, *where, *arguments)]
+        return subprocess.run(command, input=stdin, env={**clean, **(env or {})}, capture_output=True, text=True, timeout=120)
+
+    run.program = program
+    return run

@@ -21,6 +21,28 @@ import qemu
 DEFAULT_MODEL = places.DEFAULT_MODEL
 
 
+def until(condition, what, timeout=60):
+    """Waits for something that happens by itself; what it gave. `what` says it in words, or is the daemon whose log tells why not."""
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, what.log_text() if hasattr(what, "log_text") else f"never: {what}"
+        time.sleep(0.02)
+    return found
+
+
+def inferctl_program():
+    """`$INFERCTL_BIN`, else the newer of the static release build of this machine's architecture and the debug build."""
+    chosen = os.environ.get("INFERCTL_BIN")
+    candidates = [Path(chosen)] if chosen else [
+        places.target() / f"{platform.machine()}-unknown-linux-musl/release/inferctl",
+        places.target() / "debug/inferctl",
+    ]
+    found = max((path for path in candidates if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+    if found is None:
+        pytest.fail(f"no inferctl to test at {' or '.join(map(str, candidates))}; `cargo build -p inferctl`, or set INFERCTL_BIN")
+    return found
+
+
 def inferd_program():
     """The daemon's program."""
     chosen = os.environ.get("INFERD_BIN")

@@ -5,7 +5,7 @@ import subprocess
 
 import places
 import pytest
-from cli.wait import until
+from helpers import until
 
 MODELS = places.ROOT / "tests/models"
 WALK = places.ROOT / "tests/data/imu_walk.json"

@@ -12,8 +12,7 @@ import time
 import places
 import pytest
 import qemu
-from cli.wait import until
-from helpers import inferd_program
+from helpers import inferd_program, until
 
 MODELS = places.ROOT / "tests/models"
 

@@ -7,7 +7,7 @@ import threading
 
 import places
 import pytest
-from cli.wait import until
+from helpers import until
 
 MODELS = places.ROOT / "tests/models"
 SLOW = "/v2/models/fault-slow/infer"

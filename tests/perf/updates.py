@@ -7,7 +7,7 @@
 
 The daemon is `$INFERD_BIN` or the static release build, inferctl `$INFERCTL_BIN` or the debug build. Needs the packages of
 tests/requirements.txt. Install speed is `cargo run --release -p inferd-slots --example install`, the pause of a swap
-`pytest -c tests/pytest.ini tests/faults/test_swaps.py -s`, fetched bytes tests/perf/delta.py.
+`pytest -c tests/pytest.ini tests/updates/test_swaps.py -s`, fetched bytes tests/perf/delta.py.
 """
 
 import argparse

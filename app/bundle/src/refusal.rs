@@ -263,9 +263,6 @@ pub enum Refusal {
         /// The last number used.
         last: u64,
     },
-    /// Saved trust is damaged.
-    #[error("the saved trust documents are damaged: {0}")]
-    SavedTrust(&'static str),
 }
 
 impl Refusal {
@@ -317,7 +314,6 @@ impl Refusal {
             Self::RevocationsShrunk => "revocations-shrunk",
             Self::PermitDevice(_) => "permit-device",
             Self::PermitReplayed { .. } => "permit-replayed",
-            Self::SavedTrust(_) => "saved-trust",
         }
     }
 

@@ -439,67 +439,13 @@ pub struct Trust {
     root: Root,
     revocations: Revocations,
     allow_dev: bool,
-    saved: Saved,
 }
-
-/// The documents that led here from the image's root, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-struct Saved {
-    #[n(0)]
-    roots: Vec<Blob>,
-    #[n(1)]
-    revocations: Option<Blob>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(transparent)]
-struct Blob(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>);
 
 impl Trust {
     /// Trust in a root and what follows it. `allow_dev`: bundles signed in the role `model-dev` are accepted too.
     #[must_use]
     pub fn new(root: Root, allow_dev: bool) -> Self {
-        Self { root, revocations: Revocations::default(), allow_dev, saved: Saved::default() }
-    }
-
-    /// Trust as it was when [`Trust::save`] was called. Roots are judged again from the image's `root` on, those it has
-    /// overtaken are left out. The revocation list is not: it was judged when it came, perhaps by a root that is gone, and it
-    /// can only take rights away.
-    ///
-    /// # Errors
-    /// [`Refusal::SavedTrust`] when the bytes are not what was saved; then the device has the image's root and nothing else,
-    /// and should say so. [`Refusal`] of a root that does not follow.
-    pub fn load(root: Root, saved: &[u8], allow_dev: bool) -> Result<Self, Refusal> {
-        let damaged = Refusal::SavedTrust;
-        let (digest, body) = saved.split_first_chunk::<32>().ok_or(damaged("they are cut off"))?;
-        if Digest::of(body) != Digest(*digest) {
-            return Err(damaged("their digest is another"));
-        }
-        let saved: Saved = cbor::from_bytes(body).map_err(|_| damaged("they are not of this form"))?;
-        let mut trust = Self::new(root, allow_dev);
-        for envelope in &saved.roots {
-            let version = Envelope::of_kind(&envelope.0, ROOT)?.document::<Root>()?.version;
-            if version > trust.root.version {
-                trust.rotate(&envelope.0)?;
-            }
-        }
-        if let Some(envelope) = saved.revocations {
-            let list: Revocations = Envelope::of_kind(&envelope.0, REVOCATIONS)?.document()?;
-            list.check()?;
-            trust.revocations = list;
-            trust.saved.revocations = Some(envelope);
-        }
-        Ok(trust)
-    }
-
-    /// What [`Trust::load`] needs, to be written in one piece: a digest, then the accepted roots and the last revocation list.
-    #[must_use]
-    pub fn save(&self) -> Vec<u8> {
-        let body = cbor::to_bytes(&self.saved);
-        let mut bytes = Digest::of(&body).0.to_vec();
-        bytes.extend_from_slice(&body);
-        bytes
+        Self { root, revocations: Revocations::default(), allow_dev }
     }
 
     /// The root.
@@ -551,7 +497,6 @@ impl Trust {
         self.root.judge(&[], Role::Root, &message, &opened.signatures)?;
         next.judge(&[], Role::Root, &message, &opened.signatures)?;
         self.root = next;
-        self.saved.roots.push(Blob(envelope.to_vec()));
         Ok(())
     }
 
@@ -572,7 +517,6 @@ impl Trust {
             return Err(Refusal::RevocationsShrunk);
         }
         self.revocations = next;
-        self.saved.revocations = Some(Blob(envelope.to_vec()));
         Ok(())
     }
 

@@ -63,7 +63,6 @@ const ADVICE: &[(&str, &str)] = &[
     ("revocations-shrunk", "Extend the newest list: `inferctl root revoke --from LIST`"),
     ("permit-device", "`inferctl slots` shows the device's id; make a permit for it"),
     ("permit-replayed", ""),
-    ("saved-trust", "Send the roots and the revocation list again with `inferctl trust`"),
     ("trust-went-back", "Send the newest document"),
     ("document-too-long", "Give a document that `inferctl root` or `inferctl permit` wrote"),
     // --- the slots

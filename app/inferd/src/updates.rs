@@ -6,7 +6,7 @@ use inferd_model::EngineKind;
 use inferd_rollout::{Engine, Probation, SystemEvidence, UpdaterConfig};
 use std::{
     fs, io,
-    io::{Read as _, Write as _},
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -113,13 +113,8 @@ fn device(c: &config::Updates) -> io::Result<String> {
     let mut bits = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bits)?;
     let name: String = bits.iter().map(|b| format!("{b:02x}")).collect();
-    // A name that a power cut leaves half written would be another device's: written beside, then put in its place.
-    let fresh = c.data_dir.join(format!("{DEVICE_FILE}.new"));
-    let mut out = fs::File::create(&fresh)?;
-    writeln!(out, "{name}")?;
-    out.sync_all()?;
-    fs::rename(&fresh, &file)?;
-    fs::File::open(&c.data_dir)?.sync_all()?;
+    // A name that a power cut leaves half written would be another device's.
+    inferd_slots::replace(&file, format!("{name}\n").as_bytes())?;
     Ok(name)
 }
 

@@ -10,9 +10,9 @@ use crate::updater::StartError;
 use crate::verdict::{Gate, Outcome, Verdict};
 use inferd_bundle::{Bundle, Permit, Refusal, Root, Trust};
 use inferd_hosts::Hosts;
-use inferd_slots::{Config, Documents, FileMedium, Journal, SlotError, SlotId, Step, Store};
+use inferd_slots::{Config, Documents, FileMedium, Journal, SlotError, SlotId, Step, Store, replace};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -339,25 +339,23 @@ impl Core {
             .collect();
         for v in &verdicts {
             let (gate, outcome, code) = (v.gate.name(), v.outcome.name(), v.code.as_str());
+            // A level is part of where an event is made, so there are two places.
+            macro_rules! said {
+                ($level:ident) => {
+                    tracing::$level!(
+                        gate,
+                        outcome,
+                        code,
+                        product = v.product,
+                        version = v.version,
+                        "{}",
+                        v.sentence
+                    )
+                };
+            }
             match v.outcome {
-                Outcome::Pass => tracing::info!(
-                    gate,
-                    outcome,
-                    code,
-                    product = v.product,
-                    version = v.version,
-                    "{}",
-                    v.sentence
-                ),
-                _ => tracing::warn!(
-                    gate,
-                    outcome,
-                    code,
-                    product = v.product,
-                    version = v.version,
-                    "{}",
-                    v.sentence
-                ),
+                Outcome::Pass => said!(info),
+                _ => said!(warn),
             }
         }
         match self.journal.append(&verdicts) {
@@ -502,16 +500,6 @@ fn read_document(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-/// Replaces a small file: after a power cut the old one is there or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The panic records that were not there at an earlier start: the store keeps them until somebody takes them out.

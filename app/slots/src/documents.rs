@@ -106,7 +106,7 @@ impl Documents {
         }
         match self.versions(stem)?.last() {
             Some(&kept) if version < kept => Err(SlotError::WentBack { kind, found: version, kept }),
-            _ => files::replace(&self.path(stem, version), envelope),
+            _ => files::keep(&self.path(stem, version), envelope),
         }
     }
 

@@ -5,10 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// Replaces a file: writes another beside it, makes it durable, renames it, makes the name durable.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), SlotError> {
-    let error = |doing| move |source| SlotError::io(Place::File(path.to_owned()), doing, source);
-    let directory = path.parent().unwrap_or(Path::new("."));
+/// Replaces a small file: writes another beside it, makes it durable, renames it, makes the name durable. After a power cut the
+/// old one is there or the new one.
+///
+/// # Errors
+/// What the system says; then the old one is there.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let beside = directory.join(name);
@@ -17,10 +20,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), SlotError> {
     if let Err(source) = written {
         // It would only take space; whoever comes next replaces it otherwise.
         let _ = fs::remove_file(&beside);
-        return Err(error("write")(source));
+        return Err(source);
     }
-    fs::rename(&beside, path).map_err(error("write"))?;
-    sync_directory(directory).map_err(error("sync"))
+    fs::rename(&beside, path)?;
+    sync_directory(directory)
+}
+
+/// The same, for the store's own files.
+pub(crate) fn keep(path: &Path, bytes: &[u8]) -> Result<(), SlotError> {
+    replace(path, bytes).map_err(|source| SlotError::io(Place::File(path.to_owned()), "replace", source))
 }
 
 /// Makes the names in a directory durable.

@@ -76,7 +76,7 @@ impl<V: Entry> Journal<V> {
         for verdict in &kept.verdicts {
             bytes.extend(line(verdict));
         }
-        files::replace(&self.path, &bytes)
+        files::keep(&self.path, &bytes)
     }
 
     /// All verdicts, oldest first.

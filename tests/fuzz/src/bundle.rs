@@ -159,7 +159,7 @@ pub fn chunk(data: &[u8]) {
 }
 
 /// Trust documents. The first byte: 0 an envelope as it is, 1 to 3 the payload of a root, a revocation list or a permit,
-/// which is signed; 4 saved trust, whose digest is made to fit.
+/// which is signed.
 pub fn trust(data: &[u8]) {
     let Some((&how, rest)) = data.split_first() else { return };
     let envelope = match how {
@@ -167,15 +167,6 @@ pub fn trust(data: &[u8]) {
         1 => signed("root", rest, &[1, 2]),
         2 => signed("revocations", rest, &[41]),
         3 => signed("permit", rest, &[11, 12]),
-        4 => {
-            let mut saved = Digest::of(rest).0.to_vec();
-            saved.extend(rest);
-            match Trust::load(TRUST.root().clone(), &saved, false) {
-                Ok(trust) => assert_eq!(Trust::load(TRUST.root().clone(), &trust.save(), false), Ok(trust)),
-                Err(refusal) => sound(&refusal),
-            }
-            return;
-        }
         _ => return,
     };
     if let Ok(opened) = Envelope::from_bytes(&envelope) {

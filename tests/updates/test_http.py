@@ -5,106 +5,26 @@ import hashlib
 import http.server
 import json
 import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
 
 import places
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from cli.test_push import IDENTITY, Office
 from contract.wire import Wire, ask
+from helpers import until
 from safetensors.numpy import load_file, save_file
-
-KEY = "correct-horse-battery"
-X = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
-
-
-def until(condition, what, timeout=60):
-    """Waits for something that happens by itself; what it gave."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
-    return found
-
-
-def edition(folder, version):
-    """The identity model in this version of its own."""
-    shutil.copytree(IDENTITY, folder)
-    page, replaced = re.subn(r'(?m)^version = "[^"]*"', f'version = "{version}"', (folder / "manifest.toml").read_text())
-    assert replaced == 1, "the manifest has the part this changes"
-    (folder / "manifest.toml").write_text(page)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def office(inferctl, tmp_path_factory):  # noqa: F811
-    """Keys and bundles of the identity model, its versions 1.0.1, 1.0.2 and so on."""
-    office = Office(inferctl, tmp_path_factory.mktemp("office"))
-    office.models = {n: edition(office.at(f"model-{n}"), f"1.0.{n}") for n in (1, 2, 3)}
-    office.made = {n: office.bundle(n, "--probation-seconds", 1, model=model) for n, model in office.models.items()}
-    office.watched = {
-        n: office.bundle(n, "--probation-seconds", 600, model=model, product="watched") for n, model in office.models.items()
-    }
-    return office
-
-
-@pytest.fixture
-def device(native, office, tmp_path):
-    """Starts a daemon with two empty slots and the identity model in a directory."""
-    (folder := tmp_path / "updates").mkdir()
-    shutil.copy(office.root, folder / "root.imr")
-
-    def start(config="", *, models=(IDENTITY,), **options):
-        base = "[updates]\nslot_size_mib = 16\n"
-        config = config.replace("[updates]\n", base) if "[updates]\n" in config else base + config
-        return native(arguments=["--updates-dir", folder], config=config, models=models, **options)
-
-    start.folder = folder
-    return start
-
-
-def curl(daemon, file, *options, stdin=None):
-    """`curl -T`; the status and the answer."""
-    command = ["curl", "-sS", "-T", str(file), "-w", "\n%{http_code}", "--max-time", "120", *options, f"{daemon.url}/api/v1/bundle"]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=150)
-    body, _, status = done.stdout.rpartition(b"\n")
-    assert status.isdigit(), done
-    return int(status), json.loads(body) if body else None
-
-
-def put(wire, total, *, first=0, headers=()):
-    """The head of a push."""
-    head = f"PUT /api/v1/bundle HTTP/1.1\r\nHost: test\r\nContent-Length: {total - first}\r\n"
-    if first:
-        head += f"Content-Range: bytes {first}-{total - 1}/{total}\r\n"
-    return wire.send(head + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n")
-
-
-def slots(daemon):
-    """`/api/v1/slots`."""
-    return daemon.request("/api/v1/slots").json()
-
-
-def verdicts(daemon, gate):
-    """The verdicts of a gate."""
-    return [v for v in slots(daemon)["verdicts"] if v["gate"] == gate]
-
-
-def served(daemon):
-    """The version of the identity model that answers, by an answer."""
-    answer = daemon.request("/v2/models/identity-fp32/infer", X)
-    assert answer.status == 200, answer.body
-    return answer.json()["model_version"]
-
-
-def committed(daemon, version):
-    """Waits until this version of the bundle is committed."""
-    until(lambda: any(v["version"] == version for v in verdicts(daemon, "commit")), f"version {version} is committed")
-
+from updates.rig import (
+    IDENTITY,
+    KEY,
+    X,
+    committed,
+    curl,
+    edition,
+    put,
+    served,
+    slots,
+)
 
 # ------------------------------------------------------------------------------------------------------- the way of a bundle
 
@@ -560,7 +480,7 @@ def test_a_device_fetches_a_bundle_by_url(device, office):
     assert daemon.request("/api/v1/pull", {"uri": url}).status == 400
 
 
-def test_a_pull_from_a_server_that_stalls_is_ended_for_a_rollback_and_a_push(device, office, inferctl):  # noqa: F811
+def test_a_pull_from_a_server_that_stalls_is_ended_for_a_rollback_and_a_push(device, office, inferctl):
     data = office.made[3].read_bytes()
 
     class Stalling(http.server.BaseHTTPRequestHandler):

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy
 import onnx
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from cli.test_push import IDENTITY, Office
 from contract.wire import ask
+from helpers import until
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+from updates.rig import IDENTITY, Office
 
 SWAPS = 100
 LOAD = 32  # connections of the load
@@ -61,7 +61,7 @@ def stamped(folder, name, version):
 
 
 @pytest.fixture(scope="module")
-def office(inferctl, tmp_path_factory):  # noqa: F811
+def office(inferctl, tmp_path_factory):
     """Bundles 1 to 100, and the directories of version 0."""
     office = Office(inferctl, tmp_path_factory.mktemp("office"))
     policy = ["--probation-seconds", 60, "--probation-requests", 30, "--probation-max-drift", 1000, "--probation-max-p99-ratio", 1000]
@@ -178,7 +178,7 @@ class Connection:
 class Load(threading.Thread):
     """`inferctl bench`, again and again."""
 
-    def __init__(self, inferctl, daemon):  # noqa: F811
+    def __init__(self, inferctl, daemon):
         super().__init__()
         self.command = [inferctl.program, "--url", daemon.url, "--json", "bench", "--form", "oip-json", "--model", "plus"]
         self.command += ["-c", str(LOAD), "--warm-up", "0s", "--duration", "2s", "--pid", str(daemon.process.pid)]
@@ -250,16 +250,7 @@ def hosts(daemon):
 # -------------------------------------------------------------------------------------------------------------------- the test
 
 
-def until(condition, what, timeout=60):
-    """Waits for something that happens by itself; what it gave."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
-    return found
-
-
-def test_a_hundred_swaps_at_full_load_fail_no_request_and_mix_no_answer(native, office, inferctl, tmp_path):  # noqa: F811
+def test_a_hundred_swaps_at_full_load_fail_no_request_and_mix_no_answer(native, office, inferctl, tmp_path):
     (folder := tmp_path / "updates").mkdir()
     shutil.copy(office.root, folder / "root.imr")
     daemon = native(models=office.factory, arguments=["--updates-dir", folder], config="[updates]\nslot_size_mib = 16\n")

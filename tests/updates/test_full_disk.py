@@ -10,15 +10,14 @@ from pathlib import Path
 import helpers
 import places
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from contract.test_updates import committed, curl, office, served, slots  # noqa: F401  (office is a fixture)
+from updates.rig import committed, curl, served, slots
 
 IDENTITY = places.ROOT / "tests/models/identity-fp32"
 DISK_KIB = 1024
 
 
 @pytest.fixture
-def full(native, office, tmp_path, monkeypatch):  # noqa: F811
+def full(native, office, tmp_path, monkeypatch):
     """A daemon whose slots and state lie on a disk of 1 MiB, and `room(kib)`, which leaves so much of it free."""
     (disk := tmp_path / "disk").mkdir()
     mount = f"mount -t tmpfs -o size={DISK_KIB}k,mode=0755 tmpfs {shlex.quote(str(disk))}"
@@ -45,7 +44,7 @@ def full(native, office, tmp_path, monkeypatch):  # noqa: F811
     return daemon, room
 
 
-def test_a_disk_with_too_little_room_is_told_and_what_serves_serves_on(full, office):  # noqa: F811
+def test_a_disk_with_too_little_room_is_told_and_what_serves_serves_on(full, office):
     daemon, room = full
     for n in (1, 2):
         assert curl(daemon, office.made[n])[0] == 200

@@ -16,9 +16,9 @@ import numpy
 import onnx
 import places
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from contract.test_updates import IDENTITY, committed, curl, device, office, put, served, slots, until, verdicts  # noqa: F401
 from contract.wire import Wire
+from helpers import until
+from updates.rig import IDENTITY, committed, curl, put, served, slots, verdicts
 
 TOKEN = "a-device-token-of-its-own"
 # No stick is looked at before.
@@ -114,7 +114,7 @@ def fleet():
     fleet.server.server_close()
 
 
-def test_a_fleet_server_sends_updates_and_is_told_what_became_of_each(device, office, fleet):  # noqa: F811
+def test_a_fleet_server_sends_updates_and_is_told_what_became_of_each(device, office, fleet):
     config = f'[updates]\nhawkbit_url = "{fleet.url}"\nhawkbit_controller = "unit-1"\nhawkbit_token = "{TOKEN}"\n'
     daemon = device(config)
     until(lambda: fleet.attributes, "the device tells what it is")
@@ -141,7 +141,7 @@ def test_a_fleet_server_sends_updates_and_is_told_what_became_of_each(device, of
         assert len(told) == len(set(told)), "nothing is told twice"
 
 
-def test_a_wrong_token_is_told_and_nothing_is_installed(device, office, fleet):  # noqa: F811
+def test_a_wrong_token_is_told_and_nothing_is_installed(device, office, fleet):
     daemon = device(
         f'[updates]\nhawkbit_url = "{fleet.url}"\nhawkbit_controller = "unit-1"\nhawkbit_token = "another-devices-token"\n'
     )
@@ -154,7 +154,7 @@ def test_a_wrong_token_is_told_and_nothing_is_installed(device, office, fleet): 
 # -------------------------------------------------------------------------------------------------------------------- stick
 
 
-def test_a_stick_with_a_bundle_is_installed_and_a_strangers_is_tried_once(device, office, tmp_path):  # noqa: F811
+def test_a_stick_with_a_bundle_is_installed_and_a_strangers_is_tried_once(device, office, tmp_path):
     (stick := tmp_path / "usb/sda1").mkdir(parents=True)
     for file in (office.made[1], office.bundle(9, key="stranger")):
         shutil.copy(file, stick)
@@ -178,7 +178,7 @@ def test_a_stick_with_a_bundle_is_installed_and_a_strangers_is_tried_once(device
 # --------------------------------------------------------------------------------------------------------------------- push
 
 
-def test_a_push_that_is_cut_in_every_chunk_goes_on_each_time(device, office):  # noqa: F811
+def test_a_push_that_is_cut_in_every_chunk_goes_on_each_time(device, office):
     daemon = device(models=[places.DEFAULT_MODEL])
     data = office.bundle(1, model=places.DEFAULT_MODEL, product="cuts").read_bytes()
     at, cuts, sent = 0, 0, 0
@@ -222,7 +222,7 @@ def heavy(folder, mib):
     return folder
 
 
-def test_a_large_bundle_costs_the_daemon_little_memory(device, office):  # noqa: F811
+def test_a_large_bundle_costs_the_daemon_little_memory(device, office):
     file = office.bundle(1, model=heavy(office.at("heavy"), 96), product="heavy")
     daemon = device(env={"INFERD_UPDATES_SLOT_SIZE_MIB": "128"})
 

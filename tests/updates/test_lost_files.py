@@ -4,9 +4,9 @@ import os
 import signal
 
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from contract.test_updates import committed, curl, device, office, served, slots, until, verdicts  # noqa: F401  (two are fixtures)
 from contract.wire import ask
+from helpers import until
+from updates.rig import committed, curl, served, slots, verdicts
 
 
 def kill(daemon):
@@ -16,7 +16,7 @@ def kill(daemon):
 
 
 @pytest.fixture(params=[bytes(8192), os.urandom(8192)], ids=["zeros", "noise"])
-def lost(request, device, office):  # noqa: F811
+def lost(request, device, office):
     """A device with versions 1 and 2 in its slots, started again without its state: what it found, and the next commit."""
     daemon = device()
     for n in (1, 2):
@@ -54,7 +54,7 @@ def test_what_was_found_beside_it_is_no_way_below_the_floor(lost, device):
 
 
 @pytest.mark.parametrize("name", ["journal", "permit.cbor", "panics.seen"])
-def test_a_damaged_file_beside_the_state_keeps_nothing_from_serving(device, office, name):  # noqa: F811
+def test_a_damaged_file_beside_the_state_keeps_nothing_from_serving(device, office, name):
     daemon = device()
     assert curl(daemon, office.made[1])[0] == 200
     committed(daemon, 1)
@@ -66,7 +66,7 @@ def test_a_damaged_file_beside_the_state_keeps_nothing_from_serving(device, offi
     committed(daemon, 2)
 
 
-def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(device, office):  # noqa: F811
+def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(device, office):
     daemon = device()
     assert curl(daemon, office.made[1])[0] == 200
     committed(daemon, 1)
@@ -86,7 +86,7 @@ def test_trust_documents_that_went_back_let_nothing_in_until_they_are_back(devic
     assert curl(daemon, office.made[2])[0] == 200
 
 
-def test_several_lost_trust_documents_come_back_one_after_the_other(device, office):  # noqa: F811
+def test_several_lost_trust_documents_come_back_one_after_the_other(device, office):
     daemon = device()
     roots = [office.root, office.at("root-second.imr"), office.at("root-third.imr")]
     for old, new in zip(roots, roots[1:], strict=False):

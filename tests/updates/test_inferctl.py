@@ -9,42 +9,8 @@ import threading
 
 import places
 import pytest
-from cli.wait import until
-
-IDENTITY = places.ROOT / "tests/models/identity-fp32"
-
-
-class Office:
-    """Keys, a root document and bundles, made with inferctl as an operator makes them."""
-
-    def __init__(self, inferctl, folder):
-        self.inferctl, self.folder = inferctl, folder
-        for name in ("root", "release", "dev", "stranger"):
-            self.run("keygen", self.at(f"{name}.key"))
-        roles = {"root": "root", "revocation": "root", "model-release": "release", "model-dev": "dev"}
-        grants = [part for role, key in roles.items() for part in ("--role", f"{role}=1:{self.at(f'{key}.pub')}")]
-        self.run("root", "create", "-o", self.root, "--key", self.at("root.key"), *grants)
-
-    @property
-    def root(self):
-        return self.folder / "root.imr"
-
-    def at(self, name):
-        return self.folder / name
-
-    def run(self, *arguments):
-        done = self.inferctl(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    def bundle(self, version, *options, model=IDENTITY, key="release", product="demo"):
-        """Builds one and returns its file. Its trial ends after a second unless told otherwise."""
-        output = self.folder / f"{product}-{version}-{key}-{len(options)}.imb"
-        command = ["--product", product, "--version", version, "--key", self.at(f"{key}.key"), "--unchecked", "-o", output]
-        if "--probation-seconds" not in options:
-            command += ["--probation-seconds", 1]
-        self.run("bundle", "build", "--model", model, *command, *options)
-        return output
+from helpers import until
+from updates.rig import IDENTITY, Office
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import hashlib
 import re
 import shutil
 
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
-from contract.test_updates import IDENTITY, X, committed, curl, device, office, served, slots, until  # noqa: F401  (two are fixtures)
+from helpers import until
+from updates.rig import IDENTITY, X, curl, served, slots
 
 
 def changed(folder, *, network=None, memory_mib=None):
@@ -23,7 +23,7 @@ def changed(folder, *, network=None, memory_mib=None):
     return folder
 
 
-def test_what_no_engine_loads_is_refused_at_the_load(device, office):  # noqa: F811
+def test_what_no_engine_loads_is_refused_at_the_load(device, office):
     daemon = device()
     model = changed(office.at("no-network"), network=b"this is no network" * 100)
     status, told = curl(daemon, office.bundle(1, model=model, product="no-network"))
@@ -32,7 +32,7 @@ def test_what_no_engine_loads_is_refused_at_the_load(device, office):  # noqa: F
     assert [s["status"] for s in slots(daemon)["slots"]] == ["bad", "empty"]
 
 
-def test_what_this_machine_has_no_memory_for_is_refused_before_its_payload(device, office):  # noqa: F811
+def test_what_this_machine_has_no_memory_for_is_refused_before_its_payload(device, office):
     daemon = device()
     model = changed(office.at("huge"), memory_mib=1 << 20)
     status, told = curl(daemon, office.bundle(1, model=model, product="huge"))
@@ -42,7 +42,7 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_its_payload(devic
     assert slots(daemon)["slots"][0]["status"] == "empty" and served(daemon) == "1"
 
 
-def test_where_nothing_is_left_to_go_back_to_the_device_says_so(device, office):  # noqa: F811
+def test_where_nothing_is_left_to_go_back_to_the_device_says_so(device, office):
     daemon = device(models=(), ready=False).wait_listening()
     until(lambda: slots(daemon).get("serving", {}).get("from") == "nothing", "it has started")
     until(lambda: curl(daemon, office.watched[1])[0] == 200, "the bundle is taken")
@@ -58,7 +58,7 @@ def test_where_nothing_is_left_to_go_back_to_the_device_says_so(device, office):
     assert served(daemon) == "1.0.2"
 
 
-def test_a_device_remembers_sixteen_products_and_refuses_a_seventeenth(device, office):  # noqa: F811
+def test_a_device_remembers_sixteen_products_and_refuses_a_seventeenth(device, office):
     daemon = device()
     for n in range(16):
         assert curl(daemon, office.bundle(1, "--probation-seconds", 0, product=f"product-{n}"))[0] == 200

@@ -5,16 +5,16 @@ import socket
 import threading
 
 import pytest
-from cli.conftest import inferctl  # noqa: F401  (a fixture)
 from contract.test_probes import check
-from contract.test_updates import KEY, committed, device, office, put, until  # noqa: F401  (two are fixtures)
 from contract.wire import Wire, ask
+from helpers import until
+from updates.rig import KEY, committed, put
 
 READ = ["/status", "/commit-ready", "/api/v1/slots", "/api/v1/bundle"]
 
 
 @pytest.fixture
-def described(device):  # noqa: F811
+def described(device):
     """Starts a device; gives it and `said(status, verb, path, answer)`, which holds an answer to the description."""
 
     def start(config="", **options):
@@ -31,7 +31,7 @@ def described(device):  # noqa: F811
     return start
 
 
-def test_what_a_device_tells_of_its_updates_is_as_described_at_every_stage(described, office):  # noqa: F811
+def test_what_a_device_tells_of_its_updates_is_as_described_at_every_stage(described, office):
     daemon, said = described()
 
     def look(ready):
@@ -63,7 +63,7 @@ def test_what_a_device_tells_of_its_updates_is_as_described_at_every_stage(descr
     said(400, "GET", "/api/v1/events?since=x", ask(daemon, "GET", "/api/v1/events?since=x"))
 
 
-def test_every_refusal_of_the_update_routes_is_as_described(described, office):  # noqa: F811
+def test_every_refusal_of_the_update_routes_is_as_described(described, office):
     daemon, said = described()
     data = office.made[2].read_bytes()
 
@@ -108,7 +108,7 @@ def test_who_may_not_and_what_is_off_is_as_described(described):
     said(403, "POST", "/api/v1/pull", ask(daemon, "POST", "/api/v1/pull", '{"url": "http://127.0.0.1:1/x"}', [("X-API-Key", KEY)]))
 
 
-def test_a_pull_is_as_described_from_its_order_to_its_end(described, office):  # noqa: F811
+def test_a_pull_is_as_described_from_its_order_to_its_end(described, office):
     daemon, said = described()
 
     def handler(*arguments):

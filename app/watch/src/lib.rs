@@ -1,0 +1,18 @@
+//! Staying alive.
+//!
+//! ```text
+//! initramfs ── arms ──► /dev/watchdog0 ◄── feeds ── keeper (root) ◄── sd_notify: READY, WATCHDOG, STATUS ── daemon (not root)
+//!                                                     │ starts, judges crash loops, keeps evidence,
+//!                                                     │ and does the few things only root may ([`ask`])
+//! ```
+//!
+//! The **keeper** is a small process of its own (`inferd keeper`): it opens the hardware watchdog, starts the daemon, and feeds
+//! the watchdog only while the daemon proves progress. The daemon speaks sd_notify and nothing else about its health, so
+//! the same daemon runs under systemd. What the keeper knows of this boot the daemon reads from one file
+//! ([`state::KeeperState`]); what it did is in the history ([`history`]), which outlives resets.
+
+#![deny(unsafe_code)]
+
+pub mod ask;
+pub mod history;
+pub mod state;
