@@ -8,6 +8,7 @@ import subprocess
 
 import places
 import pytest
+import qemu
 from helpers import Native, inferctl_program
 
 
@@ -51,6 +52,12 @@ def patient(tmp_path):
     assert replaced == 1, "the manifest has the part this changes"
     (folder / "manifest.toml").write_text(page)
     return folder
+
+
+@pytest.fixture
+def nobody():
+    """A URL where nobody listens."""
+    return f"http://127.0.0.1:{qemu.free_port()}"
 
 
 @pytest.fixture(scope="session")
