@@ -7,12 +7,14 @@
 use crate::cgroup::{Group, GroupView};
 use crate::child::{Orders, Phase, REFUSED, Refusal, Report, parse_report};
 use crate::edition::Edition;
+use crate::events::{Events, HostEvent};
+use crate::house::House;
 use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE, WORKER_STACK};
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{EngineInfo, InferError, Timing};
-use crate::set::HostsConfig;
 use crate::stats::{End, Stats};
 use crate::sys::{self, ChildSetup, now_ns};
+use crate::words::{self, Words};
 use arc_swap::ArcSwap;
 use inferd_engine::CpuEngine;
 use inferd_model::{Agreement, EngineKind, Manifest};
@@ -38,13 +40,11 @@ static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
 /// How a host is made.
 pub struct Plan<'a> {
-    pub config: &'a HostsConfig,
+    pub house: &'a House,
     pub edition: Arc<Edition>,
     pub stats: Arc<Stats>,
     pub workers: usize,
     pub slots: usize,
-    /// Unique among this daemon's hosts; names the cgroup.
-    pub serial: u64,
 }
 
 /// Why there is no host.
@@ -151,7 +151,7 @@ impl Host {
     /// # Errors
     /// [`StartError`]: why it refused, how it died, or that it took too long.
     pub async fn start(plan: Plan<'_>, phase: impl Fn(Phase)) -> Result<Arc<Self>, StartError> {
-        let package = &plan.edition.package;
+        let (config, package) = (&plan.house.config, &plan.edition.package);
         let manifest = package.manifest.clone();
         let layout = Layout::new(&manifest.inputs, &manifest.outputs, plan.slots);
         let text = |what: &str| {
@@ -171,8 +171,8 @@ impl Host {
         // private memory only, so there the workers' stacks come on top.
         let in_group = budget + (ring_bytes + package.len()) as u64;
         let in_limit = budget + (plan.workers * WORKER_STACK) as u64;
-        let group = plan.config.cgroup_root.as_ref().and_then(|root| {
-            let name = format!("host-{}-{}", manifest.name, plan.serial);
+        let group = config.cgroup_root.as_ref().and_then(|root| {
+            let name = format!("host-{}-{}", manifest.name, plan.house.serial());
             match Group::create(root, &name, in_group, 2 * plan.workers + 8) {
                 Ok(g) => Some(g),
                 Err(e) => {
@@ -197,7 +197,7 @@ impl Host {
             engine,
             cap: group.is_none().then_some(in_limit),
         };
-        let mut command = Command::new(&plan.config.program);
+        let mut command = Command::new(&config.program);
         command
             .arg0(format!("inferd-host:{}", manifest.name))
             .arg("engine-host")
@@ -205,6 +205,7 @@ impl Host {
             .env_clear()
             .envs(CpuEngine::ENVIRONMENT)
             .stdin(Stdio::null())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         let cgroup_procs = group
             .as_ref()
@@ -214,13 +215,17 @@ impl Host {
         let parent = i32::try_from(std::process::id()).unwrap_or_default();
         sys::prepare(&mut command, ChildSetup { inherit, cgroup_procs, parent });
         plan.stats.starts.fetch_add(1, Relaxed);
-        let mut child = command
-            .spawn()
-            .map_err(|e| format!("{} cannot be started: {e}", plan.config.program.display()))?;
+        let mut child =
+            command.spawn().map_err(|e| format!("{} cannot be started: {e}", config.program.display()))?;
         // The command holds the inherited ends open; without it an ending host closes them.
         drop(command);
         drop(theirs);
         drop(ring_file);
+
+        let pid = child.id().unwrap_or_default();
+        let model = manifest.name.to_string();
+        let words = Words::read(child.stderr.take().ok_or("no pipe".to_owned())?, model.clone(), pid);
+        let events = plan.house.events.clone();
 
         let mut reports = BufReader::new(control);
         let ready = tokio::time::timeout(LOAD_TIMEOUT, hear_ready(&mut reports, phase)).await;
@@ -229,7 +234,9 @@ impl Host {
             other => {
                 let _ = child.start_kill();
                 let status = child.wait().await;
-                return Err(match other {
+                let words = words_of(words, &ring).await;
+                let mut ended = None;
+                let e = match other {
                     // An engine that is refused memory may say so itself before it falls.
                     Ok(Err(Some(refusal))) => match ring.refused() {
                         Some(_) => {
@@ -242,17 +249,24 @@ impl Host {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
                         plan.edition.observed.ended(end);
+                        ended = Some(end);
                         match end {
                             End::Oom => StartError::Memory { cap, reason },
                             _ => StartError::Ended(reason),
                         }
                     }
                     _ => StartError::Late,
+                };
+                let reason = e.to_string();
+                events.tell(match ended {
+                    Some(cause) => HostEvent::HostEnded { model, engine, pid, cause, reason, words },
+                    None => HostEvent::HostNotStarted { model, engine, reason, words },
                 });
+                return Err(e);
             }
         };
         let host = Arc::new(Self {
-            pid: child.id().unwrap_or_default(),
+            pid,
             version,
             device,
             engine,
@@ -279,7 +293,9 @@ impl Host {
             gone: watch::Sender::new(None),
         });
         let event = sys::async_event(event).map_err(text("eventfd"))?;
-        tokio::spawn(host.clone().watch(child, event, reports, group));
+        events.tell(HostEvent::HostStarted { model, engine, pid });
+        let life = Life { child, event, control: reports, group, words, events };
+        tokio::spawn(host.clone().watch(life));
         Ok(host)
     }
 
@@ -479,13 +495,8 @@ impl Host {
 
     // ------------------------------------------------------------------------------------------------- the watch
 
-    async fn watch(
-        self: Arc<Self>,
-        mut child: Child,
-        event: AsyncFd<EventFd>,
-        control: BufReader<UnixStream>,
-        group: Option<Group>,
-    ) {
+    async fn watch(self: Arc<Self>, life: Life) {
+        let Life { mut child, event, control, group, words, events } = life;
         let deadline = Duration::from_millis(self.manifest.budget.deadline_ms.into()) + STUCK_GRACE;
         let look = (deadline / 8).clamp(Duration::from_millis(5), Duration::from_millis(100));
         let mut clock = tokio::time::interval(look);
@@ -544,12 +555,25 @@ impl Host {
         }
         // Answers that were complete before the end still count.
         let _ = self.collect();
-        let mut cells = self.cells();
-        cells.ended = Some(reason.clone());
-        let wakers: Vec<Waker> = cells.busy.iter_mut().flatten().filter_map(Busy::waker).collect();
-        drop(cells);
+        let wakers: Vec<Waker> = {
+            let mut cells = self.cells();
+            cells.ended = Some(reason.clone());
+            cells.busy.iter_mut().flatten().filter_map(Busy::waker).collect()
+        };
         wakers.into_iter().for_each(Waker::wake);
         drop(group);
+        if !asked {
+            let words = words_of(words, &self.ring).await;
+            let (model, reason) = (self.manifest.name.to_string(), reason.clone());
+            events.tell(HostEvent::HostEnded {
+                model,
+                engine: self.engine,
+                pid: self.pid,
+                cause: how,
+                reason,
+                words,
+            });
+        }
         self.gone.send_replace(Some(Ended { how, reason }));
     }
 
@@ -614,6 +638,24 @@ impl Host {
         let age = Duration::from_nanos(now_ns().saturating_sub(since.max(oldest)));
         (age > deadline).then_some(age)
     }
+}
+
+/// What the watch of a host owns.
+struct Life {
+    child: Child,
+    event: AsyncFd<EventFd>,
+    /// Held open: a host ends when it closes.
+    control: BufReader<UnixStream>,
+    group: Option<Group>,
+    words: Words,
+    events: Events,
+}
+
+/// What a host that has ended said last: its standard error, and what the last panic left in the ring.
+async fn words_of(words: Words, ring: &Ring) -> Vec<String> {
+    let mut lines = words.last().await;
+    lines.extend(ring.last_words().map(|w| words::plain(&w)));
+    lines
 }
 
 /// The host gives out no slots.

@@ -25,7 +25,9 @@ mod candidate;
 mod cgroup;
 mod child;
 mod edition;
+mod events;
 mod host;
+mod house;
 mod limits;
 #[cfg(target_arch = "x86_64")]
 mod mem;
@@ -37,10 +39,12 @@ mod set;
 mod shadow;
 mod stats;
 mod sys;
+mod words;
 
 pub use alloc::{CountingAllocator, keep_scratch_on_this_thread};
 pub use candidate::{Candidate, PeakMemory, PrepareError, PromoteError, Promotion};
 pub use child::engine_host_main;
+pub use events::HostEvent;
 pub use observe::{Drift, Latencies, Observation, Outputs};
 pub use package::{LoadError, ModelSource, OpenFile, Origin};
 pub use served::{
@@ -48,3 +52,4 @@ pub use served::{
 };
 pub use set::{Announced, Hosts, HostsConfig};
 pub use shadow::{Shadow, ShadowError, ShadowPolicy, ShadowReport};
+pub use stats::End;

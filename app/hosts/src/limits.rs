@@ -44,3 +44,13 @@ pub const MAX_SHADOW_BYTES: usize = 16 << 20;
 pub const MAX_SHADOW_QUEUE: usize = 64;
 /// Niceness of a shadow's host, above the daemon's own.
 pub const SHADOW_NICE: i32 = 10;
+/// Events that wait for a slow reader; beyond that it loses the oldest.
+pub const EVENTS: usize = 256;
+/// Lines of a host's standard error that are kept as its last words.
+pub const LAST_LINES: usize = 16;
+/// Longest line of a host's standard error, in bytes; the rest of it is cut.
+pub const MAX_LINE: usize = 512;
+/// Lines of a host's standard error that are logged in a second.
+pub const LOG_LINES_PER_SECOND: u32 = 50;
+/// Bytes of a host's standard error that are read in a second.
+pub const STDERR_BYTES_PER_SECOND: usize = 256 << 10;

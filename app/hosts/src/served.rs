@@ -8,6 +8,7 @@
 use crate::child::Phase;
 use crate::edition::Edition;
 use crate::host::{Closed, Host, Plan, StartError, Submitted};
+use crate::house::House;
 use crate::limits::{
     BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_USEFUL, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, MAX_RING_BYTES, MAX_SLOTS,
     MAX_WORKERS, SETTLED,
@@ -15,13 +16,12 @@ use crate::limits::{
 use crate::observe::Observation;
 use crate::package::Origin;
 use crate::ring::{Layout, Slot};
-use crate::set::HostsConfig;
 use crate::shadow::Mirror;
 use crate::stats::Stats;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
 use std::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicBool,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,8 +30,7 @@ use zerocopy::FromBytes;
 
 /// One served model: its manifest, its host (restarted as often as needed), its queue and its numbers.
 pub struct Served {
-    config: HostsConfig,
-    serial: Arc<AtomicU64>,
+    house: Arc<House>,
     stats: Arc<Stats>,
     way: ArcSwap<Way>,
     /// Whether `mirror` is set: all a request looks at while it is not.
@@ -190,10 +189,9 @@ pub struct EngineInfo {
 }
 
 impl Served {
-    pub(crate) fn new(edition: Arc<Edition>, config: HostsConfig, serial: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(edition: Arc<Edition>, house: Arc<House>) -> Self {
         Self {
-            config,
-            serial,
+            house,
             stats: Arc::new(Stats::new()),
             way: ArcSwap::from_pointee(Way::Straight(Route { edition, host: None })),
             mirrored: AtomicBool::new(false),
@@ -346,7 +344,7 @@ impl Served {
             match host.take() {
                 Ok(Some(slot)) => {
                     self.stats.pool_hits.fetch_add(1, Relaxed);
-                    let deadline = deadline.unwrap_or(self.config.request_timeout);
+                    let deadline = deadline.unwrap_or(self.house.config.request_timeout);
                     let began = Instant::now();
                     if deadline >= DRAIN_TIMEOUT {
                         host.promise(began + deadline);
@@ -429,16 +427,16 @@ impl Served {
         if !manifest.engines.contains(&EngineKind::Cpu) {
             return Err(StartError::Engine { wanted: manifest.engines.clone() });
         }
-        let workers = manifest.budget.workers.map_or(self.config.workers, usize::from).clamp(1, MAX_WORKERS);
+        let workers =
+            manifest.budget.workers.map_or(self.house.config.workers, usize::from).clamp(1, MAX_WORKERS);
         let stride = Layout::new(&manifest.inputs, &manifest.outputs, 1).stride();
         let slots = match manifest.budget.queue {
             Some(q) => usize::from(q).min(MAX_RING_BYTES / stride),
-            None => self.config.queue.min((DEFAULT_RING_BYTES / stride).max(2 * workers)),
+            None => self.house.config.queue.min((DEFAULT_RING_BYTES / stride).max(2 * workers)),
         };
-        let serial = self.serial.fetch_add(1, Relaxed);
         let (stats, edition) = (self.stats.clone(), edition.clone());
         let slots = slots.clamp(1, MAX_SLOTS);
-        Host::start(Plan { config: &self.config, edition, stats, workers, slots, serial }, phase).await
+        Host::start(Plan { house: &self.house, edition, stats, workers, slots }, phase).await
     }
 
     /// Starts the model of `edition`, showing what it does while there is no other to show.
@@ -479,7 +477,7 @@ impl Served {
             loop {
                 // One that answers between its ends is a nuisance; one that never does would only burn the processor.
                 let longest = if useful { BACKOFF_USEFUL } else { BACKOFF_MAX };
-                let pause = backoff(failures).min(longest).min(self.config.backoff_max);
+                let pause = backoff(failures).min(longest).min(self.house.config.backoff_max);
                 {
                     let mut shown = lock(&self.shown);
                     if shown.generation != generation {

@@ -7,16 +7,19 @@
 use crate::candidate::{Candidate, PrepareError, PromoteError, Promotion};
 use crate::cgroup;
 use crate::edition::Edition;
+use crate::events::HostEvent;
 use crate::host::Host;
+use crate::house::House;
 use crate::limits::{BACKOFF_MAX, MAX_SLOTS, MAX_WORKERS};
 use crate::package::{LoadError, ModelSource, Origin, Package};
 use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::broadcast;
 
 /// Settings of the hosts.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ impl Default for HostsConfig {
 
 /// All models that are served.
 pub struct Hosts {
-    config: HostsConfig,
+    house: Arc<House>,
     models: Mutex<BTreeMap<String, Arc<Served>>>,
     /// Per name: one load or unload at a time, from the look-up to the end.
     turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -61,7 +64,6 @@ pub struct Hosts {
     origins: Mutex<BTreeMap<String, Origin>>,
     /// Loads that are announced and not over.
     announced: Arc<AtomicUsize>,
-    serial: Arc<AtomicU64>,
 }
 
 /// Most load failures that are remembered.
@@ -87,20 +89,25 @@ impl Hosts {
             cgroup::sweep(root);
         }
         Arc::new(Self {
-            config,
+            house: Arc::new(House::new(config)),
             models: Mutex::default(),
             turns: Mutex::default(),
             errors: Mutex::default(),
             origins: Mutex::default(),
             announced: Arc::default(),
-            serial: Arc::default(),
         })
     }
 
     /// The settings in force.
     #[must_use]
     pub fn config(&self) -> &HostsConfig {
-        &self.config
+        &self.house.config
+    }
+
+    /// What happens to the hosts from now on. A reader that lags loses the oldest events and is told how many.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<HostEvent> {
+        self.house.events.subscribe()
     }
 
     /// The model of this name, if one is (or is being) served.
@@ -226,7 +233,7 @@ impl Hosts {
     }
 
     fn fresh(&self, edition: &Arc<Edition>) -> Arc<Served> {
-        Arc::new(Served::new(edition.clone(), self.config.clone(), self.serial.clone()))
+        Arc::new(Served::new(edition.clone(), self.house.clone()))
     }
 
     /// Starts a model beside what is served: its golden vectors pass in its own host, under its own cap, and nobody is sent

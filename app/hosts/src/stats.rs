@@ -15,7 +15,8 @@ const BUCKETS: [f64; 19] = [
 ];
 
 /// Ways a host can end, as metrics name them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum End {
     /// It was over its memory cap.
     Oom,
@@ -30,8 +31,11 @@ pub enum End {
 }
 
 impl End {
+    /// Every way, in the order metrics show them.
     pub const ALL: [Self; 5] = [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol];
 
+    /// Its name in metrics.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Oom => "oom",

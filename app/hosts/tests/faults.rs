@@ -8,9 +8,10 @@
 mod common;
 
 use common::*;
-use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, InferError, State};
+use inferd_hosts::{CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, State};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
     let trials = trials![
         an_answer_is_the_engines,
         a_killed_host_costs_its_requests_and_comes_back,
+        what_happens_to_hosts_is_told,
+        a_reader_of_events_that_lags_is_told_so,
         a_stopped_host_is_noticed_and_replaced,
         a_host_over_its_memory_cap_dies_and_the_daemon_does_not,
         a_panic_costs_one_request,
@@ -90,6 +93,52 @@ async fn a_killed_host_costs_its_requests_and_comes_back() {
     replaced(&served, old).await;
     golden(&served).await.unwrap();
     assert_eq!(ends(&served, "signal"), 1);
+    hosts.shutdown().await;
+}
+
+async fn what_happens_to_hosts_is_told() {
+    let hosts = Hosts::new(config());
+    let mut events = hosts.events();
+    let served = hosts.load(&models().join("fault-panic")).await.unwrap();
+    let first = u32::try_from(pid(&served).await.as_raw()).unwrap();
+    let cpu = inferd_model::EngineKind::Cpu;
+    let model = "fault-panic".to_owned();
+    let started = |pid| HostEvent::HostStarted { model: model.clone(), engine: cpu, pid };
+    assert_eq!(events.recv().await.unwrap(), started(first));
+    kill(Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGABRT).unwrap();
+    let ended = events.recv().await.unwrap();
+    let HostEvent::HostEnded { model: m, engine, pid: p, cause, reason, .. } = &ended else {
+        panic!("{ended:?}")
+    };
+    assert_eq!((m, *engine, *p, *cause), (&model, cpu, first, End::Crash));
+    assert!(reason.contains("signal 6"), "{reason}");
+    let second = events.recv().await.unwrap();
+    assert!(matches!(&second, HostEvent::HostStarted { pid, .. } if *pid != first), "{second:?}");
+    // A host that is told to end is no event.
+    hosts.shutdown().await;
+    assert!(matches!(events.try_recv(), Err(tokio::sync::broadcast::error::TryRecvError::Empty)));
+    // One that never served is.
+    let dir = copy("two-in-two-out");
+    forge(dir.path(), "onnx", b"DUMMY_HEF_CONTENT");
+    hosts.load(dir.path()).await.err().unwrap();
+    let refused = events.recv().await.unwrap();
+    assert!(
+        matches!(&refused, HostEvent::HostNotStarted { reason, .. } if reason.contains("model file")),
+        "{refused:?}"
+    );
+}
+
+async fn a_reader_of_events_that_lags_is_told_so() {
+    let (hosts, served) = serve("two-in-two-out").await;
+    let mut events = hosts.events();
+    for _ in 0..200 {
+        let old = pid(&served).await;
+        kill(old, Signal::SIGKILL).unwrap();
+        replaced(&served, old).await;
+    }
+    let lagged = events.recv().await.unwrap_err();
+    assert!(matches!(lagged, tokio::sync::broadcast::error::RecvError::Lagged(n) if n > 100), "{lagged:?}");
+    events.recv().await.expect("and goes on with what is still there");
     hosts.shutdown().await;
 }
 
