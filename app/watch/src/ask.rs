@@ -1,9 +1,15 @@
 //! What the daemon may ask the keeper for: the few things that only root may do.
 //!
 //! One JSON object per message on a `SOCK_SEQPACKET` socket ([`SOCKET`], or what `INFERD_KEEPER` says); the keeper answers each with
-//! one [`Answer`]. It looks at the peer's user id: the daemon's own user and root are heard, nobody else.
+//! one [`Answer`]. It looks at who is on the other end: the daemon's process and root are heard, nobody else; engine hosts, which have
+//! the daemon's user id, are not.
 
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where the keeper listens.
@@ -89,3 +95,39 @@ pub enum AskError {
 
 /// How long an answer is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks the keeper of this board and waits for its answer, [`PATIENCE`] at most. Blocking.
+///
+/// # Errors
+/// [`AskError`] when there is no keeper, or it says nothing.
+pub fn ask(what: &Ask) -> Result<Answer, AskError> {
+    let path = std::env::var_os(SOCKET_VARIABLE).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
+    ask_at(&path, what)
+}
+
+/// Asks the keeper that listens at `path`. Blocking.
+///
+/// # Errors
+/// [`AskError`] when there is no keeper, or it says nothing.
+pub fn ask_at(path: &Path, what: &Ask) -> Result<Answer, AskError> {
+    let absent = |errno: nix::Error| AskError::Absent(io::Error::from(errno));
+    let silent = |errno: nix::Error| AskError::Silent(errno.to_string());
+    let message = serde_json::to_vec(what).map_err(|e| AskError::Silent(e.to_string()))?;
+    if message.len() > MAX_MESSAGE {
+        return Err(AskError::Silent(format!("what is asked has more than {MAX_MESSAGE} bytes")));
+    }
+    let address = UnixAddr::new(path).map_err(absent)?;
+    let connection = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
+    let connection = connection.map_err(absent)?;
+    let patience = TimeVal::seconds(i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX));
+    setsockopt(&connection, sockopt::ReceiveTimeout, &patience).map_err(silent)?;
+    setsockopt(&connection, sockopt::SendTimeout, &patience).map_err(silent)?;
+    socket::connect(connection.as_raw_fd(), &address).map_err(absent)?;
+    socket::send(connection.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).map_err(silent)?;
+    let mut answer = [0; MAX_MESSAGE];
+    match socket::recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).map_err(silent)? {
+        0 => Err(AskError::Silent("it hung up".into())),
+        length => serde_json::from_slice(answer.get(..length).unwrap_or_default())
+            .map_err(|e| AskError::Silent(e.to_string())),
+    }
+}

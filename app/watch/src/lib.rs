@@ -16,3 +16,4 @@
 pub mod ask;
 pub mod history;
 pub mod state;
+pub mod store;
