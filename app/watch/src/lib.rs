@@ -15,5 +15,7 @@
 
 pub mod ask;
 pub mod history;
+pub mod notify;
+pub mod progress;
 pub mod state;
 pub mod store;
