@@ -27,6 +27,8 @@ def check(document, path, verb, answer):
     operation = document["paths"][path][verb.lower()]
     described = operation["responses"].get(str(answer.status))
     assert described is not None, f"{verb} {path} answered {answer.status}, which is not described: {answer}"
+    if shared := described.get("$ref"):
+        described = document["components"]["responses"][shared.rsplit("/", 1)[1]]
     content = described.get("content", {})
     if content:
         kind = answer.headers["content-type"]

@@ -1,6 +1,6 @@
 //! What a deployment may decide about the endpoint.
 
-use crate::limits;
+use crate::{Access, limits};
 use std::time::Duration;
 
 /// Settings of the endpoint. `Default` is the appliance as it is shipped.
@@ -30,10 +30,12 @@ pub struct ApiConfig {
     pub drain_time: Duration,
     /// Cross-origin rules.
     pub cors: Cors,
-    /// Key that routes which change the device ask for. `None`: they are open to this machine only (loopback).
-    pub api_key: Option<String>,
+    /// Who may do what.
+    pub access: Access,
     /// Requests per client; `None`: no limit.
     pub rate_limit: Option<RateLimit>,
+    /// Requests per client that change the device, loopback excepted; `None`: no limit.
+    pub change_limit: Option<RateLimit>,
     /// Deviations from the documented contract that old clients need.
     pub compat: Compat,
     /// Whether `/docs`, `/redoc` and `/openapi.json` are served.
@@ -90,8 +92,9 @@ impl Default for ApiConfig {
             idle_time: limits::IDLE_TIME,
             drain_time: limits::DRAIN_TIME,
             cors: Cors { origins: vec!["*".to_owned()] },
-            api_key: None,
+            access: Access::default(),
             rate_limit: None,
+            change_limit: Some(limits::CHANGES),
             compat: Compat::default(),
             docs: true,
             log_level: "info".to_owned(),

@@ -22,6 +22,7 @@
 // A refusal is a whole reply: made where something is wrong, moved once or twice, never kept.
 #![allow(clippy::result_large_err)]
 
+mod access;
 mod app;
 mod body;
 mod config;
@@ -40,6 +41,7 @@ mod serve;
 mod status;
 mod updates;
 
+pub use access::{Access, Key, Role, digest_from_hex};
 pub use app::App;
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};

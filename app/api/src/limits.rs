@@ -1,5 +1,6 @@
 //! Every limit of this room, with its reason. Those a deployment may change are also in [`crate::ApiConfig`].
 
+use crate::RateLimit;
 use std::time::Duration;
 
 /// The largest request body. A 100x9 window is 6 to 12 KiB of JSON, a 640x640 RGB frame as binary FP32 is 4.7 MiB.
@@ -52,3 +53,8 @@ pub const HEAVY: usize = 256 << 10;
 pub const MOTIFS: usize = 12;
 /// Clients whose request rate is remembered.
 pub const RATE_CLIENTS: usize = 1024;
+/// Requests of one client that change the device: a person or a fleet server needs far fewer.
+pub const CHANGES: RateLimit = RateLimit { per_second: 1.0, burst: 60.0 };
+/// Wrong API keys of one client: 10 at once, then 10 a minute. Its right ones are not looked at either while it waits: a
+/// guesser learns nothing.
+pub const WRONG_KEYS: RateLimit = RateLimit { per_second: 10.0 / 60.0, burst: 10.0 };

@@ -1,6 +1,6 @@
-//! A token bucket per client address, in a table of fixed size.
+//! Token buckets per client address, in tables of fixed size.
 
-use crate::{RateLimit, limits};
+use crate::{ApiConfig, RateLimit, limits};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +8,28 @@ use std::time::{Duration, Instant};
 
 /// Places a client may be in; when all are taken, the one with the fullest bucket is forgotten: it loses nothing.
 const WAYS: usize = 8;
+
+/// What a client may do how often.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// Requests.
+    pub(crate) requests: Option<RateLimiter>,
+    /// Requests that change the device.
+    pub(crate) changes: Option<RateLimiter>,
+    /// Wrong API keys.
+    pub(crate) wrong_keys: RateLimiter,
+}
+
+impl Limits {
+    /// Full buckets for everybody.
+    pub(crate) fn new(config: &ApiConfig) -> Self {
+        Self {
+            requests: config.rate_limit.map(RateLimiter::new),
+            changes: config.change_limit.map(RateLimiter::new),
+            wrong_keys: RateLimiter::new(limits::WRONG_KEYS),
+        }
+    }
+}
 
 /// The buckets of all clients.
 #[derive(Debug)]
@@ -46,13 +68,27 @@ impl RateLimiter {
         self.take_at(client, self.started.elapsed().as_secs_f64())
     }
 
+    /// Gives a token back that was taken for something that turned out to cost none.
+    pub fn give_back(&self, client: IpAddr) {
+        let client = network(client);
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = self.set(client, table.len());
+        if let Some(bucket) = table[set].iter_mut().flatten().find(|b| b.client == client) {
+            bucket.tokens = (bucket.tokens + 1.0).min(self.limit.burst);
+        }
+    }
+
+    fn set(&self, client: IpAddr, sets: usize) -> usize {
+        let sets = u64::try_from(sets).unwrap_or(1);
+        usize::try_from(self.hash.hash_one(client) % sets).unwrap_or(0)
+    }
+
     fn take_at(&self, client: IpAddr, now: f64) -> Result<(), Duration> {
         let client = network(client);
         let RateLimit { per_second, burst } = self.limit;
         // Each critical section leaves the table whole.
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let sets = u64::try_from(table.len()).unwrap_or(1);
-        let set = usize::try_from(self.hash.hash_one(client) % sets).unwrap_or(0);
+        let set = self.set(client, table.len());
         let filled = |b: &Bucket| (b.tokens + (now - b.at).max(0.0) * per_second).min(burst);
         let set = &mut table[set];
         let place = set.iter().position(|b| b.is_some_and(|b| b.client == client)).unwrap_or_else(|| {
@@ -100,6 +136,20 @@ mod tests {
         assert!(r.take_at(ip("10.0.0.2"), 0.5).is_ok(), "another client has its own");
         assert!((0..3).all(|_| r.take_at(a, 100.0).is_ok()), "a rest fills the bucket");
         assert!(r.take_at(a, 100.0).is_err(), "and no further");
+    }
+
+    #[test]
+    fn a_token_that_is_given_back_can_be_taken_again_and_no_more_than_that() {
+        let r = RateLimiter::new(RateLimit { per_second: 0.001, burst: 1.0 });
+        let a = ip("10.0.0.1");
+        for _ in 0..3 {
+            assert!(r.take_at(a, 0.0).is_ok());
+            r.give_back(a);
+            r.give_back(a);
+        }
+        assert!(r.take_at(a, 0.0).is_ok());
+        assert!(r.take_at(a, 0.0).is_err());
+        r.give_back(ip("10.0.0.2"));
     }
 
     #[test]

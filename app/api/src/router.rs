@@ -1,5 +1,6 @@
 //! From a request to the handler that answers it.
 
+use crate::access::{Denied, Need, Who};
 use crate::body::{self, BodyError, Upload};
 use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
@@ -10,7 +11,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What answers a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +46,6 @@ pub(crate) enum Route {
     Oip,
 }
 
-impl Route {
-    /// Whether it changes the device: who may is decided before a byte of the body is read.
-    fn changes(self) -> bool {
-        matches!(self, Self::Push | Self::Rollback | Self::Trust | Self::Pull | Self::EndPull)
-    }
-}
-
 /// How a path may be asked. `GET` includes `HEAD`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -83,33 +77,33 @@ impl Verb {
     }
 }
 
-/// Every path outside `/v2`.
-pub(crate) const ROUTES: &[(&str, Verb, Route)] = &[
-    ("/", Verb::Get, Route::Root),
-    ("/healthz", Verb::Get, Route::Healthz),
-    ("/livez", Verb::Get, Route::Livez),
-    ("/readyz", Verb::Get, Route::Readyz),
-    ("/health", Verb::Get, Route::Health),
-    ("/infer", Verb::Post, Route::Infer),
-    ("/infer/infer", Verb::Post, Route::Infer),
-    ("/encode", Verb::Post, Route::Encode),
-    ("/api/v1/analysis/infer", Verb::Post, Route::Analysis),
-    ("/test", Verb::Post, Route::Test),
-    ("/status", Verb::Get, Route::Status),
-    ("/contract", Verb::Get, Route::Contract),
-    ("/metrics", Verb::Get, Route::Metrics),
-    ("/openapi.json", Verb::Get, Route::OpenApi),
-    ("/docs", Verb::Get, Route::Docs),
-    ("/redoc", Verb::Get, Route::Redoc),
-    ("/commit-ready", Verb::Get, Route::CommitReady),
-    ("/api/v1/slots", Verb::Get, Route::Slots),
-    ("/api/v1/bundle", Verb::Get, Route::Bundle),
-    ("/api/v1/bundle", Verb::Put, Route::Push),
-    ("/api/v1/events", Verb::Get, Route::Events),
-    ("/api/v1/rollback", Verb::Post, Route::Rollback),
-    ("/api/v1/trust", Verb::Post, Route::Trust),
-    ("/api/v1/pull", Verb::Post, Route::Pull),
-    ("/api/v1/pull", Verb::Delete, Route::EndPull),
+/// Every path outside `/v2`, and what it needs of who asks. Under `/v2` that is said by `oip::needs`.
+pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
+    ("/", Verb::Get, Need::Read, Route::Root),
+    ("/healthz", Verb::Get, Need::Nothing, Route::Healthz),
+    ("/livez", Verb::Get, Need::Nothing, Route::Livez),
+    ("/readyz", Verb::Get, Need::Nothing, Route::Readyz),
+    ("/health", Verb::Get, Need::Read, Route::Health),
+    ("/infer", Verb::Post, Need::Infer, Route::Infer),
+    ("/infer/infer", Verb::Post, Need::Infer, Route::Infer),
+    ("/encode", Verb::Post, Need::Infer, Route::Encode),
+    ("/api/v1/analysis/infer", Verb::Post, Need::Infer, Route::Analysis),
+    ("/test", Verb::Post, Need::Infer, Route::Test),
+    ("/status", Verb::Get, Need::Read, Route::Status),
+    ("/contract", Verb::Get, Need::Read, Route::Contract),
+    ("/metrics", Verb::Get, Need::Read, Route::Metrics),
+    ("/openapi.json", Verb::Get, Need::Read, Route::OpenApi),
+    ("/docs", Verb::Get, Need::Read, Route::Docs),
+    ("/redoc", Verb::Get, Need::Read, Route::Redoc),
+    ("/commit-ready", Verb::Get, Need::Read, Route::CommitReady),
+    ("/api/v1/slots", Verb::Get, Need::Read, Route::Slots),
+    ("/api/v1/bundle", Verb::Get, Need::Read, Route::Bundle),
+    ("/api/v1/bundle", Verb::Put, Need::Administer, Route::Push),
+    ("/api/v1/events", Verb::Get, Need::Read, Route::Events),
+    ("/api/v1/rollback", Verb::Post, Need::Administer, Route::Rollback),
+    ("/api/v1/trust", Verb::Post, Need::Administer, Route::Trust),
+    ("/api/v1/pull", Verb::Post, Need::Administer, Route::Pull),
+    ("/api/v1/pull", Verb::Delete, Need::Administer, Route::EndPull),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -140,6 +134,7 @@ struct Target {
     route: Route,
     /// The path's pattern, for metrics.
     endpoint: &'static str,
+    need: Need,
 }
 
 /// Why a request goes nowhere.
@@ -155,13 +150,13 @@ enum Lost {
 
 fn find(method: &Method, path: &str) -> Result<Target, Lost> {
     if path == "/v2" || path.starts_with("/v2/") {
-        return Ok(Target { route: Route::Oip, endpoint: oip_endpoint(path) });
+        return Ok(Target { route: Route::Oip, endpoint: oip_endpoint(path), need: oip::needs(path) });
     }
     let mut known = None;
-    for &(endpoint, verb, route) in ROUTES {
+    for &(endpoint, verb, need, route) in ROUTES {
         if endpoint == path {
             if verb.takes(method) {
-                return Ok(Target { route, endpoint });
+                return Ok(Target { route, endpoint, need });
             }
             known = Some(endpoint);
         }
@@ -170,8 +165,8 @@ fn find(method: &Method, path: &str) -> Result<Target, Lost> {
         Some(endpoint) => Lost::Method(endpoint),
         None => {
             let short = path.strip_suffix('/');
-            let found = short.and_then(|short| ROUTES.iter().find(|(p, _, _)| *p == short));
-            found.map_or(Lost::Path, |(p, _, _)| Lost::Slash(p))
+            let found = short.and_then(|short| ROUTES.iter().find(|(p, ..)| *p == short));
+            found.map_or(Lost::Path, |(p, ..)| Lost::Slash(p))
         }
     })
 }
@@ -231,12 +226,19 @@ pub(crate) async fn answer(
     let early = match (preflight, found) {
         (Some(reply), _) => Err(reply),
         (None, Err(lost)) => Err(lost_reply(lost, &req)),
-        (None, Ok(target)) => match limited(app, target, peer) {
-            Some(reply) => Err(reply),
-            None if target.route.changes() => app.may_change(&req).map(|()| target),
-            None => Ok(target),
-        },
+        (None, Ok(target)) => admitted(app, target, &req).map(|who| (target, who)),
     };
+    // Refused attempts leave a line too, but no more of them than the limits let through.
+    let change = match (&early, found) {
+        (Ok((target, who)), _) if target.need.changes() => Some(who.clone()),
+        (Err(reply), Ok(target))
+            if target.need.changes() && !is_preflight && reply.status != StatusCode::TOO_MANY_REQUESTS =>
+        {
+            Some(Who::Anybody)
+        }
+        _ => None,
+    };
+    let early = early.map(|(target, _)| target);
     let mut reply = match early {
         Err(mut reply) => {
             if unread {
@@ -279,6 +281,20 @@ pub(crate) async fn answer(
     reply.headers.insert(X_REQUEST_ID, req.id.header_value().clone());
     let took = received.elapsed();
     app.metrics.http(&req.method, endpoint, reply.status, reply.error, took);
+    if let Some(who) = change {
+        tracing::info!(
+            target: "audit",
+            request_id = req.id.as_str(),
+            %peer,
+            role = who.role(),
+            key = who.key(),
+            method = %req.method,
+            route = endpoint,
+            status = reply.status.as_u16(),
+            error = reply.error,
+            "change"
+        );
+    }
     tracing::debug!(
         target: "inferd::access",
         request_id = req.id.as_str(),
@@ -341,7 +357,7 @@ fn lost_reply(lost: Lost, req: &Req) -> Reply {
                 .with(header::LOCATION, to)
         }
         Lost::Method(path) => {
-            let verbs = ROUTES.iter().filter(|(p, _, _)| *p == path).map(|(_, v, _)| v.words());
+            let verbs = ROUTES.iter().filter(|(p, ..)| *p == path).map(|(_, v, ..)| v.words());
             let allow = verbs.collect::<Vec<_>>().join(", ");
             let allow = HeaderValue::from_str(&allow).unwrap_or(HeaderValue::from_static("GET, HEAD"));
             Reply::json_bytes(StatusCode::METHOD_NOT_ALLOWED, &b"{\"detail\":\"Method Not Allowed\"}"[..])
@@ -384,16 +400,51 @@ pub(crate) fn told(e: BodyError) -> (StatusCode, &'static str) {
     }
 }
 
-/// The 429 of a client that asks too often. Probes are never limited: a fleet that cannot see a device restarts it.
-fn limited(app: &App, target: Target, peer: SocketAddr) -> Option<Reply> {
-    let limiter = app.limiter.as_ref()?;
-    if matches!(target.route, Route::Healthz | Route::Livez | Route::Readyz | Route::Health | Route::Metrics)
+/// Whether this request may go on: it is not one too many, and who sends it may.
+fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, Reply> {
+    let client = req.peer.ip();
+    let limits = &app.limits;
+    let too_many = |wait: Duration| {
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        let detail = format!("Rate limit exceeded. Try again in {seconds}s.");
+        refusal(app, target, StatusCode::TOO_MANY_REQUESTS, "rate_limited", &detail).with_retry_after(wait)
+    };
+    if let Some(requests) = &limits.requests
+        && !always_answered(target)
     {
-        return None;
+        requests.take(client).map_err(too_many)?;
     }
-    let wait = limiter.take(peer.ip()).err()?;
-    let detail = "this client sends more requests than it may";
-    Some(refusal(app, target, StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).with_retry_after(wait))
+    // A program of the device itself that changes it again and again is no client that lost its head.
+    if let Some(changes) = &limits.changes
+        && target.need.changes()
+        && !client.to_canonical().is_loopback()
+    {
+        changes.take(client).map_err(too_many)?;
+    }
+    if app.config.access.role(target.need).is_none() {
+        return Ok(Who::Anybody);
+    }
+    // A token is taken before the key is looked at: many connections at once get no more guesses than one.
+    limits.wrong_keys.take(client).map_err(too_many)?;
+    let checked = app.config.access.check(target.need, req);
+    if checked != Err(Denied::WrongKey) {
+        limits.wrong_keys.give_back(client);
+    }
+    checked.map_err(|denied| {
+        if let Some(surface) = surface(target) {
+            app.metrics.failed(surface, "", "forbidden");
+        }
+        let reply = denied.reply(target.need);
+        if target.route == Route::Oip { oip::in_our_form(reply) } else { reply }
+    })
+}
+
+/// Whether a client gets this however often it asks: probes, metrics and the page that explains the rest. A fleet that cannot
+/// see a device restarts it.
+fn always_answered(target: Target) -> bool {
+    let route =
+        matches!(target.route, Route::Health | Route::Metrics | Route::Docs | Route::Redoc | Route::OpenApi);
+    route || target.need == Need::Nothing
 }
 
 #[cfg(test)]
@@ -426,7 +477,7 @@ mod tests {
             Verb::Put => "put",
             Verb::Delete => "delete",
         };
-        let mut all: Vec<_> = ROUTES.iter().map(|(p, v, _)| ((*p).to_owned(), verb(v).to_owned())).collect();
+        let mut all: Vec<_> = ROUTES.iter().map(|(p, v, ..)| ((*p).to_owned(), verb(v).to_owned())).collect();
         for path in OIP_PATHS {
             let post = ["/infer", "/index", "/load", "/unload"].iter().any(|end| path.ends_with(end));
             all.push(((*path).to_owned(), if post { "post" } else { "get" }.to_owned()));
@@ -446,6 +497,65 @@ mod tests {
         written.sort();
         assert_eq!(written, served());
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn the_openapi_document_says_what_each_route_needs_of_who_asks() {
+        let document: serde_json::Value = serde_json::from_slice(docs::OPENAPI).unwrap();
+        for (path, verb) in served() {
+            let method = Method::from_bytes(verb.to_ascii_uppercase().as_bytes()).unwrap();
+            let concrete = path.replace("{model}", "m").replace("{version}", "1");
+            let need = find(&method, &concrete).unwrap().need;
+            let operation = &document["paths"][&path][&verb];
+            let words = match need {
+                Need::Nothing => "nothing",
+                Need::Read => "read",
+                Need::Infer => "infer",
+                Need::Operate => "operate",
+                Need::Administer => "administer",
+            };
+            assert_eq!(operation["x-inferd-needs"], words, "{verb} {path}");
+            let ways = if need == Need::Nothing {
+                serde_json::json!([])
+            } else {
+                serde_json::json!([{}, { "key": [] }, { "bearer": [] }])
+            };
+            assert_eq!(operation["security"], ways, "{verb} {path}");
+            for refused in ["401", "403"] {
+                let told = !operation["responses"][refused].is_null();
+                assert_eq!(told, need != Need::Nothing, "{verb} {path} {refused}");
+            }
+        }
+    }
+
+    /// The one place where a route's need is decided is read with these eyes once more: what changes the device must never
+    /// become something that anybody may do.
+    #[test]
+    fn only_an_admin_replaces_what_the_device_runs_and_only_an_operator_what_it_serves() {
+        let need = |method: &Method, path| find(method, path).unwrap().need;
+        for &(path, verb, need, route) in ROUTES {
+            let reads = verb == Verb::Get;
+            let computes = matches!(route, Route::Infer | Route::Encode | Route::Analysis | Route::Test);
+            let probe = matches!(route, Route::Livez | Route::Readyz | Route::Healthz);
+            match need {
+                Need::Nothing => assert!(probe, "{path}"),
+                Need::Read => assert!(reads, "{path}"),
+                Need::Infer => assert!(computes, "{path}"),
+                Need::Operate | Need::Administer => assert!(!reads && !computes, "{path}"),
+            }
+        }
+        for path in [
+            "/v2/repository/models/m/load",
+            "/v2/repository/models/m/%6coad",
+            "/v2/%72epository/models/%2e/unload/",
+        ] {
+            assert_eq!(need(&Method::POST, path), Need::Operate, "{path}");
+        }
+        for path in ["/v2/models/m/infer", "/v2/models/m/%69nfer", "/v2/models/m/versions/1/infer/"] {
+            assert_eq!(need(&Method::POST, path), Need::Infer, "{path}");
+        }
+        assert_eq!(need(&Method::GET, "/v2/health/live"), Need::Nothing);
+        assert_eq!(need(&Method::GET, "/v2/models/health/ready"), Need::Read);
     }
 
     #[test]
@@ -483,7 +593,7 @@ mod tests {
         assert_eq!(get("/infer//"), Err(Lost::Path));
         assert_eq!(get("/Infer"), Err(Lost::Path));
         assert_eq!(get("/v2x"), Err(Lost::Path));
-        assert_eq!(get("/"), Ok(Target { route: Route::Root, endpoint: "/" }));
+        assert_eq!(get("/"), Ok(Target { route: Route::Root, endpoint: "/", need: Need::Read }));
         assert_eq!(get("//"), Err(Lost::Slash("/")));
         assert!(find(&Method::HEAD, "/healthz").is_ok());
         assert_eq!(find(&Method::POST, "/healthz"), Err(Lost::Method("/healthz")));

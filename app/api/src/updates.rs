@@ -13,6 +13,7 @@
 //! Who may push, whether another transfer runs and whether the bundle can fit at all is decided before the first byte of the
 //! body is asked for. A refusal is a 4xx whose `code` and `verdict` are the gate's own; nothing is decided here.
 
+use crate::access::Need;
 use crate::body::{BodyError, Upload};
 use crate::http::Stream;
 use crate::router::told;
@@ -436,7 +437,7 @@ pub(crate) async fn progress(app: &App, req: &Req) -> Reply {
     // What lies on the medium is only looked at while nobody writes there, and for those who may go on with it.
     let resume = match status.install {
         Some(_) => None,
-        None if app.may_change(req).is_ok() => desk.updater.resumable().await,
+        None if app.config.access.check(Need::Administer, req).is_ok() => desk.updater.resumable().await,
         None => desk.updater.resumable_known(),
     };
     Reply::json(

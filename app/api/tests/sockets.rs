@@ -540,7 +540,7 @@ async fn a_client_beyond_its_rate_is_told_when_to_come_back_but_may_always_probe
     assert_eq!(e.ask(&get("/livez", "")).await.status, 200);
     let oip = e.ask(&get("/v2", "")).await;
     assert_eq!(oip.status, 429);
-    assert!(oip.text().starts_with(r#"{"error":"this client"#), "{}", oip.text());
+    assert!(oip.text().starts_with(r#"{"error":"Rate limit exceeded. Try again in "#), "{}", oip.text());
 }
 
 #[tokio::test]

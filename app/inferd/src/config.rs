@@ -11,7 +11,7 @@ pub use layers::Entry;
 #[cfg(test)]
 use layers::{Source, env_name};
 
-use inferd_api::limits;
+use inferd_api::{Key, Role, digest_from_hex, limits};
 use inferd_model::ModelName;
 use layers::{FileLayer, Reader};
 use sha2::{Digest, Sha256};
@@ -162,10 +162,18 @@ pub const BOARD_FILE: &str = "/etc/inferd/board";
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Security {
+    pub viewer_keys: Vec<String>,
+    pub operator_keys: Vec<String>,
+    pub admin_keys: Vec<String>,
+    /// One more admin's key.
     pub api_key: Option<String>,
+    pub open_reads: bool,
+    pub open_inference: bool,
     /// 0 means no limit.
     pub rate_limit_per_s: u64,
     pub rate_limit_burst: u64,
+    /// 0 means no limit.
+    pub change_limit_per_min: u64,
 }
 
 /// What is logged, always to standard error.
@@ -460,25 +468,7 @@ impl Config {
                 ),
             },
             updates: Updates::read(r),
-            security: Security {
-                api_key: r.secret(
-                    "security.api_key",
-                    "16 to 256 printable characters",
-                    "Requests that change the device must carry it (X-API-Key or Bearer); empty: only this machine may change it.",
-                ),
-                rate_limit_per_s: r.integer(
-                    "security.rate_limit_per_s",
-                    0,
-                    0..=1_000_000,
-                    "Requests per second that one client address may send; 0 is no limit.",
-                ),
-                rate_limit_burst: r.integer(
-                    "security.rate_limit_burst",
-                    100,
-                    1..=1_000_000,
-                    "Requests that one client may send at once before the limit applies.",
-                ),
-            },
+            security: Security::read(r),
             logging: Logging {
                 level: r.choice(
                     "logging.level",
@@ -514,6 +504,74 @@ impl Config {
                 },
             ),
         }
+    }
+}
+
+impl Security {
+    fn read(r: &mut Reader) -> Self {
+        const ALLOWED: &str = "16 to 256 printable characters without a comma, or sha256: and the 64 hex digits of a key's SHA-256";
+        let mut keys = |key, meaning| {
+            r.secrets(key, ALLOWED, meaning, |s| {
+                s.strip_prefix("sha256:").is_none_or(|hex| digest_from_hex(hex).is_some())
+            })
+        };
+        Self {
+            viewer_keys: keys("security.viewer_keys", "API keys that may read (X-API-Key or Bearer)."),
+            operator_keys: keys(
+                "security.operator_keys",
+                "API keys that may also infer, load and unload models, and run tests.",
+            ),
+            admin_keys: keys(
+                "security.admin_keys",
+                "API keys that may also change what the device runs: bundles, rollback, keys of bundles. With none, only this machine may.",
+            ),
+            api_key: r.secret(
+                "security.api_key",
+                "16 to 256 printable characters",
+                "One more admin's key.",
+            ),
+            open_reads: r.boolean(
+                "security.open_reads",
+                true,
+                "Reading needs no key. false: all but /livez, /healthz, /readyz and /v2/health/* needs a viewer's key.",
+            ),
+            open_inference: r.boolean(
+                "security.open_inference",
+                true,
+                "Inference and POST /test need no key. false: they need an operator's key.",
+            ),
+            rate_limit_per_s: r.integer(
+                "security.rate_limit_per_s",
+                0,
+                0..=1_000_000,
+                "Requests per second that one client address may send; 0 is no limit.",
+            ),
+            rate_limit_burst: r.integer(
+                "security.rate_limit_burst",
+                100,
+                1..=1_000_000,
+                "Requests that one client may send at once before the limit applies.",
+            ),
+            change_limit_per_min: r.integer(
+                "security.change_limit_per_min",
+                60,
+                0..=1_000_000,
+                "Requests per minute, and at once, with which one client of another machine may change the device; 0 is no limit.",
+            ),
+        }
+    }
+
+    /// The keys with what they may.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Key> {
+        let of = |role, keys: &[String]| keys.iter().map(move |k| Key::new(role, k)).collect::<Vec<_>>();
+        let admins: Vec<String> = self.admin_keys.iter().chain(&self.api_key).cloned().collect();
+        [
+            of(Role::Viewer, &self.viewer_keys),
+            of(Role::Operator, &self.operator_keys),
+            of(Role::Admin, &admins),
+        ]
+        .concat()
     }
 }
 

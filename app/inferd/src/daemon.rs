@@ -12,7 +12,7 @@ use crate::{
     models, updates,
     ways::{self, Identity, Puller, Receiver},
 };
-use inferd_api::{ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Updates};
+use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Updates};
 use inferd_hosts::{Announced, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::Updater;
@@ -159,10 +159,18 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
         idle_time: server.keep_alive,
         drain_time: server.drain_timeout,
         cors: Cors { origins: server.allow_origins.clone() },
-        api_key: security.api_key.clone(),
+        access: Access {
+            keys: security.keys(),
+            open_reads: security.open_reads,
+            open_inference: security.open_inference,
+        },
         rate_limit: (security.rate_limit_per_s > 0).then(|| RateLimit {
             per_second: rate(security.rate_limit_per_s),
             burst: rate(security.rate_limit_burst),
+        }),
+        change_limit: (security.change_limit_per_min > 0).then(|| RateLimit {
+            per_second: rate(security.change_limit_per_min) / 60.0,
+            burst: rate(security.change_limit_per_min),
         }),
         compat: Compat {
             lenient_numbers: compat.lenient_numbers,

@@ -126,6 +126,29 @@ impl FileLayer {
     }
 }
 
+/// What a list holds.
+fn items(raw: &Raw) -> Option<Vec<String>> {
+    match raw {
+        Raw::Text(s) => {
+            Some(s.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect())
+        }
+        Raw::String(s) => Some(vec![s.clone()]),
+        Raw::List(items) => items
+            .iter()
+            .map(|i| match i {
+                Raw::String(s) | Raw::Text(s) => Some(s.clone()),
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
+/// 16 to 256 printable characters.
+fn good_secret(s: &str) -> bool {
+    s.len() >= 16 && s.len() <= 256 && s.bytes().all(|b| b.is_ascii_graphic())
+}
+
 /// One setting as it came out.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -258,26 +281,49 @@ impl Reader {
 
     /// Like [`Reader::text`], but never shown: neither in messages, nor in the printed configuration, nor in its hash.
     pub fn secret(&mut self, key: &'static str, allowed: &str, meaning: &'static str) -> Option<String> {
-        let good = |s: &str| s.len() >= 16 && s.len() <= 256 && s.bytes().all(|b| b.is_ascii_graphic());
-        let problems = self.problems.len();
         let show = |s: &String| quoted(if s.is_empty() { "" } else { "(set)" });
         let text =
-            self.setting(
-                key,
-                String::new(),
-                format!("{allowed}, or empty"),
-                meaning,
-                show,
-                |raw| match raw {
-                    Raw::Text(s) | Raw::String(s) if s.is_empty() || good(s) => Some(s.clone()),
+            self.never_shown(key, String::new(), format!("{allowed}, or empty"), meaning, show, |raw| {
+                match raw {
+                    Raw::Text(s) | Raw::String(s) if s.is_empty() || good_secret(s) => Some(s.clone()),
                     _ => None,
-                },
-            );
+                }
+            });
+        if text.is_empty() { None } else { Some(text) }
+    }
+
+    /// A list of secrets that `good` accepts, none of them ever shown. In the environment they are separated by commas.
+    pub fn secrets(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+        meaning: &'static str,
+        good: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let show = |items: &Vec<String>| format!("[{}]", vec![quoted("(set)"); items.len()].join(", "));
+        self.never_shown(key, Vec::new(), allowed.to_owned(), meaning, show, |raw| {
+            let items = items(raw)?;
+            items.iter().all(|s| good_secret(s) && !s.contains(',') && good(s)).then_some(items)
+        })
+    }
+
+    /// A setting whose value no message repeats.
+    fn never_shown<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        allowed: String,
+        meaning: &'static str,
+        show: impl Fn(&T) -> String,
+        parse: impl Fn(&Raw) -> Option<T>,
+    ) -> T {
+        let problems = self.problems.len();
+        let value = self.setting(key, default, allowed.clone(), meaning, show, parse);
         if let Some(problem) = self.problems.get_mut(problems) {
             let source = self.entries.last().map(|e| e.source.to_string()).unwrap_or_default();
-            *problem = format!("{key} from {source} is not allowed: {allowed}, or empty.");
+            *problem = format!("{key} from {source} is not allowed: {allowed}.");
         }
-        if text.is_empty() { None } else { Some(text) }
+        value
     }
 
     /// A list of at least so many items; in the environment they are separated by commas.
@@ -297,20 +343,7 @@ impl Reader {
             meaning,
             |items| format!("[{}]", items.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", ")),
             |raw| {
-                let items: Vec<String> = match raw {
-                    Raw::Text(s) => {
-                        s.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
-                    }
-                    Raw::String(s) => vec![s.clone()],
-                    Raw::List(items) => items
-                        .iter()
-                        .map(|i| match i {
-                            Raw::String(s) | Raw::Text(s) => Some(s.clone()),
-                            _ => None,
-                        })
-                        .collect::<Option<_>>()?,
-                    _ => return None,
-                };
+                let items = items(raw)?;
                 (items.len() >= at_least && items.iter().all(|s| parse(s).is_some())).then_some(items)
             },
         );

@@ -272,6 +272,35 @@ fn a_secret_is_never_shown() {
 }
 
 #[test]
+fn keys_of_each_role_are_taken_whole_or_as_digests_and_never_shown() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let file = format!(
+        "[security]\nviewer_keys = [\"look-at-everything\"]\nadmin_keys = [\"{digest}\", \"do-everything-here\"]\napi_key = \"one-more-admin-key\""
+    );
+    let loaded =
+        load(&file, &[("INFERD_SECURITY_OPERATOR_KEYS", "load-and-unload-it, infer-on-and-on-it")]).unwrap();
+    let security = &loaded.config.security;
+    assert_eq!(security.operator_keys, ["load-and-unload-it", "infer-on-and-on-it"]);
+    assert_eq!(security.admin_keys.len(), 2);
+    assert_eq!(security.keys().len(), 6);
+    let printed = loaded.to_toml();
+    for secret in [
+        "look-at-everything",
+        "do-everything-here",
+        "one-more-admin-key",
+        "load-and-unload-it",
+        "0123456789abcdef",
+    ] {
+        assert!(!printed.contains(secret), "{printed}");
+        assert!(!format!("{:?}", security.keys()).contains(secret));
+    }
+    for bad in ["short", "sha256:0123", "with a space in it", "with-a,comma-inside-it"] {
+        let error = load(&format!("[security]\nadmin_keys = [\"{bad}\"]"), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("security.admin_keys from ") && !error.contains(bad), "{error}");
+    }
+}
+
+#[test]
 fn the_hash_is_of_what_is_in_effect_and_not_of_where_it_was_said() {
     let plain = load("", &[]).unwrap().sha256;
     let same = load("[server]\nthreads = 1", &[]).unwrap().sha256;
