@@ -15,7 +15,10 @@
 
 pub mod ask;
 pub mod history;
+pub mod loops;
 pub mod notify;
 pub mod progress;
+pub mod reason;
 pub mod state;
 pub mod store;
+pub mod watchdog;

@@ -55,7 +55,7 @@ impl Writer {
     /// Starts the thread.
     #[must_use]
     pub fn start() -> Arc<Self> {
-        Self::with(|path, bytes| inferd_slots::replace(path, bytes))
+        Self::with(inferd_slots::replace)
     }
 
     /// One that writes as it is told: for tests of what a medium does.

@@ -1,0 +1,418 @@
+//! Why the board was started, from what outlived the reset.
+//!
+//! | evidence | reason |
+//! |---|---|
+//! | a dump of a kernel panic in pstore | `panic`; `oom` when the kernel panicked because it was out of memory |
+//! | the mark of an intended end | `request`, also when the watchdog had to finish what was asked for |
+//! | the watchdog's boot status, or the keeper's own note that it let go | `watchdog` |
+//! | a directory that lasts, and none of these | `power` |
+//! | no such directory | `unknown` |
+//!
+//! Dumps are taken out of pstore, so that one is not counted twice: the end of each, [`MAX_TAIL`] bytes, is kept as a file, the last
+//! [`MAX_TAILS`] of them.
+
+use crate::history::{self, Kind, ResetReason};
+use crate::loops::BootRecord;
+use crate::state::Reset;
+use crate::watchdog::CARDRESET;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// Bytes kept of one dump.
+pub const MAX_TAIL: usize = 16 * 1024;
+/// Dumps kept.
+pub const MAX_TAILS: usize = 4;
+/// Bytes read of one dump: a pstore record is never longer.
+const MAX_DUMP: u64 = 1 << 20;
+/// Dumps looked at in one boot.
+const MAX_DUMPS: usize = 16;
+/// Bytes read of any other small file.
+const MAX_SMALL: u64 = 64 * 1024;
+/// Lines of a dump that the history shows.
+const WORDS: usize = 30;
+
+const INTENT: &str = "intent";
+const BOOT: &str = "boot.json";
+
+/// Where evidence lies.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The keeper's directory, which outlives resets; `None` where nothing lasts.
+    pub data: Option<PathBuf>,
+    /// The kernel's persistent store.
+    pub pstore: PathBuf,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: PathBuf,
+}
+
+impl Places {
+    /// Where the record of the boot lies.
+    #[must_use]
+    pub fn boot_record(&self) -> Option<PathBuf> {
+        self.data.as_ref().map(|data| data.join(BOOT))
+    }
+
+    /// Where the mark of an intended end lies.
+    #[must_use]
+    pub fn intent(&self) -> Option<PathBuf> {
+        self.data.as_ref().map(|data| data.join(INTENT))
+    }
+
+    /// Where the history lies.
+    #[must_use]
+    pub fn history(&self) -> Option<PathBuf> {
+        self.data.as_ref().map(|data| data.join(history::FILE))
+    }
+}
+
+/// The mark of an end that somebody asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The boot that was to end.
+    pub boot_id: String,
+    /// One sentence: who asked, and for what.
+    pub why: String,
+}
+
+/// A dump that the kernel left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// Its name in pstore.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// Somebody asked for the end of the boot before.
+    pub intent: Option<String>,
+    /// The keeper let go in the boot before: its sentence.
+    pub let_go: Option<String>,
+    /// `WDIOC_GETBOOTSTATUS`; `None` where there is no watchdog.
+    pub boot_status: Option<u32>,
+    /// The dumps in pstore.
+    pub dumps: Vec<Dump>,
+    /// Whether there is a directory that outlives resets.
+    pub lasting: bool,
+}
+
+/// What a start of the keeper found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The record of this boot.
+    pub record: BootRecord,
+    /// Why the board was started.
+    pub reset: Reset,
+    /// What the kernel said at its end, its last lines.
+    pub words: Vec<String>,
+    /// This boot has had a keeper before.
+    pub again: bool,
+    /// Whether there is a directory that outlives resets.
+    pub lasting: bool,
+}
+
+/// Looks at everything, takes the mark of an intended end and the dumps away, and decides. Blocking: the medium may be slow.
+#[must_use]
+pub fn look(places: &Places, boot_status: Option<u32>) -> Found {
+    let boot_id = small(&places.boot_id).unwrap_or_default().trim().to_owned();
+    let lasting = places.data.as_ref().is_some_and(|data| data.is_dir());
+    let before: Option<BootRecord> =
+        places.boot_record().and_then(|path| small(&path)).and_then(|text| serde_json::from_str(&text).ok());
+    let intent: Option<Intent> = places.intent().and_then(|path| {
+        let text = small(&path)?;
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, "the mark of an intended end stays: a later reset may be taken for one");
+        }
+        serde_json::from_str(&text).ok()
+    });
+    if let Some(record) = before.clone().filter(|record| !boot_id.is_empty() && record.boot_id == boot_id) {
+        let sentence = "the keeper was started again in the same boot".to_owned();
+        let reset = Reset { reason: ResetReason::Unknown, sentence };
+        return Found { record, reset, words: Vec::new(), again: true, lasting };
+    }
+    let number = before.as_ref().map_or(1, |record| record.boot.saturating_add(1));
+    let dumps = take_dumps(places, number);
+    let let_go = before.as_ref().zip(places.history()).and_then(|(last, path)| {
+        let (entries, _) = history::read(&path);
+        entries.into_iter().rev().find(|e| e.boot == last.boot && e.kind == Kind::LetGo).map(|e| e.sentence)
+    });
+    let evidence = Evidence { intent: intent.map(|intent| intent.why), let_go, boot_status, dumps, lasting };
+    let (reset, words) = decide(&evidence);
+    let record = BootRecord::after(before.as_ref(), &boot_id, reset.reason);
+    Found { record, reset, words, again: false, lasting }
+}
+
+/// The reason, and what the kernel said at its end.
+#[must_use]
+pub fn decide(evidence: &Evidence) -> (Reset, Vec<String>) {
+    let by_watchdog = evidence.boot_status.is_some_and(|status| status & CARDRESET != 0);
+    if let Some((line, dump)) = evidence.dumps.iter().find_map(|d| panic_line(&d.text).map(|line| (line, d)))
+    {
+        let oom = ["Out of memory", "deadlocked on memory"].iter().any(|sign| line.contains(sign));
+        let reason = if oom { ResetReason::Oom } else { ResetReason::Panic };
+        return (Reset { reason, sentence: line }, last_lines(&dump.text));
+    }
+    let (reason, sentence) = match evidence {
+        Evidence { intent: Some(why), .. } if by_watchdog => {
+            (ResetReason::Request, format!("{why}; the watchdog had to finish it"))
+        }
+        Evidence { intent: Some(why), .. } => (ResetReason::Request, why.clone()),
+        Evidence { let_go: Some(why), .. } => (ResetReason::Watchdog, why.clone()),
+        _ if by_watchdog => {
+            let sentence =
+                "the watchdog was not fed in time, and nobody left word: the kernel or the keeper hung";
+            (ResetReason::Watchdog, sentence.to_owned())
+        }
+        Evidence { lasting: true, .. } => {
+            let sentence = "power came, or the reset button was pressed: nothing tells otherwise";
+            (ResetReason::Power, sentence.to_owned())
+        }
+        _ => (ResetReason::Unknown, "nothing outlives a reset here that could tell".to_owned()),
+    };
+    (Reset { reason, sentence }, Vec::new())
+}
+
+/// The kernel's own sentence about its panic.
+fn panic_line(text: &str) -> Option<String> {
+    let line = text.lines().find_map(|line| line.split_once("Kernel panic - not syncing"));
+    if let Some((_, rest)) = line {
+        return Some(format!("the kernel panicked{}", rest.trim_end()));
+    }
+    // The first line of a record says what made the kernel write it: an oops need not be the end.
+    text.lines().next().filter(|line| line.starts_with("Panic#")).map(|_| "the kernel panicked".to_owned())
+}
+
+/// The last lines of a dump, without the kernel's own level marks.
+fn last_lines(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(WORDS);
+    lines.get(from..).unwrap_or_default().iter().map(|line| plain(line)).collect()
+}
+
+/// A line of the kernel's log without its level.
+fn plain(line: &str) -> String {
+    let rest = line.strip_prefix('<').and_then(|rest| rest.split_once('>')).map(|(_, rest)| rest);
+    rest.unwrap_or(line).chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Reads the dumps, keeps their ends in the keeper's directory, and takes them out of pstore.
+fn take_dumps(places: &Places, boot: u64) -> Vec<Dump> {
+    let Ok(entries) = fs::read_dir(&places.pstore) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("dmesg-"))
+        .collect();
+    names.sort();
+    names.truncate(MAX_DUMPS);
+    let mut dumps = Vec::new();
+    for name in names {
+        let path = places.pstore.join(&name);
+        let Some(text) = limited(&path, MAX_DUMP) else { continue };
+        if let Some(data) = &places.data {
+            keep_tail(data, boot, &name, &text);
+        }
+        // Also when its end could not be kept: a store that is full takes no new one.
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(name, %error, "a dump stays in pstore and will be taken for a new one");
+        }
+        dumps.push(Dump { name, text });
+    }
+    dumps
+}
+
+/// Keeps the end of a dump, and of all that were kept the newest.
+fn keep_tail(data: &Path, boot: u64, name: &str, text: &str) {
+    let mut from = text.len().saturating_sub(MAX_TAIL);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let file = data.join(format!("kernel-{boot:010}-{name}.txt"));
+    if let Err(error) = inferd_slots::replace(&file, text.get(from..).unwrap_or_default().as_bytes()) {
+        tracing::warn!(name, %error, "what the kernel said at its end cannot be kept");
+    }
+    let Ok(entries) = fs::read_dir(data) else { return };
+    let mut tails: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("kernel-"))
+        .collect();
+    tails.sort();
+    let excess = tails.len().saturating_sub(MAX_TAILS);
+    for old in tails.iter().take(excess) {
+        // One that stays is tried again with the next dump.
+        let _ = fs::remove_file(data.join(old));
+    }
+}
+
+fn small(path: &Path) -> Option<String> {
+    limited(path, MAX_SMALL)
+}
+
+fn limited(path: &Path, most: u64) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Event, History};
+    use crate::store::Writer;
+    use std::time::Duration;
+
+    const PANIC: &str = "Panic#1 Part1\n<4>[   12.3] before\n<0>[   12.4] Kernel panic - not syncing: sysrq triggered crash\n<4>[   12.5] CPU: 0\n";
+    const OOM: &str =
+        "Panic#2 Part1\n<0>[    9.1] Kernel panic - not syncing: System is deadlocked on memory\n";
+
+    fn evidence() -> Evidence {
+        Evidence { lasting: true, boot_status: Some(0), ..Evidence::default() }
+    }
+
+    fn reason(evidence: &Evidence) -> ResetReason {
+        decide(evidence).0.reason
+    }
+
+    fn dump(text: &str) -> Vec<Dump> {
+        vec![Dump { name: "dmesg-ramoops-0".into(), text: text.into() }]
+    }
+
+    #[test]
+    fn each_evidence_gives_its_reason_and_a_panic_outweighs_the_rest() {
+        assert_eq!(reason(&evidence()), ResetReason::Power);
+        assert_eq!(reason(&Evidence::default()), ResetReason::Unknown);
+        assert_eq!(reason(&Evidence { boot_status: Some(CARDRESET), ..evidence() }), ResetReason::Watchdog);
+        let let_go = Evidence { let_go: Some("no progress".into()), ..evidence() };
+        assert_eq!(
+            decide(&let_go).0,
+            Reset { reason: ResetReason::Watchdog, sentence: "no progress".into() }
+        );
+        let asked = Evidence { intent: Some("an update".into()), ..evidence() };
+        assert_eq!(decide(&asked).0.sentence, "an update");
+        let hung = Evidence { boot_status: Some(CARDRESET), ..asked.clone() };
+        assert_eq!(decide(&hung).0.reason, ResetReason::Request);
+        assert!(decide(&hung).0.sentence.contains("the watchdog had to finish it"));
+        let panicked = Evidence { dumps: dump(PANIC), ..hung };
+        let (reset, words) = decide(&panicked);
+        assert_eq!(reset.reason, ResetReason::Panic);
+        assert_eq!(reset.sentence, "the kernel panicked: sysrq triggered crash");
+        assert_eq!(words.last().unwrap(), "[   12.5] CPU: 0");
+    }
+
+    #[test]
+    fn a_panic_for_lack_of_memory_is_told_apart_and_an_oops_alone_is_no_panic() {
+        assert_eq!(reason(&Evidence { dumps: dump(OOM), ..evidence() }), ResetReason::Oom);
+        let oops = Evidence { dumps: dump("Oops#1 Part1\n<1>BUG: unable to handle\n"), ..evidence() };
+        assert_eq!(reason(&oops), ResetReason::Power);
+        let cut = Evidence { dumps: dump("Panic#1 Part2\n<4>much earlier\n"), ..evidence() };
+        assert_eq!(reason(&cut), ResetReason::Panic);
+    }
+
+    fn places(root: &Path) -> Places {
+        for folder in ["data", "pstore"] {
+            fs::create_dir(root.join(folder)).unwrap();
+        }
+        fs::write(root.join("boot_id"), "one\n").unwrap();
+        Places { data: Some(root.join("data")), pstore: root.join("pstore"), boot_id: root.join("boot_id") }
+    }
+
+    fn store(places: &Places, found: &Found) {
+        fs::write(places.boot_record().unwrap(), serde_json::to_string(&found.record).unwrap()).unwrap();
+    }
+
+    fn next_boot(places: &Places, id: &str) {
+        fs::write(&places.boot_id, id).unwrap();
+    }
+
+    #[test]
+    fn a_mark_of_intent_is_believed_once() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let first = look(&places, Some(0));
+        assert_eq!((first.record.boot, first.reset.reason), (1, ResetReason::Power));
+        store(&places, &first);
+        let intent = Intent { boot_id: "one".into(), why: "asked".into() };
+        fs::write(places.intent().unwrap(), serde_json::to_string(&intent).unwrap()).unwrap();
+        next_boot(&places, "two");
+        let second = look(&places, Some(0));
+        assert_eq!((second.record.boot, second.reset.reason), (2, ResetReason::Request));
+        store(&places, &second);
+        next_boot(&places, "three");
+        assert_eq!(look(&places, Some(0)).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn a_keeper_that_is_started_again_counts_no_boot_and_takes_the_mark_away() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let first = look(&places, None);
+        store(&places, &first);
+        fs::write(places.intent().unwrap(), r#"{"boot_id":"one","why":"asked"}"#).unwrap();
+        let again = look(&places, None);
+        assert!(again.again && again.record == first.record);
+        next_boot(&places, "two");
+        assert_eq!(look(&places, None).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn the_note_of_the_boot_before_is_found_in_the_history_and_an_older_one_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let first = look(&places, None);
+        store(&places, &first);
+        let history = History::open(places.history(), 1, Writer::start());
+        history.add(Event::new(Kind::LetGo, "the daemon hung"));
+        assert!(history.flush(Duration::from_secs(30)));
+        next_boot(&places, "two");
+        let second = look(&places, None);
+        assert_eq!(second.reset, Reset { reason: ResetReason::Watchdog, sentence: "the daemon hung".into() });
+        store(&places, &second);
+        next_boot(&places, "three");
+        assert_eq!(look(&places, None).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn dumps_are_kept_shortened_and_taken_out_of_pstore() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        for boot in 0..6 {
+            let long = format!(
+                "Panic#1 Part1\n{}Kernel panic - not syncing: number {boot}\n",
+                "é earlier\n".repeat(5000)
+            );
+            fs::write(places.pstore.join("dmesg-ramoops-0"), &long).unwrap();
+            next_boot(&places, &boot.to_string());
+            let found = look(&places, None);
+            assert_eq!(found.reset.sentence, format!("the kernel panicked: number {boot}"));
+            assert_eq!(fs::read_dir(&places.pstore).unwrap().count(), 0);
+            store(&places, &found);
+        }
+        let data = places.data.as_ref().unwrap();
+        let tails: Vec<_> = fs::read_dir(data)
+            .unwrap()
+            .map(|e| e.unwrap())
+            .filter(|e| e.file_name().to_str().unwrap().starts_with("kernel-"))
+            .collect();
+        assert_eq!(tails.len(), MAX_TAILS);
+        assert!(tails.iter().all(|t| t.metadata().unwrap().len() <= MAX_TAIL as u64));
+        let newest = tails.iter().map(fs::DirEntry::path).max().unwrap();
+        assert!(fs::read_to_string(newest).unwrap().ends_with("number 5\n"));
+    }
+
+    #[test]
+    fn rubbish_in_every_file_is_no_panic() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        for path in [places.boot_record(), places.intent(), places.history()].into_iter().flatten() {
+            fs::write(path, [0xff, 0, b'{', b'\n', 7]).unwrap();
+        }
+        fs::write(places.pstore.join("dmesg-x"), [0xff; 100]).unwrap();
+        let found = look(&places, Some(u32::MAX));
+        assert_eq!((found.record.boot, found.reset.reason), (1, ResetReason::Watchdog));
+        let nowhere = Places { data: None, pstore: "/nowhere".into(), boot_id: "/nowhere".into() };
+        assert!(!look(&nowhere, None).lasting);
+    }
+}
