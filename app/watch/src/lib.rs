@@ -13,12 +13,16 @@
 
 #![deny(unsafe_code)]
 
+pub mod alerts;
 pub mod ask;
 pub mod history;
 pub mod loops;
+pub mod monitor;
 pub mod notify;
 pub mod progress;
 pub mod reason;
+pub mod shed;
 pub mod state;
 pub mod store;
 pub mod watchdog;
+pub mod wear;
