@@ -2,7 +2,7 @@
 
 use crate::body::Held;
 use crate::rate::Limits;
-use crate::{ApiConfig, Metrics, Updates, limits};
+use crate::{ApiConfig, Metrics, Records, Updates, limits, records};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
@@ -23,6 +23,8 @@ pub struct App {
     pub started: Instant,
     /// Updates over the air, where they are configured.
     pub updates: Arc<ArcSwap<Updates>>,
+    /// What the device writes down: log, telemetry, captured windows.
+    pub records: Arc<Records>,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -43,8 +45,12 @@ impl App {
     #[must_use]
     pub fn new(hosts: Arc<Hosts>, config: ApiConfig) -> Self {
         let updates = Arc::new(ArcSwap::from_pointee(Updates::Off));
+        let records = Arc::new(Records::default());
+        let mut metrics = Metrics::new(&hosts, &config, updates.clone());
+        metrics.add(Box::new(records::Numbers(records.clone())));
         Self {
-            metrics: Metrics::new(&hosts, &config, updates.clone()),
+            metrics,
+            records,
             limits: Limits::new(&config),
             hosts,
             config,

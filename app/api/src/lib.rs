@@ -8,7 +8,7 @@
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
 //! POST /test                 golden vectors through the running host
 //! GET  /status /contract /metrics /openapi.json /docs /redoc
-//! *    /api/v1/...           updates: see `updates.rs`
+//! *    /api/v1/...           updates: see `updates.rs`; what is written down: see `records.rs`
 //! GET  /commit-ready         may another updater confirm this boot?
 //! *    /v2/...               the Open Inference Protocol
 //! ```
@@ -36,6 +36,7 @@ mod metrics;
 pub mod oip;
 mod outgoing;
 mod rate;
+mod records;
 mod router;
 mod serve;
 mod status;
@@ -47,5 +48,6 @@ pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
+pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
 pub use serve::serve;
 pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates};

@@ -5,7 +5,7 @@ use crate::body::{self, BodyError, Upload};
 use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
-use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, status, updates};
+use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, records, status, updates};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -42,6 +42,8 @@ pub(crate) enum Route {
     Trust,
     Pull,
     EndPull,
+    Logging,
+    SetLogging,
     /// Everything under `/v2`.
     Oip,
 }
@@ -104,6 +106,8 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/trust", Verb::Post, Need::Administer, Route::Trust),
     ("/api/v1/pull", Verb::Post, Need::Administer, Route::Pull),
     ("/api/v1/pull", Verb::Delete, Need::Administer, Route::EndPull),
+    ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
+    ("/api/v1/logging", Verb::Put, Need::Administer, Route::SetLogging),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -193,16 +197,26 @@ fn surface(target: Target) -> Option<Surface> {
     }
 }
 
-/// Answers one request.
+/// Answers one request. Every log line that is written meanwhile in this task carries its id.
 pub(crate) async fn answer(
     app: &App,
     request: Request<Incoming>,
     peer: SocketAddr,
     connection: &Connection,
 ) -> Response<Outgoing> {
+    let id = RequestId::from_headers(request.headers());
+    records::IN_HAND.scope(id.clone(), answer_as(app, request, peer, connection, id)).await
+}
+
+async fn answer_as(
+    app: &App,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    connection: &Connection,
+    id: RequestId,
+) -> Response<Outgoing> {
     let received = Instant::now();
     let (head, body) = request.into_parts();
-    let id = RequestId::from_headers(&head.headers);
     let asked = Asked::of(&head.headers);
     let found = find(&head.method, head.uri.path());
     let endpoint = match found {
@@ -284,7 +298,6 @@ pub(crate) async fn answer(
     if let Some(who) = change {
         tracing::info!(
             target: "audit",
-            request_id = req.id.as_str(),
             %peer,
             role = who.role(),
             key = who.key(),
@@ -340,6 +353,8 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Trust => updates::trust(app, req).await,
         Route::Pull => updates::pull(app, req).await,
         Route::EndPull => updates::end_pull(app).await,
+        Route::Logging => records::logging(app),
+        Route::SetLogging => records::set_logging(app, req),
         Route::Push => Reply::not_found(),
     }
 }

@@ -16,6 +16,7 @@
 use crate::access::Need;
 use crate::body::{BodyError, Upload};
 use crate::http::Stream;
+use crate::records::carried;
 use crate::router::told;
 use crate::{App, Reply, Req, health, limits};
 use bytes::Bytes;
@@ -581,7 +582,7 @@ pub(crate) async fn rollback(app: &App, req: &Req) -> Reply {
     }
     // In a task of its own: a return that began ends, whether the client waits for it or not.
     let updater = desk.updater.clone();
-    let done = tokio::spawn(async move { updater.rollback(&reason).await }).await;
+    let done = tokio::spawn(carried(async move { updater.rollback(&reason).await })).await;
     let status = desk.updater.status().borrow().clone();
     match done {
         Ok(Ok(())) => {

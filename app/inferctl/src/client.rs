@@ -180,6 +180,19 @@ impl Client {
         self.answer(start, request.send(body))
     }
 
+    /// PUT; any status is an answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub fn put(&self, path: &str, content_type: &str, body: &[u8]) -> Result<Answer, ClientError> {
+        let mut request = self.agent.put(self.url(path)).header("Content-Type", content_type);
+        if let Some((name, value)) = self.key_header() {
+            request = request.header(name, value);
+        }
+        let start = Instant::now();
+        self.answer(start, request.send(body))
+    }
+
     /// DELETE; any status is an answer.
     ///
     /// # Errors

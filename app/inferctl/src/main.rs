@@ -1,6 +1,7 @@
 //! The operator's tool, on a laptop or on the board.
 //!
-//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`bundle`], [`root`], [`push`], [`slots`]), and below them
+//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`bundle`], [`root`], [`push`], [`slots`],
+//! [`records`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
 //! [`files`], used by the room `inferd-bundle`, and leave this machine in no request.
@@ -18,6 +19,7 @@ mod input;
 mod meter;
 mod model;
 mod push;
+mod records;
 mod root;
 mod show;
 mod slots;
@@ -92,6 +94,8 @@ enum Command {
     Rollback(slots::Rollback),
     /// Send root documents, revocation lists and permits
     Trust(slots::Trust),
+    /// Show how much the device logs, or change it while it runs
+    LogLevel(records::LogLevel),
 }
 
 fn main() -> ExitCode {
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
             Command::Slots(slots) => slots.run(&client, json),
             Command::Rollback(rollback) => rollback.run(&client, json),
             Command::Trust(trust) => trust.run(&client, json),
+            Command::LogLevel(level) => level.run(&client, json),
             Command::Model(_) | Command::Keygen(_) | Command::Root(_) | Command::Bundle(_) => {
                 unreachable!("handled above")
             }

@@ -176,7 +176,7 @@ pub struct Security {
     pub change_limit_per_min: u64,
 }
 
-/// What is logged, always to standard error.
+/// What is logged, and where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Logging {
@@ -188,12 +188,15 @@ pub struct Logging {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum LogFormat {
-    /// [`LogFormat::Journal`] when standard error is connected to journald, else [`LogFormat::Text`].
+    /// [`LogFormat::Journald`] when standard error is connected to journald ([`LogFormat::Journal`] without its socket), else
+    /// [`LogFormat::Text`].
     Auto,
     Text,
     Json,
     /// The priority as journald and syslog read it (`<6>`), and no time, since they have one.
     Journal,
+    /// Entries in journald's own protocol, with their fields, to its socket.
+    Journald,
 }
 
 /// What the command line says.
@@ -490,8 +493,9 @@ impl Config {
                         ("text", LogFormat::Text),
                         ("json", LogFormat::Json),
                         ("journal", LogFormat::Journal),
+                        ("journald", LogFormat::Journald),
                     ],
-                    "What a line looks like; auto is journal when standard error is connected to journald, else text.",
+                    "What a line looks like; auto is journald when standard error is connected to it (journal when only its stream is there), else text.",
                 ),
             },
             expected_sha256: r.text(

@@ -9,6 +9,7 @@
 
 use crate::{
     config::{Config, Loaded},
+    logging::Levels,
     models, updates,
     ways::{self, Identity, Puller, Receiver},
 };
@@ -62,7 +63,7 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
 ///
 /// # Errors
 /// [`DaemonError`] when it cannot start.
-pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
+pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let listeners = bind(&config.server.listen)?;
     let program = std::env::current_exe().map_err(system("the path of this program"))?;
@@ -81,6 +82,7 @@ pub fn run(loaded: &Loaded, started: Instant) -> Result<(), DaemonError> {
         let first = hosts.announce_loading();
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
         app.updates.store(Arc::new(Updates::Starting));
+        app.records.control_log(Box::new(levels));
         let life = Life { app: Arc::clone(&app), hosts: Arc::clone(&hosts), config: config.clone(), started };
         let loading = tokio::spawn(life.load_and_reload(signals.reload, first));
         info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");

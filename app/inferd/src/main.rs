@@ -83,14 +83,14 @@ fn main() -> ExitCode {
     if cli.check {
         return check(&loaded);
     }
-    let log = logging::start(loaded.config.logging);
+    let (log, levels) = logging::start(&loaded.config.logging);
     let version = env!("CARGO_PKG_VERSION");
     let file = loaded.file.as_ref().map_or_else(|| "none".to_owned(), |p| p.display().to_string());
     tracing::info!(version, file, "inferd starts");
     for note in &loaded.notes {
         tracing::warn!("configuration: {note}");
     }
-    let outcome = daemon::run(&loaded, started);
+    let outcome = daemon::run(&loaded, started, levels);
     if let Err(e) = &outcome {
         tracing::error!("{e}");
     }

@@ -10,10 +10,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// Everything that is read and not kept.
-pub(super) struct Live {
+pub(crate) struct Live {
     hosts: Arc<Hosts>,
     default_model: Option<String>,
     config_hash: String,
@@ -30,7 +30,7 @@ impl fmt::Debug for Live {
 }
 
 impl Live {
-    pub(super) fn new(hosts: Arc<Hosts>, config: &ApiConfig) -> Self {
+    pub(crate) fn new(hosts: Arc<Hosts>, config: &ApiConfig) -> Self {
         Self {
             hosts,
             default_model: config.default_model.clone(),
@@ -388,23 +388,23 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
     Ok(())
 }
 
-pub(super) fn yes(b: bool) -> f64 {
+pub(crate) fn yes(b: bool) -> f64 {
     if b { 1.0 } else { 0.0 }
 }
 
 /// A count as a sample's value; above 2^53 its last digits may be off, which no reader of a metric notices.
 #[allow(clippy::cast_precision_loss)]
-pub(super) fn float(n: impl TryInto<u64>) -> f64 {
+pub(crate) fn float(n: impl TryInto<u64>) -> f64 {
     n.try_into().map_or(f64::NAN, |n| n as f64)
 }
 
 /// Families with their samples. A family without samples is left out.
-pub(super) struct Writer<'e, 'a> {
-    pub(super) encoder: &'e mut DescriptorEncoder<'a>,
+pub(crate) struct Writer<'e, 'a> {
+    pub(crate) encoder: &'e mut DescriptorEncoder<'a>,
 }
 
 impl Writer<'_, '_> {
-    pub(super) fn gauge<'l>(
+    pub(crate) fn gauge<'l>(
         &mut self,
         name: &str,
         help: &str,
@@ -440,7 +440,7 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn counter<'l>(
+    pub(crate) fn counter<'l>(
         &mut self,
         name: &str,
         help: &str,

@@ -7,13 +7,14 @@
 //! Numbers that others own (queues, hosts, the process, temperatures) are read when `/metrics` is asked, never kept twice.
 
 mod exposition;
-mod live;
+pub(crate) mod live;
 mod updates;
 
 use crate::{ApiConfig, Reply, Req, Updates};
 use arc_swap::ArcSwap;
 use hyper::{Method, StatusCode};
 use inferd_hosts::Hosts;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -251,6 +252,11 @@ impl Metrics {
             let _ = m.health_checks.get_or_create(&Check { status });
         }
         m
+    }
+
+    /// Shows these numbers too, read when `/metrics` is asked.
+    pub(crate) fn add(&mut self, numbers: Box<dyn Collector>) {
+        self.registry.register_collector(numbers);
     }
 
     /// Counts one inference that was answered. Exactly one of this and [`Self::failed`] per inference request.

@@ -29,6 +29,7 @@
 //! The room never interprets a name as a path and never runs a request that it read only in part.
 
 use crate::access::Need;
+use crate::records::carried;
 use crate::{App, Reply, Req, updates};
 use describe::{IndexEntry, ModelConfig, ModelMetadata, ModelStat, ServerMetadata, Statistics};
 use hyper::StatusCode;
@@ -298,7 +299,7 @@ async fn load(app: &App, req: &Req, name: &str) -> Reply {
     };
     // In a task of its own: a load that began ends, whether the client waits for it or not.
     let hosts = app.hosts.clone();
-    match tokio::spawn(async move { hosts.load(&dir).await }).await {
+    match tokio::spawn(carried(async move { hosts.load(&dir).await })).await {
         Ok(Ok(served)) if served.manifest().name.as_str() == name => {
             ok(&json!({ "name": name, "version": served.manifest().version, "state": "READY" }))
         }
@@ -321,7 +322,7 @@ async fn unload(app: &App, req: &Req, name: &str) -> Reply {
         return refuse(StatusCode::CONFLICT, "held_by_bundle", &reason);
     }
     let (hosts, model) = (app.hosts.clone(), name.to_owned());
-    match tokio::spawn(async move { hosts.unload(&model).await }).await {
+    match tokio::spawn(carried(async move { hosts.unload(&model).await })).await {
         Ok(Ok(())) => ok(&json!({ "name": name, "state": "UNAVAILABLE" })),
         // The only way to fail is that there is no such model.
         Ok(Err(_)) => refuse(
