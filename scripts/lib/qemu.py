@@ -5,6 +5,7 @@ runs is what the image holds. Writes of the guest go to a throw-away overlay unl
 QEMU dies with the process that started it.
 """
 
+import contextlib
 import ctypes
 import http.client
 import json
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -87,6 +89,7 @@ class Machine:
         self.process = None
         self.powered_on = None
         self.shell = None
+        self.monitor = None
 
     def __enter__(self):
         try:
@@ -117,6 +120,7 @@ class Machine:
     def power_off(self):
         """Pulls the plug (after QEMU has written what it holds) and removes the temporary files."""
         self.forget_shell()
+        self._forget_monitor()
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -127,9 +131,36 @@ class Machine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def cut_power(self):
-        """Kills QEMU between two instructions: what the guest has not written by now is never written."""
+        """Kills QEMU between two instructions: what the guest has not written by now is never written. `power_on` starts it
+        again on what the medium holds."""
         self.process.kill()
         self.process.wait()
+        self.forget_shell()
+        self._forget_monitor()
+
+    @property
+    def qmp(self):
+        """QEMU's monitor; connected at first use, and tells what happens from then on."""
+        if self.monitor is None:
+            self.monitor = Monitor(self.folder / "qmp.sock", self._check_alive)
+        return self.monitor
+
+    def reset(self):
+        """Presses the reset button."""
+        self.qmp.execute("system_reset")
+
+    def watchdog_resets(self):
+        """How often the hardware watchdog has expired since the monitor was first used."""
+        return len(self.qmp.told("WATCHDOG"))
+
+    def network(self, plugged):
+        """Plugs the network cable in, or pulls it."""
+        self.qmp.execute("set_link", name="net", up=plugged)
+
+    def throttle_writes(self, bytes_per_second):
+        """From now on its medium takes so many bytes in a second; 0 is as many as come. Not with `write_log`."""
+        limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+        self.qmp.execute("block_set_io_throttle", device="disk", bps_wr=bytes_per_second, **limits)
 
     def seconds(self):
         """Time since power-on."""
@@ -191,6 +222,11 @@ class Machine:
             self.shell.close()
             self.shell = None
 
+    def _forget_monitor(self):
+        if self.monitor:
+            self.monitor.close()
+            self.monitor = None
+
     def _check_alive(self):
         if self.process.poll() is not None:
             said = (self.folder / "qemu.log").read_text(errors="replace").strip()
@@ -209,6 +245,7 @@ class Machine:
             *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}" if self.dhcp else "hubport,id=net,hubid=0"),
             *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
             *("-device", "i6300esb", "-action", "watchdog=reset"),
+            *("-qmp", f"unix:{self.folder}/qmp.sock,server=on,wait=off"),
         ]
         if not self.restarts:
             command.append("-no-reboot")
@@ -281,6 +318,73 @@ class Shell:
                     raise Failure("the appliance closed its root shell")
                 self.text += got.decode("utf-8", "replace").replace("\r", "")
         return None
+
+
+class Monitor:
+    """QEMU's monitor (QMP): commands to the machine, and the events it tells."""
+
+    def __init__(self, path, check_alive=lambda: None):
+        self.socket = socket.socket(socket.AF_UNIX)
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self.socket.connect(str(path))
+                break
+            except OSError as error:
+                check_alive()
+                if time.monotonic() > end:
+                    raise Failure(f"QEMU's monitor does not listen: {error}") from None
+                time.sleep(0.02)
+        self.changed = threading.Condition()
+        self.events, self.answers, self.count, self.ended = [], {}, 0, False
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.execute("qmp_capabilities")
+
+    def execute(self, command, timeout=30, **arguments):
+        """Runs a command; returns what QEMU answers."""
+        with self.changed:
+            self.count += 1
+            number = self.count
+            page = {"execute": command, "arguments": arguments, "id": number}
+            self.socket.sendall(json.dumps(page).encode() + b"\n")
+            if not self.changed.wait_for(lambda: number in self.answers or self.ended, timeout) or number not in self.answers:
+                raise Failure(f"QEMU did not answer {command}")
+            answer = self.answers.pop(number)
+        if "error" in answer:
+            raise Failure(f"QEMU refuses {command}: {answer['error'].get('desc')}")
+        return answer["return"]
+
+    def told(self, event):
+        """The events of this name so far: each with `at`, this machine's monotonic clock when it came."""
+        with self.changed:
+            return [page for page in self.events if page["event"] == event]
+
+    def wait_for(self, event, count, timeout):
+        """Waits until there were so many events of this name; the last of them."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: len(self.told(event)) >= count or self.ended, timeout) or len(self.told(event)) < count:
+                raise Failure(f"no {event} number {count} within {timeout} s; there were: {[page['event'] for page in self.events]}")
+            return self.told(event)[count - 1]
+
+    def close(self):
+        """Listens no longer."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    def _listen(self):
+        with contextlib.suppress(OSError, ValueError), self.socket.makefile("rb") as lines:
+            for line in lines:
+                page = json.loads(line)
+                with self.changed:
+                    if "event" in page:
+                        self.events.append({**page, "at": time.monotonic()})
+                    elif "id" in page:
+                        self.answers[page["id"]] = page
+                    self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
 
 
 def readiness(url):

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import board as boards
 import devkeys
-import image
 import places
 import pytest
 import qemu
-import rust
-from appliance import variants
+from appliance import images, variants
 from helpers import request
 
-EPOCH, BUILD_ID = 1_760_000_000, "test"
 # Emulation on two busy cores: a boot takes 6 to 30 seconds.
 READY_TIMEOUT_S = 240
 
@@ -28,16 +25,10 @@ def board():
     return boards.load(os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64"))
 
 
-def built_daemon(board):
-    """The static daemon for a board, built when it is missing."""
-    program = places.target() / board.rust_target / "release/inferd"
-    return program if program.is_file() else rust.build("inferd", board.rust_target)
-
-
 @pytest.fixture(scope="session")
 def daemon_for_board(board):
     """The static daemon of the board's architecture."""
-    return built_daemon(board)
+    return images.daemon(board)
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +37,7 @@ def make_image(board, tmp_path_factory):
 
     def make(name, *, models=(places.DEFAULT_MODEL,), board=board, **options):
         output = tmp_path_factory.mktemp("image") / name
-        recipe = image.Recipe(board, built_daemon(board), list(models), epoch=EPOCH, build_id=BUILD_ID, **options)
-        return output, image.assemble(recipe, output)
+        return output, images.assemble(board, output, models, **options)
 
     return make
 
@@ -61,8 +51,7 @@ def production_image(make_image):
 @pytest.fixture(scope="session")
 def inferctl():
     """The operator's tool, for this machine."""
-    program = places.target() / "debug/inferctl"
-    return program if program.is_file() else rust.build_for_host("inferctl")
+    return images.inferctl()
 
 
 @pytest.fixture(scope="session")

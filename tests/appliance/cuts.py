@@ -41,7 +41,7 @@ import image  # noqa: E402
 import places  # noqa: E402
 import qemu  # noqa: E402
 import rust  # noqa: E402
-from appliance import device, variants  # noqa: E402
+from appliance import device, images, variants  # noqa: E402
 from appliance import medium as media  # noqa: E402
 
 # When power is cut, and how often relative to the others.
@@ -450,10 +450,8 @@ def cli():
     inferctl = rust.build_for_host("inferctl")
     keys = devkeys.ensure(inferctl)
     medium = folder / "image.img"
-    recipe = image.Recipe(
-        board, image.built_daemon(board), [variants.make(folder / "factory", "1.0.0")], dev=True, root=keys.root, api_key=keys.api_key
-    )
-    image.assemble(recipe, medium)
+    model = variants.make(folder / "factory", "1.0.0")
+    images.assemble(board, medium, [model], image.built_daemon(board), dev=True, root=keys.root, api_key=keys.api_key)
     shared = prepare(board, medium, keys.api_key, device.Workshop(inferctl, keys, folder), folder, seed)
     print(f"seed {seed}, {options.cuts} cuts, {options.workers} appliances, in {folder}", flush=True)
     begin, lock, done = time.monotonic(), threading.Lock(), Counter()

@@ -81,9 +81,9 @@ class Watch:
         return True
 
     def has(self, gate, bundle=None, outcome=None):
-        """Whether a gate has decided (about a bundle)."""
+        """Whether a gate (None: any) has decided (about a bundle)."""
         return any(
-            v["gate"] == gate and bundle in (None, v["bundle"]) and outcome in (None, v["outcome"]) for v in self.verdicts
+            gate in (None, v["gate"]) and bundle in (None, v["bundle"]) and outcome in (None, v["outcome"]) for v in self.verdicts
         )
 
     def _listen(self):

@@ -1,0 +1,170 @@
+"""The rig itself, without hardware: target files that labgrid takes, and a strategy that switches in the right order."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import attr
+import pytest
+import yaml
+from labgrid import Environment
+from labgrid.driver import Driver, USBSDMuxDriver, USBStorageDriver
+from labgrid.driver.fake import FakeConsoleDriver
+from labgrid.factory import target_factory
+from labgrid.protocol import PowerProtocol
+
+FOLDER = Path(__file__).parent
+TARGETS = sorted((FOLDER / "targets").glob("*.yaml"))
+SETTLED = {"trial": None, "install": None, "slots": [], "verdicts": []}
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class NotingPowerDriver(Driver, PowerProtocol):
+    """A switch that notes what was asked of it; the appliance answers only while it is on."""
+
+    def __attrs_post_init__(self):
+        super().__attrs_post_init__()
+        self.done, self.powered = [], False
+
+    def on(self):
+        self.done.append("on")
+        self.powered = True
+
+    def off(self):
+        self.done.append("off")
+        self.powered = False
+
+    def cycle(self):
+        self.off()
+        self.on()
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class NotingMuxDriver(USBSDMuxDriver):
+    """A multiplexer that notes where it stands."""
+
+    bindings = {"power": NotingPowerDriver}
+
+    def set_mode(self, mode):
+        self.power.done.append(mode)
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class NotingStorageDriver(USBStorageDriver):
+    """A card that notes what is written."""
+
+    bindings = {"power": NotingPowerDriver}
+
+    def on_activate(self):
+        pass
+
+    def on_deactivate(self):
+        pass
+
+    def write_image(self, filename):
+        self.power.done.append(Path(filename).name)
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """A target of nothing but notes, and a server that plays the appliance while it has power."""
+    switch = {}
+
+    class Appliance(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not switch["power"].powered:
+                self.close_connection = True
+                return
+            body = json.dumps(SETTLED if self.path == "/api/v1/slots" else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Appliance)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = {
+        "targets": {
+            "main": {
+                "resources": {"ApplianceAddress": {"host": "127.0.0.1", "port": server.server_port}},
+                "drivers": {
+                    "NotingPowerDriver": {}, FakeConsoleDriver.__name__: {}, "ApplianceDriver": {}, "NotingMuxDriver": {},
+                    "NotingStorageDriver": {}, "InferdStrategy": {"image": "card", "boot_timeout": 20.0},
+                },
+            }
+        },
+        "images": {"card": str(tmp_path / "card.img")},
+    }
+    file = tmp_path / "simulated.yaml"
+    file.write_text(yaml.safe_dump(page, sort_keys=False))
+    target = Environment(str(file)).get_target()
+    switch["power"] = target.get_driver(NotingPowerDriver)
+    yield target.get_strategy(), switch["power"]
+    target.cleanup()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("file", TARGETS, ids=lambda path: path.stem)
+def test_every_target_file_names_only_what_labgrid_and_this_folder_have(file, env):
+    page = yaml.safe_load(file.read_text())
+    resources, drivers = target_factory.normalize_config(page["targets"]["main"])
+    for there, known in ((resources, target_factory.resources), (drivers, target_factory.drivers)):
+        for name, instances in there.items():
+            fields = {field.name for field in attr.fields(known[name])}
+            for options, *_ in instances.values():
+                assert set(options) <= fields, f"{name} takes {sorted(fields)}"
+    assert "InferdStrategy" in drivers
+    assert all((file.parent / name).is_file() for name in page["imports"])
+
+
+def test_what_a_template_asks_to_be_filled_in_is_marked():
+    for file in TARGETS:
+        assert ("FILL IN" in file.read_text()) == (file.stem != "qemu")
+
+
+def test_unknown_ends_with_a_power_cycle_and_cut_only_takes_power_away(env, simulated):
+    strategy, power = simulated
+    strategy.transition("booted")
+    assert power.done == ["off", "on"]
+    strategy.transition("booted")
+    strategy.transition("cut")
+    strategy.transition("booted")
+    strategy.transition("off")
+    assert power.done == ["off", "on", "off", "on", "off"]
+
+
+def test_a_card_is_only_switched_while_the_board_has_no_power(env, simulated):
+    strategy, power = simulated
+    strategy.transition("booted")
+    power.done.clear()
+    strategy.flash()
+    assert power.done == ["off", "host", "card.img", "dut"]
+    strategy.transition("booted")
+    assert power.done[4:] == ["on"]
+
+
+def test_a_board_that_does_not_come_up_is_unknown_and_gets_a_power_cycle(env, simulated):
+    strategy, power = simulated
+    strategy.boot_timeout = 0.3
+    switch_on, power.on = power.on, lambda: power.done.append("on")
+    with pytest.raises(Exception, match="not ready"):
+        strategy.transition("booted")
+    power.on = switch_on
+    power.done.clear()
+    strategy.transition("booted")
+    assert power.done == ["off", "on"]
+
+
+def test_nothing_can_be_cut_that_is_off(env, simulated):
+    strategy, _ = simulated
+    strategy.transition("off")
+    with pytest.raises(Exception, match="nothing to cut"):
+        strategy.transition("cut")
