@@ -111,6 +111,57 @@ def test_a_panic_costs_one_request_and_not_the_host(native):
     assert 'inferd_worker_panics_total{model="fault-panic"} 5' in daemon.request("/metrics").body.decode()
 
 
+def test_an_engine_that_keeps_failing_rests_and_is_tried_again(native, walk):
+    daemon = native(models=[IMU, MODELS / "fault-panic"], config="[hosts]\nbreaker_pause_s = 1\n")
+    least = -(2**31)
+
+    def panics():
+        return infer(daemon, "fault-panic", a=("INT32", [4], [least] * 4), b=("INT32", [4], [-1] * 4))
+
+    def good():
+        return infer(daemon, "fault-panic", a=("INT32", [4], [8] * 4), b=("INT32", [4], [2] * 4))
+
+    def breaker():
+        entry = next(m for m in daemon.request("/status").json()["models"] if m["name"] == "fault-panic")
+        assert [b["engine"] for b in entry["breakers"]] == ["cpu"]
+        return entry["breakers"][0]
+
+    for _ in range(15):
+        assert "panic" in str(typed(panics(), 503))
+    refused = good()
+    assert "15 failures in a row" in str(typed(refused, 503)), refused.body
+    assert int(refused.headers["Retry-After"]) == 1 and 0 < int(refused.headers["Retry-After-Ms"]) <= 1000
+    assert breaker()["state"] == "open" and breaker()["opened_total"] == 1
+    labels = '{model="fault-panic",engine="cpu"}'
+    text = daemon.request("/metrics").body.decode()
+    assert f"inferd_breaker_state{labels} 2" in text and f"inferd_breaker_opened_total{labels} 1" in text, text
+    assert 'inferd_breaker_state{model="imu-motion",engine="cpu"} 0' in text
+    assert daemon.request("/infer", walk).status == 200, "another model does not notice"
+    eventually(lambda: good().status == 200, "a probe is let in")
+    for _ in range(9):
+        assert good().status == 200
+    assert breaker()["state"] == "closed" and breaker()["opened_total"] == 1
+
+
+def test_an_input_that_ends_hosts_is_refused_the_third_time(native, walk):
+    daemon = native(models=[IMU, MODELS / "fault-alloc"])
+    shape = daemon.request("/v2/models/fault-alloc").json()["inputs"][0]
+
+    def allocate(n):
+        return infer(daemon, "fault-alloc", **{shape["name"]: (shape["datatype"], shape["shape"], [n])})
+
+    for _ in range(2):
+        assert "memory cap" in str(typed(allocate(1 << 30), 503))
+        eventually(lambda: daemon.request("/v2/models/fault-alloc/ready").status == 200, "the host is back")
+    before = host_pid(daemon, "fault-alloc")
+    for _ in range(3):
+        assert "this very input" in str(typed(allocate(1 << 30), 422))
+        assert allocate(2).status == 200 and daemon.request("/infer", walk).status == 200
+    assert host_pid(daemon, "fault-alloc") == before
+    text = daemon.request("/metrics").body.decode()
+    assert 'inferd_quarantined_inputs{model="fault-alloc"} 1' in text, text
+
+
 def test_an_endless_inference_ends_with_its_host_and_others_go_on(native, walk):
     daemon = native(models=[IMU, MODELS / "fault-slow"])
     before = host_pid(daemon, "fault-slow")

@@ -305,7 +305,7 @@ impl Reply {
 /// How an [`InferError`] is told to a client: the same status and headers on every surface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// 503, or 500 when the engine itself refused a valid request.
+    /// 503, 500 when the engine itself refused a valid request, 422 for an input that ends hosts.
     pub status: StatusCode,
     /// When to come back, if that is known.
     pub retry_after: Option<Duration>,
@@ -324,10 +324,16 @@ pub fn told(error: &InferError) -> Told {
         }
         InferError::DeadlineUnmeetable { estimate, .. } => (503, Some(*estimate), true),
         InferError::DeadlineExceeded { .. } | InferError::Panicked { .. } => (503, None, true),
-        InferError::Engine(_) => (500, None, true),
+        InferError::BreakerOpen { retry_after, .. } => (503, Some(*retry_after), false),
+        // Well-formed, and yet no server of this model will answer it soon: with a 503 it would come back for ever.
+        InferError::Quarantined { .. } => (422, None, true),
+        InferError::Engine(_) | InferError::Value(_) => (500, None, true),
     };
-    let status =
-        if status == 503 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let status = match status {
+        503 => StatusCode::SERVICE_UNAVAILABLE,
+        422 => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
     Told { status, retry_after, model_available }
 }
 

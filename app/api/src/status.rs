@@ -169,6 +169,15 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
                 "live_bytes": w.live_bytes, "peak_bytes": w.peak_bytes, "requests": w.requests,
             })).collect::<Vec<_>>(),
         },
+        "breakers": model.breakers().iter().map(|b| json!({
+            "engine": b.engine.name(),
+            "state": b.state.name(),
+            "failures_in_a_row": b.failures,
+            "opened_total": b.opened_total,
+            "retry_after_ms": b.retry_after.map(ms),
+            "reason": b.reason,
+        })).collect::<Vec<_>>(),
+        "quarantined_inputs": model.quarantined(),
         "last_load_error": app.hosts.last_load_error(manifest.name.as_str()),
     })
 }

@@ -289,6 +289,9 @@ impl Worker {
         }));
         match outcome {
             Ok(Ok(())) => self.ring.finish(job, self.index, Status::Ok, "", &wake),
+            Ok(Err(e @ EngineError::Value { .. })) => {
+                self.ring.finish(job, self.index, Status::Value, &e.to_string(), &wake);
+            }
             Ok(Err(e)) => self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake),
             Err(_) => {
                 *runner = None;

@@ -1,8 +1,13 @@
 //! One model as it was handed in: its package, and what has been observed of it. Restarts of its host keep it, a
 //! replacement brings another.
 
+use crate::breaker::Breaker;
+use crate::house::House;
 use crate::observe::{Observation, Observed};
 use crate::package::Package;
+use crate::suspects::Suspects;
+use inferd_model::EngineKind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Numbers of editions, unique in this daemon.
@@ -12,12 +17,26 @@ pub struct Edition {
     pub number: u64,
     pub package: Package,
     pub observed: Observed,
+    /// One per engine it may run on, the preferred one first.
+    pub breakers: Vec<Arc<Breaker>>,
+    pub suspects: Suspects,
 }
 
 impl Edition {
-    pub fn new(package: Package) -> Self {
+    pub fn new(package: Package, house: &House) -> Self {
         let observed = Observed::new(&package.manifest);
-        Self { number: NEXT.fetch_add(1, Relaxed), package, observed }
+        let (name, rules) = (&package.manifest.name, &house.config.breaker);
+        let breaker =
+            |&engine| Arc::new(Breaker::new(name.to_string(), engine, rules.clone(), house.events.clone()));
+        let breakers = package.manifest.engines.iter().map(breaker).collect();
+        let suspects = Suspects::default();
+        Self { number: NEXT.fetch_add(1, Relaxed), package, observed, breakers, suspects }
+    }
+
+    /// The breaker of an engine its manifest names.
+    pub fn breaker(&self, engine: EngineKind) -> &Arc<Breaker> {
+        let found = self.breakers.iter().find(|b| b.engine == engine);
+        found.expect("hosts are started on engines that the manifest names")
     }
 
     pub fn observe(&self) -> Observation {

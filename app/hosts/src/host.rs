@@ -4,15 +4,17 @@
 //! hands out completions, kills it when a worker is past the model's deadline, and when it has ended fails whatever
 //! was in it. A host never comes back; the next one gets a new ring.
 
+use crate::breaker::Breaker;
 use crate::cgroup::{Group, GroupView};
 use crate::child::{Orders, Phase, REFUSED, Refusal, Report, parse_report};
 use crate::edition::Edition;
 use crate::events::{Events, HostEvent};
 use crate::house::House;
-use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, STUCK_GRACE, WORKER_STACK};
+use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, QUARANTINE, STUCK_GRACE, WORKER_STACK};
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{EngineInfo, InferError, Timing};
 use crate::stats::{End, Stats};
+use crate::suspects::Digest;
 use crate::sys::{self, ChildSetup, now_ns};
 use crate::words::{self, Words};
 use arc_swap::ArcSwap;
@@ -93,6 +95,8 @@ pub struct Host {
     pub manifest: Arc<Manifest>,
     /// What it serves.
     pub edition: Arc<Edition>,
+    /// Guards its engine.
+    pub breaker: Arc<Breaker>,
     ring: Ring,
     cells: Mutex<Cells>,
     /// Where it counts: a candidate's own, then those of the name it serves under.
@@ -249,6 +253,7 @@ impl Host {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
                         plan.edition.observed.ended(end);
+                        plan.edition.breaker(engine).ended(end, &plan.stats);
                         ended = Some(end);
                         match end {
                             End::Oom => StartError::Memory { cap, reason },
@@ -276,6 +281,7 @@ impl Host {
             workers: plan.workers,
             manifest,
             group: group.as_ref().map(Group::view),
+            breaker: plan.edition.breaker(engine).clone(),
             edition: plan.edition,
             cells: Mutex::new(Cells {
                 busy: (0..free.len()).map(|_| None).collect(),
@@ -407,6 +413,7 @@ impl Host {
                             )));
                         }
                         Status::Panicked => InferError::Panicked { message: done.words },
+                        Status::Value => InferError::Value(done.words),
                         Status::EngineError | Status::Cancelled => InferError::Engine(done.words),
                     };
                     cells.give(slot);
@@ -551,10 +558,14 @@ impl Host {
         if !asked {
             self.stats.load().ended(how);
             self.edition.observed.ended(how);
+            self.breaker.ended(how, &self.stats.load());
             tracing::warn!(model = %self.manifest.name, pid = self.pid, reason, "engine host ended");
         }
         // Answers that were complete before the end still count.
         let _ = self.collect();
+        if !asked {
+            self.blame(how, &events);
+        }
         let wakers: Vec<Waker> = {
             let mut cells = self.cells();
             cells.ended = Some(reason.clone());
@@ -575,6 +586,36 @@ impl Host {
             });
         }
         self.gone.send_replace(Some(Ended { how, reason }));
+    }
+
+    /// Suspects the inputs that were running when the host ended by a fault of its own.
+    fn blame(&self, how: End, events: &Events) {
+        // A signal from elsewhere says nothing about what was computed.
+        if how == End::Signal {
+            return;
+        }
+        let mut digests: Vec<Digest> = vec![];
+        let cells = self.cells();
+        for busy in cells.busy.iter().flatten() {
+            if matches!(busy.state, Waiting::Done(_)) || !self.ring.is_running(&busy.slot) {
+                continue;
+            }
+            let digest = self.digest(&busy.slot);
+            if !digests.contains(&digest) {
+                digests.push(digest);
+            }
+        }
+        drop(cells);
+        for (digest, ends) in self.edition.suspects.blame(&digests) {
+            let (model, digest) = (self.manifest.name.to_string(), digest.to_string());
+            tracing::warn!(model, digest, ends, "an input is refused: engine hosts ended with it");
+            events.tell(HostEvent::Quarantined { model, digest, ends, pause: QUARANTINE });
+        }
+    }
+
+    /// Names the input in a slot.
+    pub fn digest(&self, slot: &Slot) -> Digest {
+        Digest::of((0..self.ring.inputs()).map(|i| self.ring.input(slot, i)))
     }
 
     /// Hands finished slots to those who wait for them.

@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 mod alloc;
+mod breaker;
 mod candidate;
 mod cgroup;
 mod child;
@@ -38,10 +39,12 @@ mod served;
 mod set;
 mod shadow;
 mod stats;
+mod suspects;
 mod sys;
 mod words;
 
 pub use alloc::{CountingAllocator, keep_scratch_on_this_thread};
+pub use breaker::{BreakerRules, BreakerState, BreakerView};
 pub use candidate::{Candidate, PeakMemory, PrepareError, PromoteError, Promotion};
 pub use child::engine_host_main;
 pub use events::HostEvent;

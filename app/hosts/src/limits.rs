@@ -54,3 +54,29 @@ pub const MAX_LINE: usize = 512;
 pub const LOG_LINES_PER_SECOND: u32 = 50;
 /// Bytes of a host's standard error that are read in a second.
 pub const STDERR_BYTES_PER_SECOND: usize = 256 << 10;
+
+// The breaker's numbers, those of the vision seed: 15 in a row (or 50 % of 20 in 10 s), open 30 s doubling
+// to 300 s, 10 probes half-open, 3 ends out of memory in a row.
+/// Failures in a row that open a breaker.
+pub const BREAKER_ROW: u32 = 15;
+/// Outcomes there must be in the last [`BREAKER_WINDOW_S`] before their share of failures counts.
+pub const BREAKER_OUTCOMES: u32 = 20;
+/// The share of failures among them that opens a breaker, in percent.
+pub const BREAKER_PERCENT: u32 = 50;
+/// How far back the share of failures looks, in whole seconds.
+pub const BREAKER_WINDOW_S: usize = 10;
+/// Ends over the memory cap in a row that open a breaker.
+pub const BREAKER_MEMORY_ROW: u32 = 3;
+/// Probes a half-open breaker lets in.
+pub const BREAKER_PROBES: u32 = 10;
+/// How long a breaker is open the first time; doubled each time it opens again without having closed.
+pub const BREAKER_PAUSE: Duration = Duration::from_secs(30);
+/// How long a breaker is open at most.
+pub const BREAKER_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Inputs that are remembered because a host ended with them.
+pub const SUSPECTS: usize = 64;
+/// Hosts that must have ended with an input before it is refused.
+pub const SUSPECT_ENDS: u32 = 2;
+/// How long such an input is refused, and a suspect remembered.
+pub const QUARANTINE: Duration = Duration::from_secs(600);

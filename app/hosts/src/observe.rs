@@ -198,10 +198,11 @@ impl Observation {
         End::ALL.iter().map(|e| e.name()).zip(self.ends)
     }
 
-    /// Failures the model is to blame for: all but refusals for a full queue or an unmeetable deadline, which come with load.
+    /// Failures the model is to blame for: all but refusals for a full queue or an unmeetable deadline, which come with load, and
+    /// those of an input that has ended hosts, which were counted when it did.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        let excused = |kind| matches!(kind, "queue_full" | "deadline_unmeetable");
+        let excused = |kind| matches!(kind, "queue_full" | "deadline_unmeetable" | "quarantined");
         self.failures().filter(|(kind, _)| !excused(*kind)).map(|(_, n)| n).sum()
     }
 

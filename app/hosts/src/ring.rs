@@ -50,6 +50,8 @@ pub enum Status {
     Panicked,
     /// The request was cancelled before it ran.
     Cancelled,
+    /// A value of the request, or one that came out of it, is none of its element type; the words say which.
+    Value,
 }
 
 impl Status {
@@ -59,11 +61,13 @@ impl Status {
             Self::EngineError => 1,
             Self::Panicked => 2,
             Self::Cancelled => 3,
+            Self::Value => 4,
         }
     }
 
     fn from_code(code: u32) -> Option<Self> {
-        [Self::Ok, Self::EngineError, Self::Panicked, Self::Cancelled].into_iter().find(|s| s.code() == code)
+        let all = [Self::Ok, Self::EngineError, Self::Panicked, Self::Cancelled, Self::Value];
+        all.into_iter().find(|s| s.code() == code)
     }
 }
 
@@ -315,10 +319,20 @@ impl Ring {
         unsafe { std::slice::from_raw_parts_mut(self.data(slot.index(), part), part.len()) }
     }
 
-    /// The bytes of an input of a slot that is `DONE`: what the client sent.
+    /// Whether a worker has this slot, as far as the host says.
+    pub fn is_running(&self, slot: &Slot) -> bool {
+        self.slot(slot.index()).state.load(Acquire) == (u64::from(slot.generation) << 8 | RUNNING)
+    }
+
+    /// How many inputs a slot has.
+    pub fn inputs(&self) -> usize {
+        self.layout.inputs.len()
+    }
+
+    /// The bytes of an input of a slot that is `DONE`, or whose host has ended: what the client sent.
     pub fn input<'a>(&'a self, slot: &'a Slot, i: usize) -> &'a [u8] {
         let part = &self.layout.inputs[i];
-        // SAFETY: as in `output`.
+        // SAFETY: as in `output`; a host that has ended writes nothing any more.
         unsafe { std::slice::from_raw_parts(self.data(slot.index(), part), part.len()) }
     }
 

@@ -5,6 +5,7 @@
 //! one old. A request is served by the host whose slot it took, from beginning to end; a host that is being replaced closes
 //! itself when nothing is in flight any more, and who was just about to take a slot in it looks again.
 
+use crate::breaker::{Admitted, BreakerView, Failure};
 use crate::child::Phase;
 use crate::edition::Edition;
 use crate::host::{Closed, Host, Plan, StartError, Submitted};
@@ -18,6 +19,7 @@ use crate::package::Origin;
 use crate::ring::{Layout, Slot};
 use crate::shadow::Mirror;
 use crate::stats::Stats;
+use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
 use std::sync::atomic::{
@@ -334,7 +336,11 @@ impl Served {
 
     fn try_begin(self: &Arc<Self>, deadline: Option<Duration>) -> Result<Ticket, InferError> {
         loop {
-            let Some(host) = self.host() else { return Err(self.not_ready()) };
+            let Some(host) = self.host() else { return Err(self.without_host()) };
+            let admitted = host.breaker.admit().map_err(|retry_after| {
+                let reason = host.breaker.why().unwrap_or_default();
+                InferError::BreakerOpen { reason, retry_after }
+            })?;
             if let Some(deadline) = deadline {
                 let estimate = self.wait_estimate(&host) + self.stats.p95_compute().unwrap_or_default();
                 if estimate > deadline {
@@ -349,7 +355,15 @@ impl Served {
                     if deadline >= DRAIN_TIMEOUT {
                         host.promise(began + deadline);
                     }
-                    return Ok(Ticket { served: self.clone(), host, slot: Some(slot), deadline, began });
+                    let admitted = Some(admitted);
+                    return Ok(Ticket {
+                        served: self.clone(),
+                        host,
+                        slot: Some(slot),
+                        deadline,
+                        began,
+                        admitted,
+                    });
                 }
                 Ok(None) => {
                     self.stats.pool_misses.fetch_add(1, Relaxed);
@@ -371,6 +385,39 @@ impl Served {
     pub(crate) fn set_mirror(&self, mirror: Option<Arc<Mirror>>) {
         self.mirrored.store(mirror.is_some(), Relaxed);
         self.mirror.store(mirror);
+    }
+
+    /// There is no host: because no engine is let work, or for now.
+    fn without_host(&self) -> InferError {
+        let edition = self.edition();
+        let first = edition.breakers.iter().map(|b| (b.retry_after(), b)).min_by_key(|(after, _)| *after);
+        match first {
+            // The least is there, so all of them are: every breaker is open.
+            Some((Some(retry_after), breaker)) => {
+                InferError::BreakerOpen { reason: breaker.why().unwrap_or_default(), retry_after }
+            }
+            _ => self.not_ready(),
+        }
+    }
+
+    /// The breaker of the engine that serves, or would.
+    #[must_use]
+    pub fn breaker(&self) -> BreakerView {
+        let edition = self.edition();
+        let breaker = self.host().map_or_else(|| edition.breakers[0].clone(), |h| h.breaker.clone());
+        breaker.view(&self.stats)
+    }
+
+    /// The breakers of all engines its manifest names, the preferred one first.
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BreakerView> {
+        self.edition().breakers.iter().map(|b| b.view(&self.stats)).collect()
+    }
+
+    /// Inputs that are refused at present because hosts ended with them.
+    #[must_use]
+    pub fn quarantined(&self) -> usize {
+        self.edition().suspects.count()
     }
 
     /// Requests per second all workers together finish, from measured service times.
@@ -622,6 +669,8 @@ pub struct Ticket {
     slot: Option<Slot>,
     deadline: Duration,
     began: Instant,
+    /// The breaker's leave; it hears of the outcome.
+    admitted: Option<Admitted>,
 }
 
 impl Ticket {
@@ -629,10 +678,6 @@ impl Ticket {
     #[must_use]
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.host.manifest
-    }
-
-    fn slot(&mut self) -> &mut Slot {
-        self.slot.as_mut().expect("only `run`, which consumes the ticket, takes the slot")
     }
 
     /// Input `i`'s bytes: exactly the tensor's length, 64-byte aligned, content of some earlier request (write all of it).
@@ -663,12 +708,25 @@ impl Ticket {
     /// [`InferError`].
     pub async fn run(mut self) -> Result<Answer, InferError> {
         let outcome = self.run_inner().await;
+        let admitted = self.admitted.take();
         match &outcome {
             Ok(answer) => {
+                if let Some(admitted) = admitted {
+                    admitted.succeeded();
+                }
                 self.served.stats.succeeded(answer.timing);
                 self.host.edition.observed.answered(answer.timing.compute, |i| answer.output(i));
             }
             Err(e) => {
+                // A host that ended has told the breaker itself, once for all that were in it.
+                let failure = match e {
+                    InferError::Panicked { .. } => Some(Failure::Panic),
+                    InferError::Engine(_) => Some(Failure::Engine),
+                    _ => None,
+                };
+                if let (Some(admitted), Some(failure)) = (admitted, failure) {
+                    admitted.failed(failure, &self.served.stats);
+                }
                 self.served.stats.failed(e);
                 self.host.edition.observed.failed(e);
             }
@@ -676,8 +734,17 @@ impl Ticket {
         outcome
     }
 
+    /// The digest of the input, while anybody is suspected.
+    fn digest(&self) -> Option<Digest> {
+        self.slot.as_ref().filter(|_| self.host.edition.suspects.any()).map(|slot| self.host.digest(slot))
+    }
+
     async fn run_inner(&mut self) -> Result<Answer, InferError> {
-        self.slot();
+        let digest = self.digest();
+        let suspects = &self.host.edition.suspects;
+        if let Some((ends, remaining)) = digest.and_then(|d| suspects.refused(d)) {
+            return Err(InferError::Quarantined { ends, remaining });
+        }
         let Some(slot) = self.slot.take() else { return Err(InferError::Engine("no slot".into())) };
         let mut pending = Pending { host: &self.host, at: self.host.submit(slot), armed: true };
         let until = tokio::time::Instant::from_std(self.began + self.deadline);
@@ -685,6 +752,9 @@ impl Ticket {
             Err(_) => Err(InferError::DeadlineExceeded { deadline: self.deadline }),
             Ok(Ok((slot, timing))) => {
                 pending.armed = false;
+                if let Some(digest) = digest {
+                    suspects.acquit(digest);
+                }
                 let mirror = match self.served.mirrored.load(Relaxed) {
                     true => self.served.mirror.load_full(),
                     false => None,
@@ -817,11 +887,18 @@ pub enum InferError {
     Panicked { message: String },
     #[error("{0}")]
     Engine(String),
+    /// A value of the request, or one that came out of it, is none of its element type. It says nothing about the engine.
+    #[error("{0}")]
+    Value(String),
+    #[error("the engine keeps failing and is given a rest: {reason}")]
+    BreakerOpen { reason: String, retry_after: Duration },
+    #[error("{ends} engine hosts ended while they ran this very input; it is refused for another {} s", .remaining.as_secs() + 1)]
+    Quarantined { ends: u32, remaining: Duration },
 }
 
 impl InferError {
     /// Every kind, in the order metrics show them.
-    pub const KINDS: [&'static str; 7] = [
+    pub const KINDS: [&'static str; 9] = [
         "queue_full",
         "model_unavailable",
         "deadline_unmeetable",
@@ -829,6 +906,8 @@ impl InferError {
         "host_lost",
         "panic",
         "engine_error",
+        "breaker_open",
+        "quarantined",
     ];
 
     /// The kind in metrics and answers; one of [`InferError::KINDS`].
@@ -841,7 +920,9 @@ impl InferError {
             Self::DeadlineExceeded { .. } => "timeout",
             Self::HostLost { .. } => "host_lost",
             Self::Panicked { .. } => "panic",
-            Self::Engine(_) => "engine_error",
+            Self::Engine(_) | Self::Value(_) => "engine_error",
+            Self::BreakerOpen { .. } => "breaker_open",
+            Self::Quarantined { .. } => "quarantined",
         }
     }
 }

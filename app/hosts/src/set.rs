@@ -4,6 +4,7 @@
 //! never more than two hosts for one name, candidates aside. Who needs the turns of several names takes them in the order of
 //! the names. The routes themselves change under the lock of the set, all names of one change at one instant.
 
+use crate::breaker::BreakerRules;
 use crate::candidate::{Candidate, PrepareError, PromoteError, Promotion};
 use crate::cgroup;
 use crate::edition::Edition;
@@ -37,6 +38,8 @@ pub struct HostsConfig {
     pub backoff_max: Duration,
     /// Where cgroups for hosts are made (`/sys/fs/cgroup/inferd`); `None`, or not writable: `RLIMIT_DATA` is used.
     pub cgroup_root: Option<PathBuf>,
+    /// When a breaker opens and closes.
+    pub breaker: BreakerRules,
 }
 
 impl Default for HostsConfig {
@@ -48,6 +51,7 @@ impl Default for HostsConfig {
             request_timeout: Duration::from_secs(5),
             backoff_max: BACKOFF_MAX,
             cgroup_root: None,
+            breaker: BreakerRules::default(),
         }
     }
 }
@@ -179,7 +183,7 @@ impl Hosts {
             tokio::task::spawn_blocking(read).await
         };
         let edition = match read.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
-            Ok(package) => Arc::new(Edition::new(package)),
+            Ok(package) => Arc::new(Edition::new(package, &self.house)),
             Err(e) => {
                 self.remember_error(&directory, &e);
                 return Err(e);
@@ -244,7 +248,7 @@ impl Hosts {
     pub async fn prepare(&self, source: ModelSource) -> Result<Candidate, PrepareError> {
         let read = tokio::task::spawn_blocking(move || Package::read(source)).await;
         let package = read.map_err(|e| PrepareError::Load(format!("the model was not read: {e}")))??;
-        let edition = Arc::new(Edition::new(package));
+        let edition = Arc::new(Edition::new(package, &self.house));
         Ok(Candidate::start(self.fresh(&edition), &edition).await?)
     }
 

@@ -3,6 +3,7 @@
 use crate::limits::{DRAIN_WEIGHT, QUANTILE_WINDOW};
 use crate::served::{Histograms, InferError, Timing};
 use heapless::HistoryBuf;
+use inferd_model::EngineKind;
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -52,6 +53,7 @@ pub struct Stats {
     pub success: AtomicU64,
     failures: [AtomicU64; InferError::KINDS.len()],
     ends: [AtomicU64; End::ALL.len()],
+    opened: [AtomicU64; EngineKind::ALL.len()],
     pub late: AtomicU64,
     pub cancelled: AtomicU64,
     pub starts: AtomicU64,
@@ -81,6 +83,7 @@ impl Stats {
             success: zero(),
             failures: std::array::from_fn(|_| zero()),
             ends: std::array::from_fn(|_| zero()),
+            opened: std::array::from_fn(|_| zero()),
             late: zero(),
             cancelled: zero(),
             starts: zero(),
@@ -124,6 +127,16 @@ impl Stats {
 
     pub fn ended(&self, how: End) {
         self.ends[how as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A breaker of this engine opened.
+    pub fn breaker_opened(&self, engine: EngineKind) {
+        self.opened[engine as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How often one did.
+    pub fn opened(&self, engine: EngineKind) -> u64 {
+        self.opened[engine as usize].load(Relaxed)
     }
 
     pub fn failures(&self) -> Vec<(&'static str, u64)> {

@@ -8,7 +8,10 @@
 mod common;
 
 use common::*;
-use inferd_hosts::{CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, State};
+use inferd_hosts::{
+    BreakerRules, BreakerState, CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, Served,
+    State,
+};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -40,6 +43,13 @@ fn main() -> ExitCode {
         a_stopped_host_is_noticed_and_replaced,
         a_host_over_its_memory_cap_dies_and_the_daemon_does_not,
         a_panic_costs_one_request,
+        fifteen_panics_in_a_row_open_the_breaker_and_probes_close_it,
+        a_breaker_does_not_count_what_the_engine_is_not_to_blame_for,
+        one_end_of_a_host_is_one_failure_however_many_were_in_it,
+        three_hosts_out_of_memory_open_the_breaker,
+        a_new_model_begins_with_a_closed_breaker,
+        an_input_that_ends_hosts_is_kept_from_the_third,
+        who_only_waited_or_ran_beside_is_not_refused,
         a_worker_past_the_deadline_is_killed_with_its_host,
         a_request_that_is_given_up_frees_its_slot,
         an_answer_nobody_waits_for_any_more_is_counted_and_dropped,
@@ -180,6 +190,195 @@ async fn a_panic_costs_one_request() {
     }
     assert_eq!(pid(&served).await, before, "the host went on");
     assert_eq!(served.snapshot().panics, 20);
+    hosts.shutdown().await;
+}
+
+/// i32::MIN / -1 has no i32; rten does not look for that.
+async fn panic_once(served: &Arc<Served>) -> Result<(), InferError> {
+    let mut division = served.begin(None)?;
+    division.input_mut(0).copy_from_slice(&[0, 0, 0, 0x80].repeat(4));
+    division.input_mut(1).fill(0xff);
+    division.run().await.map(|_| ())
+}
+
+fn strict() -> HostsConfig {
+    HostsConfig {
+        breaker: BreakerRules { pause: Duration::from_millis(200), ..BreakerRules::default() },
+        ..config()
+    }
+}
+
+async fn fifteen_panics_in_a_row_open_the_breaker_and_probes_close_it() {
+    let (hosts, served) = serve_with(strict(), "fault-panic").await;
+    let mut events = hosts.events();
+    for _ in 0..14 {
+        assert_eq!(panic_once(&served).await.unwrap_err().kind(), "panic");
+    }
+    assert_eq!((served.breaker().state, served.breaker().failures), (BreakerState::Closed, 14));
+    panic_once(&served).await.unwrap_err();
+    let refused = served.begin(None).err().unwrap();
+    let InferError::BreakerOpen { reason, retry_after } = &refused else { panic!("{refused}") };
+    assert!(
+        reason.contains("15 failures in a row") && *retry_after <= Duration::from_millis(200),
+        "{refused:?}"
+    );
+    let opened = events.recv().await.unwrap();
+    assert!(
+        matches!(&opened, HostEvent::BreakerOpened { model, .. } if model == "fault-panic"),
+        "{opened:?}"
+    );
+
+    // A probe that fails: twice as long.
+    while served.breaker().state == BreakerState::Open {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic_once(&served).await.unwrap_err();
+    assert!(served.breaker().retry_after.unwrap() > Duration::from_millis(200));
+    while served.breaker().state == BreakerState::Open {
+        assert_eq!(golden(&served).await.unwrap_err().kind(), "breaker_open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Probes that are given up leave their places.
+    for _ in 0..30 {
+        drop(served.begin(None).unwrap());
+    }
+    for i in 0..10 {
+        assert_eq!(served.breaker().state, BreakerState::HalfOpen, "after {i} probes");
+        golden(&served).await.unwrap();
+    }
+    assert_eq!((served.breaker().state, served.breaker().opened_total), (BreakerState::Closed, 2));
+    assert!(served.snapshot().failures.iter().any(|&(kind, n)| kind == "breaker_open" && n >= 1));
+    hosts.shutdown().await;
+}
+
+async fn a_breaker_does_not_count_what_the_engine_is_not_to_blame_for() {
+    let (hosts, served) = serve_with(strict(), "two-in-two-out").await;
+    golden(&served).await.unwrap();
+    let tickets: Vec<_> = (0..8).map(|_| served.begin(None).unwrap()).collect();
+    for _ in 0..50 {
+        assert_eq!(served.begin(None).err().unwrap().kind(), "queue_full");
+    }
+    drop(tickets);
+    for _ in 0..50 {
+        assert_eq!(served.begin(Some(Duration::ZERO)).err().unwrap().kind(), "deadline_unmeetable");
+    }
+    let host = pid(&served).await;
+    freeze(host).await;
+    for _ in 0..7 {
+        assert!(tokio::time::timeout(Duration::from_millis(1), golden(&served)).await.is_err());
+    }
+    kill(host, Signal::SIGCONT).unwrap();
+    assert_eq!((served.breaker().state, served.breaker().failures), (BreakerState::Closed, 0));
+    hosts.shutdown().await;
+}
+
+async fn one_end_of_a_host_is_one_failure_however_many_were_in_it() {
+    let config = HostsConfig { queue: 64, ..strict() };
+    let (hosts, served) = serve_with(config, "fault-slow").await;
+    let old = pid(&served).await;
+    let requests: Vec<_> = (0..40)
+        .map(|_| {
+            tokio::spawn({
+                let served = served.clone();
+                async move { ask(&served, i32::MAX / 2).await }
+            })
+        })
+        .collect();
+    while served.snapshot().slots_in_use < 40 {
+        tokio::task::yield_now().await;
+    }
+    kill(old, Signal::SIGKILL).unwrap();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap_err().kind(), "host_lost");
+    }
+    replaced(&served, old).await;
+    assert_eq!((served.breaker().state, served.breaker().failures), (BreakerState::Closed, 1));
+    golden(&served).await.unwrap();
+    assert_eq!(served.breaker().failures, 0);
+    hosts.shutdown().await;
+}
+
+async fn three_hosts_out_of_memory_open_the_breaker() {
+    let (hosts, served) = serve_with(strict(), "fault-alloc").await;
+    for i in 0..3 {
+        let old = pid(&served).await;
+        // Another input each time: this is about the breaker.
+        let e = ask(&served, (1 << 30) + i).await.unwrap_err();
+        assert_eq!(e.kind(), "host_lost", "{e}");
+        if i < 2 {
+            replaced(&served, old).await;
+        }
+    }
+    let view = served.breaker();
+    assert_eq!(view.state, BreakerState::Open);
+    assert!(view.reason.as_ref().unwrap().contains("over the memory cap"), "{view:?}");
+    hosts.shutdown().await;
+}
+
+async fn a_new_model_begins_with_a_closed_breaker() {
+    let (hosts, served) = serve_with(strict(), "fault-panic").await;
+    for _ in 0..15 {
+        panic_once(&served).await.unwrap_err();
+    }
+    assert_eq!(served.breaker().state, BreakerState::Open);
+    hosts.load(&models().join("fault-panic")).await.unwrap();
+    assert_eq!((served.breaker().state, served.breaker().opened_total), (BreakerState::Closed, 1));
+    golden(&served).await.unwrap();
+    hosts.shutdown().await;
+}
+
+async fn an_input_that_ends_hosts_is_kept_from_the_third() {
+    let (hosts, served) = serve("fault-alloc").await;
+    let mut events = hosts.events();
+    for _ in 0..2 {
+        let old = pid(&served).await;
+        assert_eq!(ask(&served, 1 << 30).await.unwrap_err().kind(), "host_lost");
+        replaced(&served, old).await;
+        golden(&served).await.unwrap();
+    }
+    let host = pid(&served).await;
+    for _ in 0..5 {
+        let e = ask(&served, 1 << 30).await.unwrap_err();
+        assert!(matches!(e, InferError::Quarantined { ends: 2, .. }), "{e}");
+        golden(&served).await.expect("others are served");
+    }
+    assert_eq!((pid(&served).await, ends(&served, "oom"), served.quarantined()), (host, 2, 1));
+    let told = async {
+        loop {
+            if let HostEvent::Quarantined { model, ends, .. } = events.recv().await.unwrap() {
+                return (model, ends);
+            }
+        }
+    };
+    assert_eq!(told.await, ("fault-alloc".to_owned(), 2));
+    hosts.shutdown().await;
+}
+
+async fn who_only_waited_or_ran_beside_is_not_refused() {
+    let (hosts, served) = serve("fault-slow").await;
+    // Twice the same end: the slow one runs, an innocent one runs beside it or waits.
+    for _ in 0..2 {
+        let old = pid(&served).await;
+        let culprits: Vec<_> = (0..2)
+            .map(|_| {
+                tokio::spawn({
+                    let served = served.clone();
+                    async move { ask(&served, i32::MAX / 2).await }
+                })
+            })
+            .collect();
+        while served.snapshot().slots_in_use < 2 || served.snapshot().waiting > 0 {
+            tokio::task::yield_now().await;
+        }
+        let waits = ask(&served, 3).await.unwrap_err();
+        assert_eq!(waits.kind(), "host_lost");
+        for culprit in culprits {
+            assert_eq!(culprit.await.unwrap().unwrap_err().kind(), "host_lost");
+        }
+        replaced(&served, old).await;
+    }
+    ask(&served, 3).await.expect("it was never in a worker");
+    assert_eq!(ask(&served, i32::MAX / 2).await.unwrap_err().kind(), "quarantined");
     hosts.shutdown().await;
 }
 

@@ -101,6 +101,7 @@ pub struct Hosts {
     /// 0 means one per core.
     pub workers: usize,
     pub cgroup_root: Option<PathBuf>,
+    pub breaker_pause: Duration,
 }
 
 /// Bundles over the air.
@@ -469,6 +470,12 @@ impl Config {
                     "The cgroup v2 directory under which hosts are capped; empty or not writable: RLIMIT_DATA caps them.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
+                breaker_pause: Duration::from_secs(r.integer(
+                    "hosts.breaker_pause_s",
+                    30,
+                    1..=300,
+                    "How long an engine that keeps failing rests before it is tried again; doubled each time, up to 300.",
+                )),
             },
             updates: Updates::read(r),
             security: Security::read(r),

@@ -14,7 +14,7 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Updates};
-use inferd_hosts::{Announced, Hosts, HostsConfig, Origin};
+use inferd_hosts::{Announced, BreakerRules, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::Updater;
 use std::{
@@ -140,6 +140,7 @@ fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
         queue: config.inference.max_queue_size,
         request_timeout: config.inference.timeout,
         cgroup_root: config.hosts.cgroup_root.clone(),
+        breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
         ..HostsConfig::default()
     }
 }

@@ -370,6 +370,9 @@ impl Manifest {
 }
 
 impl EngineKind {
+    /// Every engine, in the order of the enumeration.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Ort, Self::Hailo, Self::Tensorrt];
+
     /// The engine's name in configuration, metrics and messages.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -274,6 +274,30 @@ fn per_host(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
             m.numbers.ends.iter().map(labelled)
         }),
     )?;
+    let breakers = || {
+        models.iter().flat_map(|m| {
+            let name = m.name.as_str();
+            m.model
+                .breakers()
+                .into_iter()
+                .map(move |b| (vec![("model", name), ("engine", b.engine.name())], b))
+        })
+    };
+    out.gauge(
+        "inferd_breaker_state",
+        "Circuit breaker of the model's engine: 0 closed, 1 half-open, 2 open",
+        breakers().map(|(labels, b)| (labels, float(b.state as u8))),
+    )?;
+    out.counter(
+        "inferd_breaker_opened",
+        "Times the circuit breaker of the model's engine opened",
+        breakers().map(|(labels, b)| (labels, b.opened_total)),
+    )?;
+    out.gauge(
+        "inferd_quarantined_inputs",
+        "Inputs that are refused because engine hosts ended with them",
+        models.iter().map(|m| (vec![("model", m.name.as_str())], float(m.model.quarantined()))),
+    )?;
     out.gauge(
         "inferd_host_memory_limit_bytes",
         "Hard memory cap of the engine host, and what enforces it",

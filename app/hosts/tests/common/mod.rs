@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code)] // each test program uses its part
 
-use inferd_hosts::{Hosts, HostsConfig, InferError, Served, State};
+use inferd_hosts::{BreakerRules, Hosts, HostsConfig, InferError, Served, State};
 use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -29,7 +29,14 @@ pub fn models() -> PathBuf {
 }
 
 pub fn config() -> HostsConfig {
-    HostsConfig { workers: 2, queue: 8, backoff_max: Duration::ZERO, ..HostsConfig::default() }
+    HostsConfig {
+        workers: 2,
+        queue: 8,
+        backoff_max: Duration::ZERO,
+        // Tests end hosts for reasons of their own.
+        breaker: BreakerRules::never(),
+        ..HostsConfig::default()
+    }
 }
 
 pub async fn serve(name: &str) -> (Arc<Hosts>, Arc<Served>) {
