@@ -13,6 +13,7 @@ use layers::{Source, env_name};
 
 use inferd_api::{Key, Role, digest_from_hex, limits};
 use inferd_model::ModelName;
+use inferd_watch::keeper::judge::Limits;
 use layers::{FileLayer, Reader};
 use sha2::{Digest, Sha256};
 use std::{
@@ -45,6 +46,8 @@ pub struct Config {
     pub updates: Updates,
     /// `[security]`
     pub security: Security,
+    /// `[watchdog]`
+    pub watchdog: Watchdog,
     /// `[logging]`
     pub logging: Logging,
     /// `[config]`
@@ -175,6 +178,17 @@ pub struct Security {
     pub rate_limit_burst: u64,
     /// 0 means no limit.
     pub change_limit_per_min: u64,
+}
+
+/// The hardware watchdog, and when it is fed no more: settings of `inferd keeper`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Watchdog {
+    /// `None`: none.
+    pub device: Option<PathBuf>,
+    pub timeout_s: u32,
+    pub progress: Duration,
+    pub start: Duration,
 }
 
 /// What is logged, and where to.
@@ -479,6 +493,7 @@ impl Config {
             },
             updates: Updates::read(r),
             security: Security::read(r),
+            watchdog: Watchdog::read(r),
             logging: Logging {
                 level: r.choice(
                     "logging.level",
@@ -514,6 +529,39 @@ impl Config {
                     (s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit())).then(|| s.to_ascii_lowercase())
                 },
             ),
+        }
+    }
+}
+
+impl Watchdog {
+    fn read(r: &mut Reader) -> Self {
+        let seconds = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Self {
+            device: r.text(
+                "watchdog.device",
+                inferd_watch::watchdog::DEVICE,
+                "an absolute path",
+                "The hardware watchdog that `inferd keeper` feeds; empty: none.",
+                |s| s.starts_with('/').then(|| PathBuf::from(s)),
+            ),
+            timeout_s: seconds(r.integer(
+                "watchdog.timeout_s",
+                inferd_watch::watchdog::TIMEOUT_S.into(),
+                2..=600,
+                "Seconds without food after which it resets the board; less where the hardware does not hold that.",
+            )),
+            progress: Duration::from_secs(r.integer(
+                "watchdog.progress_s",
+                Limits::default().progress.as_secs(),
+                4..=600,
+                "How long the daemon may prove no progress until it is fed no more.",
+            )),
+            start: Duration::from_secs(r.integer(
+                "watchdog.start_s",
+                Limits::default().start.as_secs(),
+                5..=3600,
+                "How long the daemon may take until its endpoint answers.",
+            )),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The daemon: reads the configuration, opens the listeners, loads the models, and ends in order.
 //!
 //! This room puts the others together and has no logic of its own. `inferd engine-host` is the same program in another
-//! role: the process that owns one engine (see the hosts room).
+//! role: the process that owns one engine (see the hosts room). So is `inferd keeper`: the process that starts the daemon and feeds
+//! the watchdog (see the watch room).
 
 #![forbid(unsafe_code)]
 
 mod config;
 mod daemon;
+mod keeper;
 mod logging;
 mod models;
 mod updates;
@@ -20,7 +22,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
 static ALLOCATOR: inferd_hosts::CountingAllocator = inferd_hosts::CountingAllocator;
 
 /// Wrong arguments or configuration.
-const EXIT_USAGE: u8 = 2;
+pub const EXIT_USAGE: u8 = 2;
 
 /// Serves models to the network from one process, each in an engine host of its own.
 #[derive(Debug, Parser)]
@@ -56,6 +58,9 @@ fn main() -> ExitCode {
     // Before anything else: an engine host must not inherit threads, handlers or a runtime.
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "engine-host") {
         return inferd_hosts::engine_host_main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "keeper") {
+        return keeper::main();
     }
     let started = Instant::now();
     let cli = Cli::parse();

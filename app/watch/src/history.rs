@@ -88,6 +88,8 @@ pub struct Entry {
 pub enum Kind {
     /// The board started; the sentence says why.
     Boot,
+    /// The keeper ended and was started again.
+    Keeper,
     /// The daemon ended and was not asked to.
     DaemonEnd,
     /// The daemon stopped proving progress; the watchdog is no longer fed.

@@ -16,6 +16,7 @@
 pub mod alerts;
 pub mod ask;
 pub mod history;
+pub mod keeper;
 pub mod loops;
 pub mod monitor;
 pub mod notify;

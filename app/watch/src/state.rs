@@ -23,6 +23,9 @@ pub struct KeeperState {
     pub safe_mode: Option<String>,
     /// Whether what the keeper writes outlives a reset.
     pub lasting: bool,
+    /// What is wrong, one sentence each: no watchdog, a medium that takes nothing.
+    #[serde(default)]
+    pub remarks: Vec<String>,
 }
 
 /// Why the board was started.

@@ -1,0 +1,133 @@
+//! `inferd keeper`: the watch room's keeper, put together from the command line and the configuration.
+//!
+//! A configuration that cannot be used does not keep the keeper from its work: the settings of the watchdog have defaults, and the
+//! daemon that it starts says what is wrong.
+
+use crate::config::{self, Loaded};
+use clap::Parser;
+use inferd_watch::keeper::{self, Identity, Log, Settings, board::Restart, judge::Limits};
+use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
+use tracing_subscriber::fmt::time::Uptime;
+
+/// What the daemon takes to end beside the requests in flight.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+
+/// Starts the daemon, feeds the hardware watchdog while the daemon proves progress, and keeps evidence.
+#[derive(Debug, Parser)]
+#[command(
+    name = "inferd keeper",
+    version,
+    after_help = "Exit codes: 0 ended as asked, 1 could not go on, 2 wrong arguments."
+)]
+struct Cli {
+    /// The daemon's configuration file, from which the keeper has its [watchdog]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Its directory that need not outlive a reset
+    #[arg(long, value_name = "DIR", default_value = "/run/inferd/keeper")]
+    run: PathBuf,
+    /// Its directory that outlives a reset; without it nothing is remembered
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Whom the daemon runs as; only root may say so
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// The daemon's control group, a directory below /sys/fs/cgroup
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Write to standard error instead of the kernel's log
+    #[arg(long)]
+    stderr: bool,
+    /// Run this program with `reboot`, `force` or `panic` instead of doing that to the board
+    #[arg(long, value_name = "FILE")]
+    restart_with: Option<PathBuf>,
+    /// Start this program instead of the daemon
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// Where the kernel leaves what it says at its end
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/pstore")]
+    pstore: PathBuf,
+    /// Let watchdog tests be asked for [default: in an image made with --dev]
+    #[arg(long)]
+    allow_tests: bool,
+}
+
+/// The program in this role.
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_timer(Uptime::default())
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    // The second argument is the role.
+    let cli = Cli::parse_from(std::env::args_os().enumerate().filter(|(n, _)| *n != 1).map(|(_, arg)| arg));
+    let settings = match settings(cli) {
+        Ok(settings) => settings,
+        Err(why) => {
+            tracing::error!("{why}");
+            return ExitCode::from(crate::EXIT_USAGE);
+        }
+    };
+    match keeper::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(cli: Cli) -> Result<Settings, String> {
+    let mut remarks = Vec::new();
+    let defaults = config::Arguments { file: cli.config.clone(), ..config::Arguments::default() };
+    let loaded = Loaded::of_process(&defaults).or_else(|error| {
+        remarks.push(format!("the configuration cannot be used, the watchdog has its defaults: {error}"));
+        Loaded::from_layers(&config::Arguments::default(), std::collections::BTreeMap::new(), None)
+    });
+    let config = loaded.map_err(|error| error.to_string())?.config;
+    let limits = Limits {
+        start: config.watchdog.start,
+        progress: config.watchdog.progress,
+        drain: config.server.drain_timeout + DRAIN_MARGIN,
+        ..Limits::default()
+    };
+    let program = match cli.program {
+        Some(program) => program,
+        None => std::env::current_exe().map_err(|error| format!("the path of this program: {error}"))?,
+    };
+    let arguments: Vec<OsString> =
+        cli.config.iter().flat_map(|file| ["--config".into(), file.clone().into_os_string()]).collect();
+    let user = cli.user.as_deref().map(identity).transpose()?;
+    Ok(Settings {
+        device: config.watchdog.device,
+        timeout_s: config.watchdog.timeout_s,
+        limits,
+        run: cli.run,
+        data: cli.data,
+        pstore: cli.pstore,
+        program,
+        arguments,
+        user,
+        group: cli.cgroup,
+        log: if cli.stderr { Log::StandardError } else { Log::Kernel },
+        tests_allowed: cli.allow_tests || is_dev_image(),
+        restart: cli.restart_with.map_or(Restart::Board, Restart::Program),
+        remarks,
+    })
+}
+
+/// The user of this name.
+fn identity(name: &str) -> Result<Identity, String> {
+    match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) => Ok(Identity { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+        Ok(None) => Err(format!("there is no user {name}")),
+        Err(errno) => Err(format!("the user {name}: {errno}")),
+    }
+}
+
+/// Whether the image was made with --dev, as it says itself.
+fn is_dev_image() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release.lines().any(|line| line == "VARIANT_ID=dev") && release.lines().any(|line| line == "ID=inferd")
+}

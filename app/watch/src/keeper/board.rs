@@ -1,0 +1,202 @@
+//! What only root may do to the board.
+
+#![allow(unsafe_code)] // reboot(2)
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// How the board is restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// By init, and by the kernel when init does not.
+    Board,
+    /// By a program, with `reboot`, `force` or `panic` as its argument: for tests on machines that must not be restarted.
+    Program(PathBuf),
+}
+
+impl Restart {
+    /// Asks init to shut the system down and restart the board.
+    ///
+    /// # Errors
+    /// When init cannot be asked.
+    pub fn ask_init(&self) -> io::Result<()> {
+        match self {
+            Self::Program(program) => run(program, "reboot"),
+            Self::Board => {
+                // BusyBox takes SIGTERM for "shut down and reboot"; systemd takes SIGINT for ctrl-alt-del, which is the same.
+                let init = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+                let signal = if init.trim() == "systemd" { Signal::SIGINT } else { Signal::SIGTERM };
+                Ok(kill(Pid::from_raw(1), signal)?)
+            }
+        }
+    }
+
+    /// Restarts at once: nothing is ended, nothing is written any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn force(&self) -> io::Result<()> {
+        match self {
+            Self::Program(program) => run(program, "force"),
+            Self::Board => {
+                // SAFETY: no memory is passed; the call does not return when it works.
+                match unsafe { libc::reboot(libc::RB_AUTOBOOT) } {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            }
+        }
+    }
+
+    /// Has the kernel panic.
+    ///
+    /// # Errors
+    /// When it does not want to.
+    pub fn panic(&self) -> io::Result<()> {
+        match self {
+            Self::Program(program) => run(program, "panic"),
+            Self::Board => fs::write("/proc/sysrq-trigger", "c"),
+        }
+    }
+}
+
+fn run(program: &Path, argument: &str) -> io::Result<()> {
+    Command::new(program).arg(argument).stdin(Stdio::null()).spawn().map(drop)
+}
+
+/// A PCI device that the daemon may have taken away and given back: an accelerator. Anything else (the medium, the network) is
+/// none of its business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accelerator {
+    sysfs: PathBuf,
+    device: String,
+}
+
+/// Base classes of the PCI code and ID assignment specification: display (GPUs), processors, and processing accelerators.
+const CLASSES: [&str; 3] = ["0x03", "0x0b", "0x12"];
+
+impl Accelerator {
+    /// The device with this address, if it is one.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn named(sysfs: &Path, device: &str) -> Result<Self, String> {
+        if !is_address(device) {
+            return Err(format!("{device:?} is no PCI address such as 0001:01:00.0"));
+        }
+        let folder = sysfs.join("bus/pci/devices").join(device);
+        let class = fs::read_to_string(folder.join("class"))
+            .map_err(|error| format!("there is no PCI device {device}: {error}"))?;
+        if !CLASSES.iter().any(|base| class.starts_with(base)) {
+            return Err(format!("the PCI device {device} is no accelerator (class {})", class.trim()));
+        }
+        Ok(Self { sysfs: sysfs.to_owned(), device: device.to_owned() })
+    }
+
+    /// Takes it away from its driver and gives it back. May take as long as the driver takes.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn rebind(&self, driver: &str) -> Result<(), String> {
+        let good = !driver.is_empty()
+            && driver.len() <= 64
+            && driver.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if !good {
+            return Err(format!("{driver:?} is no name of a driver"));
+        }
+        let folder = self.sysfs.join("bus/pci/drivers").join(driver);
+        // A device that lost its driver has nothing to be taken away from.
+        if folder.join(&self.device).exists() {
+            self.write(&folder.join("unbind"))?;
+        }
+        self.write(&folder.join("bind"))
+    }
+
+    /// Removes it from the bus and has the bus looked at again.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn rescan(&self) -> Result<(), String> {
+        put(&self.sysfs.join("bus/pci/devices").join(&self.device).join("remove"), "1")?;
+        put(&self.sysfs.join("bus/pci/rescan"), "1")
+    }
+
+    fn write(&self, file: &Path) -> Result<(), String> {
+        put(file, &self.device)
+    }
+}
+
+fn put(file: &Path, text: &str) -> Result<(), String> {
+    // Never creates: sysfs has the file or the device is not there.
+    let write = fs::OpenOptions::new().write(true).open(file);
+    write
+        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// `0001:01:00.0`.
+fn is_address(text: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| match at {
+        4 | 7 => byte == b':',
+        10 => byte == b'.',
+        _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
+    };
+    text.len() == 12 && text.bytes().enumerate().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        make("bus/pci/devices/0001:01:00.0/class", "0x0b4000\n");
+        make("bus/pci/devices/0001:01:00.0/remove", "");
+        make("bus/pci/devices/0000:00:01.0/class", "0x010000\n");
+        make("bus/pci/drivers/hailo/bind", "");
+        make("bus/pci/drivers/hailo/unbind", "");
+        make("bus/pci/drivers/hailo/0001:01:00.0/x", "");
+        make("bus/pci/rescan", "");
+        root
+    }
+
+    #[test]
+    fn an_accelerator_is_bound_anew_and_the_bus_looked_at_again() {
+        let root = machine();
+        let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
+        let device = Accelerator::named(root.path(), "0001:01:00.0").unwrap();
+        device.rebind("hailo").unwrap();
+        assert_eq!(read("bus/pci/drivers/hailo/unbind"), "0001:01:00.0");
+        assert_eq!(read("bus/pci/drivers/hailo/bind"), "0001:01:00.0");
+        device.rescan().unwrap();
+        assert_eq!(
+            (read("bus/pci/devices/0001:01:00.0/remove"), read("bus/pci/rescan")),
+            ("1".into(), "1".into())
+        );
+    }
+
+    #[test]
+    fn what_is_no_accelerator_or_leads_elsewhere_is_refused() {
+        let root = machine();
+        let refused = |device: &str| Accelerator::named(root.path(), device).unwrap_err();
+        assert!(refused("0000:00:01.0").contains("is no accelerator"), "the medium");
+        assert!(refused("0000:00:02.0").contains("there is no PCI device"));
+        for bad in ["", "../../../..", "0001:01:00/0", "0001:01:00.g", "0001.01.00.0", "0001:01:00.00"] {
+            assert!(refused(bad).contains("is no PCI address"), "{bad}");
+        }
+        let device = Accelerator::named(root.path(), "0001:01:00.0").unwrap();
+        for bad in ["", "../hailo", "a b", "a/b"] {
+            assert!(device.rebind(bad).unwrap_err().contains("is no name"), "{bad}");
+        }
+        assert!(device.rebind("other").is_err(), "there is no such driver");
+    }
+}

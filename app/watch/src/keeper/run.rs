@@ -1,0 +1,885 @@
+//! The loop.
+
+use super::board::Accelerator;
+use super::child::{self, Daemon, End, Recipe};
+use super::judge::{Action, Event, Hang, Judge, State, Then};
+use super::sockets::{Asks, Connection, Notifications, Said, refuse};
+use super::words::Words;
+use super::{Log, Settings};
+use crate::ask::{self, Answer, Ask, WatchdogTest};
+use crate::history::{self, History, Kind, ResetReason};
+use crate::loops::{BootRecord, Ends};
+use crate::reason::{self, Found, Intent, Places};
+use crate::state::{self, KeeperState, Reset, WatchdogState};
+use crate::store::Writer;
+use crate::watchdog::{self, Before, Device, Watchdog as _};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use serde_json::json;
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long the evidence of the boot before is waited for: a medium that is slower is done without.
+const LOOK: Duration = Duration::from_secs(30);
+/// How often a watchdog that cannot be opened is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long a note is waited for before the hardware is fed no more.
+const LAST_WORD: Duration = Duration::from_secs(3);
+/// How long evidence is waited for before the board goes down.
+const GOING_DOWN: Duration = Duration::from_secs(10);
+/// Lines passed on in one turn: a serial console takes 80 ms for one.
+const LINES_A_TURN: usize = 16;
+/// Lines that may wait to be passed on before no more are read from the daemon.
+const LINES_WAITING: usize = 256;
+/// Bytes that a pipe holds.
+const PIPE: usize = 64 * 1024;
+/// The mark in the keeper's directory that has the next start forget everything.
+const FACTORY_RESET: &str = "factory-reset";
+
+/// Why there is no keeper.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Something that it cannot do without.
+    #[error("the keeper cannot go on without {what}: {why}")]
+    Without {
+        /// What.
+        what: String,
+        /// The system's reason.
+        why: io::Error,
+    },
+}
+
+fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
+    move |why| KeeperError::Without { what: what.into(), why }
+}
+
+/// Keeps the daemon until it is told to end (`SIGTERM`, `SIGINT`).
+///
+/// # Errors
+/// [`KeeperError`]; the watchdog, where it was opened, runs on and resets the board unless another keeper comes.
+pub fn run(settings: Settings) -> Result<(), KeeperError> {
+    // The hardware first: from here on a hang is noticed.
+    let mut feeder = Feeder::new(&settings);
+    let signals = signals().map_err(without("signals"))?;
+    let gid = settings.user.map(|user| user.gid);
+    folder(&settings.run, gid).map_err(without(settings.run.display().to_string()))?;
+    let notify = settings.run.join("notify");
+    let asking = settings.run.join("ask");
+    let notifications = Notifications::bind(&notify, gid).map_err(without(notify.display().to_string()))?;
+    let asks = Asks::bind(&asking, gid).map_err(without(asking.display().to_string()))?;
+    // An earlier keeper's successor finds its process id here, and so does whoever shuts the system down.
+    fs::write(settings.run.join("pid"), std::process::id().to_string())
+        .map_err(without(settings.run.display().to_string()))?;
+    let found = found(&settings, &mut feeder);
+    let mut keeper = Keeper::new(settings, feeder, notifications, asks, found);
+    keeper.adopt();
+    keeper.turn(&signals)
+}
+
+/// Blocks the signals that the loop reads. Threads that start later inherit that; the daemon does not.
+fn signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// A directory that root writes and this group reads.
+fn folder(path: &Path, gid: Option<u32>) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o750).recursive(true).create(path)?;
+    match gid {
+        Some(gid) => chown(path, None, Some(gid)),
+        None => Ok(()),
+    }
+}
+
+/// Finds out about the boot before, feeding meanwhile: the medium may be slow.
+fn found(settings: &Settings, feeder: &mut Feeder) -> Found {
+    let gid = settings.user.map(|user| user.gid);
+    let places = places(settings);
+    let boot_status = feeder.state.as_ref().map(|state| state.boot_status);
+    let (tell, told) = mpsc::channel();
+    let looker = std::thread::Builder::new().name("evidence".into()).spawn(move || {
+        if let Some(data) = &places.data
+            && let Err(error) = folder(data, gid)
+        {
+            tracing::warn!(%error, "nothing outlives a reset");
+        }
+        // Whoever waited may have given up.
+        let _ = tell.send(reason::look(&places, boot_status));
+    });
+    let end = Instant::now() + LOOK;
+    while looker.is_ok() && Instant::now() < end {
+        match told.recv_timeout(Duration::from_millis(100)) {
+            Ok(found) => return found,
+            Err(mpsc::RecvTimeoutError::Timeout) => feeder.feed_if_due(true),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let sentence = format!("what happened before could not be read within {} s", LOOK.as_secs());
+    Found {
+        record: BootRecord::default(),
+        reset: Reset { reason: ResetReason::Unknown, sentence },
+        words: Vec::new(),
+        again: false,
+        lasting: false,
+    }
+}
+
+fn places(settings: &Settings) -> Places {
+    Places {
+        data: settings.data.clone(),
+        pstore: settings.pstore.clone(),
+        boot_id: "/proc/sys/kernel/random/boot_id".into(),
+    }
+}
+
+/// Feeds the hardware, or systemd where that is what started the keeper.
+struct Feeder {
+    device: Option<Device>,
+    wanted: Option<(std::path::PathBuf, u32)>,
+    state: Option<WatchdogState>,
+    /// Why there is no watchdog, as long as there is none.
+    trouble: Option<String>,
+    systemd: Option<crate::notify::Notifier>,
+    every: Duration,
+    last: Option<Instant>,
+    tried: Instant,
+}
+
+impl Feeder {
+    fn new(settings: &Settings) -> Self {
+        let systemd = match crate::notify::Notifier::of_process() {
+            Ok(notifier) if notifier.heard() => Some(notifier),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        };
+        let every = systemd.as_ref().and_then(crate::notify::Notifier::timeout).map(|timeout| timeout / 3);
+        let mut feeder = Self {
+            device: None,
+            // One device has one owner: where systemd is, it has it.
+            wanted: settings.device.clone().filter(|_| systemd.is_none()).map(|d| (d, settings.timeout_s)),
+            state: None,
+            trouble: None,
+            systemd,
+            every: every.unwrap_or(watchdog::FEED_AT_MOST).min(watchdog::FEED_AT_MOST),
+            last: None,
+            tried: Instant::now(),
+        };
+        feeder.open();
+        feeder
+    }
+
+    /// Whether something resets the board, or ends the keeper, when it is fed no more.
+    fn there(&self) -> bool {
+        self.device.is_some() || self.systemd.as_ref().is_some_and(|systemd| systemd.timeout().is_some())
+    }
+
+    /// Tries to have the watchdog; `true` when that changed something.
+    fn open(&mut self) -> bool {
+        let Some((path, seconds)) = self.wanted.clone() else { return false };
+        self.tried = Instant::now();
+        let before = Before::look(&path);
+        match Device::open(&path) {
+            Ok(mut device) => {
+                let state = watchdog::settle(&mut device, &path.to_string_lossy(), seconds, before);
+                self.every = watchdog::feed_every(state.accepted_s);
+                self.last = Some(Instant::now());
+                self.device = Some(device);
+                self.state = Some(state);
+                self.trouble = None;
+                true
+            }
+            Err(error) => {
+                let trouble = format!(
+                    "there is no watchdog: {} cannot be opened: {error}; a daemon that hangs is killed instead, and nothing \
+                     helps when the kernel does",
+                    path.display()
+                );
+                let changed = self.trouble.as_ref() != Some(&trouble);
+                self.trouble = Some(trouble);
+                changed
+            }
+        }
+    }
+
+    fn open_if_due(&mut self) -> bool {
+        self.wanted.is_some() && self.device.is_none() && self.tried.elapsed() >= RETRY && self.open()
+    }
+
+    fn feed_if_due(&mut self, feeds: bool) {
+        if !feeds || self.last.is_some_and(|last| last.elapsed() < self.every) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        if let Some(device) = &mut self.device
+            && let Err(error) = device.feed()
+        {
+            tracing::error!(%error, "the watchdog cannot be fed");
+        }
+        if let Some(systemd) = &self.systemd {
+            systemd.watchdog();
+        }
+    }
+
+    /// Until the next feeding, or the next try to have a watchdog.
+    fn next(&self) -> Duration {
+        let feeding = self.last.map_or(Duration::ZERO, |last| self.every.saturating_sub(last.elapsed()));
+        if self.wanted.is_some() && self.device.is_none() {
+            return feeding.min(RETRY.saturating_sub(self.tried.elapsed()));
+        }
+        feeding
+    }
+}
+
+struct Keeper {
+    settings: Settings,
+    feeder: Feeder,
+    notifications: Notifications,
+    asks: Asks,
+    writer: Arc<Writer>,
+    history: History,
+    record: BootRecord,
+    reset: Reset,
+    lasting: bool,
+    starts: u64,
+    ends: Ends,
+    began: Instant,
+    judge: Judge,
+    daemon: Option<Daemon>,
+    started: Duration,
+    words: Words,
+    waiting: VecDeque<String>,
+    log: Option<File>,
+    busy: Arc<AtomicBool>,
+    shown: Option<KeeperState>,
+    done: bool,
+}
+
+impl Keeper {
+    fn new(
+        settings: Settings,
+        feeder: Feeder,
+        notifications: Notifications,
+        asks: Asks,
+        found: Found,
+    ) -> Self {
+        let writer = Writer::start();
+        let history = History::open(
+            places(&settings).history().filter(|_| found.lasting),
+            found.record.boot,
+            Arc::clone(&writer),
+        );
+        let log = match settings.log {
+            Log::Kernel => OpenOptions::new().write(true).open("/dev/kmsg").ok(),
+            Log::StandardError => None,
+        };
+        let judge = Judge::new(settings.limits, Duration::ZERO);
+        let mut keeper = Self {
+            settings,
+            feeder,
+            notifications,
+            asks,
+            writer,
+            history,
+            record: found.record,
+            reset: found.reset,
+            lasting: found.lasting,
+            starts: 0,
+            ends: Ends::default(),
+            began: Instant::now(),
+            judge,
+            daemon: None,
+            started: Duration::ZERO,
+            words: Words::default(),
+            waiting: VecDeque::new(),
+            log,
+            busy: Arc::default(),
+            shown: None,
+            done: false,
+        };
+        keeper.begin(found.again, found.words);
+        keeper
+    }
+
+    /// Tells why the board, or this keeper, was started.
+    fn begin(&mut self, again: bool, words: Vec<String>) {
+        if again {
+            // What the keeper before knew of this boot is in the file that it left.
+            let file = self.settings.run.join("state.json");
+            let left = fs::read_to_string(&file)
+                .ok()
+                .and_then(|text| serde_json::from_str::<KeeperState>(&text).ok());
+            if let Some(left) = left {
+                self.reset = left.reset;
+                self.starts = left.starts;
+            }
+            self.say("the keeper was started again; the one before it ended without being asked to, or was");
+            self.remember(history::Event::new(Kind::Keeper, "the keeper ended and was started again"));
+        } else {
+            let Reset { reason, sentence } = self.reset.clone();
+            let name = reason.name();
+            self.say(&format!("boot {}: {name}: {sentence}", self.record.boot));
+            let detail =
+                json!({"reason": reason, "boot_status": self.feeder.state.as_ref().map(|s| s.boot_status)});
+            self.remember(history::Event::new(Kind::Boot, sentence).with(detail).saying(words));
+            self.write_record();
+        }
+        let settings = self.settings.remarks.clone();
+        let remarks = self.feeder.state.iter().flat_map(|state| state.remarks.clone());
+        for remark in settings.into_iter().chain(remarks).chain(self.feeder.trouble.clone()) {
+            self.say(&remark);
+        }
+        if let Some(state) = &self.feeder.state {
+            let line = format!(
+                "{} ({}) resets the board after {} s without food",
+                state.device, state.identity, state.accepted_s
+            );
+            self.say(&line);
+        }
+        if let (Some(reason), false) = (self.record.safe_mode.clone(), again) {
+            self.tell_safe_mode(&reason);
+        }
+        self.judge.set_hardware(self.feeder.there());
+        self.show();
+    }
+
+    /// Ends a daemon that a keeper before this one left behind: one that is there twice would answer twice.
+    fn adopt(&mut self) {
+        let Some(group) = self.settings.group.clone() else { return };
+        let end = Instant::now() + 2 * self.settings.limits.drain;
+        let killing = Instant::now() + self.settings.limits.drain;
+        let left = child::in_group(&group);
+        if left.is_empty() {
+            return;
+        }
+        self.say("ending the daemon that the keeper before this one has left");
+        for pid in left {
+            // One that is gone needs none.
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        while Instant::now() < end {
+            let left = child::in_group(&group);
+            if left.is_empty() {
+                return;
+            }
+            if Instant::now() >= killing {
+                for pid in left {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+            self.feeder.feed_if_due(true);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.say("a daemon of before cannot be ended");
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn turn(&mut self, signals: &SignalFd) -> Result<(), KeeperError> {
+        while !self.done {
+            self.wait(signals).map_err(without("poll"))?;
+            self.hear_signals(signals);
+            self.hear_daemon();
+            self.pass_on();
+            self.hear_end();
+            self.hear_questions();
+            while let Some(action) = self.judge.tick(self.now()) {
+                self.act(action);
+            }
+            if self.feeder.open_if_due() {
+                self.tell_watchdog();
+            }
+            self.feeder.feed_if_due(self.judge.feeds());
+            self.show();
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self, signals: &SignalFd) -> io::Result<()> {
+        let mut left = self.feeder.next();
+        if let Some(at) = self.judge.deadline() {
+            left = left.min(at.saturating_sub(self.now()));
+        }
+        if !self.waiting.is_empty() {
+            left = Duration::ZERO;
+        }
+        if !self.judge.feeds() {
+            left = left.max(Duration::from_millis(200));
+        }
+        let mut fds: Vec<PollFd<'_>> = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.notifications.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.asks.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.asks.waiting().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let log = self.daemon.as_ref().and_then(|daemon| daemon.log.as_ref());
+        if let Some(log) = log.filter(|_| self.waiting.len() < LINES_WAITING) {
+            fds.push(PollFd::new(log.as_fd(), PollFlags::POLLIN));
+        }
+        // Rounded up: a moment that is not over yet would be asked for again and again.
+        let millis = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
+        match poll(&mut fds, PollTimeout::from(if left.is_zero() { 0 } else { millis })) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn hear_signals(&mut self, signals: &SignalFd) {
+        while let Ok(Some(info)) = signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+            match signal {
+                Some(Signal::SIGTERM | Signal::SIGINT) => {
+                    self.say("told to end: the daemon ends first");
+                    if !matches!(self.judge.state(), State::GoingDown { .. }) {
+                        self.mark_intent("the system was asked to go down");
+                    }
+                    self.event(Event::Stop(Then::End));
+                }
+                Some(Signal::SIGHUP) => {
+                    if let Some(daemon) = &self.daemon {
+                        daemon.signal(Signal::SIGHUP);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn hear_daemon(&mut self) {
+        let pid = self.daemon.as_ref().map(Daemon::pid);
+        for said in self.notifications.read(pid) {
+            match said {
+                Said::Ready => {
+                    self.event(Event::Ready);
+                    if let Some(systemd) = &self.feeder.systemd {
+                        systemd.ready();
+                    }
+                }
+                Said::Progress => self.event(Event::Progress),
+                Said::Stopping => self.event(Event::Stopping),
+                Said::Healthy => self.healthy(),
+                Said::Status(status) => {
+                    if let Some(systemd) = &self.feeder.systemd {
+                        systemd.status(&status);
+                    }
+                }
+            }
+        }
+    }
+
+    fn healthy(&mut self) {
+        self.event(Event::Healthy);
+        self.ends.forgive();
+        // Health without models says nothing about them.
+        if self.record.safe_mode.is_none() && !self.record.healthy {
+            self.record.healthy = true;
+            self.record.bad_boots = 0;
+            self.write_record();
+        }
+    }
+
+    /// Reads the daemon's log and passes some of it on.
+    fn pass_on(&mut self) {
+        if self.waiting.len() < LINES_WAITING
+            && let Some(daemon) = &mut self.daemon
+        {
+            let mut buffer = [0; 4096];
+            if let Some(bytes) = daemon.read(&mut buffer) {
+                self.waiting.extend(self.words.take(bytes));
+            }
+        }
+        for _ in 0..LINES_A_TURN {
+            let Some(line) = self.waiting.pop_front() else { break };
+            self.write_line(&line);
+        }
+    }
+
+    fn hear_end(&mut self) {
+        let Some(end) = self.daemon.as_mut().and_then(Daemon::ended) else { return };
+        // What it said last is still in the pipe.
+        if let Some(mut daemon) = self.daemon.take() {
+            let mut buffer = [0; 4096];
+            for _ in 0..PIPE / buffer.len() {
+                let Some(bytes) = daemon.read(&mut buffer) else { break };
+                self.waiting.extend(self.words.take(bytes));
+            }
+            self.waiting.extend(self.words.finish());
+        }
+        let words = self.words.last();
+        let on_purpose = match self.judge.state() {
+            State::Draining { asked: Some(_), .. } => true,
+            State::Draining { asked: None, killed: false, .. } => end.code == Some(0),
+            _ => false,
+        };
+        if !on_purpose {
+            self.ended(end, words);
+        }
+        self.event(Event::Ended);
+        if let State::Waiting { until } = self.judge.state() {
+            let pause = until.saturating_sub(self.now()).as_secs_f64();
+            self.say(&format!("the daemon {}; it is started again in {pause:.1} s", end.sentence()));
+        }
+    }
+
+    /// The daemon ended and nobody had asked it to.
+    fn ended(&mut self, end: End, words: Vec<String>) {
+        let ran = self.now().saturating_sub(self.started);
+        let sentence = format!("the daemon {} after {:.1} s", end.sentence(), ran.as_secs_f64());
+        let detail = json!({"code": end.code, "signal": end.signal, "oom": end.oom, "start": self.starts});
+        self.remember(history::Event::new(Kind::DaemonEnd, sentence).with(detail).saying(words));
+        self.count_end();
+    }
+
+    fn count_end(&mut self) {
+        if let Some(reason) = self.ends.ended(self.now())
+            && self.record.safe_mode.is_none()
+        {
+            self.record.safe_mode = Some(reason.clone());
+            self.tell_safe_mode(&reason);
+            self.write_record();
+        }
+    }
+
+    fn tell_safe_mode(&mut self, reason: &str) {
+        self.say(&format!("safe mode: {reason}"));
+        let sentence = format!("safe mode begins: {reason}");
+        self.remember(history::Event::new(Kind::SafeMode, sentence).with(json!({"begins": true})));
+    }
+
+    fn tell_watchdog(&mut self) {
+        self.judge.set_hardware(self.feeder.there());
+        let line = match (&self.feeder.state, &self.feeder.trouble) {
+            (_, Some(trouble)) => trouble.clone(),
+            (Some(state), None) => {
+                let remarks: String = state.remarks.iter().map(|remark| format!("; {remark}")).collect();
+                format!("{} has come: {} s{remarks}", state.device, state.accepted_s)
+            }
+            (None, None) => return,
+        };
+        self.say(&line);
+    }
+
+    fn hear_questions(&mut self) {
+        let pid = self.daemon.as_ref().map(Daemon::pid);
+        for (question, connection) in self.asks.read(self.now(), pid) {
+            self.answer(question, connection);
+        }
+    }
+
+    fn answer(&mut self, question: Ask, connection: Connection) {
+        match question {
+            Ask::Reboot { why } => {
+                connection.answer(&Answer::Done);
+                self.reboot(&why);
+            }
+            Ask::LeaveSafeMode { why } => {
+                if self.record.safe_mode.take().is_none() {
+                    connection.answer(&refuse("the daemon does not run in safe mode"));
+                    return;
+                }
+                connection.answer(&Answer::Done);
+                self.record.bad_boots = 0;
+                self.write_record();
+                self.ends.forgive();
+                self.say(&format!("safe mode ends: {why}"));
+                let sentence = format!("safe mode ends: {why}");
+                self.remember(history::Event::new(Kind::SafeMode, sentence).with(json!({"begins": false})));
+                self.event(Event::Stop(Then::Restart));
+            }
+            Ask::FactoryReset { why } => match self.mark_factory_reset() {
+                Ok(()) => {
+                    connection.answer(&Answer::Done);
+                    self.reboot(&format!("factory reset: {why}"));
+                }
+                Err(error) => connection.answer(&refuse(&format!("nothing is forgotten: {error}"))),
+            },
+            Ask::Rebind { device, driver } => {
+                self.aside(connection, device, move |device| device.rebind(&driver));
+            }
+            Ask::Rescan { device } => self.aside(connection, device, |device| device.rescan()),
+            Ask::WatchdogTest { what } => self.test(what, connection),
+        }
+    }
+
+    /// Restarts the board, guarded by the watchdog.
+    fn reboot(&mut self, why: &str) {
+        self.say(&format!("restarting the board: {why}"));
+        self.remember(history::Event::new(Kind::Request, format!("restart of the board: {why}")));
+        self.mark_intent(why);
+        self.event(Event::Stop(Then::Reboot));
+    }
+
+    fn mark_factory_reset(&self) -> io::Result<()> {
+        match self.settings.data.as_ref().filter(|_| self.lasting) {
+            Some(data) => inferd_slots::replace(&data.join(FACTORY_RESET), b"1\n"),
+            None => Err(io::Error::other("nothing outlives a restart here")),
+        }
+    }
+
+    /// Does something to a device in a thread of its own: drivers may hang. One at a time.
+    fn aside(
+        &mut self,
+        connection: Connection,
+        device: String,
+        act: impl FnOnce(&Accelerator) -> Result<(), String> + Send + 'static,
+    ) {
+        if self.busy.swap(true, Ordering::SeqCst) {
+            connection.answer(&refuse("another device is being worked on"));
+            return;
+        }
+        let busy = Arc::clone(&self.busy);
+        let work = move || {
+            let outcome = Accelerator::named(Path::new("/sys"), &device).and_then(|device| act(&device));
+            busy.store(false, Ordering::SeqCst);
+            connection.answer(&outcome.map_or_else(|why| refuse(&why), |()| Answer::Done));
+        };
+        if let Err(error) = std::thread::Builder::new().name("device".into()).spawn(work) {
+            self.busy.store(false, Ordering::SeqCst);
+            self.say(&format!("a device cannot be worked on: {error}"));
+        }
+    }
+
+    fn test(&mut self, what: WatchdogTest, connection: Connection) {
+        if !self.settings.tests_allowed {
+            connection.answer(&refuse("watchdog tests are for images made with --dev"));
+            return;
+        }
+        if !self.feeder.there() && what != WatchdogTest::Panic {
+            connection.answer(&refuse("there is no watchdog"));
+            return;
+        }
+        let name = match what {
+            WatchdogTest::Hardware => "the hardware is fed no more",
+            WatchdogTest::Daemon => "the daemon is stopped",
+            WatchdogTest::Panic => "the kernel panics",
+        };
+        connection.answer(&Answer::Done);
+        self.say(&format!("watchdog test: {name}"));
+        self.remember(history::Event::new(Kind::Request, format!("watchdog test: {name}")));
+        self.history.flush(LAST_WORD);
+        match what {
+            WatchdogTest::Hardware => self.event(Event::LetGo),
+            WatchdogTest::Daemon => {
+                if let Some(daemon) = &self.daemon {
+                    daemon.signal(Signal::SIGSTOP);
+                }
+            }
+            WatchdogTest::Panic => {
+                if let Err(error) = self.settings.restart.panic() {
+                    self.say(&format!("the kernel does not panic: {error}"));
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        if let Some(action) = self.judge.event(self.now(), event) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start => self.start(),
+            Action::Terminate => self.send(Signal::SIGTERM),
+            Action::Kill => {
+                self.say("the daemon does not end; it is killed");
+                self.send(Signal::SIGKILL);
+            }
+            Action::KillHung(why) => {
+                self.say(&format!("{}; there is no watchdog, so it is killed", self.hang(why)));
+                self.send(Signal::SIGKILL);
+            }
+            Action::LetGo(why) => self.let_go(why),
+            Action::Reboot => {
+                self.flush(GOING_DOWN);
+                if let Err(error) = self.settings.restart.ask_init() {
+                    self.say(&format!("init cannot be asked to restart the board: {error}"));
+                }
+            }
+            Action::Force => {
+                self.say("the watchdog has not reset the board; it is restarted without it");
+                if let Err(error) = self.settings.restart.force() {
+                    self.say(&format!("the board cannot be restarted: {error}"));
+                }
+            }
+            Action::Exit => {
+                self.flush(GOING_DOWN);
+                self.say("ended");
+                self.done = true;
+            }
+        }
+    }
+
+    fn send(&self, signal: Signal) {
+        if let Some(daemon) = &self.daemon {
+            daemon.signal(signal);
+        }
+    }
+
+    fn start(&mut self) {
+        self.starts += 1;
+        self.started = self.now();
+        let mut arguments = self.settings.arguments.clone();
+        if let Some(reason) = &self.record.safe_mode {
+            arguments.extend(["--safe-mode".into(), reason.into()]);
+        }
+        let micros = self.settings.limits.progress.as_micros().to_string();
+        let recipe = Recipe {
+            program: self.settings.program.clone(),
+            arguments,
+            environment: vec![
+                ("NOTIFY_SOCKET", self.settings.run.join("notify").into()),
+                ("WATCHDOG_USEC", micros.into()),
+                (ask::SOCKET_VARIABLE, self.settings.run.join("ask").into()),
+            ],
+            user: self.settings.user,
+            group: self.settings.group.clone(),
+        };
+        // Before it starts: it reads why.
+        self.show();
+        match Daemon::start(&recipe) {
+            Ok(daemon) => self.daemon = Some(daemon),
+            Err(error) => {
+                let sentence = format!("the daemon cannot be started: {error}");
+                self.say(&sentence);
+                self.remember(history::Event::new(Kind::DaemonEnd, sentence));
+                self.count_end();
+                self.event(Event::Ended);
+            }
+        }
+    }
+
+    /// In words what hangs.
+    fn hang(&self, why: Hang) -> String {
+        let limits = self.settings.limits;
+        match why {
+            Hang::Start => format!("the daemon was not ready within {} s", limits.start.as_secs()),
+            Hang::Progress => format!("the daemon proved no progress for {} s", limits.progress.as_secs()),
+            Hang::Drain => format!("the daemon did not end within {} s", limits.drain.as_secs()),
+            Hang::GoingDown => format!("the system did not go down within {} s", limits.going_down.as_secs()),
+            Hang::Test => "a watchdog test".to_owned(),
+        }
+    }
+
+    /// Leaves word, then lets the hardware reset the board.
+    fn let_go(&mut self, why: Hang) {
+        let sentence = self.hang(why);
+        self.say(&format!("{sentence}; the watchdog is fed no more and resets the board"));
+        let detail = json!({"ran_ms": millis(self.now().saturating_sub(self.started)), "start": self.starts});
+        let words = self.words.so_far();
+        self.remember(history::Event::new(Kind::LetGo, sentence).with(detail).saying(words));
+        // A medium that hangs must not keep the board: the hardware has not been fed since.
+        if !self.history.flush(LAST_WORD) {
+            self.say("the last words could not be written");
+        }
+    }
+
+    fn remember(&self, event: history::Event) {
+        self.history.add(event);
+    }
+
+    fn mark_intent(&self, why: &str) {
+        let intent = Intent { boot_id: self.record.boot_id.clone(), why: why.to_owned() };
+        if let (Some(path), Ok(bytes)) =
+            (places(&self.settings).intent().filter(|_| self.lasting), serde_json::to_vec(&intent))
+        {
+            self.writer.put(&path, bytes);
+        }
+    }
+
+    fn write_record(&self) {
+        let path = places(&self.settings).boot_record().filter(|_| self.lasting);
+        if let (Some(path), Ok(bytes)) = (path, serde_json::to_vec(&self.record)) {
+            self.writer.put(&path, bytes);
+        }
+    }
+
+    /// Waits for evidence to be written, feeding meanwhile.
+    fn flush(&mut self, patience: Duration) {
+        let end = Instant::now() + patience;
+        let mut written = self.history.flush(Duration::from_millis(500));
+        while !written && self.lasting && Instant::now() < end {
+            self.feeder.feed_if_due(self.judge.feeds());
+            written = self.writer.flush(Duration::from_millis(500));
+        }
+        if !written && self.lasting {
+            self.say("not all evidence could be written");
+        }
+    }
+
+    /// Leaves in a file what the daemon reads, when it has changed.
+    fn show(&mut self) {
+        let mut remarks = self.settings.remarks.clone();
+        remarks.extend(self.feeder.trouble.clone());
+        remarks.extend(self.writer.written().trouble);
+        let state = KeeperState {
+            boot: self.record.boot,
+            reset: self.reset.clone(),
+            watchdog: self.feeder.state.clone(),
+            starts: self.starts,
+            unhealthy_boots: self.record.unhealthy_boots(),
+            safe_mode: self.record.safe_mode.clone(),
+            lasting: self.lasting,
+            remarks,
+        };
+        if self.shown.as_ref() == Some(&state) {
+            return;
+        }
+        let file = self.settings.run.join(Path::new(state::FILE).file_name().unwrap_or_default());
+        let bytes = serde_json::to_vec(&state).unwrap_or_default();
+        match inferd_slots::replace(&file, &bytes) {
+            Ok(()) => self.shown = Some(state),
+            Err(error) => tracing::warn!(%error, "the daemon is not told what the keeper knows"),
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.write_line(&format!("<4>keeper: {line}"));
+    }
+
+    fn write_line(&self, line: &str) {
+        // One that nobody can read is lost; there is nowhere else to say so.
+        let _ = match &self.log {
+            Some(kernel) => (&mut &*kernel).write_all(line.as_bytes()),
+            None => writeln!(io::stderr().lock(), "{line}"),
+        };
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl ResetReason {
+    /// Its name, as it stands in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Power => "power",
+            Self::Watchdog => "watchdog",
+            Self::Panic => "panic",
+            Self::Request => "request",
+            Self::Oom => "oom",
+            Self::Unknown => "unknown",
+        }
+    }
+}
