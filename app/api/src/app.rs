@@ -7,7 +7,8 @@ use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
 use inferd_tasks::imu::{ImuPlan, PlanError};
-use std::sync::{Arc, Weak};
+use inferd_watch::monitor::Monitor;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 use tokio::sync::{Semaphore, watch};
 
@@ -25,6 +26,8 @@ pub struct App {
     pub updates: Arc<ArcSwap<Updates>>,
     /// What the device writes down: log, telemetry, captured windows.
     pub records: Arc<Records>,
+    /// The resource monitor, once it runs.
+    pub monitor: Arc<OnceLock<Monitor>>,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -46,7 +49,8 @@ impl App {
     pub fn new(hosts: Arc<Hosts>, config: ApiConfig) -> Self {
         let updates = Arc::new(ArcSwap::from_pointee(Updates::Off));
         let records = Arc::new(Records::default());
-        let mut metrics = Metrics::new(&hosts, &config, updates.clone());
+        let monitor = Arc::new(OnceLock::new());
+        let mut metrics = Metrics::new(&hosts, &config, updates.clone(), monitor.clone());
         metrics.add(Box::new(records::Numbers(records.clone())));
         Self {
             metrics,
@@ -56,6 +60,7 @@ impl App {
             config,
             started: Instant::now(),
             updates,
+            monitor,
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),
             ending: watch::Sender::new(false),

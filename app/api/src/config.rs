@@ -75,6 +75,8 @@ pub struct Compat {
     pub strict_400: bool,
     /// Export Triton's `nv_inference_*` names too (they break the naming rules `promtool check metrics` knows).
     pub triton_metrics: bool,
+    /// Export the seed service's `edge_*` names of the resource monitor too.
+    pub metric_aliases: bool,
 }
 
 impl Default for ApiConfig {

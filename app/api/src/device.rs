@@ -1,40 +1,6 @@
-//! What the kernel tells about this device and this process. What it does not tell is absent: nothing is made up.
+//! What the kernel tells about this process. What it does not tell is absent: nothing is made up.
 
 use std::fs;
-use std::path::Path;
-
-/// One temperature sensor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Temperature {
-    /// The zone and what the kernel calls it: `thermal_zone0:cpu-thermal`.
-    pub sensor: String,
-    /// Degrees Celsius.
-    pub celsius: f64,
-}
-
-/// Every thermal zone that can be read, in the order of its number.
-#[must_use]
-pub fn temperatures() -> Vec<Temperature> {
-    zones(Path::new("/sys/class/thermal"))
-}
-
-fn zones(root: &Path) -> Vec<Temperature> {
-    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    let mut found: Vec<(u32, Temperature)> = entries
-        .flatten()
-        .filter_map(|e| {
-            let name = e.file_name().into_string().ok()?;
-            let number = name.strip_prefix("thermal_zone")?.parse().ok()?;
-            let text = |file: &str| fs::read_to_string(e.path().join(file)).ok();
-            let millidegrees: f64 = text("temp")?.trim().parse().ok()?;
-            let kind = text("type").unwrap_or_default();
-            let sensor = format!("{name}:{}", kind.trim());
-            Some((number, Temperature { sensor, celsius: millidegrees / 1000.0 }))
-        })
-        .collect();
-    found.sort_by_key(|(n, _)| *n);
-    found.into_iter().map(|(_, t)| t).collect()
-}
 
 /// The numbers every exporter has about its own process.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -119,25 +85,5 @@ mod tests {
         let p = process();
         assert!(p.resident_bytes.is_some_and(|b| b > 100_000));
         assert!(p.open_fds.is_some_and(|n| n >= 3));
-    }
-
-    #[test]
-    fn sensors_that_cannot_be_read_are_left_out() {
-        let root = std::env::temp_dir().join(format!("inferd-zones-{}", std::process::id()));
-        let zone = |n: &str, files: &[(&str, &str)]| {
-            let dir = root.join(n);
-            fs::create_dir_all(&dir).unwrap();
-            files.iter().for_each(|(f, text)| fs::write(dir.join(f), text).unwrap());
-        };
-        zone("thermal_zone10", &[("type", "gpu\n"), ("temp", "51250\n")]);
-        zone("thermal_zone0", &[("type", "cpu-thermal\n"), ("temp", "-5000\n")]);
-        zone("thermal_zone1", &[("type", "off\n")]);
-        zone("thermal_zone2", &[("type", "odd\n"), ("temp", "unknown\n")]);
-        zone("cooling_device0", &[("type", "fan\n"), ("temp", "1\n")]);
-        let found = zones(&root);
-        fs::remove_dir_all(&root).unwrap();
-        let t = |sensor: &str, celsius| Temperature { sensor: sensor.to_owned(), celsius };
-        assert_eq!(found, [t("thermal_zone0:cpu-thermal", -5.0), t("thermal_zone10:gpu", 51.25)]);
-        assert!(zones(Path::new("/nowhere")).is_empty());
     }
 }

@@ -10,6 +10,7 @@
 //! GET  /status /contract /metrics /openapi.json /docs /redoc
 //! *    /api/v1/...           updates: see `updates.rs`; what is written down: see `records.rs`
 //! GET  /commit-ready         may another updater confirm this boot?
+//! GET  /api/v1/monitoring/status /api/v1/alerts /api/v1/alerts/events /health/performance /alert_rules.yml   see `monitoring.rs`
 //! *    /v2/...               the Open Inference Protocol
 //! ```
 //!
@@ -33,6 +34,7 @@ pub mod http;
 mod infer;
 pub mod limits;
 mod metrics;
+mod monitoring;
 pub mod oip;
 mod outgoing;
 mod rate;

@@ -5,7 +5,9 @@ use crate::body::{self, BodyError, Upload};
 use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
-use crate::{App, Reply, Req, RequestId, Surface, docs, health, infer, oip, records, status, updates};
+use crate::{
+    App, Reply, Req, RequestId, Surface, docs, health, infer, monitoring, oip, records, status, updates,
+};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -22,6 +24,11 @@ pub(crate) enum Route {
     Livez,
     Readyz,
     Health,
+    Performance,
+    Monitoring,
+    Alerts,
+    AlertEvents,
+    AlertRules,
     Infer,
     Encode,
     Analysis,
@@ -98,6 +105,11 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/docs", Verb::Get, Need::Read, Route::Docs),
     ("/redoc", Verb::Get, Need::Read, Route::Redoc),
     ("/commit-ready", Verb::Get, Need::Read, Route::CommitReady),
+    ("/health/performance", Verb::Get, Need::Read, Route::Performance),
+    ("/api/v1/monitoring/status", Verb::Get, Need::Read, Route::Monitoring),
+    ("/api/v1/alerts", Verb::Get, Need::Read, Route::Alerts),
+    ("/api/v1/alerts/events", Verb::Get, Need::Read, Route::AlertEvents),
+    ("/alert_rules.yml", Verb::Get, Need::Read, Route::AlertRules),
     ("/api/v1/slots", Verb::Get, Need::Read, Route::Slots),
     ("/api/v1/bundle", Verb::Get, Need::Read, Route::Bundle),
     ("/api/v1/bundle", Verb::Put, Need::Administer, Route::Push),
@@ -338,6 +350,11 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Livez => health::livez(app),
         Route::Readyz => health::readyz(app),
         Route::Health => health::health(app),
+        Route::Performance => monitoring::performance(app),
+        Route::Monitoring => monitoring::status(app),
+        Route::Alerts => monitoring::alerts(app),
+        Route::AlertEvents => monitoring::events(app, req),
+        Route::AlertRules => monitoring::rules(),
         Route::Status => status::status(app),
         Route::Contract => status::contract(app),
         Route::Test => status::test(app).await,

@@ -91,16 +91,10 @@ pub(crate) fn status(app: &App) -> Reply {
     );
     set("connections", json!(app.metrics.connections.get()));
     set("body_bytes_held", json!(app.bodies.bytes()));
-    let temperatures = crate::device::temperatures();
-    set(
-        "temperatures",
-        json!(
-            temperatures
-                .iter()
-                .map(|t| json!({ "sensor": t.sensor, "celsius": t.celsius }))
-                .collect::<Vec<_>>()
-        ),
-    );
+    let view = app.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
+    set("temperatures", json!(view.sample.as_ref().map_or(&[][..], |s| &s.temperatures)));
+    set("alerts", json!(view.active));
+    set("shed", json!(view.shed));
     let default = model.as_ref().map(|m| m.manifest().name.to_string());
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
     set("models", json!(models));

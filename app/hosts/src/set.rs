@@ -17,7 +17,7 @@ use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -68,6 +68,8 @@ pub struct Hosts {
     origins: Mutex<BTreeMap<String, Origin>>,
     /// Loads that are announced and not over.
     announced: Arc<AtomicUsize>,
+    /// Whether optional work is shed.
+    shedding: Arc<AtomicBool>,
 }
 
 /// Most load failures that are remembered.
@@ -99,6 +101,7 @@ impl Hosts {
             errors: Mutex::default(),
             origins: Mutex::default(),
             announced: Arc::default(),
+            shedding: Arc::default(),
         })
     }
 
@@ -112,6 +115,17 @@ impl Hosts {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<HostEvent> {
         self.house.events.subscribe()
+    }
+
+    /// Sheds optional work, or lets it go on: while it is shed no shadow gets a copy of a request. Inference is never shed.
+    pub fn shed(&self, optional: bool) {
+        self.shedding.store(optional, Relaxed);
+    }
+
+    /// Whether optional work is shed now: other rooms that work beside inference look here before each piece.
+    #[must_use]
+    pub fn is_shedding(&self) -> bool {
+        self.shedding.load(Relaxed)
     }
 
     /// The model of this name, if one is (or is being) served.
@@ -328,7 +342,7 @@ impl Hosts {
         let Some(primary) = models.get(&name) else {
             return Err((ShadowError::NotServed { name }, candidate));
         };
-        Shadow::start(primary, candidate, policy)
+        Shadow::start(primary, candidate, policy, self.shedding.clone())
     }
 
     fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {

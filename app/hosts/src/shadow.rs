@@ -57,7 +57,7 @@ pub enum ShadowError {
 /// What a shadow has shown so far.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct ShadowReport {
-    /// Answers the primary gave meanwhile: the sum of the next four and of what waits.
+    /// Answers the primary gave meanwhile: the sum of the next five and of what waits.
     pub seen: u64,
     /// Requests the candidate answered too; all figures below are about these.
     pub mirrored: u64,
@@ -67,6 +67,8 @@ pub struct ShadowReport {
     pub dropped: u64,
     /// Answers left out by the policy.
     pub left_out: u64,
+    /// Answers of which no copy was taken because optional work was shed ([`crate::Hosts::shed`]).
+    pub shed: u64,
     /// Why the candidate failed last.
     pub last_failure: Option<String>,
     /// Why the candidate's host ended, if it has.
@@ -120,6 +122,9 @@ pub(crate) struct Mirror {
     seen: AtomicU64,
     dropped: AtomicU64,
     left_out: AtomicU64,
+    /// Whether optional work is shed now, of the whole set of hosts.
+    shedding: Arc<AtomicBool>,
+    shed: AtomicU64,
     free: Mutex<Vec<Copied>>,
     queue: mpsc::Sender<Copied>,
     stop: Notify,
@@ -150,6 +155,10 @@ impl Mirror {
             return;
         }
         let number = self.seen.fetch_add(1, Relaxed);
+        if self.shedding.load(Relaxed) {
+            self.shed.fetch_add(1, Relaxed);
+            return;
+        }
         let one_in = |n: u32| n != 0 && number.is_multiple_of(n.into());
         let busy = host.ring().waiting() > 0;
         if !one_in(self.policy.every.max(1)) || (busy && !one_in(self.policy.busy_every)) {
@@ -194,6 +203,7 @@ impl Mirror {
             failed: t.failed,
             dropped: self.dropped.load(Relaxed),
             left_out: self.left_out.load(Relaxed),
+            shed: self.shed.load(Relaxed),
             last_failure: t.last_failure.clone(),
             ended: self.candidate.has_ended().map(|e| e.reason),
             min_cosine: t.min_cosine,
@@ -287,6 +297,7 @@ impl Shadow {
         primary: &Arc<Served>,
         candidate: Candidate,
         policy: ShadowPolicy,
+        shedding: Arc<AtomicBool>,
     ) -> Result<Self, (ShadowError, Candidate)> {
         let (ours, theirs) = (primary.manifest(), candidate.manifest().clone());
         let same = |a: &[TensorSpec], b: &[TensorSpec]| {
@@ -310,6 +321,8 @@ impl Shadow {
             seen: AtomicU64::default(),
             dropped: AtomicU64::default(),
             left_out: AtomicU64::default(),
+            shedding,
+            shed: AtomicU64::default(),
             free: Mutex::new((0..places).map(|_| Copied::new(&ours)).collect()),
             queue,
             stop: Notify::new(),

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         a_shadow_agrees_with_an_equal_and_differs_from_another,
         a_shadow_sees_what_the_client_sent,
         a_stopped_shadow_delays_nothing_and_its_copies_are_dropped,
+        a_shadow_rests_while_optional_work_is_shed_and_goes_on_after_it,
         a_killed_shadow_is_reported_and_the_primary_goes_on,
         a_shadow_out_of_memory_is_refused_as_that,
         a_shadow_that_answers_no_numbers_is_counted,
@@ -513,7 +514,7 @@ fn shadow(hosts: &Hosts, candidate: Candidate) -> inferd_hosts::Shadow {
 async fn settled(shadow: &inferd_hosts::Shadow) -> inferd_hosts::ShadowReport {
     loop {
         let r = shadow.report();
-        if r.mirrored + r.failed + r.dropped + r.left_out == r.seen {
+        if r.mirrored + r.failed + r.dropped + r.left_out + r.shed == r.seen {
             return r;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -605,6 +606,25 @@ async fn a_stopped_shadow_delays_nothing_and_its_copies_are_dropped() {
     assert!(e.to_string().contains("deadline"), "{e}");
     let s = served.snapshot();
     assert!(s.failures.iter().all(|(_, n)| *n == 0) && s.ends.iter().all(|(_, n)| *n == 0), "{s:?}");
+    hosts.shutdown().await;
+}
+
+async fn a_shadow_rests_while_optional_work_is_shed_and_goes_on_after_it() {
+    let (hosts, served) = primary().await;
+    let shadow = shadow(&hosts, hosts.prepare(edition("m", 3)).await.unwrap());
+    hosts.shed(true);
+    for _ in 0..50 {
+        version(&served, [1.0; 4]).await;
+    }
+    let report = settled(&shadow).await;
+    assert_eq!((report.seen, report.shed, report.mirrored, report.dropped), (50, 50, 0, 0), "{report:?}");
+    assert_eq!(served.snapshot().success, 50, "inference is never shed");
+    hosts.shed(false);
+    while settled(&shadow).await.mirrored == 0 {
+        version(&served, [1.0; 4]).await;
+    }
+    assert_eq!(shadow.report().shed, 50);
+    assert!(served.snapshot().failures.iter().all(|(_, n)| *n == 0));
     hosts.shutdown().await;
 }
 

@@ -14,6 +14,7 @@ use layers::{Source, env_name};
 use inferd_api::{Key, Role, digest_from_hex, limits};
 use inferd_model::ModelName;
 use inferd_watch::keeper::judge::Limits;
+use inferd_watch::{alerts::Severity, monitor::Thresholds};
 use layers::{FileLayer, Reader};
 use sha2::{Digest, Sha256};
 use std::{
@@ -44,6 +45,10 @@ pub struct Config {
     pub hosts: Hosts,
     /// `[updates]`
     pub updates: Updates,
+    /// `[monitor]`
+    pub monitor: Monitor,
+    /// `[wear]`: bytes a day that may be written to the data directory's medium; 0 is no limit.
+    pub daily_write: u64,
     /// `[security]`
     pub security: Security,
     /// `[watchdog]`
@@ -87,6 +92,7 @@ pub struct Compat {
     pub lenient_numbers: bool,
     pub strict_400: bool,
     pub triton_metrics: bool,
+    pub metric_aliases: bool,
 }
 
 /// What is served.
@@ -157,6 +163,19 @@ pub struct Hawkbit {
     pub gateway_token: Option<String>,
     /// Agree to updates that somebody is to agree to.
     pub confirm: bool,
+}
+
+/// The resource monitor.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Monitor {
+    pub interval: Duration,
+    pub consecutive: u32,
+    pub thresholds: Thresholds,
+    /// `None`: optional work is never shed.
+    pub shed_at: Option<Severity>,
+    /// `None`: the running kernel's own files.
+    pub root: Option<PathBuf>,
 }
 
 /// Where an image says which board it is for.
@@ -452,6 +471,11 @@ impl Config {
                     false,
                     "Export Triton's nv_inference_* metrics too.",
                 ),
+                metric_aliases: r.boolean(
+                    "compat.metric_aliases",
+                    false,
+                    "Export the seed service's edge_* names of the resource monitor too.",
+                ),
             },
             models: Models {
                 dirs: r.list(
@@ -492,6 +516,13 @@ impl Config {
                 )),
             },
             updates: Updates::read(r),
+            monitor: Monitor::read(r),
+            daily_write: r.integer(
+                "wear.daily_write_mib",
+                inferd_watch::wear::DAILY_BUDGET >> 20,
+                0..=1_048_576,
+                "MiB that may be written to the data partition in 24 h of running; beyond it an alert is raised and optional writes are refused. 0 is no limit.",
+            ) << 20,
             security: Security::read(r),
             watchdog: Watchdog::read(r),
             logging: Logging {
@@ -764,6 +795,85 @@ impl Updates {
             ),
             hawkbit: Hawkbit::read(r),
         }
+    }
+}
+
+impl Monitor {
+    fn read(r: &mut Reader) -> Self {
+        let count = |n: u64| u32::try_from(n).expect("the ranges end below 2^32");
+        let interval = Duration::from_secs(r.integer(
+            "monitor.interval_s",
+            10,
+            1..=3600,
+            "Seconds between readings of processors, memory, disk and sensors.",
+        ));
+        let consecutive = count(r.integer(
+            "monitor.consecutive",
+            5,
+            1..=1000,
+            "Readings in a row that raise an alert, and that clear it.",
+        ));
+        let mut limit = |key, default: f64, meaning| {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // whole and small
+            let default = default as u64;
+            f64::from(count(r.integer(key, default, 0..=100, meaning)))
+        };
+        let d = Thresholds::default();
+        let thresholds = Thresholds {
+            cpu: limit("monitor.cpu_percent", d.cpu, "Busier processors are a warning."),
+            cpu_critical: limit("monitor.cpu_critical_percent", d.cpu_critical, "Busier ones are critical."),
+            memory: limit("monitor.memory_percent", d.memory, "More memory in use is a warning."),
+            memory_critical: limit(
+                "monitor.memory_critical_percent",
+                d.memory_critical,
+                "More memory in use is critical.",
+            ),
+            memory_pressure: limit(
+                "monitor.memory_pressure_percent",
+                d.memory_pressure,
+                "Work that stands still for want of memory for a larger part of 10 s is a warning.",
+            ),
+            memory_pressure_critical: limit(
+                "monitor.memory_pressure_critical_percent",
+                d.memory_pressure_critical,
+                "For a larger part it is critical.",
+            ),
+            io_pressure: limit(
+                "monitor.io_pressure_percent",
+                d.io_pressure,
+                "Work that stands still for want of a disk for a larger part of 10 s is a warning.",
+            ),
+            disk: limit("monitor.disk_percent", d.disk, "A fuller data partition is a warning; inodes too."),
+            disk_critical: limit(
+                "monitor.disk_critical_percent",
+                d.disk_critical,
+                "A fuller data partition is critical; inodes too.",
+            ),
+            temperature_celsius: limit(
+                "monitor.temperature_c",
+                d.temperature_celsius,
+                "A hotter sensor or accelerator, in degrees Celsius, is a warning.",
+            ),
+            pool_efficiency: limit(
+                "monitor.pool_efficiency_percent",
+                d.pool_efficiency,
+                "Fewer requests that find a free slot are a warning.",
+            ),
+        };
+        let shed_at = r.choice(
+            "monitor.shed_at",
+            Some(Severity::Critical),
+            &[("critical", Some(Severity::Critical)), ("warning", Some(Severity::Warning)), ("off", None)],
+            "How bad an alert about processors, memory, pressure or heat must be for optional work to pause: the shadow of live requests, the verification of slots.",
+        );
+        let root = r.text(
+            "monitor.root",
+            "",
+            "an absolute path",
+            "Directory whose proc and sys are read in place of the running kernel's: for tests, and for containers that see the host's there.",
+            |s| s.starts_with('/').then(|| PathBuf::from(s)),
+        );
+        Self { interval, consecutive, thresholds, shed_at, root }
     }
 }
 

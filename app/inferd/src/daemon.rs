@@ -17,6 +17,10 @@ use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Up
 use inferd_hosts::{Announced, BreakerRules, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::Updater;
+use inferd_watch::{
+    monitor::{Monitor, Rooms, Roots, Service, Settings as MonitorSettings},
+    shed::Level,
+};
 use std::{
     future::Future,
     net::SocketAddr,
@@ -83,6 +87,7 @@ pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), Daem
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
         app.updates.store(Arc::new(Updates::Starting));
         app.records.control_log(Box::new(levels));
+        monitor(&app, config);
         let life = Life { app: Arc::clone(&app), hosts: Arc::clone(&hosts), config: config.clone(), started };
         let loading = tokio::spawn(life.load_and_reload(signals.reload, first));
         info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");
@@ -179,6 +184,7 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
             lenient_numbers: compat.lenient_numbers,
             strict_400: compat.strict_400,
             triton_metrics: compat.triton_metrics,
+            metric_aliases: compat.metric_aliases,
         },
         docs: server.docs_enabled,
         log_level: logging.level.to_string().to_ascii_lowercase(),
@@ -186,6 +192,43 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
         expected_config_hash: expected_sha256.clone(),
         config_warnings: loaded.notes.clone(),
     }
+}
+
+/// Starts the resource monitor; without a thread for it everything else goes on.
+fn monitor(app: &Arc<App>, config: &Config) {
+    let settings = MonitorSettings {
+        interval: config.monitor.interval,
+        consecutive: config.monitor.consecutive,
+        thresholds: config.monitor.thresholds,
+        shed_at: config.monitor.shed_at,
+        roots: config.monitor.root.as_deref().map(Roots::below).unwrap_or_default(),
+        data: config.updates.data_dir.clone(),
+        daily_write: config.daily_write,
+        ..MonitorSettings::default()
+    };
+    let hosts = Arc::clone(&app.hosts);
+    let service = move || {
+        let numbers = hosts.list().into_iter().map(|model| model.snapshot());
+        let (pool_hits, pool_misses) =
+            numbers.fold((0, 0), |(hits, misses), n| (hits + n.pool_hits, misses + n.pool_misses));
+        Service { pool_hits, pool_misses, breaker_open: None }
+    };
+    let rooms = Rooms { service: Box::new(service), ..Rooms::default() };
+    let monitor = match Monitor::start(settings, rooms) {
+        Ok(monitor) => monitor,
+        Err(why) => return error!("the resources are not watched: there is no thread for it: {why}"),
+    };
+    let (mut level, hosts) = (monitor.shed().subscribe(), Arc::clone(&app.hosts));
+    tokio::spawn(async move {
+        loop {
+            hosts.shed(*level.borrow_and_update() != Level::None);
+            if level.changed().await.is_err() {
+                break;
+            }
+        }
+    });
+    // It is set once, here.
+    let _ = app.monitor.set(monitor);
 }
 
 /// The updater, once it is there.

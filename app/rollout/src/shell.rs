@@ -54,6 +54,10 @@ struct Open {
     before: BTreeMap<String, Observation>,
     /// When the phase began.
     since: Duration,
+    /// When its shadow was looked at last.
+    looked: Duration,
+    /// How long its shadow had to rest because optional work was shed.
+    rested: Duration,
     /// How long it was on probation.
     watched: Duration,
     /// Its golden vectors were run once more at the end of probation.
@@ -192,6 +196,8 @@ impl Shell {
             shadows: Vec::new(),
             before: BTreeMap::new(),
             since: self.now(),
+            looked: self.now(),
+            rested: Duration::ZERO,
             watched: Duration::ZERO,
             rechecked: false,
             found_at: None,
@@ -353,8 +359,10 @@ impl Shell {
     /// Sets the candidates beside the models they would replace. Those that replace nothing, or something of another shape, are
     /// not compared; when that is all of them, the comparison is over.
     fn mirror(&mut self) -> Option<Event> {
+        let now = self.now();
         let open = self.open.as_mut()?;
         open.gate = Gate::Shadow;
+        open.looked = now;
         for candidate in std::mem::take(&mut open.candidates) {
             let name = candidate.name();
             match self.core.hosts.start_shadow(candidate, ShadowPolicy::default()) {
@@ -385,8 +393,13 @@ impl Shell {
         let now = self.now();
         let open = self.open.as_mut()?;
         let policy = open.policy.shadow.clone()?;
-        let over =
-            now.saturating_sub(open.since) >= Duration::from_secs(open.policy.probation.seconds.into());
+        let limit = Duration::from_secs(open.policy.probation.seconds.into());
+        let last = std::mem::replace(&mut open.looked, now);
+        if self.core.hosts.is_shedding() {
+            // It waits for its requests, but only as long again as it may last: an update may be what ends the load.
+            open.rested = (open.rested + now.saturating_sub(last)).min(limit);
+        }
+        let over = now.saturating_sub(open.since) >= limit + open.rested;
         let mut reports = serde_json::Map::new();
         let mut more = false;
         for (name, shadow) in &open.shadows {
@@ -870,10 +883,13 @@ impl Shell {
 
     // ------------------------------------------------------------------------------------------------ the background
 
-    /// Verifies a little more of the active slot, when nothing else is going on.
+    /// Verifies a little more of the active slot, when nothing else is going on and no optional work is shed.
     async fn scrub(&mut self) {
         if *lock(&self.core.busy) != Occupied::Free {
             return;
+        }
+        if self.core.hosts.is_shedding() {
+            return self.core.publish(|s| s.scrub.rested += 1);
         }
         let Some(active) = self.core.store.state().active else { return };
         let mut scrub = match std::mem::replace(&mut self.scrub, Scrubbing::Fresh) {

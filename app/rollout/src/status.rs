@@ -197,6 +197,8 @@ pub struct Scrub {
     pub rounds: u64,
     /// Damage found since this start.
     pub damages: u64,
+    /// Steps that were put off because optional work was shed.
+    pub rested: u64,
 }
 
 /// Counted since this start.

@@ -45,6 +45,8 @@ fn main() -> ExitCode {
         a_model_that_ends_its_host_is_taken_back,
         a_shadow_keeps_out_what_differs_on_live_requests,
         a_shadow_lets_in_what_agrees,
+        a_shadow_waits_while_optional_work_is_shed_but_only_as_long_again,
+        the_background_verification_rests_while_optional_work_is_shed,
         a_first_bundle_that_fails_leaves_the_images_own_models,
         an_interrupted_upload_goes_on_where_it_was,
         an_upload_that_is_continued_in_the_middle_goes_on_there,
@@ -483,6 +485,47 @@ async fn a_shadow_lets_in_what_agrees() {
     assert!(compared.evidence["models"]["m"]["mirrored"].as_u64().unwrap() >= 40, "{compared:?}");
     device.pass().await;
     assert_eq!(device.status().serving.version, Some(2));
+    device.shut_down().await;
+}
+
+async fn a_shadow_waits_while_optional_work_is_shed_but_only_as_long_again() {
+    for again in [true, false] {
+        let device = committed().await;
+        let limit = u64::from(spec(2, vec![]).policy.probation.seconds);
+        device.hosts.shed(true);
+        let accepted = device.push(&shadowed(GOOD, SHADOW)).await.unwrap();
+        device.until(|s| s.trial.as_ref().is_some_and(|t| t.phase == TrialPhase::Shadow)).await;
+        traffic(&device, 100).await;
+        device.clock.forward(limit);
+        device.until(|s| s.trial.as_ref().is_some_and(|t| t.elapsed_ms >= limit * 1000)).await;
+        let phase = device.status().trial.as_ref().map(|t| t.phase);
+        assert_eq!(phase, Some(TrialPhase::Shadow), "nothing was compared yet, and it is not over");
+        let compared = |s: &inferd_rollout::Status| {
+            s.verdicts.iter().find(|v| v.number > accepted.verdict && v.gate == Gate::Shadow).map(code)
+        };
+        if again {
+            device.hosts.shed(false);
+            while compared(&device.status()).is_none() {
+                traffic(&device, 1).await;
+            }
+            assert_eq!(compared(&device.status()).unwrap(), "shadow pass ok");
+        } else {
+            device.clock.forward(limit);
+            device.until(|s| compared(s).is_some()).await;
+            assert_eq!(compared(&device.status()).unwrap(), "shadow pass shadow-thin");
+        }
+        device.shut_down().await;
+    }
+}
+
+async fn the_background_verification_rests_while_optional_work_is_shed() {
+    let device = device_with(|_, config| config.scrub_bytes_per_s = 1 << 30).await;
+    device.hosts.shed(true);
+    device.commit(&release(&good(1))).await;
+    device.until(|s| s.scrub.rested >= 2).await;
+    assert_eq!((device.status().scrub.done, device.status().scrub.rounds), (0, 0));
+    device.hosts.shed(false);
+    device.until(|s| s.scrub.rounds >= 1).await;
     device.shut_down().await;
 }
 

@@ -1,13 +1,14 @@
-//! Numbers read at the moment `/metrics` is asked: models and their hosts, this process, the device.
+//! Numbers read at the moment `/metrics` is asked: models and their hosts, this process; temperatures of the monitor's newest reading.
 
 use crate::{ApiConfig, device, health};
 use inferd_hosts::{Hosts, Served, Snapshot};
 use inferd_model::Manifest;
+use inferd_watch::monitor::{Monitor, Temperature};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
@@ -20,6 +21,7 @@ pub(crate) struct Live {
     expected_config_hash: Option<String>,
     motifs_without_head: usize,
     triton: bool,
+    monitor: Arc<OnceLock<Monitor>>,
     started: f64,
 }
 
@@ -30,7 +32,7 @@ impl fmt::Debug for Live {
 }
 
 impl Live {
-    pub(crate) fn new(hosts: Arc<Hosts>, config: &ApiConfig) -> Self {
+    pub(crate) fn new(hosts: Arc<Hosts>, config: &ApiConfig, monitor: Arc<OnceLock<Monitor>>) -> Self {
         Self {
             hosts,
             default_model: config.default_model.clone(),
@@ -38,6 +40,7 @@ impl Live {
             expected_config_hash: config.expected_config_hash.clone(),
             motifs_without_head: config.motifs_without_head,
             triton: config.compat.triton_metrics,
+            monitor,
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
     }
@@ -82,7 +85,9 @@ impl Collector for Live {
         }
         let errors = self.hosts.load_errors().len();
         out.gauge("inferd_model_load_errors", "Models that could not be loaded", [(vec![], float(errors))])?;
-        machine(&mut out, &models)
+        let view = self.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
+        let temperatures = view.sample.as_ref().map_or(&[][..], |s| &s.temperatures);
+        machine(&mut out, &models, temperatures)
     }
 }
 
@@ -381,8 +386,7 @@ impl Seen {
 }
 
 /// The device and this process. What the kernel does not tell has no sample.
-fn machine(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
-    let temperatures = device::temperatures();
+fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperature]) -> fmt::Result {
     out.gauge(
         "inferd_temperature_celsius",
         "Temperature of a thermal zone",

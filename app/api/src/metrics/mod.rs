@@ -8,12 +8,14 @@
 
 mod exposition;
 pub(crate) mod live;
+mod monitor;
 mod updates;
 
 use crate::{ApiConfig, Reply, Req, Updates};
 use arc_swap::ArcSwap;
 use hyper::{Method, StatusCode};
 use inferd_hosts::Hosts;
+use inferd_watch::monitor::Monitor;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -23,7 +25,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::HashMap;
 use std::fmt::{self, Write};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 /// The seed's buckets of `hailo_inference_duration_seconds`.
@@ -152,7 +154,12 @@ struct PerModel {
 impl Metrics {
     /// Counters for these models.
     #[must_use]
-    pub fn new(hosts: &Arc<Hosts>, config: &ApiConfig, updates: Arc<ArcSwap<Updates>>) -> Self {
+    pub fn new(
+        hosts: &Arc<Hosts>,
+        config: &ApiConfig,
+        updates: Arc<ArcSwap<Updates>>,
+        monitor: Arc<OnceLock<Monitor>>,
+    ) -> Self {
         let stage: Histograms<Stage> = Family::new_with_constructor(|| Histogram::new(STAGE_BUCKETS));
         let (receive, parse, serialize) = (stage.clone(), new_stage(), new_stage());
         let of = |family: &Histograms<Stage>, surface| family.get_or_create_owned(&Stage { surface });
@@ -246,8 +253,10 @@ impl Metrics {
             "Connections closed because the head of a request did not come in time",
             m.slow_heads.clone(),
         );
-        r.register_collector(Box::new(live::Live::new(hosts.clone(), config)));
+        r.register_collector(Box::new(live::Live::new(hosts.clone(), config, monitor.clone())));
         r.register_collector(Box::new(updates::Rollout(updates)));
+        let aliases = config.compat.metric_aliases;
+        r.register_collector(Box::new(monitor::Resources { monitor, aliases }));
         for status in ["healthy", "unhealthy"] {
             let _ = m.health_checks.get_or_create(&Check { status });
         }

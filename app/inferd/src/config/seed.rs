@@ -8,6 +8,8 @@
 //! | `WORKERS` | `hosts.workers` |
 //! | `BACKEND_TIMEOUT_MS` | `inference.timeout_ms` |
 //! | `NUM_MOTIFS` | `inference.motifs_without_head` |
+//! | `RESOURCE_MONITOR_INTERVAL` | `monitor.interval_s`, in whole seconds, rounded up |
+//! | `HIGH_CPU_THRESHOLD`, `HIGH_MEMORY_THRESHOLD` | `monitor.cpu_percent`, `monitor.memory_percent`, whole, rounded down |
 //! | `HEF_PATH` | `models.dirs` when it names a model directory, otherwise reported |
 //! | `INFER_MODE` | `stub` is refused: this program never makes answers up; other values change nothing |
 //! | `MAX_BATCH_SIZE`, `BATCH_SIZE` | reported when they ask for something else than the daemon does |
@@ -56,6 +58,15 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
             out.settings.insert(key, (value.to_owned(), name.into()));
         }
     }
+    for (name, key, up) in [
+        ("RESOURCE_MONITOR_INTERVAL", "monitor.interval_s", true),
+        ("HIGH_CPU_THRESHOLD", "monitor.cpu_percent", false),
+        ("HIGH_MEMORY_THRESHOLD", "monitor.memory_percent", false),
+    ] {
+        if let Some(value) = get(name) {
+            out.settings.insert(key, (whole(value, up), name.into()));
+        }
+    }
     if let Some(path) = get("HEF_PATH") {
         if Path::new(path).join(inferd_model::MANIFEST_FILE).is_file() {
             out.settings.insert("models.dirs", (path.to_owned(), "HEF_PATH".into()));
@@ -97,6 +108,19 @@ pub fn translate(environment: &BTreeMap<String, String>) -> Translated {
         }
     }
     out
+}
+
+/// A number without its fraction; what is no number stays as it is, for the setting to refuse.
+fn whole(text: &str, up: bool) -> String {
+    match text.split_once('.') {
+        Some((number, fraction)) if fraction.bytes().all(|b| b.is_ascii_digit()) => {
+            let more = up && fraction.bytes().any(|b| b != b'0');
+            number
+                .parse::<u64>()
+                .map_or_else(|_| text.to_owned(), |n| n.saturating_add(more.into()).to_string())
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// The first of these variables that is set.
