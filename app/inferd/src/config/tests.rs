@@ -180,6 +180,10 @@ fn the_old_names_mean_what_they_meant() {
         (&[("WORKERS", "2")], "hosts.workers", "2"),
         (&[("BACKEND_TIMEOUT_MS", "150")], "inference.timeout_ms", "150"),
         (&[("NUM_MOTIFS", "8")], "inference.motifs_without_head", "8"),
+        (&[("RESOURCE_MONITOR_INTERVAL", "10.0")], "monitor.interval_s", "10"),
+        (&[("RESOURCE_MONITOR_INTERVAL", "0.5")], "monitor.interval_s", "1"),
+        (&[("HIGH_CPU_THRESHOLD", "80.0")], "monitor.cpu_percent", "80"),
+        (&[("HIGH_MEMORY_THRESHOLD", "85.5")], "monitor.memory_percent", "85"),
         // An empty variable is how compose files say "not set".
         (&[("SIDECAR_PORT", ""), ("LOG_LEVEL", "")], "server.listen", "[\"0.0.0.0:9000\"]"),
     ];
