@@ -97,13 +97,13 @@ def freeze(pid):
 class Native:
     """A daemon on this machine: its base URL, process and log."""
 
-    def __init__(self, folder, *, models=(DEFAULT_MODEL,), config="", env=None, arguments=()):
+    def __init__(self, folder, *, models=(DEFAULT_MODEL,), config="", env=None, arguments=(), listen="127.0.0.1"):
         self.port = qemu.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"inferd-{self.port}.log"
         file = folder / f"inferd-{self.port}.toml"
         file.write_text(config)
-        command = [inferd_program(), "--config", file, "--listen", f"127.0.0.1:{self.port}", *arguments]
+        command = [inferd_program(), "--config", file, "--listen", f"{listen}:{self.port}", *arguments]
         for model in models:
             command += ["--models", model]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("INFERD_")}

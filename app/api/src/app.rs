@@ -7,7 +7,9 @@ use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
 use inferd_tasks::imu::{ImuPlan, PlanError};
+use inferd_tls::Identity;
 use inferd_watch::monitor::Monitor;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 use tokio::sync::{Semaphore, watch};
@@ -28,6 +30,8 @@ pub struct App {
     pub records: Arc<Records>,
     /// The resource monitor, once it runs.
     pub monitor: Arc<OnceLock<Monitor>>,
+    /// TLS: what it is spoken with, now.
+    pub tls: ArcSwap<Tls>,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -41,6 +45,19 @@ pub struct App {
     /// How windows of each loaded model are read; few, and dropped with the last request of a
     /// model that was replaced.
     plans: ArcSwap<Vec<(Weak<Manifest>, Arc<ImuPlan>)>>,
+}
+
+/// TLS as it stands.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Certificate and key; `None`: no TLS.
+    pub identity: Option<Identity>,
+    /// Where it is spoken.
+    pub listen: Vec<SocketAddr>,
+    /// The device made the certificate itself.
+    pub self_signed: bool,
+    /// Why there is none, or why the one before is still in use.
+    pub error: Option<String>,
 }
 
 impl App {
@@ -61,6 +78,7 @@ impl App {
             started: Instant::now(),
             updates,
             monitor,
+            tls: ArcSwap::default(),
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),
             ending: watch::Sender::new(false),

@@ -16,6 +16,8 @@ pub struct ApiConfig {
     pub bodies_total: usize,
     /// Connections held at once.
     pub max_connections: usize,
+    /// Connections of one client address held at once, loopback excepted.
+    pub max_connections_per_client: usize,
     /// Time for a request's head.
     pub head_time: Duration,
     /// Time for a request's body.
@@ -87,6 +89,7 @@ impl Default for ApiConfig {
             body_limit: limits::BODY,
             bodies_total: limits::BODIES_TOTAL,
             max_connections: limits::CONNECTIONS,
+            max_connections_per_client: limits::CONNECTIONS_PER_CLIENT,
             head_time: limits::HEAD_TIME,
             body_time: limits::BODY_TIME,
             upload_window: limits::UPLOAD_WINDOW,

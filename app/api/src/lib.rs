@@ -1,4 +1,4 @@
-//! The door: HTTP/1.1 on the LAN.
+//! The door: HTTP/1.1 on the LAN, plain and over TLS.
 //!
 //! ```text
 //! GET  /                     what this is and where things are
@@ -45,7 +45,7 @@ mod status;
 mod updates;
 
 pub use access::{Access, Key, Role, digest_from_hex};
-pub use app::App;
+pub use app::{App, Tls};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};

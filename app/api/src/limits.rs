@@ -9,6 +9,8 @@ pub const BODY: usize = 10 << 20;
 pub const BODIES_TOTAL: usize = 64 << 20;
 /// Connections held at once. One more takes the place of the longest idle one or the slowest body, or is answered 503.
 pub const CONNECTIONS: usize = 256;
+/// Connections of one client address held at once: no single one takes all places. Browsers open 6, pools of clients 10 to 50.
+pub const CONNECTIONS_PER_CLIENT: usize = 64;
 /// Connections that are told at once that all places are taken. Beyond them a new one is closed without a word.
 pub const REFUSALS: usize = 64;
 /// Time for the head of a request, from its first byte.

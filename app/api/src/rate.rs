@@ -109,7 +109,7 @@ impl RateLimiter {
 }
 
 /// One subscriber has one IPv4 address, but at least 2^64 IPv6 addresses.
-fn network(client: IpAddr) -> IpAddr {
+pub(crate) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
         v4 => v4,

@@ -4,14 +4,16 @@
 //! it never touches the timer. Closing is gentle: after a refusal whose request was not read to its end, what the client still
 //! sends is read and dropped for a moment, because closing a socket with unread input makes the kernel send a reset, which
 //! may destroy the refusal before the client has read it.
+//!
+//! A TLS handshake holds a place like any connection, has the time of a request's head, and gives way like an idle one.
 
-use crate::{App, limits, router};
+use crate::{App, limits, rate, router};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +23,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// A connection that is idle, or reads a body, for less than this is not closed for the sake of another.
 const IDLE_ENOUGH: Duration = Duration::from_secs(1);
@@ -29,12 +33,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown` completes, then takes no new connections, lets requests in flight end (at most
 /// [`crate::ApiConfig::drain_time`]) and returns when every connection is closed.
-pub async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+///
+/// `secure` listeners speak TLS with the certificate of [`App::tls`] at the time of each handshake.
+pub async fn serve(
+    app: Arc<App>,
+    listeners: Vec<TcpListener>,
+    secure: Vec<TcpListener>,
+    shutdown: impl Future<Output = ()>,
+) {
     let refusing = Arc::new(Semaphore::new(limits::REFUSALS));
     let door = Arc::new(Door { app, open: Mutex::default(), empty: Notify::new(), refusing });
     let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(accept(door.clone(), listener));
+    for (listener, tls) in
+        listeners.into_iter().map(|l| (l, false)).chain(secure.into_iter().map(|l| (l, true)))
+    {
+        accepting.spawn(accept(door.clone(), listener, tls));
     }
     shutdown.await;
     accepting.shutdown().await;
@@ -46,10 +59,10 @@ pub async fn serve(app: Arc<App>, listeners: Vec<TcpListener>, shutdown: impl Fu
     }
 }
 
-async fn accept(door: Arc<Door>, listener: TcpListener) {
+async fn accept(door: Arc<Door>, listener: TcpListener, tls: bool) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => door.clone().admit(stream, peer),
+            Ok((stream, peer)) => door.clone().admit(stream, peer, tls),
             Err(e) => {
                 tracing::warn!(error = %e, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -70,6 +83,8 @@ struct Door {
 
 /// What the task of a connection, its requests and the door know of each other.
 pub(crate) struct Connection {
+    /// Whose it is.
+    client: IpAddr,
     started: Instant,
     /// Milliseconds since `started` when the connection has run out of time; `NEVER` while a request is being answered.
     deadline: AtomicU64,
@@ -88,8 +103,9 @@ pub(crate) struct Connection {
 const NEVER: u64 = u64::MAX;
 
 impl Connection {
-    fn new(idle_time: Duration) -> Self {
+    fn new(client: IpAddr, idle_time: Duration) -> Self {
         let c = Self {
+            client: rate::network(client),
             started: Instant::now(),
             deadline: AtomicU64::new(NEVER),
             idle_since: AtomicU64::new(0),
@@ -113,6 +129,11 @@ impl Connection {
         self.body_since.store(NEVER, Relaxed);
         self.idle_since.store(now, Relaxed);
         self.deadline.store(now.saturating_add(millis(idle_time)), Relaxed);
+    }
+
+    /// A TLS handshake begins: its time runs, and the connection can be spared.
+    fn handshake(&self, time: Duration) {
+        self.deadline.store(self.now().saturating_add(millis(time)), Relaxed);
     }
 
     /// Something came in. The first bytes of a request start the time for its head.
@@ -192,19 +213,29 @@ impl Door {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a connection in; when all places are taken, in the place of one that can be spared (see
+    /// Takes a connection in; when all places are taken, or those of its client, in the place of one that can be spared (see
     /// [`Connection::spare`]); when none can, not.
-    fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: bool) {
         let config = &self.app.config;
-        let connection = Arc::new(Connection::new(config.idle_time));
+        let connection = Arc::new(Connection::new(peer.ip(), config.idle_time));
         {
             let mut open = self.lock();
-            if open.len() >= config.max_connections {
-                let best = (0..open.len()).filter_map(|i| open[i].spare().map(|s| (s, i))).max();
+            let local = connection.client.is_loopback();
+            let same = |c: &Arc<Connection>| c.client == connection.client;
+            let too_many_of_one =
+                !local && open.iter().filter(|c| same(c)).count() >= config.max_connections_per_client;
+            if too_many_of_one || open.len() >= config.max_connections {
+                let sparable =
+                    |i: usize| (!too_many_of_one || same(&open[i])).then(|| open[i].spare()).flatten();
+                let best = (0..open.len()).filter_map(|i| sparable(i).map(|s| (s, i))).max();
                 let Some((_, place)) = best else {
                     drop(open);
                     self.app.metrics.connections_refused.inc();
-                    // Past that many, a word costs more than it is worth: the socket is closed as it is.
+                    // Past that many, a word costs more than it is worth: the socket is closed as it is. So is one that
+                    // would have to be told in TLS.
+                    if tls {
+                        return;
+                    }
                     if let Ok(permit) = self.refusing.clone().try_acquire_owned() {
                         tokio::spawn(async move {
                             refuse(stream).await;
@@ -222,9 +253,48 @@ impl Door {
         tokio::spawn(async move {
             // Also when the task is dropped with the runtime or a handler panics, the place is given back.
             let place = Place { door: &self, connection: &connection };
-            talk(&self, &connection, stream, peer).await;
+            // Without it the kernel may hold a small reply back for up to 40 ms. It only fails on a socket that is dead already.
+            let _ = stream.set_nodelay(true);
+            if tls {
+                if let Some(stream) = self.shake_hands(&connection, stream, peer).await {
+                    // Boxed: a plain connection would carry its size.
+                    Box::pin(talk(&self, &connection, stream, peer)).await;
+                }
+            } else {
+                talk(&self, &connection, stream, peer).await;
+            }
             drop(place);
         });
+    }
+
+    /// The TLS side of a connection; `None` when the client did not get through the handshake in its time.
+    async fn shake_hands(
+        &self,
+        connection: &Connection,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<Box<TlsStream<TcpStream>>> {
+        let config = &self.app.config;
+        let identity = self.app.tls.load().identity.clone()?;
+        connection.handshake(config.head_time);
+        let mut told = self.app.ending.subscribe();
+        let shaken = tokio::select! {
+            shaken = TlsAcceptor::from(identity.config).accept(stream) => shaken.map_err(|e| e.to_string()),
+            () = connection.expired(config.head_time) => Err("no time left".to_owned()),
+            () = connection.close.notified() => Err("its place was needed".to_owned()),
+            _ = told.wait_for(|leave| *leave) => return None,
+        };
+        match shaken {
+            Ok(stream) => {
+                connection.wait_for_request(config.idle_time);
+                Some(Box::new(stream))
+            }
+            Err(why) => {
+                self.app.metrics.tls_handshakes_failed.inc();
+                tracing::debug!(%peer, error = why, "TLS handshake failed");
+                None
+            }
+        }
     }
 
     async fn all_closed(&self) {
@@ -274,9 +344,12 @@ enum End {
     Closed,
 }
 
-async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStream, peer: SocketAddr) {
-    // Without it the kernel may hold a small reply back for up to 40 ms. It only fails on a socket that is dead already.
-    let _ = stream.set_nodelay(true);
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    door: &Arc<Door>,
+    connection: &Arc<Connection>,
+    mut stream: S,
+    peer: SocketAddr,
+) {
     let config = &door.app.config;
     let end = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
@@ -320,7 +393,7 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
     if end == End::Expired && connection.in_head.load(Relaxed) {
         door.app.metrics.slow_heads.inc();
         let text = raw("408 Request Timeout", "slow_head", "the head of the request did not come in time");
-        let _ = stream.try_write(text.as_bytes());
+        say(&mut stream, &text).await;
     }
     if end == End::Closed {
         if connection.body_since.load(Relaxed) != NEVER {
@@ -330,7 +403,7 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
                 "connections",
                 "all connections are taken, and this one is slow",
             );
-            let _ = stream.try_write(text.as_bytes());
+            say(&mut stream, &text).await;
         }
         return;
     }
@@ -340,6 +413,20 @@ async fn talk(door: &Arc<Door>, connection: &Arc<Connection>, mut stream: TcpStr
         () = linger(&mut stream) => {}
         () = connection.close.notified() => {}
     }
+}
+
+/// Writes what the socket takes at once; a client that takes nothing is not waited for.
+async fn say(stream: &mut (impl AsyncWrite + Unpin), text: &str) {
+    let mut write = pin!(async {
+        if stream.write_all(text.as_bytes()).await.is_ok() {
+            let _ = stream.flush().await;
+        }
+    });
+    std::future::poll_fn(|cx| {
+        let _ = write.as_mut().poll(cx);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// A reply for a connection that hyper does not answer on.
@@ -361,7 +448,7 @@ async fn refuse(mut stream: TcpStream) {
 }
 
 /// Says that nothing more will be sent, then reads and drops what still comes, within limits.
-async fn linger(stream: &mut TcpStream) {
+async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let drain = async {
         if stream.shutdown().await.is_err() {
             return;
@@ -380,14 +467,14 @@ async fn linger(stream: &mut TcpStream) {
 }
 
 /// The socket, telling the connection's times when bytes move.
-struct Watched<'a> {
-    stream: &'a mut TcpStream,
+struct Watched<'a, S> {
+    stream: &'a mut S,
     connection: &'a Connection,
     head: Duration,
     idle: Duration,
 }
 
-impl AsyncRead for Watched<'_> {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -403,7 +490,7 @@ impl AsyncRead for Watched<'_> {
     }
 }
 
-impl Watched<'_> {
+impl<S> Watched<'_, S> {
     fn moved(&self, written: &std::io::Result<usize>) {
         if written.as_ref().is_ok_and(|n| *n > 0) {
             self.connection.sent(self.idle);
@@ -411,7 +498,7 @@ impl Watched<'_> {
     }
 }
 
-impl AsyncWrite for Watched<'_> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -447,7 +534,7 @@ mod tests {
 
     /// A connection that exists for ten seconds and is busy with a request whose body is complete.
     fn busy() -> Connection {
-        let mut c = Connection::new(Duration::from_secs(90));
+        let mut c = Connection::new(IpAddr::from([10, 0, 0, 1]), Duration::from_secs(90));
         c.started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         c.busy();
         c.body_done();

@@ -90,6 +90,16 @@ pub(crate) fn status(app: &App) -> Reply {
         }),
     );
     set("connections", json!(app.metrics.connections.get()));
+    let tls = app.tls.load();
+    set(
+        "tls",
+        json!({
+            "listen": tls.listen,
+            "fingerprint_sha256": tls.identity.as_ref().map(|i| i.fingerprint.to_string()),
+            "self_signed": tls.self_signed,
+            "error": tls.error,
+        }),
+    );
     set("body_bytes_held", json!(app.bodies.bytes()));
     let view = app.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
     set("temperatures", json!(view.sample.as_ref().map_or(&[][..], |s| &s.temperatures)));

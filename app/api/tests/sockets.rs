@@ -27,7 +27,7 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let app = Arc::new(App::new(Hosts::new(HostsConfig::default()), config));
         let (end, told) = oneshot::channel();
-        let served = tokio::spawn(serve(app, vec![listener], async move {
+        let served = tokio::spawn(serve(app, vec![listener], Vec::new(), async move {
             let _ = told.await;
         }));
         Self { address, end: Some(end), served }

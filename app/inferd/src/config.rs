@@ -53,6 +53,8 @@ pub struct Config {
     pub security: Security,
     /// `[watchdog]`
     pub watchdog: Watchdog,
+    /// `[tls]`
+    pub tls: Tls,
     /// `[logging]`
     pub logging: Logging,
     /// `[config]`
@@ -66,6 +68,7 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     pub threads: usize,
     pub max_connections: usize,
+    pub max_connections_per_client: usize,
     pub keep_alive: Duration,
     pub header_timeout: Duration,
     pub request_timeout: Duration,
@@ -385,6 +388,12 @@ impl Config {
                     1..=65_536,
                     "Connections open at once; one more takes the place of an idle one, or is answered 503.",
                 )),
+                max_connections_per_client: size(r.integer(
+                    "server.max_connections_per_client",
+                    limits::CONNECTIONS_PER_CLIENT as u64,
+                    1..=65_536,
+                    "Connections of one client address open at once; one more takes the place of an idle one of that client, or is answered 503. This machine is not counted.",
+                )),
                 keep_alive: Duration::from_secs(r.integer(
                     "server.keep_alive_s",
                     limits::IDLE_TIME.as_secs(),
@@ -525,6 +534,7 @@ impl Config {
             ) << 20,
             security: Security::read(r),
             watchdog: Watchdog::read(r),
+            tls: Tls::read(r),
             logging: Logging {
                 level: r.choice(
                     "logging.level",
@@ -593,6 +603,60 @@ impl Watchdog {
                 5..=3600,
                 "How long the daemon may take until its endpoint answers.",
             )),
+        }
+    }
+}
+
+/// The endpoint over TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Tls {
+    pub listen: Vec<SocketAddr>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub self_signed: bool,
+    pub names: Vec<String>,
+}
+
+impl Tls {
+    fn read(r: &mut Reader) -> Self {
+        let absolute = |s: &str| s.starts_with('/').then(|| PathBuf::from(s));
+        Self {
+            listen: r.list(
+                "tls.listen",
+                1,
+                &["0.0.0.0:9443"],
+                "one or more ADDRESS:PORT, IPv6 in brackets",
+                "Where the endpoint speaks TLS, once there is a certificate; beside server.listen, which may then be a loopback address.",
+                |s| s.parse().ok(),
+            ),
+            cert: r.text(
+                "tls.cert",
+                "",
+                "an absolute path",
+                "The certificate in PEM, those of its signers behind it; read again on SIGHUP.",
+                absolute,
+            ),
+            key: r.text(
+                "tls.key",
+                "",
+                "an absolute path",
+                "Its private key in PEM, ECDSA P-256 or Ed25519.",
+                absolute,
+            ),
+            self_signed: r.boolean(
+                "tls.self_signed",
+                false,
+                "Make a key and a certificate on the first start and keep them in tls/ of updates.data_dir.",
+            ),
+            names: r.list(
+                "tls.names",
+                0,
+                &[],
+                "host names and addresses",
+                "What else that certificate is for, beside the host name, HOSTNAME.local, the device's name and localhost.",
+                |s| (s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic())).then(|| s.to_owned()),
+            ),
         }
     }
 }

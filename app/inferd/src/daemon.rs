@@ -10,10 +10,10 @@
 use crate::{
     config::{Config, Loaded},
     logging::Levels,
-    models, updates,
+    models, tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
-use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Updates};
+use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
 use inferd_hosts::{Announced, BreakerRules, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::Updater;
@@ -41,9 +41,11 @@ use tracing::{error, info, warn};
 pub enum DaemonError {
     /// A listener cannot be had.
     #[error(
-        "server.listen {address} cannot be bound: {why}. Is another inferd running, or may only root use this port?"
+        "{setting} {address} cannot be bound: {why}. Is another inferd running, or may only root use this port?"
     )]
     Bind {
+        /// The setting that names it.
+        setting: &'static str,
         /// The address that was asked for.
         address: SocketAddr,
         /// The system's reason.
@@ -69,23 +71,31 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
 /// [`DaemonError`] when it cannot start.
 pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), DaemonError> {
     let config = &loaded.config;
-    let listeners = bind(&config.server.listen)?;
+    let listeners = bind("server.listen", &config.server.listen)?;
+    // Without TLS the plain listeners go on: a device that nobody reaches cannot be put right.
+    let secure = match tls::wanted(config).then(|| bind("tls.listen", &config.tls.listen)) {
+        Some(bound) => bound.map_err(|e| e.to_string()),
+        None => Ok(Vec::new()),
+    };
     let program = std::env::current_exe().map_err(system("the path of this program"))?;
     let runtime = runtime(config.server.threads).map_err(system("the async runtime"))?;
     let outcome = runtime.block_on(async {
         let signals = Signals::listen().map_err(system("signal handlers"))?;
-        let listeners = listeners
-            .into_iter()
-            .map(TcpListener::from_std)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(system("an async listener"))?;
-        // What was really bound: port 0 asks the system for any free one.
-        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let listeners = listening(listeners)?;
+        let (secure, unbound) = match secure {
+            Ok(secure) => (listening(secure)?, None),
+            Err(why) => (Vec::new(), Some(why)),
+        };
+        let addresses = addresses_of(&listeners);
         let hosts = Hosts::new(hosts_config(config, program));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
         let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
         app.updates.store(Arc::new(Updates::Starting));
+        if let Some(why) = &unbound {
+            error!("no TLS: {why}");
+        }
+        app.tls.store(Arc::new(Tls { listen: addresses_of(&secure), error: unbound, ..Tls::default() }));
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
         let life = Life { app: Arc::clone(&app), hosts: Arc::clone(&hosts), config: config.clone(), started };
@@ -101,7 +111,7 @@ pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), Daem
                 }
             }
         };
-        inferd_api::serve(app, listeners, end).await;
+        inferd_api::serve(app, listeners, secure, end).await;
         loading.abort();
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");
@@ -125,7 +135,20 @@ fn runtime(threads: usize) -> std::io::Result<Runtime> {
     builder.thread_name("endpoint").enable_all().build()
 }
 
-fn bind(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, DaemonError> {
+fn listening(bound: Vec<std::net::TcpListener>) -> Result<Vec<TcpListener>, DaemonError> {
+    bound
+        .into_iter()
+        .map(TcpListener::from_std)
+        .collect::<Result<_, _>>()
+        .map_err(system("an async listener"))
+}
+
+/// What was really bound: port 0 asks the system for any free one.
+fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
+}
+
+fn bind(setting: &'static str, addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, DaemonError> {
     let bind = |address: &SocketAddr| {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -133,7 +156,7 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, DaemonEr
     };
     addresses
         .iter()
-        .map(|address| bind(address).map_err(|why| DaemonError::Bind { address: *address, why }))
+        .map(|address| bind(address).map_err(|why| DaemonError::Bind { setting, address: *address, why }))
         .collect()
 }
 
@@ -160,6 +183,7 @@ fn api_config(loaded: &Loaded) -> ApiConfig {
         body_limit: server.max_request_bytes,
         bodies_total: server.max_bodies_bytes,
         max_connections: server.max_connections,
+        max_connections_per_client: server.max_connections_per_client,
         head_time: server.header_timeout,
         body_time: server.request_timeout,
         upload_window: updates.upload_window,
@@ -252,6 +276,7 @@ impl Life {
     async fn load_and_reload(self, mut reload: Signal, first: Announced) {
         let Self { app, hosts, config, started } = self;
         let dirs = config.models.dirs.clone();
+        certificate(&app, &config).await;
         let receiver = open(&app, &hosts, &config).await;
         // With updates it finds what they left out: a directory that came after their list was made.
         load(&hosts, &dirs).await;
@@ -263,10 +288,37 @@ impl Life {
         }
         let _ways = receiver.map(|receiver| ways::start(&config, &receiver));
         while reload.recv().await.is_some() {
-            info!("SIGHUP: looking for new and changed models");
+            info!("SIGHUP: looking for new and changed models, and for another certificate");
+            certificate(&app, &config).await;
             load(&hosts, &dirs).await;
         }
     }
+}
+
+/// Shows the certificate that is there now, to whoever connects from now on.
+async fn certificate(app: &Arc<App>, config: &Config) {
+    let before = app.tls.load_full();
+    if !tls::wanted(config) || before.listen.is_empty() {
+        return;
+    }
+    let loading = {
+        let (config, before) = (config.clone(), Arc::clone(&before));
+        tokio::task::spawn_blocking(move || tls::load(&config, &before))
+    };
+    let Ok(now) = loading.await else {
+        error!("the search for a certificate panicked; TLS is as it was");
+        return;
+    };
+    let print = |tls: &Tls| tls.identity.as_ref().map(|i| i.fingerprint);
+    match (&now.error, print(&now)) {
+        (Some(why), None) => error!("no TLS: {why}"),
+        (Some(why), Some(_)) => error!("TLS goes on with the certificate from before: {why}"),
+        (None, Some(fingerprint)) if print(&before) != Some(fingerprint) => {
+            info!(listen = ?now.listen, fingerprint_sha256 = %fingerprint, self_signed = now.self_signed, "TLS");
+        }
+        (None, _) => {}
+    }
+    app.tls.store(Arc::new(now));
 }
 
 /// Opens the updater where there is one to be, and lets it decide what serves. A failure is shown and ends nothing: the

@@ -11,6 +11,7 @@ mod daemon;
 mod keeper;
 mod logging;
 mod models;
+mod tls;
 mod updates;
 mod ways;
 
@@ -113,6 +114,7 @@ fn say(text: &str) {
 fn check(loaded: &config::Loaded) -> ExitCode {
     let found = models::find(&loaded.config.models.dirs);
     let mut problems = found.problems;
+    problems.extend(tls::check(&loaded.config).err().map(|e| e.to_string()));
     for dir in &found.models {
         match models::manifest(dir) {
             Ok(manifest) => {

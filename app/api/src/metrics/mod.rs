@@ -120,6 +120,7 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) connections_evicted: Counter,
     pub(crate) slow_heads: Counter,
+    pub(crate) tls_handshakes_failed: Counter,
     http_requests: Family<Http, Counter>,
     http_time: Histograms<HttpTime>,
     http_errors: Family<HttpError, Counter>,
@@ -169,6 +170,7 @@ impl Metrics {
             connections_refused: Counter::default(),
             connections_evicted: Counter::default(),
             slow_heads: Counter::default(),
+            tls_handshakes_failed: Counter::default(),
             http_requests: Family::default(),
             http_time: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
             http_errors: Family::default(),
@@ -254,6 +256,11 @@ impl Metrics {
             m.slow_heads.clone(),
         );
         r.register_collector(Box::new(live::Live::new(hosts.clone(), config, monitor.clone())));
+        r.register(
+            "inferd_tls_handshakes_failed",
+            "TLS handshakes that a client did not get through in its time",
+            m.tls_handshakes_failed.clone(),
+        );
         r.register_collector(Box::new(updates::Rollout(updates)));
         let aliases = config.compat.metric_aliases;
         r.register_collector(Box::new(monitor::Resources { monitor, aliases }));
