@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Where `motif_scores` come from: `output`, `linear`, or `none` (then they are zeros and mean nothing).
 pub const MOTIF_SOURCE: HeaderName = HeaderName::from_static("x-inferd-motif-source");
+/// Says which engine answered, when it was not the preferred one.
+pub const ENGINE: HeaderName = HeaderName::from_static("x-inferd-engine");
 /// How many latent values were outside of the clients' contract and were clipped; absent when none was.
 pub const LATENT_CLIPPED: HeaderName = HeaderName::from_static("x-inferd-latent-clipped");
 
@@ -117,6 +119,9 @@ async fn attempt(app: &App, req: &Req, wording: Wording, name: &mut String) -> R
     let mut reply = Reply::json_bytes(StatusCode::OK, body);
     let source = plan.motif().source();
     reply.headers.insert(MOTIF_SOURCE, HeaderValue::from_static(source));
+    if let Some(engine) = outputs.stand_in() {
+        reply.headers.insert(ENGINE, HeaderValue::from_static(engine.name()));
+    }
     if clipped > 0 {
         reply.headers.insert(LATENT_CLIPPED, HeaderValue::from(clipped));
         app.metrics.latent_clipped(name);

@@ -48,7 +48,7 @@ pub use access::{Access, Key, Role, digest_from_hex};
 pub use app::{App, Tls};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
-pub use infer::{LATENT_CLIPPED, MOTIF_SOURCE};
+pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
 pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
 pub use serve::serve;

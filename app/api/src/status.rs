@@ -173,6 +173,9 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
                 "live_bytes": w.live_bytes, "peak_bytes": w.peak_bytes, "requests": w.requests,
             })).collect::<Vec<_>>(),
         },
+        "fallback": model.fallback().map(|f| json!({
+            "from": f.from.name(), "to": f.to.name(), "reason": f.reason, "for_s": f.since.elapsed().as_secs(),
+        })),
         "breakers": model.breakers().iter().map(|b| json!({
             "engine": b.engine.name(),
             "state": b.state.name(),

@@ -20,6 +20,9 @@ pub enum EngineError {
     Length { name: String, got: usize, want: usize },
     #[error("tensor {name}: the buffer is not aligned to {want} bytes")]
     Alignment { name: String, want: usize },
+    /// The engine's device does not answer, or is gone: it may come back when its driver or its bus is reset.
+    #[error("the device is lost: {0}")]
+    Device(String),
     #[error("inference failed: {0}")]
     Run(String),
 }

@@ -79,7 +79,7 @@ impl BreakerRules {
 }
 
 /// What a breaker is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BreakerState {
     /// All requests go through.
@@ -133,7 +133,6 @@ pub enum Failure {
 }
 
 /// What opened it.
-#[allow(dead_code)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     Row {
@@ -224,7 +223,6 @@ pub struct Machine {
     epoch: Instant,
 }
 
-#[allow(dead_code)]
 impl Machine {
     pub fn new(rules: BreakerRules, now: Instant) -> Self {
         Self { rules, state: State::closed(), round: 0, pause: Duration::ZERO, why: None, epoch: now }
@@ -298,6 +296,13 @@ impl Machine {
     /// It is known not to work: open, whatever the state.
     pub fn trip(&mut self, why: String, now: Instant) -> Change {
         self.open(Why::Told(why), now)
+    }
+
+    /// Something was done about it: it may be tried before its pause is over.
+    pub fn hurry(&mut self, now: Instant) {
+        if let State::Open { until } = &mut self.state {
+            *until = now;
+        }
     }
 
     fn failure(&mut self, how: Failure, now: Instant) -> Option<Change> {
@@ -381,7 +386,6 @@ pub struct Breaker {
     machine: Mutex<Machine>,
 }
 
-#[allow(dead_code)]
 impl Breaker {
     pub fn new(model: String, engine: EngineKind, rules: BreakerRules, events: Events) -> Self {
         Self { engine, model, events, machine: Mutex::new(Machine::new(rules, Instant::now())) }
@@ -413,6 +417,16 @@ impl Breaker {
     pub fn trip(&self, why: String, stats: &Stats) {
         let change = self.machine().trip(why, Instant::now());
         self.tell(Some(change), Some(stats));
+    }
+
+    /// Something was done about it: it may be tried before its pause is over.
+    pub fn hurry(&self) {
+        self.machine().hurry(Instant::now());
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> BreakerState {
+        self.machine().view(Instant::now()).0
     }
 
     /// Whether no request gets through now.

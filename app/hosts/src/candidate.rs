@@ -235,7 +235,7 @@ impl From<StartError> for PrepareError {
                 Self::Golden { reason, cosine, max_abs }
             }
             StartError::Memory { cap, reason } => Self::Memory { cap, reason },
-            StartError::Engine { wanted } => Self::Engine { wanted, has: vec![EngineKind::Cpu] },
+            StartError::Engine { wanted, has } => Self::Engine { wanted, has },
             other => Self::Load(other.to_string()),
         }
     }

@@ -54,6 +54,9 @@ pub enum Refusal {
     /// The engine cannot run it.
     #[error("{0}")]
     Load(String),
+    /// The engine's device does not answer or is gone.
+    #[error("{0}")]
+    Device(String),
     /// A golden vector did not come out. The numbers are those of the first output that disagreed; absent when the engine
     /// failed on the vector, or where they are no numbers (an answer that is not finite).
     #[error("{reason}")]
@@ -77,14 +80,26 @@ pub enum Phase {
 /// Exit status of a host that refused its model; everything else that ends a host is a fault.
 pub const REFUSED: u8 = 3;
 
-/// The main function of `inferd engine-host ORDERS`. Call it before any thread or runtime is made.
+/// Makes the engines that a host program has.
+pub type Engines = fn(EngineKind) -> Option<Box<dyn Engine>>;
+
+/// The main function of `inferd engine-host ORDERS`, with the built-in engine. Call it before any thread or runtime is made.
 #[must_use]
 pub fn engine_host_main() -> ExitCode {
+    engine_host_main_with(|kind| match kind {
+        EngineKind::Cpu => Some(Box::new(CpuEngine::new())),
+        _ => None,
+    })
+}
+
+/// The same for a program with other engines. They are made in the host's first thread, before it gives up any right.
+#[must_use]
+pub fn engine_host_main_with(engines: Engines) -> ExitCode {
     let Some(orders) = std::env::args().nth(2).and_then(|o| serde_json::from_str::<Orders>(&o).ok()) else {
         eprintln!("inferd engine-host is started by inferd itself, with descriptors it inherits");
         return ExitCode::from(2);
     };
-    match serve(&orders) {
+    match serve(&orders, engines) {
         Ok(never) => match never {},
         Err(Failure { control, why }) => {
             if let Some(mut c) = control {
@@ -102,12 +117,12 @@ struct Failure {
 
 enum Never {}
 
-fn serve(orders: &Orders) -> Result<Never, Failure> {
+fn serve(orders: &Orders, engines: Engines) -> Result<Never, Failure> {
     let early = |why: String| Failure { control: None, why: why.into() };
     let fd = |n| sys::take_fd(n).map_err(|e| early(e.to_string()));
     let mut control = UnixStream::from(fd(orders.control)?);
     let (model, ring, event) = (fd(orders.model)?, fd(orders.ring)?, fd(orders.event)?);
-    match start(orders, File::from(model), File::from(ring), event, &mut control) {
+    match start(orders, engines, File::from(model), File::from(ring), event, &mut control) {
         Ok(()) => {
             // Everything happens on the workers now. When the daemon goes, or has had enough of us, the socket closes.
             while !matches!(control.read(&mut [0; 16]), Ok(0) | Err(_)) {}
@@ -126,6 +141,7 @@ fn report(control: &mut UnixStream, report: &Report) {
 
 fn start(
     orders: &Orders,
+    engines: Engines,
     model: File,
     ring: File,
     event: OwnedFd,
@@ -144,7 +160,8 @@ fn start(
         sys::cap_data(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
     }
 
-    let engine: Arc<dyn Engine> = engine(orders.engine)?.into();
+    let none = || format!("this program has no engine {}", orders.engine);
+    let engine: Arc<dyn Engine> = engines(orders.engine).ok_or_else(none)?.into();
     let network = contained(|| engine.load(opened.onnx, &manifest))?;
     let network: Arc<dyn Model> = Arc::from(network);
 
@@ -178,13 +195,6 @@ fn start(
     Ok(())
 }
 
-fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, String> {
-    match kind {
-        EngineKind::Cpu => Ok(Box::new(CpuEngine::new())),
-        other => Err(format!("this program has no engine {other}")),
-    }
-}
-
 thread_local! {
     /// What this thread's last panic said.
     static WORDS: RefCell<heapless::String<{ crate::limits::MAX_WORDS }>> =
@@ -211,16 +221,20 @@ fn leave_words_on_panic(ring: &'static Ring) {
     }));
 }
 
-fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, String> {
+fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Refusal> {
     match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(r) => r.map_err(|e| e.to_string()),
-        Err(_) => Err("the engine panicked while it loaded the model".to_owned()),
+        Ok(r) => r.map_err(|e| match e {
+            EngineError::Device(_) => Refusal::Device(e.to_string()),
+            e => Refusal::Load(e.to_string()),
+        }),
+        Err(_) => Err(Refusal::Load("the engine panicked while it loaded the model".to_owned())),
     }
 }
 
 fn disagreed(e: GoldenCheckError) -> Refusal {
     let reason = e.to_string();
     match e {
+        GoldenCheckError::Engine { error: EngineError::Device(_), .. } => Refusal::Device(reason),
         GoldenCheckError::Engine { .. } => Refusal::Golden { reason, cosine: None, max_abs: None },
         GoldenCheckError::Mismatch(m) => {
             let number = |v: f64| v.is_finite().then_some(v);
@@ -240,7 +254,7 @@ struct Worker {
 impl Worker {
     fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, Refusal>>) {
         alloc::this_thread_is_a_worker(self.ring.worker(self.index));
-        let first = contained(|| self.runner()).map_err(Refusal::Load).and_then(|mut runner| {
+        let first = contained(|| self.runner()).and_then(|mut runner| {
             let agreement = match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden))) {
                 Ok(r) => r.map_err(disagreed)?,
                 Err(_) => {

@@ -109,7 +109,7 @@ pub enum HostEvent {
     Recovery {
         /// The device: `0001:01:00.0`.
         device: String,
-        /// `restart`, `rebind`, `rescan`, `reboot`, `give-up`.
+        /// `restart`, `rebind`, `rescan`, `reboot`, `give-up`, and `recovered` when a host came up after one of them.
         step: &'static str,
         /// One sentence for the operator.
         outcome: String,

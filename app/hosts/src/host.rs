@@ -26,6 +26,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,11 @@ pub struct Plan<'a> {
     pub stats: Arc<Stats>,
     pub workers: usize,
     pub slots: usize,
+    pub engine: EngineKind,
+    /// It is not the preferred engine of those this image has.
+    pub stands_in: bool,
+    /// The program that has the engine.
+    pub program: &'a Path,
 }
 
 /// Why there is no host.
@@ -65,11 +71,18 @@ pub enum StartError {
     #[error("the engine host did not get ready within {} s", LOAD_TIMEOUT.as_secs())]
     Late,
     /// The model wants engines this program does not have.
-    #[error("it wants engine {}, this image has only cpu", names(.wanted))]
-    Engine { wanted: Vec<EngineKind> },
+    #[error("it wants engine {}, this image has {}", names(.wanted), names(.has))]
+    Engine { wanted: Vec<EngineKind>, has: Vec<EngineKind> },
     /// The system could not make one.
     #[error("{0}")]
     System(String),
+}
+
+impl StartError {
+    /// Whether the engine's device may be to blame, when it has one: not for a model that is refused.
+    pub fn is_the_devices(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::Device(_)) | Self::Ended(_) | Self::Late)
+    }
 }
 
 fn names(engines: &[EngineKind]) -> String {
@@ -95,6 +108,8 @@ pub struct Host {
     pub manifest: Arc<Manifest>,
     /// What it serves.
     pub edition: Arc<Edition>,
+    /// Its engine is not the preferred one of those this image has.
+    pub stands_in: bool,
     /// Guards its engine.
     pub breaker: Arc<Breaker>,
     ring: Ring,
@@ -190,7 +205,7 @@ impl Host {
         let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), package.file.as_fd()];
         let inherit = inherit.into_iter().map(high).collect::<Result<Vec<OwnedFd>, _>>();
         let inherit = inherit.map_err(text("descriptors"))?;
-        let engine = EngineKind::Cpu;
+        let engine = plan.engine;
         let orders = Orders {
             ring: inherit[0].as_raw_fd(),
             event: inherit[1].as_raw_fd(),
@@ -201,7 +216,7 @@ impl Host {
             engine,
             cap: group.is_none().then_some(in_limit),
         };
-        let mut command = Command::new(&config.program);
+        let mut command = Command::new(plan.program);
         command
             .arg0(format!("inferd-host:{}", manifest.name))
             .arg("engine-host")
@@ -220,7 +235,7 @@ impl Host {
         sys::prepare(&mut command, ChildSetup { inherit, cgroup_procs, parent });
         plan.stats.starts.fetch_add(1, Relaxed);
         let mut child =
-            command.spawn().map_err(|e| format!("{} cannot be started: {e}", config.program.display()))?;
+            command.spawn().map_err(|e| format!("{} cannot be started: {e}", plan.program.display()))?;
         // The command holds the inherited ends open; without it an ending host closes them.
         drop(command);
         drop(theirs);
@@ -281,6 +296,7 @@ impl Host {
             workers: plan.workers,
             manifest,
             group: group.as_ref().map(Group::view),
+            stands_in: plan.stands_in,
             breaker: plan.edition.breaker(engine).clone(),
             edition: plan.edition,
             cells: Mutex::new(Cells {

@@ -1,8 +1,14 @@
 //! What all models of one [`Hosts`](crate::Hosts) share.
 
-use crate::events::Events;
+use crate::events::{Events, HostEvent};
+use crate::host::StartError;
+use crate::recovery::{Device, Ladder, Recovery, Step};
 use crate::set::HostsConfig;
+use inferd_model::EngineKind;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Shared by all models.
 pub struct House {
@@ -11,15 +17,132 @@ pub struct House {
     /// Who is told what happens.
     pub events: Events,
     serial: AtomicU64,
+    /// What has been done for each device, by its address.
+    recoveries: Mutex<BTreeMap<String, Recovery>>,
 }
 
 impl House {
     pub fn new(config: HostsConfig) -> Self {
-        Self { config, events: Events::new(), serial: AtomicU64::default() }
+        Self { config, events: Events::new(), serial: AtomicU64::default(), recoveries: Mutex::default() }
+    }
+
+    /// The program that has this engine, if one has.
+    pub fn program(&self, engine: EngineKind) -> Option<&Path> {
+        match engine {
+            EngineKind::Cpu => Some(&self.config.program),
+            other => self.config.engines.get(&other).map(std::path::PathBuf::as_path),
+        }
+    }
+
+    fn device(&self, engine: EngineKind) -> Option<(Arc<dyn Ladder>, Device)> {
+        let ladder = self.config.ladder.clone()?;
+        let device = ladder.device(engine)?;
+        Some((ladder, device))
+    }
+
+    fn recovery<T>(&self, device: &Device, f: impl FnOnce(&mut Recovery) -> T) -> T {
+        let mut recoveries = self.recoveries.lock().unwrap_or_else(PoisonError::into_inner);
+        f(recoveries.entry(device.address.clone()).or_default())
+    }
+
+    /// Whether the device of this engine is lost, and there are steps left to get it back.
+    pub fn recovers(&self, engine: EngineKind) -> bool {
+        self.device(engine).is_some_and(|(_, device)| self.recovery(&device, |r| r.is_pending()))
+    }
+
+    /// A host of this engine came up.
+    pub fn came_up(&self, engine: EngineKind) {
+        if let Some((_, device)) = self.device(engine)
+            && self.recovery(&device, Recovery::came_up)
+        {
+            let outcome =
+                "the device is well again: an engine host passed its golden vectors on it".to_owned();
+            tracing::info!(device = device.address, "a device was recovered");
+            self.events.tell(HostEvent::Recovery { device: device.address, step: "recovered", outcome });
+        }
+    }
+
+    /// A host of this engine could not be started, and another engine is turned to. Its device is recovered while that serves.
+    pub fn lost(&self, engine: EngineKind, why: &StartError) {
+        let Some((_, device)) = self.device(engine).filter(|_| why.is_the_devices()) else { return };
+        let first = |r: &mut Recovery| (*r == Recovery::default()).then(|| r.failed(0));
+        if let Some(step) = self.recovery(&device, first) {
+            self.told(&device, step, &why.to_string(), "another engine host is tried".to_owned());
+        }
+    }
+
+    fn told(&self, device: &Device, step: Step, reason: &str, outcome: String) {
+        let (device, step) = (device.address.as_str(), step.name());
+        tracing::warn!(device, step, reason, outcome, "recovering a device");
+        self.events.tell(HostEvent::Recovery { device: device.to_owned(), step, outcome });
+    }
+
+    /// A host of this engine could not be started. Whether it is worth trying again at once, with the device put right: never
+    /// when the model is to blame, or nothing is left to be done. Takes as long as the step.
+    pub async fn recover(&self, engine: EngineKind, why: &StartError) -> bool {
+        if !why.is_the_devices() {
+            return false;
+        }
+        let Some((ladder, device)) = self.device(engine) else { return false };
+        loop {
+            let before = self.recovery(&device, |r| *r);
+            let reboots = if before.has_given_up() { 0 } else { blocking(&ladder, |l| l.reboots()).await };
+            let step = self.recovery(&device, |r| r.failed(reboots));
+            let words = why.to_string();
+            let outcome = match step {
+                Step::Restart => Ok("another engine host is tried".to_owned()),
+                Step::Rebind => {
+                    let d = device.clone();
+                    let done = blocking(&ladder, move |l| l.rebind(&d)).await;
+                    done.map(|()| "its driver has given it up and taken it again".to_owned())
+                }
+                Step::Rescan => {
+                    let d = device.clone();
+                    let done = blocking(&ladder, move |l| l.rescan(&d)).await;
+                    done.map(|()| "it was taken off its bus and found again".to_owned())
+                }
+                Step::Reboot => {
+                    let why = format!("device {} of engine {engine} is lost: {words}", device.address);
+                    let done = blocking(&ladder, move |l| l.reboot(&why)).await;
+                    done.map(|()| "the board restarts".to_owned())
+                }
+                Step::GiveUp => Ok(match reboots {
+                    0 => "nothing more can be done for it".to_owned(),
+                    n => {
+                        format!("nothing more can be done for it; the board was restarted {n} times in 24 h")
+                    }
+                }),
+            };
+            let helped = outcome.is_ok();
+            let outcome = outcome.unwrap_or_else(|e| format!("could not be done: {e}"));
+            if step != Step::GiveUp || !before.has_given_up() {
+                self.told(&device, step, &words, outcome);
+            }
+            match step {
+                Step::Restart => return true,
+                Step::Rebind | Step::Rescan if helped => return true,
+                Step::Rebind | Step::Rescan => {}
+                Step::Reboot if helped => return false,
+                Step::Reboot => {}
+                Step::GiveUp => return false,
+            }
+        }
     }
 
     /// A number no other host of this daemon has.
     pub fn serial(&self) -> u64 {
         self.serial.fetch_add(1, Relaxed)
+    }
+}
+
+/// Asks the ladder where waiting delays nobody.
+async fn blocking<T: Send + 'static>(
+    ladder: &Arc<dyn Ladder>,
+    f: impl FnOnce(&dyn Ladder) -> T + Send + 'static,
+) -> T {
+    let ladder = ladder.clone();
+    match tokio::task::spawn_blocking(move || f(&*ladder)).await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
 }

@@ -34,6 +34,7 @@ mod limits;
 mod mem;
 mod observe;
 mod package;
+mod recovery;
 mod ring;
 mod served;
 mod set;
@@ -46,12 +47,14 @@ mod words;
 pub use alloc::{CountingAllocator, keep_scratch_on_this_thread};
 pub use breaker::{BreakerRules, BreakerState, BreakerView};
 pub use candidate::{Candidate, PeakMemory, PrepareError, PromoteError, Promotion};
-pub use child::engine_host_main;
+pub use child::{Engines, engine_host_main, engine_host_main_with};
 pub use events::HostEvent;
 pub use observe::{Drift, Latencies, Observation, Outputs};
 pub use package::{LoadError, ModelSource, OpenFile, Origin};
+pub use recovery::{Device, Ladder, MAX_REBOOTS};
 pub use served::{
-    Answer, EngineInfo, Histograms, InferError, Served, Snapshot, State, Ticket, Timing, WorkerSnapshot,
+    Answer, EngineInfo, Fallback, Histograms, InferError, Served, Snapshot, State, Ticket, Timing,
+    WorkerSnapshot,
 };
 pub use set::{Announced, Hosts, HostsConfig};
 pub use shadow::{Shadow, ShadowError, ShadowPolicy, ShadowReport};

@@ -5,9 +5,10 @@
 //! one old. A request is served by the host whose slot it took, from beginning to end; a host that is being replaced closes
 //! itself when nothing is in flight any more, and who was just about to take a slot in it looks again.
 
-use crate::breaker::{Admitted, BreakerView, Failure};
+use crate::breaker::{Admitted, Breaker, BreakerView, Failure};
 use crate::child::Phase;
 use crate::edition::Edition;
+use crate::events::HostEvent;
 use crate::host::{Closed, Host, Plan, StartError, Submitted};
 use crate::house::House;
 use crate::limits::{
@@ -79,6 +80,7 @@ struct Shown {
     ready_since: Option<Instant>,
     agreement: Option<Agreement>,
     engine: EngineInfo,
+    fallback: Option<Fallback>,
 }
 
 /// What a model is doing.
@@ -204,6 +206,7 @@ impl Served {
                 ready_since: None,
                 agreement: None,
                 engine: EngineInfo::default(),
+                fallback: None,
             }),
         }
     }
@@ -255,6 +258,12 @@ impl Served {
     #[must_use]
     pub fn engine(&self) -> EngineInfo {
         lock(&self.shown).engine.clone()
+    }
+
+    /// Whether another engine than the preferred one of those this image has serves it, and why.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Fallback> {
+        lock(&self.shown).fallback.clone()
     }
 
     /// When it became ready first.
@@ -390,7 +399,8 @@ impl Served {
     /// There is no host: because no engine is let work, or for now.
     fn without_host(&self) -> InferError {
         let edition = self.edition();
-        let first = edition.breakers.iter().map(|b| (b.retry_after(), b)).min_by_key(|(after, _)| *after);
+        let usable = self.usable(&edition);
+        let first = usable.iter().map(|b| (b.retry_after(), b)).min_by_key(|(after, _)| *after);
         match first {
             // The least is there, so all of them are: every breaker is open.
             Some((Some(retry_after), breaker)) => {
@@ -404,14 +414,15 @@ impl Served {
     #[must_use]
     pub fn breaker(&self) -> BreakerView {
         let edition = self.edition();
-        let breaker = self.host().map_or_else(|| edition.breakers[0].clone(), |h| h.breaker.clone());
+        let breaker =
+            self.host().map_or_else(|| preferred(&self.usable(&edition), &edition), |h| h.breaker.clone());
         breaker.view(&self.stats)
     }
 
-    /// The breakers of all engines its manifest names, the preferred one first.
+    /// The breakers of the engines this image has, of those its manifest names; the preferred one first.
     #[must_use]
     pub fn breakers(&self) -> Vec<BreakerView> {
-        self.edition().breakers.iter().map(|b| b.view(&self.stats)).collect()
+        self.usable(&self.edition()).iter().map(|b| b.view(&self.stats)).collect()
     }
 
     /// Inputs that are refused at present because hosts ended with them.
@@ -470,10 +481,69 @@ impl Served {
         edition: &Arc<Edition>,
         phase: impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
-        let manifest = &edition.package.manifest;
-        if !manifest.engines.contains(&EngineKind::Cpu) {
-            return Err(StartError::Engine { wanted: manifest.engines.clone() });
+        let usable = self.usable(edition);
+        // Those that are well first, of equals the preferred one.
+        let mut order = usable.clone();
+        order.sort_by_key(|b| b.state());
+        let mut first = None;
+        for breaker in &order {
+            // With another engine to turn to, a device is not put right before anything serves.
+            let alone = usable.len() == 1;
+            match self.start_on(edition, breaker.engine, alone, &phase).await {
+                Ok(host) => return Ok(host),
+                Err(e) => {
+                    if !alone {
+                        if !breaker.is_open() {
+                            breaker.trip(format!("it cannot be started: {e}"), &self.stats);
+                        }
+                        self.house.lost(breaker.engine, &e);
+                    }
+                    first.get_or_insert(e);
+                }
+            }
         }
+        Err(first.unwrap_or_else(|| {
+            let has = EngineKind::ALL.into_iter().filter(|&e| self.house.program(e).is_some()).collect();
+            StartError::Engine { wanted: edition.package.manifest.engines.clone(), has }
+        }))
+    }
+
+    /// The breakers of the engines this image has, of those the manifest names; the preferred one first.
+    fn usable(&self, edition: &Edition) -> Vec<Arc<Breaker>> {
+        edition.breakers.iter().filter(|b| self.house.program(b.engine).is_some()).cloned().collect()
+    }
+
+    /// Starts a host on this engine. When its device is to blame that none comes up, and `recover`: puts it right, step by step.
+    async fn start_on(
+        &self,
+        edition: &Arc<Edition>,
+        engine: EngineKind,
+        recover: bool,
+        phase: &impl Fn(Phase),
+    ) -> Result<Arc<Host>, StartError> {
+        loop {
+            match self.start_once(edition, engine, phase).await {
+                Ok(host) => {
+                    self.house.came_up(engine);
+                    return Ok(host);
+                }
+                Err(e) if recover && self.house.recover(engine, &e).await => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    async fn start_once(
+        &self,
+        edition: &Arc<Edition>,
+        engine: EngineKind,
+        phase: &impl Fn(Phase),
+    ) -> Result<Arc<Host>, StartError> {
+        let manifest = &edition.package.manifest;
+        let Some(program) = self.house.program(engine) else {
+            return Err(StartError::System(format!("no program here has engine {engine}")));
+        };
+        let stands_in = self.usable(edition).first().is_some_and(|b| b.engine != engine);
         let workers =
             manifest.budget.workers.map_or(self.house.config.workers, usize::from).clamp(1, MAX_WORKERS);
         let stride = Layout::new(&manifest.inputs, &manifest.outputs, 1).stride();
@@ -483,7 +553,11 @@ impl Served {
         };
         let (stats, edition) = (self.stats.clone(), edition.clone());
         let slots = slots.clamp(1, MAX_SLOTS);
-        Host::start(Plan { house: &self.house, edition, stats, workers, slots }, phase).await
+        Host::start(
+            Plan { house: &self.house, edition, stats, workers, slots, engine, stands_in, program },
+            phase,
+        )
+        .await
     }
 
     /// Starts the model of `edition`, showing what it does while there is no other to show.
@@ -503,7 +577,7 @@ impl Served {
 
     /// Makes a host the one that requests go to. `shown` is the lock on ours.
     fn install(&self, shown: &mut Shown, edition: Arc<Edition>, host: Arc<Host>) {
-        shown.show(&host);
+        self.show(shown, &host);
         self.way.store(Arc::new(Way::Straight(Route { edition, host: Some(host) })));
     }
 
@@ -512,13 +586,140 @@ impl Served {
         self.install(&mut lock(&self.shown), edition.clone(), host.clone());
     }
 
+    fn show(&self, shown: &mut Shown, host: &Host) {
+        shown.state = State::Ready;
+        shown.ready_since.get_or_insert_with(Instant::now);
+        shown.agreement = Some(host.agreement);
+        shown.engine = host.engine_info();
+        let best = preferred(&self.usable(&host.edition), &host.edition);
+        let (from, to, model) = (best.engine, host.engine, host.manifest.name.to_string());
+        match &shown.fallback {
+            Some(f) if to == from => {
+                tracing::info!(model, from = %f.to, %to, "the preferred engine serves again");
+                self.house.events.tell(HostEvent::WentBack { model, from: f.to, to });
+                shown.fallback = None;
+            }
+            Some(f) if (f.from, f.to) == (from, to) => {}
+            None if to == from => {}
+            _ => {
+                let reason = best.why().unwrap_or_default();
+                tracing::warn!(model, %from, %to, reason, "another engine serves");
+                shown.fallback = Some(Fallback { from, to, reason: reason.clone(), since: Instant::now() });
+                self.house.events.tell(HostEvent::FellBack { model, from, to, reason });
+            }
+        }
+    }
+
+    /// Waits until `host` ends; meanwhile goes to another engine when it should, and puts the new host in its place.
+    /// `None`: the model is replaced or unloaded.
+    async fn until_end(
+        &self,
+        edition: &Arc<Edition>,
+        host: &mut Arc<Host>,
+        generation: u64,
+    ) -> Option<crate::host::Ended> {
+        let several = self.usable(edition).len() > 1;
+        loop {
+            let standby = tokio::select! {
+                biased;
+                ended = host.ended() => return Some(ended),
+                standby = self.better(edition, host), if several => standby,
+            };
+            let Some(new) = standby.host() else { continue };
+            let old = {
+                let mut shown = lock(&self.shown);
+                if shown.generation != generation {
+                    new.stop();
+                    return None;
+                }
+                self.install(&mut shown, edition.clone(), new.clone());
+                std::mem::replace(host, new)
+            };
+            // What is in it is finished by it; nobody waits for that.
+            tokio::spawn(async move { finish(&old, true).await });
+        }
+    }
+
+    /// Waits until a host of another engine should serve instead of `host`: a preferred one that is well again, or the next one
+    /// when this one's breaker is open.
+    async fn better(&self, edition: &Arc<Edition>, host: &Host) -> Standby {
+        let usable = self.usable(edition);
+        let here = usable.iter().position(|b| b.engine == host.engine).unwrap_or(usable.len());
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            for breaker in &usable[..here] {
+                let recovers = self.house.recovers(breaker.engine);
+                if (recovers || !breaker.is_open())
+                    && let Some(standby) = self.try_again(edition, breaker, recovers).await
+                {
+                    return standby;
+                }
+            }
+            if !host.breaker.is_open() {
+                continue;
+            }
+            for breaker in usable.iter().skip(here + 1).filter(|b| !b.is_open()) {
+                match self.start_on(edition, breaker.engine, false, &|_| ()).await {
+                    Ok(host) => return Standby(Some(host)),
+                    Err(e) if !breaker.is_open() => {
+                        breaker.trip(format!("it cannot be started: {e}"), &self.stats);
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Tries an engine that did not work: a host must come up, and golden vectors be answered until its breaker has closed.
+    async fn try_again(
+        &self,
+        edition: &Arc<Edition>,
+        breaker: &Arc<Breaker>,
+        hurry: bool,
+    ) -> Option<Standby> {
+        if hurry {
+            breaker.hurry();
+        }
+        let mut admitted = breaker.admit().ok()?;
+        let host = match self.start_on(edition, breaker.engine, true, &|_| ()).await {
+            Ok(host) => Standby(Some(host)),
+            Err(e) => {
+                if !breaker.is_open() {
+                    breaker.trip(format!("it cannot be started: {e}"), &self.stats);
+                }
+                return None;
+            }
+        };
+        let golden = &edition.package.golden;
+        for case in (0..golden.cases().len()).cycle() {
+            let Some(trying) = &host.0 else { break };
+            match golden_case(trying, golden, case).await {
+                Ok(()) => admitted.succeeded(),
+                // It has told the breaker itself.
+                Err(InferError::HostLost { .. }) => return None,
+                Err(_) => {
+                    admitted.failed(Failure::Engine, &self.stats);
+                    return None;
+                }
+            }
+            if breaker.is_closed() {
+                return Some(host);
+            }
+            admitted = breaker.admit().ok()?;
+        }
+        None
+    }
+
     /// Keeps a model running: when its host ends, starts another; at once the first time, then with growing pauses until
     /// one has lived for [`SETTLED`]. Ends when the model is replaced or unloaded.
     async fn supervise(self: Arc<Self>, edition: Arc<Edition>, mut host: Arc<Host>, generation: u64) {
         let mut failures = 0_u32;
         loop {
             let (began, served_before) = (Instant::now(), self.stats.success.load(Relaxed));
-            let mut reason = host.ended().await.reason;
+            let Some(ended) = self.until_end(&edition, &mut host, generation).await else { return };
+            let mut reason = ended.reason;
             let useful = self.stats.success.load(Relaxed) > served_before;
             failures = if began.elapsed() >= SETTLED { 0 } else { failures + 1 };
             loop {
@@ -564,13 +765,60 @@ impl Served {
     }
 }
 
-impl Shown {
-    fn show(&mut self, host: &Host) {
-        self.state = State::Ready;
-        self.ready_since.get_or_insert_with(Instant::now);
-        self.agreement = Some(host.agreement);
-        self.engine = host.engine_info();
+/// How often a model that may run on several engines looks whether it should run on another one.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A host that nobody is sent to yet. Dropping it ends it.
+struct Standby(Option<Arc<Host>>);
+
+impl Standby {
+    fn host(mut self) -> Option<Arc<Host>> {
+        self.0.take()
     }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        if let Some(host) = self.0.take() {
+            host.stop();
+        }
+    }
+}
+
+fn preferred(usable: &[Arc<Breaker>], edition: &Edition) -> Arc<Breaker> {
+    // A manifest names at least one engine.
+    usable.first().unwrap_or(&edition.breakers[0]).clone()
+}
+
+/// Runs one golden case through a host that serves nobody.
+async fn golden_case(host: &Host, golden: &Golden, case: usize) -> Result<(), InferError> {
+    let not = |why: &str| InferError::Engine(why.to_owned());
+    let Ok(Some(mut slot)) = host.take() else { return Err(not("it gives no slot")) };
+    for (i, bytes) in golden.cases()[case].inputs.iter().enumerate() {
+        host.ring().input_mut(&mut slot, i).copy_from_slice(bytes);
+    }
+    let mut pending = Pending { host, at: host.submit(slot), armed: true };
+    let (slot, _) = host.wait(pending.at).await?;
+    pending.armed = false;
+    let ring = host.ring();
+    let outputs: Vec<&[u8]> = (0..host.manifest.outputs.len()).map(|i| ring.output(&slot, i)).collect();
+    let agreed = golden.compare(case, &outputs, &host.manifest);
+    drop(outputs);
+    host.give(slot);
+    agreed.map(|_| ()).map_err(|e| not(&e.to_string()))
+}
+
+/// Another engine than the preferred one serves a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fallback {
+    /// The preferred engine.
+    pub from: EngineKind,
+    /// The engine that serves.
+    pub to: EngineKind,
+    /// One sentence for the operator.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// One name's part in a turn of the routes.
@@ -615,7 +863,7 @@ pub(crate) fn turn_all(turns: Vec<Turn>) -> Vec<Arc<Host>> {
         shown.generation += 1;
         match &turn.to {
             Some((edition, host)) => {
-                shown.show(host);
+                turn.served.show(shown, host);
                 let supervisor =
                     turn.served.clone().supervise(edition.clone(), host.clone(), shown.generation);
                 tokio::spawn(supervisor);
@@ -840,6 +1088,12 @@ impl Answer {
     #[must_use]
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.host.manifest
+    }
+
+    /// The engine that answered, when it is not the preferred one of those this image has.
+    #[must_use]
+    pub fn stand_in(&self) -> Option<EngineKind> {
+        self.host.stands_in.then_some(self.host.engine)
     }
 
     /// Time in the queue, and time computing.

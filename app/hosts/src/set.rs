@@ -13,8 +13,10 @@ use crate::host::Host;
 use crate::house::House;
 use crate::limits::{BACKOFF_MAX, MAX_SLOTS, MAX_WORKERS};
 use crate::package::{LoadError, ModelSource, Origin, Package};
+use crate::recovery::Ladder;
 use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
+use inferd_model::EngineKind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -40,6 +42,10 @@ pub struct HostsConfig {
     pub cgroup_root: Option<PathBuf>,
     /// When a breaker opens and closes.
     pub breaker: BreakerRules,
+    /// Programs that have other engines than `cpu`, run as `PROGRAM engine-host` too.
+    pub engines: BTreeMap<EngineKind, PathBuf>,
+    /// How devices of engines are recovered; `None`: not at all.
+    pub ladder: Option<Arc<dyn Ladder>>,
 }
 
 impl Default for HostsConfig {
@@ -52,6 +58,8 @@ impl Default for HostsConfig {
             backoff_max: BACKOFF_MAX,
             cgroup_root: None,
             breaker: BreakerRules::default(),
+            engines: BTreeMap::new(),
+            ladder: None,
         }
     }
 }

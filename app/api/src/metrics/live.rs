@@ -299,6 +299,14 @@ fn per_host(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
         breakers().map(|(labels, b)| (labels, b.opened_total)),
     )?;
     out.gauge(
+        "inferd_engine_fallback",
+        "1 while another engine than the preferred one serves the model",
+        models.iter().filter_map(|m| {
+            let f = m.model.fallback()?;
+            Some((vec![("model", m.name.as_str()), ("from", f.from.name()), ("to", f.to.name())], 1.0))
+        }),
+    )?;
+    out.gauge(
         "inferd_quarantined_inputs",
         "Inputs that are refused because engine hosts ended with them",
         models.iter().map(|m| (vec![("model", m.name.as_str())], float(m.model.quarantined()))),

@@ -1,0 +1,457 @@
+//! Two engines under one name: falling back, going back, and a device that is got back step by step.
+//!
+//! The test program is the host of both. The second engine is the built-in one under another name, told what to do by a file that
+//! the model's summary names.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use inferd_engine::{CpuEngine, Engine, EngineError, Model, Session};
+use inferd_hosts::{
+    BreakerRules, BreakerState, CountingAllocator, Device, HostEvent, Hosts, HostsConfig, Ladder, Served,
+    State, engine_host_main_with,
+};
+use inferd_model::{EngineKind, Manifest};
+use libtest_mimic::{Arguments, Trial};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("engine-host") {
+        return engine_host_main_with(|kind| match kind {
+            EngineKind::Cpu => Some(Box::new(CpuEngine::new())),
+            EngineKind::Ort => Some(Box::new(Second(CpuEngine::new()))),
+            _ => None,
+        });
+    }
+    macro_rules! trials {
+        ($($name:ident),* $(,)?) => {
+            vec![$(
+                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
+                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
+            )*]
+        };
+    }
+    let trials = trials![
+        the_preferred_engine_serves,
+        an_engine_this_image_lacks_is_no_fallback,
+        an_engine_that_cannot_start_is_replaced_and_gone_back_to,
+        an_engine_whose_breaker_opens_is_replaced_and_gone_back_to,
+        a_fallback_must_pass_the_golden_vectors_too,
+        without_any_engine_the_reason_is_the_preferred_ones,
+        a_host_of_the_fallback_that_ends_is_started_again,
+        a_device_is_recovered_while_the_fallback_serves,
+        a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
+        a_model_that_is_refused_touches_no_device,
+        a_device_without_a_fallback_is_recovered_too,
+    ];
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+// ------------------------------------------------------------------------------------------------------ the engine
+
+/// What the file says the engine should do.
+fn told(file: &str) -> String {
+    std::fs::read_to_string(file).unwrap_or_default()
+}
+
+struct Second(CpuEngine);
+
+impl Engine for Second {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Ort
+    }
+
+    fn version(&self) -> String {
+        "second 1.0.0".into()
+    }
+
+    fn device(&self) -> String {
+        "second".into()
+    }
+
+    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+        let file = manifest.summary.clone();
+        match told(&file).as_str() {
+            "lost" => return Err(EngineError::Device("it does not answer".into())),
+            "refuse" => return Err(EngineError::Load("not this one".into())),
+            "exit" => std::process::exit(77),
+            _ => {}
+        }
+        Ok(Box::new(SecondModel(self.0.load(onnx, manifest)?, file)))
+    }
+
+    fn worker(&self, life: Box<dyn FnOnce() + Send + '_>) {
+        self.0.worker(life);
+    }
+}
+
+struct SecondModel(Box<dyn Model>, String);
+
+impl Model for SecondModel {
+    fn session(&self) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(SecondSession(self.0.session()?, self.1.clone())))
+    }
+}
+
+struct SecondSession(Box<dyn Session>, String);
+
+impl Session for SecondSession {
+    fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
+        match told(&self.1).as_str() {
+            "fail" => return Err(EngineError::Run("as it was told".into())),
+            "abort" => std::process::abort(),
+            "wrong" => {
+                outputs.iter_mut().for_each(|o| o.fill(0x41));
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.0.run(inputs, outputs)
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- helpers
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(engines: &str) -> Self {
+        let bench = Self { dir: copy("two-in-two-out") };
+        let path = bench.dir.path().join("manifest.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut manifest = Manifest::from_toml(&text).unwrap();
+        manifest.summary = bench.file().display().to_string();
+        let engines: Vec<EngineKind> = engines
+            .split(' ')
+            .map(|n| EngineKind::ALL.into_iter().find(|e| e.name() == n).unwrap())
+            .collect();
+        manifest.engines = engines;
+        manifest.engine_versions.clear();
+        std::fs::write(path, manifest.to_toml()).unwrap();
+        bench.tell("ok");
+        bench
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("told")
+    }
+
+    /// From now on the second engine does this.
+    fn tell(&self, what: &str) {
+        let new = self.dir.path().join("new");
+        std::fs::write(&new, what).unwrap();
+        std::fs::rename(new, self.file()).unwrap();
+    }
+
+    async fn serve(&self, config: HostsConfig) -> (Arc<Hosts>, Arc<Served>) {
+        let hosts = Hosts::new(config);
+        let served = hosts.load(self.dir.path()).await.unwrap();
+        (hosts, served)
+    }
+}
+
+fn both() -> HostsConfig {
+    HostsConfig {
+        engines: [(EngineKind::Ort, PathBuf::from("/proc/self/exe"))].into(),
+        breaker: BreakerRules { pause: Duration::from_millis(100), ..BreakerRules::default() },
+        ..config()
+    }
+}
+
+/// Waits until this engine serves.
+async fn on(served: &Arc<Served>, engine: &str) {
+    while served.engine().kind != engine || served.state() != State::Ready {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Bus {
+    done: Mutex<Vec<String>>,
+    reboots: Mutex<u32>,
+    /// The step after which the device answers again, the file that says so, and steps that cannot be done.
+    helps: Option<&'static str>,
+    file: PathBuf,
+    broken: &'static [&'static str],
+}
+
+impl Bus {
+    fn step(&self, name: &'static str) -> Result<(), String> {
+        self.done.lock().unwrap().push(name.into());
+        if self.broken.contains(&name) {
+            return Err("no such file".into());
+        }
+        if self.helps == Some(name) {
+            std::fs::write(&self.file, "ok").unwrap();
+        }
+        Ok(())
+    }
+
+    fn done(&self) -> Vec<String> {
+        self.done.lock().unwrap().clone()
+    }
+}
+
+impl Ladder for Bus {
+    fn device(&self, engine: EngineKind) -> Option<Device> {
+        (engine == EngineKind::Ort)
+            .then(|| Device { address: "0001:01:00.0".into(), driver: "second".into() })
+    }
+
+    fn rebind(&self, device: &Device) -> Result<(), String> {
+        assert_eq!(device.driver, "second");
+        self.step("rebind")
+    }
+
+    fn rescan(&self, _: &Device) -> Result<(), String> {
+        self.step("rescan")
+    }
+
+    fn reboots(&self) -> u32 {
+        *self.reboots.lock().unwrap()
+    }
+
+    fn reboot(&self, why: &str) -> Result<(), String> {
+        assert!(why.contains("0001:01:00.0"), "{why}");
+        *self.reboots.lock().unwrap() += 1;
+        self.step("reboot")
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- tests
+
+async fn the_preferred_engine_serves() {
+    let bench = Bench::new("ort cpu");
+    let (hosts, served) = bench.serve(both()).await;
+    golden(&served).await.unwrap();
+    assert_eq!((served.engine().kind, served.engine().device.as_str()), ("ort", "second"));
+    assert_eq!(served.fallback(), None);
+    assert_eq!(
+        served.breakers().iter().map(|b| b.engine).collect::<Vec<_>>(),
+        [EngineKind::Ort, EngineKind::Cpu]
+    );
+    hosts.shutdown().await;
+}
+
+async fn an_engine_this_image_lacks_is_no_fallback() {
+    let bench = Bench::new("hailo cpu");
+    let (hosts, served) = bench.serve(both()).await;
+    golden(&served).await.unwrap();
+    assert_eq!((served.engine().kind, served.fallback()), ("cpu", None));
+    assert_eq!(served.breakers().len(), 1);
+    hosts.shutdown().await;
+}
+
+async fn an_engine_that_cannot_start_is_replaced_and_gone_back_to() {
+    let bench = Bench::new("ort cpu");
+    bench.tell("refuse");
+    let hosts = Hosts::new(both());
+    let mut events = hosts.events();
+    let served = hosts.load(bench.dir.path()).await.unwrap();
+    golden(&served).await.unwrap();
+    let f = served.fallback().unwrap();
+    assert_eq!((f.from, f.to), (EngineKind::Ort, EngineKind::Cpu));
+    assert!(f.reason.contains("not this one"), "{}", f.reason);
+    // Tried again and again, with growing pauses, while the other one serves.
+    while served.breakers()[0].opened_total < 3 {
+        golden(&served).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bench.tell("ok");
+    while served.fallback().is_some() {
+        golden(&served).await.expect("nothing fails on the way back");
+    }
+    on(&served, "ort").await;
+    golden(&served).await.unwrap();
+    assert_eq!(served.breakers()[0].state, BreakerState::Closed);
+    let mut seen = vec![];
+    while let Ok(event) = events.try_recv() {
+        match event {
+            HostEvent::FellBack { from, to, .. } => seen.push(("fell back", from, to)),
+            HostEvent::WentBack { from, to, .. } => seen.push(("went back", from, to)),
+            _ => {}
+        }
+    }
+    let (ort, cpu) = (EngineKind::Ort, EngineKind::Cpu);
+    assert_eq!(seen, [("fell back", ort, cpu), ("went back", cpu, ort)]);
+    hosts.shutdown().await;
+}
+
+async fn an_engine_whose_breaker_opens_is_replaced_and_gone_back_to() {
+    let bench = Bench::new("ort cpu");
+    let (hosts, served) = bench.serve(both()).await;
+    bench.tell("fail");
+    let mut failures = 0;
+    while served.fallback().is_none() {
+        match golden(&served).await {
+            Err(e) if e.kind() == "engine_error" => failures += 1,
+            Err(e) => {
+                assert!(["breaker_open", "model_unavailable"].contains(&e.kind()), "{e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok(()) => {}
+        }
+    }
+    // A probe may fall into the moment before the other engine is up.
+    assert!((15..=17).contains(&failures), "{failures}");
+    on(&served, "cpu").await;
+    for _ in 0..50 {
+        golden(&served).await.unwrap();
+    }
+    // Clients are no probes while another engine serves them.
+    let before = served.snapshot().failures;
+    while served.breakers()[0].opened_total < 3 {
+        golden(&served).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(served.snapshot().failures, before);
+    bench.tell("ok");
+    while served.fallback().is_some() {
+        golden(&served).await.unwrap();
+    }
+    golden(&served).await.unwrap();
+    hosts.shutdown().await;
+}
+
+async fn a_fallback_must_pass_the_golden_vectors_too() {
+    let bench = Bench::new("cpu ort");
+    bench.tell("wrong");
+    let (hosts, served) = bench.serve(both()).await;
+    // The built-in engine's breaker is opened by what it is told of: hosts that keep ending.
+    while served.breakers()[0].state == BreakerState::Closed {
+        let old = pid(&served).await;
+        nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGKILL).unwrap();
+        while served.snapshot().host_pid == Some(u32::try_from(old.as_raw()).unwrap()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    while served.breakers()[1].opened_total == 0 {
+        assert_eq!(served.engine().kind, "cpu", "the other one gives wrong answers");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let why = served.breakers()[1].reason.clone().unwrap();
+    assert!(why.contains("golden case 0"), "{why}");
+    hosts.shutdown().await;
+}
+
+async fn without_any_engine_the_reason_is_the_preferred_ones() {
+    let bench = Bench::new("ort hailo");
+    bench.tell("refuse");
+    let hosts = Hosts::new(both());
+    let e = hosts.load(bench.dir.path()).await.err().unwrap().to_string();
+    assert!(e.contains("not this one"), "{e}");
+    let bench = Bench::new("hailo tensorrt");
+    let e = hosts.load(bench.dir.path()).await.err().unwrap().to_string();
+    assert!(e.contains("it wants engine hailo or tensorrt, this image has cpu or ort"), "{e}");
+    hosts.shutdown().await;
+}
+
+async fn a_host_of_the_fallback_that_ends_is_started_again() {
+    let bench = Bench::new("ort cpu");
+    bench.tell("exit");
+    let (hosts, served) = bench.serve(both()).await;
+    for _ in 0..5 {
+        let old = pid(&served).await;
+        nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGKILL).unwrap();
+        replaced(&served, old).await;
+        golden(&served).await.unwrap();
+        assert_eq!(served.fallback().unwrap().to, EngineKind::Cpu);
+    }
+    hosts.shutdown().await;
+}
+
+async fn a_device_is_recovered_while_the_fallback_serves() {
+    for (helps, want) in [("rebind", &["rebind"][..]), ("rescan", &["rebind", "rescan"])] {
+        let bench = Bench::new("ort cpu");
+        let bus = Arc::new(Bus { helps: Some(helps), file: bench.file(), ..Bus::default() });
+        let config = HostsConfig {
+            ladder: Some(bus.clone()),
+            // The ladder does not wait for the breaker.
+            breaker: BreakerRules { pause: Duration::from_secs(300), ..BreakerRules::default() },
+            ..both()
+        };
+        let (hosts, served) = bench.serve(config).await;
+        let mut events = hosts.events();
+        on(&served, "ort").await;
+        bench.tell("lost");
+        nix::sys::signal::kill(pid(&served).await, nix::sys::signal::Signal::SIGKILL).unwrap();
+        while bus.done() != want {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        while served.fallback().is_some() || served.state() != State::Ready {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        on(&served, "ort").await;
+        golden(&served).await.unwrap();
+        assert_eq!(bus.done(), want);
+        let mut steps = vec![];
+        while let Ok(event) = events.try_recv() {
+            if let HostEvent::Recovery { device, step, .. } = event {
+                assert_eq!(device, "0001:01:00.0");
+                steps.push(step);
+            }
+        }
+        assert_eq!(steps, [&["restart"], want, &["recovered"]].concat());
+        hosts.shutdown().await;
+    }
+}
+
+async fn a_device_that_stays_lost_costs_two_reboots_a_day_at_most() {
+    // A rescan that cannot be done is passed over.
+    let broken: &[&str] = &["rescan"];
+    let bench = Bench::new("ort cpu");
+    let bus = Arc::new(Bus { broken, file: bench.file(), ..Bus::default() });
+    // Each pass is a boot: what the set of hosts knows is gone, what the bus has noted stays.
+    for boot in 1..=4 {
+        bus.done.lock().unwrap().clear();
+        bench.tell("lost");
+        let config = HostsConfig { ladder: Some(bus.clone()), ..both() };
+        let (hosts, served) = bench.serve(config).await;
+        let want: &[&str] = if boot <= 2 { &["rebind", "rescan", "reboot"] } else { &["rebind", "rescan"] };
+        // Some tries later, too.
+        while bus.done().len() < want.len() || served.breakers()[0].opened_total < 4 {
+            golden(&served).await.expect("the other engine serves");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(bus.done(), want, "boot {boot}");
+        assert_eq!(served.fallback().unwrap().to, EngineKind::Cpu);
+        hosts.shutdown().await;
+    }
+    assert_eq!(bus.reboots(), 2);
+}
+
+async fn a_model_that_is_refused_touches_no_device() {
+    for how in ["refuse", "wrong"] {
+        let bench = Bench::new("ort cpu");
+        bench.tell(how);
+        let bus = Arc::new(Bus { file: bench.file(), ..Bus::default() });
+        let (hosts, served) = bench.serve(HostsConfig { ladder: Some(bus.clone()), ..both() }).await;
+        while served.breakers()[0].opened_total < 3 {
+            golden(&served).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(bus.done().is_empty());
+        hosts.shutdown().await;
+    }
+}
+
+async fn a_device_without_a_fallback_is_recovered_too() {
+    let bench = Bench::new("ort");
+    let bus = Arc::new(Bus { helps: Some("rescan"), file: bench.file(), ..Bus::default() });
+    bench.tell("lost");
+    let (hosts, served) = bench.serve(HostsConfig { ladder: Some(bus.clone()), ..both() }).await;
+    golden(&served).await.unwrap();
+    assert_eq!(bus.done(), ["rebind", "rescan"]);
+    hosts.shutdown().await;
+}
