@@ -31,6 +31,7 @@ class Board:
     kernel: str
     cmdline: str
     modules: tuple
+    module_parameters: dict  # of those that have any: what insmod is given after the name
     console: str
     dev_shell: str
     watchdog: str
@@ -59,6 +60,7 @@ def parse(text, origin):
     except tomllib.TOMLDecodeError as error:
         raise Failure(f"{origin}: {error}") from error
     page = _Page(raw, origin)
+    modules = [entry.partition(" ") for entry in page.take("boot.modules", list)]
     board = Board(
         name=page.take("name", str),
         summary=page.take("summary", str),
@@ -67,7 +69,8 @@ def parse(text, origin):
         suite=page.take("debian.suite", str),
         kernel=page.take("debian.kernel", str),
         cmdline=page.take("boot.cmdline", str),
-        modules=tuple(page.take("boot.modules", list)),
+        modules=tuple(name for name, _, _ in modules),
+        module_parameters={name: given for name, _, given in modules if given},
         console=page.take("console.device", str),
         dev_shell=page.take("console.dev-shell", str),
         watchdog=page.take("watchdog.device", str),

@@ -230,7 +230,9 @@ def initramfs(board, packages):
     order = modules.Modules(packages).load_order(board.modules)
     for name, content in order:
         archive.file(f"lib/modules/{name}.ko", content)
-    archive.file("lib/modules/order", "".join(f"{name}\n" for name, _ in order).encode())
+    parameters = {name.replace("-", "_"): given for name, given in board.module_parameters.items()}
+    lines = [f"{name} {parameters.get(name, '')}".strip() for name, _ in order]
+    archive.file("lib/modules/order", "".join(f"{line}\n" for line in lines).encode())
     archive.file("init", (places.BOARDS / "common/initramfs/init").read_bytes(), 0o755)
     return gzip.compress(archive.bytes(), compresslevel=6, mtime=0)
 

@@ -160,6 +160,14 @@ def test_the_initramfs_is_reproducible_and_loads_what_the_board_needs(packages):
     assert content.count(b"lib/modules/squashfs.ko") == 1 and b"virtio_blk\n" in content
 
 
+def test_a_modules_parameters_are_what_follows_its_name(packages):
+    board, tree = packages
+    content = gzip.decompress(image.initramfs(board, tree))
+    assert board.module_parameters["ramoops"].startswith("mem_address=")
+    assert f"\nramoops {board.module_parameters['ramoops']}\n".encode() in content
+    assert content.count(b"lib/modules/ramoops.ko") == 1
+
+
 def test_busybox_applets_are_read_from_the_binary_of_any_architecture(packages):
     names = image.applets((packages[1] / "usr/bin/busybox").read_bytes())
     assert {"init", "sh", "udhcpc", "zcat"} <= set(names)
