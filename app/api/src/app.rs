@@ -2,7 +2,7 @@
 
 use crate::body::Held;
 use crate::rate::Limits;
-use crate::{ApiConfig, Metrics, Records, Updates, limits, records};
+use crate::{Alive, ApiConfig, Metrics, Records, Updates, limits, records};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
@@ -32,6 +32,8 @@ pub struct App {
     pub monitor: Arc<OnceLock<Monitor>>,
     /// TLS: what it is spoken with, now.
     pub tls: ArcSwap<Tls>,
+    /// The daemon's own life: progress, safe mode, keeper, history.
+    pub alive: Arc<Alive>,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -64,14 +66,21 @@ impl App {
     /// The endpoint over these models.
     #[must_use]
     pub fn new(hosts: Arc<Hosts>, config: ApiConfig) -> Self {
+        Self::with(hosts, config, Arc::default())
+    }
+
+    /// The same of a daemon that watches over its own life.
+    #[must_use]
+    pub fn with(hosts: Arc<Hosts>, config: ApiConfig, alive: Arc<Alive>) -> Self {
         let updates = Arc::new(ArcSwap::from_pointee(Updates::Off));
         let records = Arc::new(Records::default());
         let monitor = Arc::new(OnceLock::new());
-        let mut metrics = Metrics::new(&hosts, &config, updates.clone(), monitor.clone());
+        let mut metrics = Metrics::new(&hosts, &config, updates.clone(), monitor.clone(), alive.clone());
         metrics.add(Box::new(records::Numbers(records.clone())));
         Self {
             metrics,
             records,
+            alive,
             limits: Limits::new(&config),
             hosts,
             config,

@@ -15,7 +15,7 @@ const SHORT_SHA: usize = 16;
 
 /// What a model is doing, in words.
 pub(crate) struct Words {
-    /// `starting`, `ready`, `restarting`, `stopped`, `not_loaded`.
+    /// `starting`, `ready`, `restarting`, `stopped`, `not_loaded`, `safe-mode`.
     pub state: &'static str,
     /// Why it does not answer; empty when it does.
     pub reason: String,
@@ -51,6 +51,10 @@ fn ended(reason: &str, ends: u32) -> String {
 
 /// The default model and its words; without one, why.
 pub(crate) fn default_words(app: &App) -> (Option<Arc<Served>>, Words) {
+    if let Some(mode) = app.alive.in_safe_mode() {
+        let (reason, retry) = crate::alive::safe_mode_words(&mode);
+        return (app.default_model(), Words { state: "safe-mode", reason, retry_after: Some(retry) });
+    }
     if let Some(model) = app.default_model() {
         let words = words(&model);
         return (Some(model), words);

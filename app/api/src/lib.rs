@@ -11,6 +11,7 @@
 //! *    /api/v1/...           updates: see `updates.rs`; what is written down: see `records.rs`
 //! GET  /commit-ready         may another updater confirm this boot?
 //! GET  /api/v1/monitoring/status /api/v1/alerts /api/v1/alerts/events /health/performance /alert_rules.yml   see `monitoring.rs`
+//! *    /api/v1/history, reboot, ...   staying alive: see `alive.rs`
 //! *    /v2/...               the Open Inference Protocol
 //! ```
 //!
@@ -24,6 +25,7 @@
 #![allow(clippy::result_large_err)]
 
 mod access;
+mod alive;
 mod app;
 mod body;
 mod config;
@@ -45,6 +47,7 @@ mod status;
 mod updates;
 
 pub use access::{Access, Key, Role, digest_from_hex};
+pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Tls};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};

@@ -60,3 +60,5 @@ pub const CHANGES: RateLimit = RateLimit { per_second: 1.0, burst: 60.0 };
 /// Wrong API keys of one client: 10 at once, then 10 a minute. Its right ones are not looked at either while it waits: a
 /// guesser learns nothing.
 pub const WRONG_KEYS: RateLimit = RateLimit { per_second: 10.0 / 60.0, burst: 10.0 };
+/// How long the keeper's history may take to be read; an answer comes without it then.
+pub const HISTORY_TIME: Duration = Duration::from_secs(5);

@@ -6,7 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, docs, health, infer, monitoring, oip, records, status, updates,
+    App, Reply, Req, RequestId, Surface, alive, docs, health, infer, monitoring, oip, records, status,
+    updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -51,6 +52,11 @@ pub(crate) enum Route {
     EndPull,
     Logging,
     SetLogging,
+    History,
+    LeaveSafeMode,
+    Reboot,
+    FactoryReset,
+    WatchdogTest,
     /// Everything under `/v2`.
     Oip,
 }
@@ -120,6 +126,11 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/pull", Verb::Delete, Need::Administer, Route::EndPull),
     ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
     ("/api/v1/logging", Verb::Put, Need::Administer, Route::SetLogging),
+    ("/api/v1/history", Verb::Get, Need::Read, Route::History),
+    ("/api/v1/safe-mode/leave", Verb::Post, Need::Administer, Route::LeaveSafeMode),
+    ("/api/v1/reboot", Verb::Post, Need::Administer, Route::Reboot),
+    ("/api/v1/factory-reset", Verb::Post, Need::Administer, Route::FactoryReset),
+    ("/api/v1/watchdog/test", Verb::Post, Need::Administer, Route::WatchdogTest),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -252,7 +263,8 @@ async fn answer_as(
     let early = match (preflight, found) {
         (Some(reply), _) => Err(reply),
         (None, Err(lost)) => Err(lost_reply(lost, &req)),
-        (None, Ok(target)) => admitted(app, target, &req).map(|who| (target, who)),
+        (None, Ok(target)) => admitted(app, target, &req)
+            .and_then(|who| in_safe_mode(app, target).map_or(Ok((target, who)), Err)),
     };
     // Refused attempts leave a line too, but no more of them than the limits let through.
     let change = match (&early, found) {
@@ -306,7 +318,9 @@ async fn answer_as(
     }
     reply.headers.insert(X_REQUEST_ID, req.id.header_value().clone());
     let took = received.elapsed();
-    app.metrics.http(&req.method, endpoint, reply.status, reply.error, took);
+    if endpoint != "/livez" || !app.alive.mark.is(peer) {
+        app.metrics.http(&req.method, endpoint, reply.status, reply.error, took);
+    }
     if let Some(who) = change {
         tracing::info!(
             target: "audit",
@@ -372,8 +386,25 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::EndPull => updates::end_pull(app).await,
         Route::Logging => records::logging(app),
         Route::SetLogging => records::set_logging(app, req),
+        Route::History => alive::history(app, req).await,
+        Route::LeaveSafeMode => alive::leave_safe_mode(app, req).await,
+        Route::Reboot => alive::reboot(app, req).await,
+        Route::FactoryReset => alive::factory_reset(app, req).await,
+        Route::WatchdogTest => alive::watchdog_test(app, req).await,
         Route::Push => Reply::not_found(),
     }
+}
+
+/// The 503 of work that needs models while the device has none on purpose. What a bundle brings on trial is asked as ever.
+fn in_safe_mode(app: &App, target: Target) -> Option<Reply> {
+    let mode = app.alive.in_safe_mode()?;
+    let loads = target.route == Route::Oip && target.endpoint.ends_with("/load");
+    let infers = surface(target).is_some() || matches!(target.route, Route::Test | Route::Contract);
+    if !loads && !(infers && app.hosts.list().is_empty()) {
+        return None;
+    }
+    let (words, retry) = alive::safe_mode_words(&mode);
+    Some(refusal(app, target, StatusCode::SERVICE_UNAVAILABLE, "safe_mode", &words).with_retry_after(retry))
 }
 
 fn lost_reply(lost: Lost, req: &Req) -> Reply {

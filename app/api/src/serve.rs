@@ -218,6 +218,11 @@ impl Door {
     fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: bool) {
         let config = &self.app.config;
         let connection = Arc::new(Connection::new(peer.ip(), config.idle_time));
+        if self.app.alive.mark.is(peer) {
+            // The daemon's own question whether this endpoint lives: it takes no client's place and drives nobody out.
+            tokio::spawn(async move { talk(&self, &connection, stream, peer).await });
+            return;
+        }
         {
             let mut open = self.lock();
             let local = connection.client.is_loopback();

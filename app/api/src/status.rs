@@ -109,6 +109,9 @@ pub(crate) fn status(app: &App) -> Reply {
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
     set("models", json!(models));
     set("updates", crate::updates::summary(app));
+    crate::alive::status(app).into_iter().for_each(|(key, value)| {
+        set(key, value);
+    });
     let errors = app.hosts.load_errors();
     set(
         "load_errors",

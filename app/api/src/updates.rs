@@ -124,7 +124,7 @@ struct Refusal<'a> {
     resume: Option<&'a Resumable>,
 }
 
-fn refusal(status: StatusCode, error: &'static str, code: &str, detail: &str) -> Reply {
+pub(crate) fn refusal(status: StatusCode, error: &'static str, code: &str, detail: &str) -> Reply {
     Reply::json(status, &Refusal { error, code, detail, retry: false, verdict: None, resume: None })
         .with_error(error)
 }

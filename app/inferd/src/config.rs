@@ -55,6 +55,8 @@ pub struct Config {
     pub watchdog: Watchdog,
     /// `[tls]`
     pub tls: Tls,
+    /// `[watch]`
+    pub watch: Watch,
     /// `[logging]`
     pub logging: Logging,
     /// `[config]`
@@ -211,6 +213,17 @@ pub struct Watchdog {
     pub timeout_s: u32,
     pub progress: Duration,
     pub start: Duration,
+}
+
+/// Staying alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Watch {
+    /// `None`: the watch's own, which knows the deadlines of the models.
+    pub inference_budget: Option<Duration>,
+    /// `None`: the data directory is never written to prove anything.
+    pub storage_check: Option<Duration>,
+    pub keeper_dir: PathBuf,
 }
 
 /// What is logged, and where to.
@@ -535,6 +548,7 @@ impl Config {
             security: Security::read(r),
             watchdog: Watchdog::read(r),
             tls: Tls::read(r),
+            watch: Watch::read(r),
             logging: Logging {
                 level: r.choice(
                     "logging.level",
@@ -657,6 +671,35 @@ impl Tls {
                 "What else that certificate is for, beside the host name, HOSTNAME.local, the device's name and localhost.",
                 |s| (s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic())).then(|| s.to_owned()),
             ),
+        }
+    }
+}
+
+impl Watch {
+    fn read(r: &mut Reader) -> Self {
+        let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
+        Self {
+            inference_budget: seconds(r.integer(
+                "watch.inference_budget_s",
+                0,
+                0..=86_400,
+                "How long all models together may go without a finished inference or self-test before the watchdog is no longer fed; 0 is 120, and longer where a model's own deadline is.",
+            )),
+            storage_check: seconds(r.integer(
+                "watch.storage_check_s",
+                300,
+                0..=86_400,
+                "How often a block is written to the data directory to see that it comes back; 0 is never.",
+            )),
+            keeper_dir: r
+                .text(
+                    "watch.keeper_dir",
+                    "/data/keeper",
+                    "an absolute path",
+                    "Where the keeper leaves its history, for /api/v1/history.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                )
+                .unwrap_or_else(|| "/data/keeper".into()),
         }
     }
 }

@@ -8,17 +8,19 @@
 //! not by a load over the network. Only a bundle, a rollback or the end of a trial changes those.
 
 use crate::{
+    alive,
     config::{Config, Loaded},
     logging::Levels,
     models, tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
-use inferd_api::{Access, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
+use inferd_api::{Access, Alive, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
 use inferd_hosts::{Announced, BreakerRules, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
-use inferd_rollout::Updater;
+use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
     monitor::{Monitor, Rooms, Roots, Service, Settings as MonitorSettings},
+    progress::Watching,
     shed::Level,
 };
 use std::{
@@ -65,11 +67,16 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
     move |why| DaemonError::System { what, why }
 }
 
-/// Runs until a signal ends it.
+/// Runs until a signal ends it; in safe mode without models.
 ///
 /// # Errors
 /// [`DaemonError`] when it cannot start.
-pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), DaemonError> {
+pub fn run(
+    loaded: &Loaded,
+    started: Instant,
+    levels: Levels,
+    safe_mode: Option<&str>,
+) -> Result<(), DaemonError> {
     let config = &loaded.config;
     let listeners = bind("server.listen", &config.server.listen)?;
     // Without TLS the plain listeners go on: a device that nobody reaches cannot be put right.
@@ -87,10 +94,12 @@ pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), Daem
             Err(why) => (Vec::new(), Some(why)),
         };
         let addresses = addresses_of(&listeners);
+        let notifier = alive::notifier();
+        let alive = alive::alive(config, safe_mode);
         let hosts = Hosts::new(hosts_config(config, program));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
-        let app = Arc::new(App::new(Arc::clone(&hosts), api_config(loaded)));
+        let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded), Arc::clone(&alive)));
         app.updates.store(Arc::new(Updates::Starting));
         if let Some(why) = &unbound {
             error!("no TLS: {why}");
@@ -98,13 +107,25 @@ pub fn run(loaded: &Loaded, started: Instant, levels: Levels) -> Result<(), Daem
         app.tls.store(Arc::new(Tls { listen: addresses_of(&secure), error: unbound, ..Tls::default() }));
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
-        let life = Life { app: Arc::clone(&app), hosts: Arc::clone(&hosts), config: config.clone(), started };
+        let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
+            .map_err(system("the threads that prove progress"))?;
+        let watching = Arc::new(watching);
+        tokio::spawn(alive::remember(config.clone(), alive, Arc::clone(&hosts)));
+        let life = Life {
+            app: Arc::clone(&app),
+            hosts: Arc::clone(&hosts),
+            config: config.clone(),
+            started,
+            watching: Arc::clone(&watching),
+        };
         let loading = tokio::spawn(life.load_and_reload(signals.reload, first));
         info!(listen = ?addresses, config_sha256 = loaded.sha256, "listening");
         let end = {
             let app = Arc::clone(&app);
             async move {
                 ended(signals.end).await;
+                notifier.stopping();
+                watching.end();
                 // At once, also if connections take long to end: who kills this daemon then must not find a crash.
                 if let Some(updater) = updater(&app) {
                     updater.stop().await;
@@ -269,14 +290,34 @@ struct Life {
     hosts: Arc<Hosts>,
     config: Config,
     started: Instant,
+    watching: Arc<Watching>,
 }
 
 impl Life {
     /// Lets the slots' and the directories' models serve, then looks for changed directories whenever SIGHUP asks for it.
     async fn load_and_reload(self, mut reload: Signal, first: Announced) {
-        let Self { app, hosts, config, started } = self;
+        let Self { app, hosts, config, started, watching } = self;
         let dirs = config.models.dirs.clone();
         certificate(&app, &config).await;
+        if let Some(mode) = app.alive.in_safe_mode() {
+            warn!("safe mode, no models are loaded: {}", mode.reason);
+            // Nothing is about to come.
+            drop(first);
+            let receiver = open(&app, &hosts, &config).await;
+            let _ways = receiver.as_ref().map(|receiver| ways::start(&config, receiver));
+            tokio::select! {
+                () = repaired(&app.alive, updater(&app)) => {}
+                () = async { while reload.recv().await.is_some() {
+                    warn!("SIGHUP: no models are loaded in safe mode, and other certificates are");
+                    certificate(&app, &config).await;
+                } } => return,
+            }
+            app.alive.safe_mode.store(None);
+            watching.safe_mode_is_over();
+            info!("safe mode is over");
+            load(&hosts, &dirs).await;
+            return reload_when_asked(&app, &config, &hosts, reload).await;
+        }
         let receiver = open(&app, &hosts, &config).await;
         // With updates it finds what they left out: a directory that came after their list was made.
         load(&hosts, &dirs).await;
@@ -287,11 +328,33 @@ impl Life {
             models => info!(ms, models, failed = hosts.load_errors().len(), "ready"),
         }
         let _ways = receiver.map(|receiver| ways::start(&config, &receiver));
-        while reload.recv().await.is_some() {
-            info!("SIGHUP: looking for new and changed models, and for another certificate");
-            certificate(&app, &config).await;
-            load(&hosts, &dirs).await;
-        }
+        reload_when_asked(&app, &config, &hosts, reload).await;
+    }
+}
+
+async fn reload_when_asked(app: &Arc<App>, config: &Config, hosts: &Arc<Hosts>, mut reload: Signal) {
+    while reload.recv().await.is_some() {
+        info!("SIGHUP: looking for new and changed models, and for another certificate");
+        certificate(app, config).await;
+        load(hosts, &config.models.dirs).await;
+    }
+}
+
+/// Waits until a bundle serves for good: it was committed, or the operator went back to it. Then a keeper starts this daemon anew,
+/// with all its models, and this never returns; without one it returns, and the daemon goes on as it is.
+async fn repaired(alive: &Alive, updater: Option<Arc<Updater>>) {
+    let Some(updater) = updater else { return std::future::pending().await };
+    let stays = |status: &Arc<Status>| {
+        let active = |s: &inferd_rollout::SlotView| s.active && Some(s.slot) == status.serving.slot;
+        let serves = status.serving.from == ServingFrom::Slot && status.slots.iter().any(active);
+        status.trial.is_none() && serves
+    };
+    if updater.status().wait_for(stays).await.is_err() {
+        return std::future::pending().await;
+    }
+    info!("a bundle serves for good, so safe mode has served its purpose");
+    if alive::leave_safe_mode(alive, "a bundle serves for good").await {
+        std::future::pending().await
     }
 }
 
@@ -325,10 +388,10 @@ async fn certificate(app: &Arc<App>, config: &Config) {
 /// directories' models serve then.
 async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc<Receiver>> {
     let planned = {
-        let config = config.clone();
+        let (config, keeper) = (config.clone(), app.alive.keeper_state());
         tokio::task::spawn_blocking(move || {
             let factory = models::find(&config.models.dirs).models;
-            updates::plan(&config, factory)
+            updates::plan(&config, factory, keeper)
         })
     };
     let broken = |why: String| {
@@ -354,7 +417,10 @@ async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc
     let pull = config.updates.pull.then(|| Arc::new(Puller::new(Arc::clone(&receiver))) as Arc<dyn Pull>);
     let desk = Desk { updater: Arc::clone(&updater), device: plan.device, pull };
     app.updates.store(Arc::new(Updates::On(Box::new(desk))));
-    updater.boot().await;
+    match app.alive.in_safe_mode() {
+        None => updater.boot().await,
+        Some(_) => updater.boot_without_serving().await,
+    }
     Some(receiver)
 }
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alive;
 mod config;
 mod daemon;
 mod keeper;
@@ -50,6 +51,9 @@ struct Cli {
     /// Print every setting with its variable, default and meaning, as a table, and end
     #[arg(long, conflicts_with_all = ["check", "print_config"])]
     reference: bool,
+    /// Load no models, neither the slots' nor the directories', and say why: for whoever restarts a daemon that keeps ending
+    #[arg(long, value_name = "REASON")]
+    safe_mode: Option<String>,
     /// Check the configuration and the manifests of all models, and end
     #[arg(long)]
     check: bool,
@@ -96,7 +100,7 @@ fn main() -> ExitCode {
     for note in &loaded.notes {
         tracing::warn!("configuration: {note}");
     }
-    let outcome = daemon::run(&loaded, started, levels);
+    let outcome = daemon::run(&loaded, started, levels, cli.safe_mode.as_deref());
     if let Err(e) = &outcome {
         tracing::error!("{e}");
     }

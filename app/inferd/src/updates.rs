@@ -1,9 +1,11 @@
 //! Puts the updater together from the configuration.
 
+use crate::alive::KeeperEvidence;
 use crate::config::{self, BOARD_FILE, Config, Enabled};
 use inferd_engine::CpuEngine;
 use inferd_model::EngineKind;
 use inferd_rollout::{Engine, Probation, SystemEvidence, UpdaterConfig};
+use inferd_watch::state::KeeperState;
 use std::{
     fs, io,
     io::Read as _,
@@ -36,7 +38,7 @@ pub enum Wanted {
 }
 
 /// Decides whether there are updates, and makes what they need. Blocking.
-pub fn plan(config: &Config, factory: Vec<PathBuf>) -> Wanted {
+pub fn plan(config: &Config, factory: Vec<PathBuf>, keeper: Option<KeeperState>) -> Wanted {
     let c = &config.updates;
     let slots = [&c.slot_a, &c.slot_b];
     match c.enabled {
@@ -81,7 +83,8 @@ pub fn plan(config: &Config, factory: Vec<PathBuf>) -> Wanted {
     to.factory = factory;
     to.probation = Probation { seconds: set(c.probation_s), requests: set(c.probation_requests) };
     to.scrub_bytes_per_s = c.scrub_bytes_per_s;
-    to.evidence = Arc::new(SystemEvidence::new(c.run_dir.clone()));
+    let system = SystemEvidence::new(c.run_dir.clone());
+    to.evidence = Arc::new(KeeperEvidence::new(system, keeper));
     Wanted::On(Box::new(Plan { config: to, device }))
 }
 
@@ -141,7 +144,7 @@ mod tests {
     }
 
     fn on(config: &Config) -> Box<Plan> {
-        match plan(config, Vec::new()) {
+        match plan(config, Vec::new(), None) {
             Wanted::On(plan) => plan,
             Wanted::Off => panic!("off"),
             Wanted::Broken(why) => panic!("{why}"),
@@ -170,7 +173,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert!(matches!(plan(&loaded.config, Vec::new()), Wanted::Off));
+        assert!(matches!(plan(&loaded.config, Vec::new(), None), Wanted::Off));
     }
 
     #[test]

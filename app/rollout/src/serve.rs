@@ -265,6 +265,15 @@ pub async fn factory_beside(core: &Arc<Core>) {
     while loads.join_next().await.is_some() {}
 }
 
+/// Ends all models that serve; the routes of all at one instant.
+pub async fn nothing(core: &Arc<Core>) {
+    let going: Vec<String> = core.hosts.list().iter().map(|s| s.manifest().name.to_string()).collect();
+    if let Err(e) = core.hosts.promote(Vec::new(), &going).await {
+        core.warn(e.to_string());
+    }
+    publish(core, ServingFrom::Nothing, None);
+}
+
 /// Publishes what serves.
 pub fn publish(core: &Core, from: ServingFrom, open: Option<&OpenSlot<FileMedium>>) {
     let models = core

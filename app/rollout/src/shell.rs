@@ -35,6 +35,8 @@ pub struct Shell {
     scrub: Scrubbing,
     /// A trial ended since it was last looked for what else could be tried.
     ended: bool,
+    /// Nothing that served before is loaded, until a bundle commits or the operator goes back to one.
+    idle: bool,
     /// Not before this is the active slot tried again.
     again_at: Duration,
     again_after: Duration,
@@ -87,6 +89,7 @@ impl Shell {
             open: None,
             scrub: Scrubbing::Fresh,
             ended: false,
+            idle: false,
             again_at: Duration::ZERO,
             again_after: AGAIN_FIRST,
         }
@@ -138,7 +141,7 @@ impl Shell {
     /// What should serve and does not is tried again, less and less often; where nothing was ever committed, what else lies in
     /// the slots.
     async fn catch_up(&mut self) {
-        if self.state != State::Idle || self.core.config.clock.uptime() < self.again_at {
+        if self.idle || self.state != State::Idle || self.core.config.clock.uptime() < self.again_at {
             return;
         }
         let state = self.core.store.state();
@@ -170,7 +173,10 @@ impl Shell {
     async fn obey(&mut self, command: Command) {
         match command {
             Command::Event { event, slot } => self.begin(slot, event).await,
-            Command::Boot(told) => self.boot(told).await,
+            Command::Boot { serve, told } => {
+                self.idle = !serve;
+                self.boot(told).await;
+            }
             Command::Rollback(reason, told) => {
                 let done = self.rollback(&reason).await;
                 let _ = told.send(done);
@@ -551,6 +557,7 @@ impl Shell {
         if permit.is_some() {
             self.core.permit_used();
         }
+        self.idle = false;
         let (product, version) =
             (about.product.clone().unwrap_or_default(), about.version.unwrap_or_default());
         let floor = self.core.store.state().floor(&product);
@@ -595,6 +602,7 @@ impl Shell {
         let (code, words) = match served {
             Rung::Slot(slot) => ("restored", format!("the bundle in slot {slot} serves again")),
             Rung::Factory => ("restored-factory", "the image's own models serve again".to_owned()),
+            Rung::Nothing if self.idle => ("nothing-left", "nothing serves, as before".to_owned()),
             Rung::Nothing => ("nothing-left", "nothing is left to serve".to_owned()),
         };
         let sentence = format!("{words}, {safe} ms after the reason was found ({})", why.code);
@@ -606,6 +614,11 @@ impl Shell {
 
     /// Serves the first of these that can be: the active slot, the other one if it was ever committed, the image's own models.
     async fn serve_best(&mut self, without: Option<SlotId>, gate: Gate) -> Rung {
+        if self.idle {
+            // What a trial brought goes; what was there before does not come.
+            serve::nothing(&self.core).await;
+            return Rung::Nothing;
+        }
         let state = self.core.store.state();
         let committed = |s: &SlotId| state.slot(*s).status == SlotStatus::Committed && Some(*s) != without;
         let active = state.active;
@@ -656,7 +669,9 @@ impl Shell {
             self.begin(slot, event).await;
         }
         *lock(&self.core.busy) = Occupied::Starting;
-        if self.core.store.state().active.is_none() {
+        if self.idle {
+            serve::publish(&self.core, ServingFrom::Nothing, None);
+        } else if self.core.store.state().active.is_none() {
             // Nothing was ever committed: the image's own models, side by side.
             serve::factory_beside(&self.core).await;
             let from =
@@ -801,6 +816,7 @@ impl Shell {
             self.serve_best(None, Gate::Return).await;
             return Err(*e);
         }
+        self.idle = false;
         let sentence = format!(
             "the operator went back to the bundle in slot {to}: {}; the floor stays",
             if reason.is_empty() { "no reason given" } else { reason }
@@ -948,7 +964,7 @@ impl Shell {
         let other = active.other();
         let about = About::slot(&state, active);
         let mut took_over = false;
-        if state.slot(other).status == SlotStatus::Committed {
+        if !self.idle && state.slot(other).status == SlotStatus::Committed {
             let core = self.core.clone();
             let whole = blocking(move || {
                 let open = core.store.open(other)?;

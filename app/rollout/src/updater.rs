@@ -40,7 +40,10 @@ pub(crate) enum Command {
         event: Event,
         slot: SlotId,
     },
-    Boot(oneshot::Sender<()>),
+    Boot {
+        serve: bool,
+        told: oneshot::Sender<()>,
+    },
     Rollback(String, oneshot::Sender<Result<(), TrustError>>),
     Trust(Vec<u8>, oneshot::Sender<Result<String, TrustError>>),
 }
@@ -75,7 +78,14 @@ impl Updater {
     /// factory directories (those of other names serve beside a slot too). Judges an interrupted trial first and goes on with it
     /// afterwards. Returns when something serves, or nothing can; call it once.
     pub async fn boot(&self) {
-        self.ask(Command::Boot).await;
+        self.ask(|told| Command::Boot { serve: true, told }).await;
+    }
+
+    /// The same without loading anything that served before: for a daemon that kept ending while it did. An interrupted trial is
+    /// judged as ever, bundles are taken and tried as ever, each in hosts of its own; the first that commits serves. Until then
+    /// neither a slot nor a directory does. Call it once, instead of [`Updater::boot`].
+    pub async fn boot_without_serving(&self) {
+        self.ask(|told| Command::Boot { serve: false, told }).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {

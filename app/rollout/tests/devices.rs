@@ -62,6 +62,11 @@ fn main() -> ExitCode {
         a_panic_and_a_watchdog_are_held_against_the_bundle,
         too_many_power_cuts_end_a_trial,
         a_committed_bundle_serves_after_every_kind_of_end,
+        a_device_that_is_not_to_serve_serves_what_commits_next,
+        a_crash_is_held_against_the_bundle_also_where_nothing_is_to_serve,
+        a_trial_goes_on_after_a_power_cut_where_nothing_is_to_serve,
+        a_bundle_that_fails_where_nothing_is_to_serve_leaves_nothing,
+        the_operator_goes_back_where_nothing_is_to_serve,
         the_operator_takes_a_trial_back,
         the_operator_goes_back_to_the_bundle_before,
         what_is_revoked_while_it_serves_is_taken_back_at_once,
@@ -877,6 +882,74 @@ async fn a_committed_bundle_serves_after_every_kind_of_end() {
         assert_eq!(device.codes(&BAD), Vec::<String>::new(), "{how:?}");
         assert!(device.updater.commit_ready().ready, "{:?}", device.updater.commit_ready());
     }
+    device.shut_down().await;
+}
+
+// ------------------------------------------------------------------------------------------------ serving nothing
+
+async fn a_device_that_is_not_to_serve_serves_what_commits_next() {
+    let mut device = committed().await.restart_without_serving(End::Crash).await;
+    assert!(device.hosts.list().is_empty(), "neither a slot nor the image");
+    let status = device.status();
+    assert_eq!(status.serving.from, ServingFrom::Nothing);
+    assert!(!device.updater.commit_ready().ready);
+    device.clock.forward(3600);
+    let held = device.slot_file('A');
+    let before = std::fs::read(&held).unwrap();
+    device.commit(&release(&good(2))).await;
+    assert!(device.hosts.list().len() == 1 && device.ask([0.0; 4]).await.0 == 2);
+    assert_eq!((device.slot('A').status, device.slot('B').active), ("committed", true));
+    assert!(std::fs::read(&held).unwrap() == before, "the slot that was active is not written to");
+    device = device.restart(End::Crash).await;
+    assert_eq!(device.ask([0.0; 4]).await.0, 2);
+    device.shut_down().await;
+}
+
+async fn a_crash_is_held_against_the_bundle_also_where_nothing_is_to_serve() {
+    for (how, code) in
+        [(End::Crash, "daemon-crashed"), (End::Watchdog, "watchdog-reset"), (End::Panic, "kernel-panic")]
+    {
+        let device = committed().await;
+        device.try_out(&release(&good(2))).await;
+        let device = device.restart_without_serving(how).await;
+        assert!(device.status().trial.is_none());
+        assert_eq!(device.codes(&BAD), [format!("boot reverse {code}")]);
+        assert!(device.hosts.list().is_empty());
+        assert_eq!((device.slot('A').active, device.slot('B').status), (true, "bad"));
+        let device = device.restart(End::Stop).await;
+        assert_eq!(device.ask([0.0; 4]).await.0, 1, "what served before the trial");
+        device.shut_down().await;
+    }
+}
+
+async fn a_trial_goes_on_after_a_power_cut_where_nothing_is_to_serve() {
+    let device = committed().await.restart_without_serving(End::Crash).await;
+    device.try_out(&release(&good(2))).await;
+    let device = device.restart_without_serving(End::PowerCut).await;
+    device.pass().await;
+    assert_eq!((device.status().serving.version, device.ask([0.0; 4]).await.0), (Some(2), 2));
+    device.shut_down().await;
+}
+
+async fn a_bundle_that_fails_where_nothing_is_to_serve_leaves_nothing() {
+    let device = committed().await.restart_without_serving(End::Crash).await;
+    let wrong = Net { op: "Neg", wrong_golden: true, version: 2, ..GOOD };
+    device.try_out(&release(&spec(2, vec![wrong.source()]))).await;
+    device.over().await;
+    assert!(device.hosts.list().is_empty());
+    device.try_out(&release(&good(3))).await;
+    device.updater.rollback("no").await.unwrap();
+    assert!(device.hosts.list().is_empty(), "what was on trial is gone, what was before does not come");
+    assert!(device.slot('A').active);
+    device.shut_down().await;
+}
+
+async fn the_operator_goes_back_where_nothing_is_to_serve() {
+    let device = committed().await;
+    device.commit(&release(&good(2))).await;
+    let device = device.restart_without_serving(End::Crash).await;
+    device.updater.rollback("2 ends the daemon").await.unwrap();
+    assert_eq!(device.ask([0.0; 4]).await.0, 1);
     device.shut_down().await;
 }
 

@@ -2,6 +2,7 @@
 
 use crate::history::ResetReason;
 use serde::{Deserialize, Serialize};
+use std::{fs::File, io::Read as _, path::Path};
 
 /// Where the keeper leaves it.
 pub const FILE: &str = "/run/inferd/keeper/state.json";
@@ -26,6 +27,19 @@ pub struct KeeperState {
     /// What is wrong, one sentence each: no watchdog, a medium that takes nothing.
     #[serde(default)]
     pub remarks: Vec<String>,
+}
+
+/// The most of it that is read, in bytes.
+const MAX_BYTES: u64 = 64 * 1024;
+
+impl KeeperState {
+    /// As it stands in the file; `None` where there is no keeper, or nothing that can be understood.
+    #[must_use]
+    pub fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
 }
 
 /// Why the board was started.

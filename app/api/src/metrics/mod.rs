@@ -6,12 +6,13 @@
 //!
 //! Numbers that others own (queues, hosts, the process, temperatures) are read when `/metrics` is asked, never kept twice.
 
+mod alive;
 mod exposition;
 pub(crate) mod live;
 mod monitor;
 mod updates;
 
-use crate::{ApiConfig, Reply, Req, Updates};
+use crate::{Alive, ApiConfig, Reply, Req, Updates};
 use arc_swap::ArcSwap;
 use hyper::{Method, StatusCode};
 use inferd_hosts::Hosts;
@@ -160,6 +161,7 @@ impl Metrics {
         config: &ApiConfig,
         updates: Arc<ArcSwap<Updates>>,
         monitor: Arc<OnceLock<Monitor>>,
+        alive: Arc<Alive>,
     ) -> Self {
         let stage: Histograms<Stage> = Family::new_with_constructor(|| Histogram::new(STAGE_BUCKETS));
         let (receive, parse, serialize) = (stage.clone(), new_stage(), new_stage());
@@ -264,6 +266,7 @@ impl Metrics {
         r.register_collector(Box::new(updates::Rollout(updates)));
         let aliases = config.compat.metric_aliases;
         r.register_collector(Box::new(monitor::Resources { monitor, aliases }));
+        r.register_collector(Box::new(alive::Life(alive)));
         for status in ["healthy", "unhealthy"] {
             let _ = m.health_checks.get_or_create(&Check { status });
         }

@@ -338,16 +338,20 @@ pub async fn device_with(change: impl FnOnce(&Path, &mut UpdaterConfig)) -> Devi
     config.evidence = told.clone();
     config.clock = clock.clone();
     change(dir.path(), &mut config);
-    let (hosts, updater) = started(&config).await;
+    let (hosts, updater) = started(&config, true).await;
     Device { dir, clock, told, hosts, updater, config, boots: 0 }
 }
 
-async fn started(config: &UpdaterConfig) -> (Arc<Hosts>, Arc<Updater>) {
+async fn started(config: &UpdaterConfig, serve: bool) -> (Arc<Hosts>, Arc<Updater>) {
     let hosts = Hosts::new(HostsConfig { workers: 2, queue: 8, ..HostsConfig::default() });
     loop {
         match Updater::start(config.clone(), hosts.clone()).await {
             Ok(updater) => {
-                updater.boot().await;
+                if serve {
+                    updater.boot().await;
+                } else {
+                    updater.boot_without_serving().await;
+                }
                 return (hosts, updater);
             }
             // The task of the run before has not let go of the lock yet.
@@ -445,6 +449,15 @@ impl Device {
         how: End,
         between: impl FnOnce(inferd_slots::Store<inferd_slots::FileMedium>),
     ) -> Self {
+        self.end_and_start(how, between, true).await
+    }
+
+    async fn end_and_start(
+        self,
+        how: End,
+        between: impl FnOnce(inferd_slots::Store<inferd_slots::FileMedium>),
+        serve: bool,
+    ) -> Self {
         let Self { dir, clock, told, hosts, updater, config, mut boots } = self;
         if how == End::Stop {
             updater.stop().await;
@@ -473,12 +486,17 @@ impl Device {
                 panics,
             };
         }
-        let (hosts, updater) = started(&config).await;
+        let (hosts, updater) = started(&config, serve).await;
         Self { dir, clock, told, hosts, updater, config, boots }
     }
 
     pub async fn restart(self, how: End) -> Self {
         self.end(how, |_| ()).await
+    }
+
+    /// Ends the run; the next one serves nothing.
+    pub async fn restart_without_serving(self, how: End) -> Self {
+        self.end_and_start(how, |_| (), false).await
     }
 
     pub async fn shut_down(self) {

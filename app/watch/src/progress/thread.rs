@@ -40,7 +40,7 @@ pub struct Setup {
     pub safe_mode: Option<String>,
 }
 
-/// The proof goes on until this is dropped.
+/// The proof goes on until this is ended or dropped.
 pub struct Watching {
     end: Arc<End>,
 }
@@ -68,10 +68,17 @@ impl Watching {
     }
 }
 
-impl Drop for Watching {
-    fn drop(&mut self) {
+impl Watching {
+    /// Ends it: from now on nothing is proved, and nobody is told so.
+    pub fn end(&self) {
         *self.end.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.end.told.notify_all();
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
