@@ -88,6 +88,18 @@ def test_nobody_can_log_in_on_a_production_image(root):
     assert lines, "the image has no inittab"
     assert not [line for line in lines if not line.startswith("::")], "something runs on a terminal"
     assert not [line for line in lines if re.search(r"getty|login|[/-]sh\b", line)]
+    for file in [path for path in (root / "etc/passwd", root / "etc/shadow") if path.exists()]:
+        accounts = [line.split(":") for line in file.read_text().splitlines()]
+        # Beginning with * or !, no password is the right one.
+        assert accounts and all(password[:1] in ("*", "!") for _, password, *_ in accounts), file
+    remote = {"sshd", "dropbear", "telnetd", "rlogind", "rshd", "tftpd", "ftpd"}
+    started = [path for path in (root / "etc/init.d").rglob("*") if path.is_file()] + [root / "etc/inittab"]
+    for path in root.rglob("*"):
+        assert path.name not in remote or path.is_symlink(), f"{path.relative_to(root)} lets somebody in"
+    for path in started:
+        words = set(re.findall(r"[a-z]+", re.sub(r"(?m)^\s*#.*", "", path.read_text(errors="replace"))))
+        assert not words & (remote | {"getty"}), path
+    assert not list(root.glob("root/.ssh/*")) and not list(root.glob("home/*/.ssh/*"))
     assert "VARIANT_ID=production" in (root / "etc/os-release").read_text()
 
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 
+import places
 import pytest
 import qemu
 import tritonclient.http
@@ -223,3 +224,35 @@ def test_three_hundred_silent_handshakes_keep_nobody_out(secure):
     finally:
         for wire in silent:
             wire.close()
+
+
+def test_inferctl_knows_its_device_by_its_fingerprint_or_its_certificate(secure, inferctl, tmp_path):
+    device = secure()
+    url, print_ = f"https://localhost:{device.port}", device.told()["fingerprint_sha256"]
+    for known in (["--fingerprint", print_], ["--fingerprint", print_.upper()], ["--ca", device.certificate]):
+        done = inferctl("status", *known, url=url)
+        assert done.returncode == 0, done.stderr
+    done = inferctl("infer", places.ROOT / "tests/data/imu_walk.json", "--fingerprint", print_, url=f"https://127.0.0.1:{device.port}")
+    assert done.returncode == 0, done.stderr
+    nobody = inferctl("status", url=url)
+    assert nobody.returncode == 2 and "--fingerprint" in nobody.stderr
+    other = inferctl("status", "--fingerprint", "0" * 64, url=url)
+    assert other.returncode == 3 and "another certificate" in other.stderr, other.stderr
+    plain = inferctl("status", "--fingerprint", print_, url=f"https://127.0.0.1:{device.daemon.port}")
+    assert plain.returncode == 3
+    bench = inferctl("bench", "--fingerprint", print_, url=url)
+    assert bench.returncode == 1 and "plain http" in bench.stderr
+    # A large body goes up another way than requests do.
+    (tmp_path / "no.imb").write_bytes(b"x" * (1 << 20))
+    pushed = inferctl("push", tmp_path / "no.imb", "--fingerprint", print_, url=url)
+    assert pushed.returncode == 1, pushed.stderr
+
+
+def test_a_new_key_and_its_digest_open_the_device(secure, inferctl, native):
+    made = json.loads(inferctl("--json", "key", "new").stdout)
+    assert inferctl("key", "hash", stdin=made["key"] + "\n").stdout.strip() == made["digest"]
+    assert inferctl("key", "hash", stdin="short").returncode == 1
+    daemon = native(config=f'[security]\nadmin_keys = ["{made["digest"]}"]\n')
+    assert inferctl("rollback", url=daemon.url).stderr.count("401") == 1
+    right = inferctl("rollback", "--api-key", made["key"], url=daemon.url)
+    assert "401" not in right.stderr and "403" not in right.stderr

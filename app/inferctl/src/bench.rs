@@ -126,6 +126,11 @@ impl Bench {
     /// # Errors
     /// [`Failure`] when nothing could be measured, or when a request failed (after the result was printed).
     pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        if client.tls().is_some() {
+            return Err(Failure::Other(
+                "bench measures over plain http: it would time the encryption of its own".into(),
+            ));
+        }
         let (method, request) = self.request(client)?;
         let address = client.resolve()?;
         // One plain attempt first: a server that is not there deserves a sentence, not a table of errors.

@@ -1,12 +1,17 @@
 //! One request, one answer, and errors that say what to try.
 
+use crate::secure::{Known, Tls};
+use inferd_tls::rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs as _},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use ureq::http::Uri;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector as _, TcpConnector};
 
 /// The largest answer that is read.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -18,14 +23,17 @@ pub struct Client {
     base: Base,
     key: Option<String>,
     timeout: Duration,
+    tls: Option<Arc<ClientConfig>>,
 }
 
-/// `http://HOST[:PORT][/PREFIX]`, taken apart.
+/// `http[s]://HOST[:PORT][/PREFIX]`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
+    /// Over TLS.
+    pub secure: bool,
     /// Host name or address, without brackets.
     pub host: String,
-    /// Port, 80 when not said.
+    /// Port, 80 (443 over TLS) when not said.
     pub port: u16,
     /// Path before every path of ours, without a slash at its end.
     pub prefix: String,
@@ -55,6 +63,14 @@ pub enum ClientError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Nothing says which certificate is the device's.
+    #[error("--url {url}: {why}")]
+    Known {
+        /// As it was given.
+        url: String,
+        /// What is missing.
+        why: String,
+    },
     /// Nobody answered.
     #[error("{url} cannot be reached: {why}")]
     Unreachable {
@@ -74,16 +90,17 @@ impl std::str::FromStr for Base {
     fn from_str(url: &str) -> Result<Self, Self::Err> {
         let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = with_scheme.parse().map_err(|_| "this is not a URL such as http://device.lan:9000")?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err("this program speaks plain http only"),
-            _ => return Err("the URL must begin with http://"),
-        }
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err("the URL must begin with http:// or https://"),
+        };
         let host =
             uri.host().filter(|h| !h.is_empty()).ok_or("a host is missing, as in http://device.lan:9000")?;
         Ok(Self {
+            secure,
             host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(80),
+            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -91,7 +108,7 @@ impl std::str::FromStr for Base {
 
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.prefix)
+        write!(f, "http{}://{}{}", if self.secure { "s" } else { "" }, self.authority(), self.prefix)
     }
 }
 
@@ -121,7 +138,29 @@ impl Client {
             .user_agent(concat!("inferctl/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self { agent, base, key, timeout })
+        Ok(Self { agent, base, key, timeout, tls: None })
+    }
+
+    /// The same, over TLS where the URL says https, to a device that is known this way.
+    ///
+    /// # Errors
+    /// [`ClientError::Url`] when it is not known in any way.
+    pub fn knowing(mut self, device: &Known) -> Result<Self, ClientError> {
+        if self.base.secure {
+            let config = device.config();
+            let config = config.map_err(|why| ClientError::Known { url: self.base.to_string(), why })?;
+            let connector = TcpConnector::default().chain(Tls(config.clone()));
+            let settings = self.agent.config().clone();
+            self.agent = ureq::Agent::with_parts(settings, connector, DefaultResolver::default());
+            self.tls = Some(config);
+        }
+        Ok(self)
+    }
+
+    /// What it speaks TLS with, if it does.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<ClientConfig>> {
+        self.tls.as_ref()
     }
 
     /// Where it asks.
@@ -347,7 +386,9 @@ mod tests {
             assert_eq!((base.host.as_str(), base.port, base.prefix.as_str()), (host, port, prefix), "{url}");
         }
         assert_eq!("http://[::1]:9000/a".parse::<Base>().unwrap().to_string(), "http://[::1]:9000/a");
-        for url in ["https://device.lan", "ftp://x", "http://", "http://a b"] {
+        let secure: Base = "https://device.lan/a".parse().unwrap();
+        assert_eq!((secure.port, secure.to_string().as_str()), (443, "https://device.lan:443/a"));
+        for url in ["ftp://x", "http://", "http://a b"] {
             assert!(url.parse::<Base>().is_err(), "{url}");
         }
     }

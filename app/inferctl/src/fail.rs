@@ -40,7 +40,7 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(ClientError::Url { .. }) => ExitCode::from(2),
+            Self::Client(ClientError::Url { .. } | ClientError::Known { .. }) => ExitCode::from(2),
             Self::Client(ClientError::Unreachable { .. }) => ExitCode::from(3),
             Self::Client(ClientError::Refused(_)) | Self::Input(_) | Self::Other(_) | Self::Said => {
                 ExitCode::FAILURE

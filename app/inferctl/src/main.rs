@@ -16,11 +16,13 @@ mod fail;
 mod files;
 mod infer;
 mod input;
+mod key;
 mod meter;
 mod model;
 mod push;
 mod records;
 mod root;
+mod secure;
 mod show;
 mod slots;
 mod status;
@@ -57,6 +59,8 @@ struct Cli {
     /// API key, where the daemon asks for one
     #[arg(long, global = true, env = "INFERD_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    #[command(flatten)]
+    known: secure::Known,
     #[command(subcommand)]
     command: Command,
 }
@@ -74,6 +78,9 @@ enum Command {
     /// Make and check model directories; needs no daemon
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Make API keys and their digests; needs no daemon
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Make a key pair to sign with; needs no daemon
     Keygen(files::Keygen),
     /// Say which keys devices believe; needs no daemon
@@ -104,6 +111,7 @@ fn main() -> ExitCode {
     let command = match cli.command {
         Command::Model(command) => return model::run(command, json),
         Command::Keygen(command) => return end(command.run(json)),
+        Command::Key(command) => return end(command.run(json)),
         Command::Root(command) => return end(command.run(json)),
         Command::Bundle(command) => return end(command.run(json)),
         command => command,
@@ -114,6 +122,7 @@ fn main() -> ExitCode {
     let url = host.as_deref().unwrap_or(url);
     let key = cli.api_key.filter(|key| !key.is_empty());
     let outcome = Client::new(url, key, Duration::from_secs_f64(cli.timeout))
+        .and_then(|client| client.knowing(&cli.known))
         .map_err(Failure::from)
         .and_then(|client| match &command {
             Command::Status => status::status(&client, json),
@@ -127,7 +136,11 @@ fn main() -> ExitCode {
             Command::Rollback(rollback) => rollback.run(&client, json),
             Command::Trust(trust) => trust.run(&client, json),
             Command::LogLevel(level) => level.run(&client, json),
-            Command::Model(_) | Command::Keygen(_) | Command::Root(_) | Command::Bundle(_) => {
+            Command::Model(_)
+            | Command::Keygen(_)
+            | Command::Key(_)
+            | Command::Root(_)
+            | Command::Bundle(_) => {
                 unreachable!("handled above")
             }
         });

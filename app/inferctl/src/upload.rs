@@ -4,11 +4,11 @@
 //! only writes would then see a broken pipe and lose the reason, so the socket is looked at before every piece.
 
 use crate::client::{Answer, Client, ClientError};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::secure::Link;
+use nix::poll::PollTimeout;
 use std::{
     io::{self, Read, Write as _},
     net::TcpStream,
-    os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
@@ -56,13 +56,14 @@ pub fn put(
     step: &mut dyn FnMut(Step),
 ) -> Result<Sent, ClientError> {
     let address = client.resolve()?;
-    let mut stream =
-        TcpStream::connect_timeout(&address, client.timeout()).map_err(|e| client.explain_io(&e))?;
+    let stream = TcpStream::connect_timeout(&address, client.timeout()).map_err(|e| client.explain_io(&e))?;
     let prepared = stream
         .set_nodelay(true)
         .and_then(|()| stream.set_read_timeout(Some(client.timeout())))
         .and_then(|()| stream.set_write_timeout(Some(LONGEST)));
     prepared.map_err(|e| client.explain_io(&e))?;
+    let mut stream =
+        Link::over(stream, client.tls(), &client.base().host).map_err(|e| client.explain_io(&e))?;
     let started = Instant::now();
     let head = head(client, path, from, total);
     if let Err(e) = stream.write_all(head.as_bytes()) {
@@ -70,7 +71,7 @@ pub fn put(
     }
     let (mut piece, mut sent) = (vec![0; PIECE], from);
     while sent < total {
-        if answers(&stream, PollTimeout::ZERO) {
+        if stream.answers(PollTimeout::ZERO) {
             break;
         }
         let want = usize::try_from(total - sent).unwrap_or(PIECE).min(PIECE);
@@ -86,7 +87,7 @@ pub fn put(
         step(Step::Sent(sent));
     }
     let waiting = Instant::now();
-    while !answers(&stream, PollTimeout::from(EVERY_MS)) {
+    while !stream.answers(PollTimeout::from(EVERY_MS)) {
         if waiting.elapsed() > LONGEST {
             return Ok(Sent::Cut(io::ErrorKind::TimedOut.into()));
         }
@@ -117,14 +118,8 @@ fn head(client: &Client, path: &str, from: u64, total: u64) -> String {
     head + "\r\n"
 }
 
-/// Whether the peer has said something, or hung up, within this time.
-fn answers(stream: &TcpStream, within: PollTimeout) -> bool {
-    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, within).is_ok_and(|n| n > 0)
-}
-
 /// What the peer said before it closed, else the error that sending met.
-fn answer_or(mut stream: TcpStream, started: Instant, error: io::Error) -> Sent {
+fn answer_or(mut stream: Link, started: Instant, error: io::Error) -> Sent {
     // What was sent before the break is already here; a peer that is gone says so at once.
     let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
     match answer(&mut stream, started) {
@@ -134,7 +129,7 @@ fn answer_or(mut stream: TcpStream, started: Instant, error: io::Error) -> Sent 
 }
 
 /// Reads a whole answer; informational ones are passed over.
-fn answer(stream: &mut TcpStream, started: Instant) -> io::Result<Answer> {
+fn answer(stream: &mut Link, started: Instant) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     let mut piece = [0; 8 << 10];
     loop {
