@@ -15,15 +15,19 @@
 
 pub mod alerts;
 pub mod ask;
+pub mod capture;
 pub mod history;
 pub mod keeper;
 pub mod loops;
 pub mod monitor;
 pub mod notify;
+pub mod permit;
 pub mod progress;
 pub mod reason;
 pub mod shed;
+pub mod shelf;
 pub mod state;
 pub mod store;
+pub mod telemetry;
 pub mod watchdog;
 pub mod wear;
