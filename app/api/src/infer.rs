@@ -7,8 +7,11 @@ use crate::http::{BadDeadline, time_left, told};
 use crate::{App, Reply, Req, Stages, Surface, limits};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
-use inferd_hosts::{InferError, State, Ticket};
+use inferd_hosts::{InferError, Origin, Served, State, Ticket};
+use inferd_model::Manifest;
 use inferd_tasks::imu::{ImuError, ImuPlan, NotFinite, Numbers, PlanError, WindowKey};
+use inferd_watch::capture::Window;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where `motif_scores` come from: `output`, `linear`, or `none` (then they are zeros and mean nothing).
@@ -118,6 +121,19 @@ async fn attempt(app: &App, req: &Req, wording: Wording, name: &mut String) -> R
     let clipped = answer.clipped();
     let mut reply = Reply::json_bytes(StatusCode::OK, body);
     let source = plan.motif().source();
+    if let Some(capture) = app.records.capture().filter(|c| source != "none" && c.wants(answer.scores())) {
+        capture.offer(|| Window {
+            model: manifest.name.as_str().to_owned(),
+            version: manifest.version.clone(),
+            sha256: manifest.onnx.sha256.clone(),
+            bundle: bundle(&model, &manifest),
+            request_id: req.id.as_str().to_owned(),
+            shape: [plan.timesteps(), plan.channels()],
+            input: outputs.input_f32(0).unwrap_or_default().to_owned(),
+            latent: answer.latent_as_is().to_owned(),
+            scores: answer.scores().collect(),
+        });
+    }
     reply.headers.insert(MOTIF_SOURCE, HeaderValue::from_static(source));
     if let Some(engine) = outputs.stand_in() {
         reply.headers.insert(ENGINE, HeaderValue::from_static(engine.name()));
@@ -137,6 +153,14 @@ async fn attempt(app: &App, req: &Req, wording: Wording, name: &mut String) -> R
     };
     app.metrics.succeeded(wording.surface(), name, stages);
     Ok(reply)
+}
+
+/// The bundle these answers came from; empty for a directory, or when the model was replaced meanwhile.
+fn bundle(model: &Served, answered: &Arc<Manifest>) -> String {
+    match model.origin() {
+        Origin::Bundle { id, .. } if Arc::ptr_eq(&model.manifest(), answered) => id,
+        _ => String::new(),
+    }
 }
 
 fn parse(

@@ -3,17 +3,28 @@
 //! ```text
 //! GET  /api/v1/logging      the level, until when it holds, and how many lines were dropped
 //! PUT  /api/v1/logging      {"level": "info,inferd_hosts=debug", "for_s": 600}
+//! GET  /api/v1/telemetry    the files there are, and how the writing goes
+//! GET  /api/v1/telemetry/{file}
+//! GET  /api/v1/captures     windows the model was unsure about; DELETE forgets all of them
+//! GET  /api/v1/captures/{file}   one as safetensors; DELETE forgets it
 //! ```
+//!
+//! A file is named as a list names it; whatever else a path says is no file.
 
 use crate::metrics::live::Writer;
 use crate::{App, Reply, Req, RequestId};
 use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use inferd_watch::capture::Capture;
+use inferd_watch::shelf::Shelf;
+use inferd_watch::telemetry::Telemetry;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -170,12 +181,42 @@ pub trait LogControl: Send + Sync {
 #[derive(Default)]
 pub struct Records {
     log: OnceLock<Box<dyn LogControl>>,
+    telemetry: OnceLock<Telemetry>,
+    capture: OnceLock<Arc<Capture>>,
 }
 
 impl Records {
     /// Lets the log be changed. Only the first one counts.
     pub fn control_log(&self, control: Box<dyn LogControl>) {
         let _ = self.log.set(control);
+    }
+
+    /// Shows this telemetry. Only the first one counts.
+    pub fn show_telemetry(&self, telemetry: Telemetry) {
+        let _ = self.telemetry.set(telemetry);
+    }
+
+    /// The telemetry, where it is on.
+    #[must_use]
+    pub fn telemetry(&self) -> Option<&Telemetry> {
+        self.telemetry.get()
+    }
+
+    /// Hands unsure windows to this capture. Only the first one counts.
+    pub fn capture_to(&self, capture: Arc<Capture>) {
+        let _ = self.capture.set(capture);
+    }
+
+    /// The capture of unsure windows, where it is on.
+    #[must_use]
+    pub fn capture(&self) -> Option<&Arc<Capture>> {
+        self.capture.get()
+    }
+
+    /// Log lines that were dropped since the start.
+    #[must_use]
+    pub fn lines_dropped(&self) -> u64 {
+        self.log.get().map_or(0, |log| log.state().lines_dropped)
     }
 }
 
@@ -240,6 +281,125 @@ pub(crate) fn set_logging(app: &App, req: &Req) -> Reply {
     }
 }
 
+// ------------------------------------------------------------------------------------------------------------ the files
+
+/// Looks at files away from the thread that answers requests.
+async fn away<T: Send + 'static>(look: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Reply> {
+    let looked = tokio::task::spawn_blocking(look).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    looked.map_err(|e| {
+        let detail = format!("the files cannot be read or changed: {e}");
+        refused(StatusCode::SERVICE_UNAVAILABLE, "storage", &detail).with_retry_after(Duration::from_secs(60))
+    })
+}
+
+/// The name at the end of a path, as it may be repeated.
+fn file_of(req: &Req) -> &str {
+    req.path.rsplit('/').next().unwrap_or_default()
+}
+
+fn no_file(name: &str) -> Reply {
+    let plain = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let detail = if plain { format!("there is no file {name}") } else { "there is no such file".to_owned() };
+    refused(StatusCode::NOT_FOUND, "not_found", &detail)
+}
+
+async fn file(shelf: Option<Shelf>, req: &Req) -> Reply {
+    let name = file_of(req).to_owned();
+    let Some(shelf) = shelf else { return no_file(&name) };
+    let wanted = name.clone();
+    let bytes = match away(move || shelf.read(&wanted)).await {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return no_file(&name),
+        Err(refusal) => return refusal,
+    };
+    let kind = match name.rsplit('.').next() {
+        Some("gz") => "application/gzip",
+        Some("ndjson") => "application/x-ndjson",
+        _ => "application/octet-stream",
+    };
+    let reply = Reply::new(StatusCode::OK, kind, bytes);
+    // Names on a shelf are letters, digits, dots and dashes.
+    match HeaderValue::from_str(&format!("attachment; filename=\"{name}\"")) {
+        Ok(value) => reply.with(header::CONTENT_DISPOSITION, value),
+        Err(_) => reply,
+    }
+}
+
+pub(crate) async fn telemetry(app: &App) -> Reply {
+    let Some(telemetry) = app.records.telemetry().cloned() else {
+        return Reply::json(StatusCode::OK, &json!({ "enabled": false, "files": [] }));
+    };
+    let shelf = telemetry.shelf().clone();
+    match away(move || shelf.list()).await {
+        Ok(files) => Reply::json(
+            StatusCode::OK,
+            &json!({
+                "enabled": true,
+                "quota_bytes": telemetry.shelf().quota(),
+                "status": telemetry.status(),
+                "files": files,
+            }),
+        ),
+        Err(refusal) => refusal,
+    }
+}
+
+pub(crate) async fn telemetry_file(app: &App, req: &Req) -> Reply {
+    file(app.records.telemetry().map(|t| t.shelf().clone()), req).await
+}
+
+pub(crate) async fn captures(app: &App) -> Reply {
+    let Some(capture) = app.records.capture().cloned() else {
+        return Reply::json(StatusCode::OK, &json!({ "enabled": false, "files": [] }));
+    };
+    let shelf = capture.shelf().clone();
+    match away(move || shelf.list()).await {
+        Ok(files) => Reply::json(
+            StatusCode::OK,
+            &json!({
+                "enabled": true,
+                "quota_bytes": capture.shelf().quota(),
+                "threshold": capture.threshold(),
+                "status": capture.counts(),
+                "files": files,
+            }),
+        ),
+        Err(refusal) => refusal,
+    }
+}
+
+pub(crate) async fn capture_file(app: &App, req: &Req) -> Reply {
+    file(app.records.capture().map(|c| c.shelf().clone()), req).await
+}
+
+pub(crate) async fn drop_capture(app: &App, req: &Req) -> Reply {
+    let name = file_of(req).to_owned();
+    let Some(shelf) = app.records.capture().map(|c| c.shelf().clone()) else { return no_file(&name) };
+    let wanted = name.clone();
+    match away(move || shelf.remove(&wanted)).await {
+        Ok(true) => Reply::json(StatusCode::OK, &json!({ "removed": 1 })),
+        Ok(false) => no_file(&name),
+        Err(refusal) => refusal,
+    }
+}
+
+pub(crate) async fn drop_captures(app: &App) -> Reply {
+    let Some(shelf) = app.records.capture().map(|c| c.shelf().clone()) else {
+        return Reply::json(StatusCode::OK, &json!({ "removed": 0 }));
+    };
+    let all = move || {
+        let mut removed = 0;
+        for item in shelf.list()? {
+            removed += u64::from(shelf.remove(&item.name)?);
+        }
+        Ok(removed)
+    };
+    match away(all).await {
+        Ok(removed) => Reply::json(StatusCode::OK, &json!({ "removed": removed })),
+        Err(refusal) => refusal,
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------- the numbers
 
 /// The numbers of what is written down.
@@ -259,7 +419,34 @@ impl Collector for Numbers {
             "inferd_log_lines_dropped",
             "Log lines that came faster than they could be written",
             log.map(|log| (vec![], log.lines_dropped)),
-        )
+        )?;
+        if let Some(telemetry) = self.0.telemetry().map(Telemetry::status) {
+            for (name, help, value) in [
+                ("inferd_telemetry_lines", "Lines of telemetry that were made", telemetry.lines),
+                (
+                    "inferd_telemetry_lines_dropped",
+                    "Lines of telemetry that could not be kept until they could be written",
+                    telemetry.dropped,
+                ),
+                (
+                    "inferd_telemetry_written_bytes",
+                    "Bytes of telemetry that were written, the compressed ones included",
+                    telemetry.written,
+                ),
+                ("inferd_telemetry_write_failures", "Writes of telemetry that failed", telemetry.failures),
+            ] {
+                out.counter(name, help, [(vec![], value)])?;
+            }
+        }
+        if let Some(capture) = self.0.capture().map(|c| c.counts()) {
+            out.counter(
+                "inferd_captures",
+                "Windows below the threshold of confidence, by what became of them",
+                [("kept", capture.kept), ("passed_over", capture.passed_over), ("failed", capture.failed)]
+                    .map(|(outcome, n)| (vec![("outcome", outcome)], n)),
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -57,6 +57,12 @@ pub(crate) enum Route {
     Reboot,
     FactoryReset,
     WatchdogTest,
+    Telemetry,
+    TelemetryFile,
+    Captures,
+    CaptureFile,
+    DropCaptures,
+    DropCapture,
     /// Everything under `/v2`.
     Oip,
 }
@@ -131,6 +137,13 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/reboot", Verb::Post, Need::Administer, Route::Reboot),
     ("/api/v1/factory-reset", Verb::Post, Need::Administer, Route::FactoryReset),
     ("/api/v1/watchdog/test", Verb::Post, Need::Administer, Route::WatchdogTest),
+    ("/api/v1/telemetry", Verb::Get, Need::Read, Route::Telemetry),
+    ("/api/v1/telemetry/{file}", Verb::Get, Need::Read, Route::TelemetryFile),
+    // What somebody did is in them: a viewer does not get them.
+    ("/api/v1/captures", Verb::Get, Need::Administer, Route::Captures),
+    ("/api/v1/captures", Verb::Delete, Need::Administer, Route::DropCaptures),
+    ("/api/v1/captures/{file}", Verb::Get, Need::Administer, Route::CaptureFile),
+    ("/api/v1/captures/{file}", Verb::Delete, Need::Administer, Route::DropCapture),
 ];
 
 /// The paths of the Open Inference Protocol, for metrics: a label must not repeat what a client invents.
@@ -181,7 +194,7 @@ fn find(method: &Method, path: &str) -> Result<Target, Lost> {
     }
     let mut known = None;
     for &(endpoint, verb, need, route) in ROUTES {
-        if endpoint == path {
+        if fits(endpoint, path) {
             if verb.takes(method) {
                 return Ok(Target { route, endpoint, need });
             }
@@ -198,16 +211,20 @@ fn find(method: &Method, path: &str) -> Result<Target, Lost> {
     })
 }
 
+/// Whether a path follows a pattern: `{name}` stands for one segment that is not empty.
+fn fits(pattern: &str, path: &str) -> bool {
+    if !pattern.contains('{') {
+        return pattern == path;
+    }
+    let mut have = path.split('/');
+    pattern.split('/').all(|p| have.next().is_some_and(|h| p == h || (p.starts_with('{') && !h.is_empty())))
+        && have.next().is_none()
+}
+
 /// The pattern a path under `/v2` follows.
 fn oip_endpoint(path: &str) -> &'static str {
-    let fits = |pattern: &&&str| {
-        let mut have = path.trim_end_matches('/').split('/');
-        pattern
-            .split('/')
-            .all(|p| have.next().is_some_and(|h| p == h || (p.starts_with('{') && !h.is_empty())))
-            && have.next().is_none()
-    };
-    OIP_PATHS.iter().find(fits).copied().unwrap_or("/v2/*")
+    let path = path.trim_end_matches('/');
+    OIP_PATHS.iter().find(|pattern| fits(pattern, path)).copied().unwrap_or("/v2/*")
 }
 
 /// The inference wording a target speaks, if it is one: its refusals count as failed inferences.
@@ -391,6 +408,12 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Reboot => alive::reboot(app, req).await,
         Route::FactoryReset => alive::factory_reset(app, req).await,
         Route::WatchdogTest => alive::watchdog_test(app, req).await,
+        Route::Telemetry => records::telemetry(app).await,
+        Route::TelemetryFile => records::telemetry_file(app, req).await,
+        Route::Captures => records::captures(app).await,
+        Route::CaptureFile => records::capture_file(app, req).await,
+        Route::DropCaptures => records::drop_captures(app).await,
+        Route::DropCapture => records::drop_capture(app, req).await,
         Route::Push => Reply::not_found(),
     }
 }

@@ -1084,6 +1084,19 @@ impl Answer {
         <[f32]>::ref_from_bytes(self.output(i)).ok()
     }
 
+    /// Input `i` as f32 as it was handed in, when its type is FP32: normalisation does not touch it.
+    ///
+    /// # Panics
+    /// When the manifest has no input `i`.
+    #[must_use]
+    pub fn input_f32(&self, i: usize) -> Option<&[f32]> {
+        if self.host.manifest.inputs[i].dtype != DType::Fp32 {
+            return None;
+        }
+        let slot = self.slot.as_ref().expect("only `drop` takes the slot");
+        <[f32]>::ref_from_bytes(self.host.ring().input(slot, i)).ok()
+    }
+
     /// The model that answered.
     #[must_use]
     pub fn manifest(&self) -> &Arc<Manifest> {

@@ -103,6 +103,12 @@ enum Command {
     Trust(slots::Trust),
     /// Show how much the device logs, or change it while it runs
     LogLevel(records::LogLevel),
+    /// What the device did, as it keeps it
+    #[command(subcommand)]
+    Telemetry(records::TelemetryCommand),
+    /// Windows the model was unsure about
+    #[command(subcommand)]
+    Capture(records::CaptureCommand),
 }
 
 fn main() -> ExitCode {
@@ -136,6 +142,8 @@ fn main() -> ExitCode {
             Command::Rollback(rollback) => rollback.run(&client, json),
             Command::Trust(trust) => trust.run(&client, json),
             Command::LogLevel(level) => level.run(&client, json),
+            Command::Telemetry(command) => command.run(&client, json),
+            Command::Capture(command) => command.run(&client, json),
             Command::Model(_)
             | Command::Keygen(_)
             | Command::Key(_)

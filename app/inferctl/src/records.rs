@@ -6,6 +6,7 @@ use crate::{
     show,
 };
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 /// Arguments of `log-level`.
 #[derive(Debug, clap::Args)]
@@ -15,6 +16,165 @@ pub struct LogLevel {
     /// How long it holds: 90s, 10m, 2h; until it is changed or the daemon restarts when not said
     #[arg(long = "for", value_name = "TIME", requires = "level", value_parser = span)]
     lasts: Option<u64>,
+}
+
+/// What to do with telemetry.
+#[derive(Debug, clap::Subcommand)]
+pub enum TelemetryCommand {
+    /// The files there are, and how the writing goes
+    List,
+    /// Fetch every file that is not in the directory yet
+    Pull(PullFiles),
+}
+
+/// What to do with captured windows.
+#[derive(Debug, clap::Subcommand)]
+pub enum CaptureCommand {
+    /// The windows there are
+    List,
+    /// Fetch every window that is not in the directory yet
+    Pull(PullWindows),
+    /// Have the device forget all windows
+    Clear,
+}
+
+/// Arguments of `telemetry pull`.
+#[derive(Debug, clap::Args)]
+pub struct PullFiles {
+    /// Where to; made if need be
+    dir: PathBuf,
+}
+
+/// Arguments of `capture pull`.
+#[derive(Debug, clap::Args)]
+pub struct PullWindows {
+    /// Where to; made if need be
+    dir: PathBuf,
+    /// Have the device forget each window once it is here
+    #[arg(long)]
+    delete: bool,
+}
+
+/// What the device has.
+#[derive(serde::Deserialize)]
+struct Shelf {
+    enabled: bool,
+    files: Vec<Item>,
+}
+
+/// One file of it.
+#[derive(serde::Deserialize)]
+struct Item {
+    name: String,
+    bytes: u64,
+}
+
+impl TelemetryCommand {
+    /// Shows or fetches.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::List => list(client, "/api/v1/telemetry", json),
+            Self::Pull(to) => fetch(client, "/api/v1/telemetry", &to.dir, false, json),
+        }
+    }
+}
+
+impl CaptureCommand {
+    /// Shows, fetches or forgets.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::List => list(client, "/api/v1/captures", json),
+            Self::Pull(to) => fetch(client, "/api/v1/captures", &to.dir, to.delete, json),
+            Self::Clear => {
+                let path = "/api/v1/captures";
+                let said: Value = taken(&client.delete(path)?)?.json(path)?;
+                if json {
+                    show::json(&said);
+                } else {
+                    show::line(&format!("{} windows were forgotten", said["removed"]));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn list(client: &Client, path: &str, json: bool) -> Result<(), Failure> {
+    if json {
+        show::json(&client.json::<Value>(path)?);
+        return Ok(());
+    }
+    let shelf: Shelf = client.json(path)?;
+    let rows: Vec<Vec<String>> =
+        shelf.files.iter().map(|f| vec![f.name.clone(), show::bytes(f.bytes)]).collect();
+    let empty = if shelf.enabled { "nothing is there yet" } else { OFF };
+    show::line(
+        if rows.is_empty() { empty.to_owned() } else { show::table(&["file", "size"], &rows) }.trim_end(),
+    );
+    Ok(())
+}
+
+/// What is said where the device keeps none.
+const OFF: &str = "the device keeps none: its configuration does not enable it";
+
+/// Fetches what is not here yet, or is here with another length: a file that still grew.
+fn fetch(client: &Client, path: &str, dir: &Path, delete: bool, json: bool) -> Result<(), Failure> {
+    let shelf: Shelf = client.json(path)?;
+    if !shelf.enabled && shelf.files.is_empty() {
+        return Err(Failure::Other(OFF.to_owned()));
+    }
+    let cannot =
+        |at: &Path, e: &std::io::Error| Failure::Other(format!("{} cannot be written: {e}", at.display()));
+    std::fs::create_dir_all(dir).map_err(|e| cannot(dir, &e))?;
+    let (mut fetched, mut bytes) = (0_u64, 0_u64);
+    for file in &shelf.files {
+        // A name is all that a device may say about where a file goes.
+        let plain = file.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !plain || file.name.starts_with('.') {
+            return Err(Failure::Other(
+                "the device names a file as no inferd does; nothing more is fetched".to_owned(),
+            ));
+        }
+        let at = dir.join(&file.name);
+        let from = format!("{path}/{}", file.name);
+        if std::fs::metadata(&at).is_ok_and(|m| m.len() == file.bytes) {
+            if delete {
+                taken(&client.delete(&from)?)?;
+            }
+            continue;
+        }
+        let answer = client.get(&from)?;
+        if answer.status == 404 {
+            // It gave way to a newer one meanwhile.
+            continue;
+        }
+        let content = &taken(&answer)?.body;
+        let part = dir.join(format!(".{}.part", file.name));
+        std::fs::write(&part, content)
+            .and_then(|()| std::fs::rename(&part, &at))
+            .map_err(|e| cannot(&at, &e))?;
+        (fetched, bytes) = (fetched + 1, bytes + content.len() as u64);
+        if delete {
+            taken(&client.delete(&from)?)?;
+        }
+    }
+    if json {
+        show::json(&json!({ "fetched": fetched, "bytes": bytes, "there": shelf.files.len() }));
+    } else {
+        show::line(&format!(
+            "{fetched} of {} files were fetched ({}) to {}",
+            shelf.files.len(),
+            show::bytes(bytes),
+            dir.display()
+        ));
+    }
+    Ok(())
 }
 
 /// Seconds of `90s`, `10m`, `2h` or `90`.

@@ -59,6 +59,10 @@ pub struct Config {
     pub watch: Watch,
     /// `[logging]`
     pub logging: Logging,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
+    /// `[capture]`
+    pub capture: Capture,
     /// `[config]`
     pub expected_sha256: Option<String>,
 }
@@ -232,6 +236,31 @@ pub struct Watch {
 pub struct Logging {
     pub level: tracing::Level,
     pub format: LogFormat,
+}
+
+/// What the device did, kept in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Telemetry {
+    pub enabled: bool,
+    /// `None`: `telemetry` in the data directory.
+    pub dir: Option<PathBuf>,
+    pub interval: Duration,
+    pub write_every: Duration,
+    pub file_bytes: u64,
+    pub quota: u64,
+}
+
+/// Windows the model was unsure about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Capture {
+    pub enabled: bool,
+    /// `None`: `capture` in the data directory.
+    pub dir: Option<PathBuf>,
+    pub threshold_percent: u64,
+    pub quota: u64,
+    pub per_hour: usize,
 }
 
 /// What a log line looks like on standard error.
@@ -575,6 +604,8 @@ impl Config {
                     "What a line looks like; auto is journald when standard error is connected to it (journal when only its stream is there), else text.",
                 ),
             },
+            telemetry: Telemetry::read(r),
+            capture: Capture::read(r),
             expected_sha256: r.text(
                 "config.expected_sha256",
                 "",
@@ -769,6 +800,73 @@ impl Security {
             of(Role::Admin, &admins),
         ]
         .concat()
+    }
+}
+
+impl Telemetry {
+    fn read(r: &mut Reader) -> Self {
+        Self {
+            enabled: r.boolean("telemetry.enabled", false, "Keep what the device does, one line of JSON a minute, in files on the data partition."),
+            dir: r.text(
+                "telemetry.dir",
+                "",
+                "an absolute path",
+                "Where the files lie; empty: telemetry in updates.data_dir.",
+                |s| s.starts_with('/').then(|| PathBuf::from(s)),
+            ),
+            interval: Duration::from_secs(r.integer(
+                "telemetry.interval_s",
+                60,
+                1..=86_400,
+                "Seconds between two samples.",
+            )),
+            write_every: Duration::from_secs(r.integer(
+                "telemetry.write_every_s",
+                600,
+                1..=86_400,
+                "How old a line gets before it is written; lines in between go in one write, 64 KiB at the latest.",
+            )),
+            file_bytes: r.integer(
+                "telemetry.file_kib",
+                1024,
+                64..=65_536,
+                "KiB of a file before it is compressed and the next one begins.",
+            ) << 10,
+            quota: r.integer(
+                "telemetry.quota_mib",
+                16,
+                1..=4096,
+                "MiB that all files take at most; the oldest give way.",
+            ) << 20,
+        }
+    }
+}
+
+impl Capture {
+    fn read(r: &mut Reader) -> Self {
+        Self {
+            enabled: r.boolean(
+                "capture.enabled",
+                false,
+                "Keep the IMU windows whose best motif score is low; they are measurements of a person's movement.",
+            ),
+            dir: r.text(
+                "capture.dir",
+                "",
+                "an absolute path",
+                "Where the files lie; empty: capture in updates.data_dir.",
+                |s| s.starts_with('/').then(|| PathBuf::from(s)),
+            ),
+            threshold_percent: r.integer(
+                "capture.threshold_percent",
+                50,
+                1..=100,
+                "Windows whose best motif score, in percent, is below it are kept.",
+            ),
+            quota: r.integer("capture.quota_mib", 32, 1..=65_536, "MiB that all files take at most; the oldest give way.")
+                << 20,
+            per_hour: size(r.integer("capture.max_per_hour", 60, 1..=3600, "The most windows kept in any hour.")),
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use crate::{
     alive,
     config::{Config, Loaded},
     logging::Levels,
-    models, tls, updates,
+    models,
+    records::Records,
+    tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{Access, Alive, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
@@ -107,6 +109,7 @@ pub fn run(
         app.tls.store(Arc::new(Tls { listen: addresses_of(&secure), error: unbound, ..Tls::default() }));
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
+        let records = Records::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
         let watching = Arc::new(watching);
@@ -134,6 +137,7 @@ pub fn run(
         };
         inferd_api::serve(app, listeners, secure, end).await;
         loading.abort();
+        records.end().await;
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");
         Ok(())

@@ -82,6 +82,12 @@ impl Answer<'_> {
         })
     }
 
+    /// The latent as the model gave it.
+    #[must_use]
+    pub fn latent_as_is(&self) -> &[f32] {
+        self.latent
+    }
+
     /// `{"latent":[...],"motif_scores":[...]}`, each number in its shortest form that reads back as the same FP32.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
