@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod loops;
 pub mod monitor;
 pub mod notify;
+pub mod panel;
 pub mod permit;
 pub mod progress;
 pub mod reason;
