@@ -131,7 +131,7 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/pull", Verb::Post, Need::Administer, Route::Pull),
     ("/api/v1/pull", Verb::Delete, Need::Administer, Route::EndPull),
     ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
-    ("/api/v1/logging", Verb::Put, Need::Administer, Route::SetLogging),
+    ("/api/v1/logging", Verb::Put, Need::Operate, Route::SetLogging),
     ("/api/v1/history", Verb::Get, Need::Read, Route::History),
     ("/api/v1/safe-mode/leave", Verb::Post, Need::Administer, Route::LeaveSafeMode),
     ("/api/v1/reboot", Verb::Post, Need::Administer, Route::Reboot),
