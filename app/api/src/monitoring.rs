@@ -17,6 +17,7 @@ use crate::{App, Reply, Req, limits};
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
+use inferd_hosts::BreakerState;
 use inferd_watch::alerts::{Kind, Severity};
 use inferd_watch::monitor::{Monitor, Sample, THREAD, View};
 use serde_json::{Map, Value, json};
@@ -170,9 +171,14 @@ pub(crate) fn performance(app: &App) -> Reply {
     )
 }
 
-/// The worst state of any breaker, in words; null where there is none.
-fn breaker(_: &App) -> Option<&'static str> {
-    None
+/// The worst state of a breaker whose engine serves or would; null where no model is loaded.
+fn breaker(app: &App) -> Option<&'static str> {
+    let badness = |state: &BreakerState| match state {
+        BreakerState::Closed => 0,
+        BreakerState::HalfOpen => 1,
+        BreakerState::Open => 2,
+    };
+    app.hosts.list().iter().map(|m| m.breaker().state).max_by_key(badness).map(BreakerState::name)
 }
 
 pub(crate) fn rules() -> Reply {

@@ -17,7 +17,7 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{Access, Alive, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
-use inferd_hosts::{Announced, BreakerRules, Hosts, HostsConfig, Origin};
+use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
@@ -257,10 +257,16 @@ fn monitor(app: &Arc<App>, config: &Config) {
     };
     let hosts = Arc::clone(&app.hosts);
     let service = move || {
-        let numbers = hosts.list().into_iter().map(|model| model.snapshot());
+        let models = hosts.list();
+        let numbers = models.iter().map(|model| model.snapshot());
         let (pool_hits, pool_misses) =
             numbers.fold((0, 0), |(hits, misses), n| (hits + n.pool_hits, misses + n.pool_misses));
-        Service { pool_hits, pool_misses, breaker_open: None }
+        let open = models.iter().find_map(|model| {
+            let breakers = model.breakers();
+            let open = breakers.iter().find(|b| b.state == BreakerState::Open)?;
+            Some(format!("{} of {}", open.engine.name(), model.manifest().name))
+        });
+        Service { pool_hits, pool_misses, breaker_open: (!models.is_empty()).then_some(open) }
     };
     let rooms = Rooms { service: Box::new(service), ..Rooms::default() };
     let monitor = match Monitor::start(settings, rooms) {

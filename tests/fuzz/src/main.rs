@@ -7,6 +7,7 @@
 
 mod bundle;
 mod fetch;
+mod kernel;
 mod slots;
 mod targets;
 

@@ -3,6 +3,7 @@
 use crate::bundle;
 use crate::fetch;
 use crate::inferd::config::{Arguments, Loaded};
+use crate::kernel;
 use crate::slots;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine};
@@ -36,6 +37,7 @@ pub const ALL: &[Target] = &[
     ("stream", bundle::stream),
     ("ddi", fetch::ddi),
     ("headers", fetch::headers),
+    ("kernel", kernel::kernel),
 ];
 
 /// A manifest of this repository.
