@@ -207,6 +207,20 @@ def test_a_sensor_that_hangs_delays_no_request_and_no_other_reading(native, mach
     until(lambda: len(daemon.request("/api/v1/monitoring/status").json()["sample"]["temperatures"]) == 3, daemon)
 
 
+def test_an_open_breaker_is_an_alert(native, machine):
+    daemon = native(models=[places.DEFAULT_MODEL, places.ROOT / "tests/models/fault-panic"],
+                    config=machine.config("[hosts]\nbreaker_pause_s = 300\n"))
+    assert daemon.request("/health/performance").json()["circuit_breaker_state"] == "closed"
+    tensors = [{"name": name, "shape": [4], "datatype": "INT32", "data": data} for name, data in (("a", [-(2**31)] * 4), ("b", [-1] * 4))]
+    for _ in range(15):
+        assert daemon.request("/v2/models/fault-panic/infer", {"inputs": tensors}).status == 503
+    until(lambda: raised(daemon) == {"breaker_open": "critical"}, daemon)
+    [alert] = daemon.request("/api/v1/alerts").json()["active"]
+    assert alert["about"] == "cpu of fault-panic" and alert["sentence"] == "the circuit breaker of cpu of fault-panic is open"
+    performance = daemon.request("/health/performance").json()
+    assert (performance["status"], performance["circuit_breaker_state"]) == ("degraded", "open")
+
+
 def test_writes_over_the_budget_are_counted_and_alarmed(native, machine):
     daemon = native(config=machine.config("[wear]\ndaily_write_mib = 1\n"))
     readings(daemon, 1)
