@@ -165,6 +165,9 @@ def test_an_alert_is_raised_once_and_cleared_once_and_told_everywhere(native, ma
     assert [e["number"] for e in daemon.request("/api/v1/alerts").json()["recent"]] == [1, 2]
     again = Events(daemon, headers={"Last-Event-ID": "1"})
     assert (again.next()[0], again.next()[1]["number"]) == ("active", 2), "as a browser comes back"
+    entries = daemon.request("/api/v1/history").json()["entries"]
+    alerts = [e["detail"]["change"] for e in entries if e["kind"] == "alert"]
+    assert alerts == ["cleared", "raised"], entries
     log = daemon.log_text()
     assert log.count("90 % of the memory is in use") == 1 and log.count("over: ") == 1, log
 

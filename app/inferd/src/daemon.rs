@@ -21,6 +21,8 @@ use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Or
 use inferd_model::Manifest;
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
+    alerts::Event as AlertEvent,
+    history::{Event, Kind},
     monitor::{Monitor, Rooms, Roots, Service, Settings as MonitorSettings},
     progress::Watching,
     shed::Level,
@@ -255,7 +257,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
         daily_write: config.daily_write,
         ..MonitorSettings::default()
     };
-    let hosts = Arc::clone(&app.hosts);
+    let (hosts, alive) = (Arc::clone(&app.hosts), Arc::clone(&app.alive));
     let service = move || {
         let models = hosts.list();
         let numbers = models.iter().map(|model| model.snapshot());
@@ -266,9 +268,20 @@ fn monitor(app: &Arc<App>, config: &Config) {
             let open = breakers.iter().find(|b| b.state == BreakerState::Open)?;
             Some(format!("{} of {}", open.engine.name(), model.manifest().name))
         });
-        Service { pool_hits, pool_misses, breaker_open: (!models.is_empty()).then_some(open) }
+        Service {
+            pool_hits,
+            pool_misses,
+            breaker_open: (!models.is_empty()).then_some(open),
+            storage_failing: alive.progress.view().map(|proved| !proved.storage.ok),
+        }
     };
-    let rooms = Rooms { service: Box::new(service), ..Rooms::default() };
+    let alive = Arc::clone(&app.alive);
+    let history = move |event: &AlertEvent| {
+        if let Some(history) = alive.history.get() {
+            history.add(Event::new(Kind::Alert, event.sentence.clone()).with(serde_json::json!(event)));
+        }
+    };
+    let rooms = Rooms { service: Box::new(service), history: Box::new(history) };
     let monitor = match Monitor::start(settings, rooms) {
         Ok(monitor) => monitor,
         Err(why) => return error!("the resources are not watched: there is no thread for it: {why}"),

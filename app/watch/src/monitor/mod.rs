@@ -27,7 +27,7 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -183,26 +183,6 @@ impl Default for Settings {
     }
 }
 
-/// What others found out, for the alerts: each is unknown until somebody says it.
-#[derive(Clone, Debug, Default)]
-pub struct Facts(Arc<AtomicU8>);
-
-impl Facts {
-    /// Says whether writing the data directory fails.
-    pub fn set_storage_failing(&self, failing: bool) {
-        self.0.store(1 + u8::from(failing), Relaxed);
-    }
-
-    /// Whether it does, where somebody said so.
-    #[must_use]
-    pub fn storage_failing(&self) -> Option<bool> {
-        match self.0.load(Relaxed) {
-            0 => None,
-            n => Some(n == 2),
-        }
-    }
-}
-
 /// What is known now; replaced whole after every reading.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct View {
@@ -262,7 +242,6 @@ struct Running {
     view: watch::Receiver<Arc<View>>,
     shed: Shed,
     wear: Wear,
-    facts: Facts,
     heart: Arc<Heart>,
     /// Dropped, it ends the thread. Not joined: a reading may hang.
     _end: Mutex<mpsc::Sender<()>>,
@@ -283,7 +262,7 @@ impl Monitor {
     /// When the system has no thread for it.
     pub fn start(settings: Settings, rooms: Rooms) -> std::io::Result<Self> {
         let wear = Wear::open(&settings.roots, &settings.data, settings.daily_write);
-        let (shed, facts) = (Shed::default(), Facts::default());
+        let shed = Shed::default();
         let heart = Arc::new(Heart {
             started: Instant::now(),
             beat_ms: AtomicU64::new(0),
@@ -293,7 +272,7 @@ impl Monitor {
         let (tell, view) = watch::channel(Arc::new(View::default()));
         let (end, ended) = mpsc::channel();
         let mut work = Work {
-            reader: Reader::new(&settings, wear.clone(), facts.clone()),
+            reader: Reader::new(&settings, wear.clone()),
             alerts: Alerts::new(&rules),
             rooms,
             shed: shed.clone(),
@@ -311,7 +290,7 @@ impl Monitor {
             }
             beat.alive.store(false, Relaxed);
         })?;
-        Ok(Self(Arc::new(Running { settings, rules, view, shed, wear, facts, heart, _end: Mutex::new(end) })))
+        Ok(Self(Arc::new(Running { settings, rules, view, shed, wear, heart, _end: Mutex::new(end) })))
     }
 
     /// The settings.
@@ -342,12 +321,6 @@ impl Monitor {
     #[must_use]
     pub fn wear(&self) -> Wear {
         self.0.wear.clone()
-    }
-
-    /// What others found out.
-    #[must_use]
-    pub fn facts(&self) -> Facts {
-        self.0.facts.clone()
     }
 
     /// How long ago the thread was last seen at work: more than two intervals say that it is stuck.

@@ -3,7 +3,7 @@
 use super::accelerator::{Accelerator, AcceleratorReading, JetsonGpu};
 use super::parse::{self, CpuTimes, Pressure, Throttled};
 use super::patience::{Job, Patience};
-use super::{Facts, Roots, Settings, files};
+use super::{Roots, Settings, files};
 use crate::alerts::{Kind, Reading, When};
 use crate::wear::{self, FlashHealth, Wear, WearView};
 use serde::Serialize;
@@ -120,6 +120,8 @@ pub struct Service {
     pub pool_misses: u64,
     /// The first open circuit breaker, by the name of its engine; `Some(None)`: none is open; `None`: there are no breakers.
     pub breaker_open: Option<Option<String>>,
+    /// Whether writing the data directory fails; `None`: nobody tried.
+    pub storage_failing: Option<bool>,
 }
 
 /// One result of something that may hang.
@@ -144,16 +146,16 @@ pub struct Reader {
     throttled: Option<PathBuf>,
     low_voltage: Option<PathBuf>,
     wear: Wear,
-    pub(super) facts: Facts,
     started: Instant,
     before: Option<CpuTimes>,
     pool: Option<(u64, u64)>,
     breaker: Option<Option<String>>,
+    failing: Option<bool>,
     flash_read: bool,
 }
 
 impl Reader {
-    pub(super) fn new(settings: &Settings, wear: Wear, facts: Facts) -> Self {
+    pub(super) fn new(settings: &Settings, wear: Wear) -> Self {
         let roots = settings.roots.clone();
         let mut accelerators: Vec<Arc<dyn Accelerator>> = settings.accelerators.clone();
         if let Some(gpu) = JetsonGpu::find(&roots) {
@@ -167,11 +169,11 @@ impl Reader {
             patience: Patience::default(),
             accelerators,
             wear,
-            facts,
             started: Instant::now(),
             before: None,
             pool: None,
             breaker: None,
+            failing: None,
             flash_read: false,
             roots,
         }
@@ -201,7 +203,7 @@ impl Reader {
         });
         self.before = times.or(self.before);
         let pool_efficiency = self.pool_efficiency(&service);
-        self.breaker = service.breaker_open;
+        (self.breaker, self.failing) = (service.breaker_open, service.storage_failing);
         let mut sample = Sample {
             when,
             cpu_percent,
@@ -326,7 +328,7 @@ impl Reader {
         let disk = sample.disk.as_ref();
         let path = disk.map(|d| d.path.display().to_string());
         let read_only = disk.filter(|d| d.path == self.data).map(|d| d.read_only);
-        let failing = match (read_only, self.facts.storage_failing()) {
+        let failing = match (read_only, self.failing) {
             (None, None) => None,
             (a, b) => Some(a == Some(true) || b == Some(true)),
         };

@@ -50,7 +50,7 @@ impl Board {
     fn work(&self, settings: &Settings) -> Work {
         let wear = Wear::open(&settings.roots, &settings.data, settings.daily_write);
         Work {
-            reader: Reader::new(settings, wear, Facts::default()),
+            reader: Reader::new(settings, wear),
             alerts: Alerts::new(&settings.thresholds.rules(settings.consecutive)),
             rooms: Rooms::default(),
             shed: Shed::default(),
@@ -202,7 +202,7 @@ fn few_requests_say_nothing_about_the_pool() {
     let service = given.clone();
     work.rooms.service = Box::new(move || service.lock().unwrap().clone());
     let mut round = |pool_hits, pool_misses| {
-        *given.lock().unwrap() = Service { pool_hits, pool_misses, breaker_open: None };
+        *given.lock().unwrap() = Service { pool_hits, pool_misses, ..Service::default() };
         work.round(When::default(), Instant::now());
         (work.view.sample.as_ref().unwrap().pool_efficiency, work.view.active(Kind::PoolEfficiency).is_some())
     };
@@ -218,9 +218,11 @@ fn few_requests_say_nothing_about_the_pool() {
 fn breakers_and_storage_are_told_by_others() {
     let board = Board::new();
     let mut work = board.work(&board.settings());
-    work.rooms.service =
-        Box::new(|| Service { breaker_open: Some(Some("cpu".to_owned())), ..Service::default() });
-    work.reader.facts.set_storage_failing(true);
+    work.rooms.service = Box::new(|| Service {
+        breaker_open: Some(Some("cpu".to_owned())),
+        storage_failing: Some(true),
+        ..Service::default()
+    });
     work.round(When::default(), Instant::now());
     let raised: Vec<_> = work.view.active.iter().map(|a| (a.alert, a.about.clone())).collect();
     let data = board.data().display().to_string();
