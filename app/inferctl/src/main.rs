@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alive;
 mod bench;
 mod bundle;
 mod client;
@@ -101,6 +102,18 @@ enum Command {
     Rollback(slots::Rollback),
     /// Send root documents, revocation lists and permits
     Trust(slots::Trust),
+    /// What happened to the device, across resets, newest first
+    History(alive::History),
+    /// Restart the board
+    Reboot(alive::Reboot),
+    /// What to do about a device that runs without models because its daemon kept ending
+    #[command(subcommand)]
+    SafeMode(alive::SafeMode),
+    /// See the watchdog work
+    #[command(subcommand)]
+    Watchdog(alive::Watchdog),
+    /// Forget what was configured and installed, then restart
+    FactoryReset(alive::FactoryReset),
     /// Show how much the device logs, or change it while it runs
     LogLevel(records::LogLevel),
     /// What the device did, as it keeps it
@@ -141,6 +154,11 @@ fn main() -> ExitCode {
             Command::Slots(slots) => slots.run(&client, json),
             Command::Rollback(rollback) => rollback.run(&client, json),
             Command::Trust(trust) => trust.run(&client, json),
+            Command::History(history) => history.run(&client, json),
+            Command::Reboot(reboot) => reboot.run(&client, json),
+            Command::SafeMode(mode) => mode.run(&client, json),
+            Command::Watchdog(watchdog) => watchdog.run(&client, json),
+            Command::FactoryReset(reset) => reset.run(&client, json),
             Command::LogLevel(level) => level.run(&client, json),
             Command::Telemetry(command) => command.run(&client, json),
             Command::Capture(command) => command.run(&client, json),
@@ -297,6 +315,9 @@ mod tests {
             &["bundle", "sign", "x.imb"],
             &["push", "x.imb", "--wait", "forever"],
             &["trust"],
+            &["factory-reset"],
+            &["watchdog", "test", "everything"],
+            &["history", "-n", "0"],
             &["pull"],
             &["pull", "http://x/m.imb", "--cancel"],
         ];

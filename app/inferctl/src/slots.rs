@@ -138,12 +138,18 @@ impl Trust {
 }
 
 /// Sends an order that must be answered with 2xx.
-fn order(client: &Client, path: &str, form: &str, body: &[u8]) -> Result<Value, ClientError> {
+///
+/// # Errors
+/// [`ClientError`].
+pub fn order(client: &Client, path: &str, form: &str, body: &[u8]) -> Result<Value, ClientError> {
     taken(&client.post(path, &[("Content-Type".into(), form.into())], body)?)
 }
 
 /// The page of an answer with 2xx; any other is a refusal.
-fn taken(answer: &Answer) -> Result<Value, ClientError> {
+///
+/// # Errors
+/// [`ClientError::Refused`].
+pub fn taken(answer: &Answer) -> Result<Value, ClientError> {
     if (200..300).contains(&answer.status) {
         return Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
     }
