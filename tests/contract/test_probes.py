@@ -37,7 +37,7 @@ def check(document, path, verb, answer):
             schema = {**content[kind]["schema"], "components": document["components"]}
             jsonschema.Draft202012Validator(schema).validate(answer.json())
     for name in described.get("headers", {}):
-        if name.lower() not in ("x-inferd-latent-clipped",):
+        if name.lower() not in ("x-inferd-latent-clipped", "x-inferd-engine"):
             assert name.lower() in answer.headers, f"{verb} {path}: {name} is missing"
 
 
