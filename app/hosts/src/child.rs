@@ -5,6 +5,7 @@
 //! "ready" and then only computes. Its first thread waits for the socket to close and ends the process.
 
 use crate::alloc;
+use crate::confine;
 use crate::limits::{MAX_WORKERS, WORKER_STACK};
 use crate::package;
 use crate::ring::{Layout, Ring, Status};
@@ -31,6 +32,8 @@ pub struct Orders {
     pub slots: usize,
     pub workers: usize,
     pub engine: EngineKind,
+    /// Whether it may make only the system calls that computing needs, once it is ready.
+    pub seccomp: bool,
     /// Bytes to cap private memory at, on top of what the process has after its start; `None` in a cgroup.
     pub cap: Option<u64>,
 }
@@ -122,6 +125,7 @@ fn serve(orders: &Orders, engines: Engines) -> Result<Never, Failure> {
     let fd = |n| sys::take_fd(n).map_err(|e| early(e.to_string()));
     let mut control = UnixStream::from(fd(orders.control)?);
     let (model, ring, event) = (fd(orders.model)?, fd(orders.ring)?, fd(orders.event)?);
+    confine::give_up_rights(orders.engine).map_err(|e| early(format!("rights cannot be given up: {e}")))?;
     match start(orders, engines, File::from(model), File::from(ring), event, &mut control) {
         Ok(()) => {
             // Everything happens on the workers now. When the daemon goes, or has had enough of us, the socket closes.
@@ -191,6 +195,11 @@ fn start(
         worst = Agreement { cosine: worst.cosine.min(a.cosine), max_abs: worst.max_abs.max(a.max_abs) };
     }
     let (version, device) = (engine.version(), engine.device());
+    if orders.seccomp {
+        confine::shut(orders.engine, ring.trapped_cell()).map_err(|e| {
+            format!("its system calls cannot be limited ({e}); hosts.seccomp = false does without")
+        })?;
+    }
     report(control, &Report::Ready { version, device, cosine: worst.cosine, max_abs: worst.max_abs });
     Ok(())
 }

@@ -7,10 +7,11 @@
 use crate::breaker::Breaker;
 use crate::cgroup::{Group, GroupView};
 use crate::child::{Orders, Phase, REFUSED, Refusal, Report, parse_report};
+use crate::confine;
 use crate::edition::Edition;
 use crate::events::{Events, HostEvent};
 use crate::house::House;
-use crate::limits::{LOAD_TIMEOUT, MAX_SLOTS, QUARANTINE, STUCK_GRACE, WORKER_STACK};
+use crate::limits::{LOAD_TIMEOUT, MAX_REPORT, MAX_SLOTS, QUARANTINE, STUCK_GRACE, WORKER_STACK};
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{EngineInfo, InferError, Timing};
 use crate::stats::{End, Stats};
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
@@ -143,6 +144,8 @@ struct Cells {
     ended: Option<String>,
     /// No slot is given out any more: requests go to another host.
     closed: bool,
+    /// When the last answer came.
+    heard_ns: u64,
     /// The latest deadline of a request that got a slot and a long time to be answered.
     promised: Option<Instant>,
 }
@@ -214,6 +217,7 @@ impl Host {
             slots: plan.slots,
             workers: plan.workers,
             engine,
+            seccomp: config.seccomp,
             cap: group.is_none().then_some(in_limit),
         };
         let mut command = Command::new(plan.program);
@@ -305,6 +309,7 @@ impl Host {
                 in_use: 0,
                 ended: None,
                 closed: false,
+                heard_ns: 0,
                 promised: None,
             }),
             ring,
@@ -534,7 +539,8 @@ impl Host {
                 }
             }
             self.ring.daemon_asleep(true);
-            if self.ring.has_done() {
+            // One that is being killed may go on saying so for as long as it likes.
+            if killed.is_none() && self.ring.has_done() {
                 self.ring.daemon_asleep(false);
                 continue;
             }
@@ -636,7 +642,7 @@ impl Host {
 
     /// Hands finished slots to those who wait for them.
     fn collect(&self) -> Result<(), String> {
-        let mut broken = None;
+        let (mut broken, mut heard) = (None, false);
         let mut wake = heapless::Vec::<Waker, 64>::new();
         let mut cells = self.cells();
         self.ring.drain_done(|index| {
@@ -645,12 +651,15 @@ impl Host {
                 return;
             };
             let done = match self.ring.completion(&busy.slot) {
-                Some(done) if done.request_id == busy.request_id => done,
+                Some(done) if done.request_id == busy.request_id => {
+                    done.within(Duration::from_nanos(now_ns().saturating_sub(busy.queued_ns)))
+                }
                 _ => {
                     broken = Some(format!("slot {index} came back with another request's answer"));
                     return;
                 }
             };
+            heard = true;
             if done.status == Status::Panicked {
                 self.stats.load().panics.fetch_add(1, Relaxed);
                 tracing::warn!(model = %self.manifest.name, words = done.words, "a worker panicked on a request; contained");
@@ -675,6 +684,9 @@ impl Host {
                 Waiting::Done(_) => broken = Some(format!("slot {index} was finished twice")),
             }
         });
+        if heard {
+            cells.heard_ns = now_ns();
+        }
         drop(cells);
         wake.into_iter().for_each(Waker::wake);
         broken.map_or(Ok(()), Err)
@@ -684,6 +696,7 @@ impl Host {
     /// has moved for that long. With nothing in flight the clock is not looked at any more.
     fn stuck(&self, deadline: Duration) -> Option<Duration> {
         let cells = self.cells();
+        let heard = cells.heard_ns;
         let oldest_waiting = cells.busy.iter().flatten().filter(|b| !matches!(b.state, Waiting::Done(_)));
         let Some(oldest) = oldest_waiting.map(|b| b.queued_ns).min() else {
             self.watching_clock.store(false, Relaxed);
@@ -692,8 +705,12 @@ impl Host {
         drop(cells);
         let idle_since = self.ring.progress_ns().max(oldest);
         let since = self.ring.oldest_running_ns(self.workers).unwrap_or(idle_since);
-        let age = Duration::from_nanos(now_ns().saturating_sub(since.max(oldest)));
-        (age > deadline).then_some(age)
+        let now = now_ns();
+        let age = Duration::from_nanos(now.saturating_sub(since.max(oldest)));
+        // What the host says of its own progress may be anything. What it has not said at all for twice as long is enough: while
+        // it works by the rules an answer comes at least once a deadline.
+        let silent = Duration::from_nanos(now.saturating_sub(heard.max(oldest)));
+        if age > deadline { Some(age) } else { (silent > 2 * deadline).then_some(silent) }
     }
 }
 
@@ -763,7 +780,7 @@ async fn hear_ready(
     let mut line = String::new();
     loop {
         line.clear();
-        match reports.read_line(&mut line).await {
+        match (&mut *reports).take(MAX_REPORT).read_line(&mut line).await {
             Ok(n) if n > 0 => {}
             _ => return Err(None),
         }
@@ -787,12 +804,19 @@ fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: 
     if group.is_some_and(|g| g.oom_kills() > 0) {
         return (End::Oom, format!("it was over its memory cap of {mib} MiB and was killed by the kernel"));
     }
+    if let Some(call) = ring.trapped() {
+        let call = confine::name_of(call);
+        return (End::Seccomp, format!("it tried system call {call}, which engine hosts may not make"));
+    }
     let words = ring.last_words().map(|w| format!("; last words: {w}")).unwrap_or_default();
     match status {
         Some(s) => match (s.signal(), s.code()) {
             (Some(libc::SIGKILL), _) => (End::Signal, format!("it was killed (SIGKILL){words}")),
             (Some(n @ (libc::SIGTERM | libc::SIGINT)), _) => {
                 (End::Signal, format!("it was ended by signal {n}{words}"))
+            }
+            (Some(libc::SIGSYS), _) => {
+                (End::Seccomp, format!("it tried a system call that engine hosts may not make{words}"))
             }
             (Some(n), _) => (End::Crash, format!("it crashed with signal {n}{words}")),
             (None, Some(c)) if c == i32::from(REFUSED) => (End::Crash, format!("it refused to serve{words}")),

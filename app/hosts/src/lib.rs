@@ -25,6 +25,7 @@ mod breaker;
 mod candidate;
 mod cgroup;
 mod child;
+mod confine;
 mod edition;
 mod events;
 mod host;

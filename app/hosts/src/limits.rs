@@ -44,6 +44,8 @@ pub const MAX_SHADOW_BYTES: usize = 16 << 20;
 pub const MAX_SHADOW_QUEUE: usize = 64;
 /// Niceness of a shadow's host, above the daemon's own.
 pub const SHADOW_NICE: i32 = 10;
+/// Longest line a host may say to the daemon while it loads, in bytes.
+pub const MAX_REPORT: u64 = 64 << 10;
 /// Events that wait for a slow reader; beyond that it loses the oldest.
 pub const EVENTS: usize = 256;
 /// Lines of a host's standard error that are kept as its last words.

@@ -150,6 +150,8 @@ struct Header {
     progress_ns: Line<AtomicU64>,
     /// Size of the allocation that was refused, if one was.
     refused: AtomicU64,
+    /// The system call that was tried and is not allowed, and 1; 0 if none was.
+    trapped: AtomicU64,
     last_words: Words,
     done: [AtomicU64; MAX_SLOTS / 64],
     workers: [WorkerBlock; MAX_WORKERS],
@@ -249,6 +251,15 @@ pub struct Completion {
     pub queue: Duration,
     /// From taken to finished.
     pub compute: Duration,
+}
+
+impl Completion {
+    /// With times that add up to no more than `all`, which the daemon has measured itself.
+    pub fn within(mut self, all: Duration) -> Self {
+        self.compute = self.compute.min(all);
+        self.queue = self.queue.min(all - self.compute);
+        self
+    }
 }
 
 /// The inputs of a running request.
@@ -442,6 +453,11 @@ impl Ring {
         Some(self.header().refused.load(Relaxed)).filter(|&n| n != 0)
     }
 
+    /// The system call that ended the host, if one did.
+    pub fn trapped(&self) -> Option<u64> {
+        self.header().trapped.load(Relaxed).checked_sub(1)
+    }
+
     /// What the host said last.
     pub fn last_words(&self) -> Option<String> {
         Some(self.header().last_words.get()).filter(|w| !w.is_empty())
@@ -457,6 +473,11 @@ impl Ring {
     /// Where a refused allocation leaves its size.
     pub fn refused_cell(&self) -> &AtomicU64 {
         &self.header().refused
+    }
+
+    /// Where a system call that is not allowed leaves its number, and 1.
+    pub fn trapped_cell(&self) -> &AtomicU64 {
+        &self.header().trapped
     }
 
     /// Leaves last words.

@@ -121,7 +121,7 @@ pub struct Snapshot {
     pub cancelled: u64,
     /// Times the host was started.
     pub starts: u64,
-    /// Host endings by cause: `oom`, `deadline`, `signal`, `crash`, `protocol`.
+    /// Host endings by cause: `oom`, `deadline`, `signal`, `crash`, `protocol`, `seccomp`.
     pub ends: Vec<(&'static str, u64)>,
     /// Panics contained in workers.
     pub panics: u64,

@@ -40,6 +40,8 @@ pub struct HostsConfig {
     pub backoff_max: Duration,
     /// Where cgroups for hosts are made (`/sys/fs/cgroup/inferd`); `None`, or not writable: `RLIMIT_DATA` is used.
     pub cgroup_root: Option<PathBuf>,
+    /// Whether hosts may make only the system calls that computing needs.
+    pub seccomp: bool,
     /// When a breaker opens and closes.
     pub breaker: BreakerRules,
     /// Programs that have other engines than `cpu`, run as `PROGRAM engine-host` too.
@@ -57,6 +59,7 @@ impl Default for HostsConfig {
             request_timeout: Duration::from_secs(5),
             backoff_max: BACKOFF_MAX,
             cgroup_root: None,
+            seccomp: true,
             breaker: BreakerRules::default(),
             engines: BTreeMap::new(),
             ladder: None,

@@ -29,11 +29,14 @@ pub enum End {
     Crash,
     /// It broke the rules of the ring, so we killed it.
     Protocol,
+    /// It tried a system call that hosts may not make.
+    Seccomp,
 }
 
 impl End {
     /// Every way, in the order metrics show them.
-    pub const ALL: [Self; 5] = [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol];
+    pub const ALL: [Self; 6] =
+        [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol, Self::Seccomp];
 
     /// Its name in metrics.
     #[must_use]
@@ -44,6 +47,7 @@ impl End {
             Self::Signal => "signal",
             Self::Crash => "crash",
             Self::Protocol => "protocol",
+            Self::Seccomp => "seccomp",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The few system calls around the ring: sealed memory files, mappings, futex, monotonic time, memory limits.
 //!
-//! With `ring`, `alloc` and `mem` the only places of the room with `unsafe`; each block says why it is sound.
+//! With `ring`, `alloc`, `mem` and `confine` the only places of the room with `unsafe`; each block says why it is sound.
 #![allow(unsafe_code)]
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -242,4 +242,50 @@ pub fn own_nice() -> i32 {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(code) }
+}
+
+/// Nothing this process executes gives it a right any more, and it has no capability left. What the bounding set holds is
+/// dropped where that is allowed; without a right to take from, it gives none.
+pub fn drop_privileges() -> io::Result<()> {
+    /// `struct __user_cap_header_struct` and two of `__user_cap_data_struct`, version 3 (capset(2)).
+    const VERSION_3: u32 = 0x2008_0522;
+    let none = [0_u32; 6];
+    let header: [u32; 2] = [VERSION_3, 0];
+    // SAFETY: prctl with integers only; touches no memory.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for capability in 0..64 {
+        // SAFETY: as above. Fails without CAP_SETPCAP, and beyond the last capability.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+    // SAFETY: as above. Fails only on kernels before 4.3, which have no ambient set.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    // SAFETY: capset reads a header of two and data of six 32-bit words; both arrays are that long and live.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What runs when the kernel refuses a system call.
+pub type BadCall = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Sets the handler of `SIGSYS`.
+pub fn on_bad_call(handler: BadCall) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the action is complete, the handler is a function of the type that SA_SIGINFO asks for.
+    let done = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The number of the system call that `SIGSYS` is about.
+pub fn bad_call(info: *const libc::siginfo_t) -> u32 {
+    /// `_sigsys._syscall`: after the three leading integers (padded to 16 bytes) and the address of the call, on every machine
+    /// of 64 bits (siginfo.h of the kernel).
+    const SYSCALL: usize = 24;
+    // SAFETY: the kernel hands the handler a siginfo_t of 128 bytes; the field lies inside, is aligned, and any bits are an i32.
+    let number = unsafe { info.cast::<u8>().add(SYSCALL).cast::<i32>().read() };
+    number.unsigned_abs()
 }

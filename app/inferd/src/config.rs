@@ -120,6 +120,7 @@ pub struct Hosts {
     pub workers: usize,
     pub cgroup_root: Option<PathBuf>,
     pub breaker_pause: Duration,
+    pub seccomp: bool,
 }
 
 /// Bundles over the air.
@@ -558,6 +559,11 @@ impl Config {
                     "an absolute path",
                     "The cgroup v2 directory under which hosts are capped; empty or not writable: RLIMIT_DATA caps them.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                seccomp: r.boolean(
+                    "hosts.seccomp",
+                    true,
+                    "Let engine hosts make only the system calls that computing needs; one that tries another is ended.",
                 ),
                 breaker_pause: Duration::from_secs(r.integer(
                     "hosts.breaker_pause_s",

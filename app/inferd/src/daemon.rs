@@ -195,6 +195,7 @@ fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
         queue: config.inference.max_queue_size,
         request_timeout: config.inference.timeout,
         cgroup_root: config.hosts.cgroup_root.clone(),
+        seccomp: config.hosts.seccomp,
         breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
         ..HostsConfig::default()
     }
