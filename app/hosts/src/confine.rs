@@ -8,8 +8,9 @@
 //! A host that is ready computes: it maps memory, waits for futexes, reads and writes descriptors it has, and may start another
 //! thread. It opens nothing, connects to nothing, starts no process, maps nothing executable. A system call that is not listed is
 //! not made: the kernel sends `SIGSYS` instead (`SECCOMP_RET_TRAP`), whose handler leaves the call's number in the ring and ends
-//! the process. The handler cannot be taken away: `rt_sigaction` is not listed. (`SECCOMP_RET_KILL_PROCESS` would end it too, and
-//! say nothing about what was tried.)
+//! the process. The handler cannot be taken away: `rt_sigaction` is not listed, and a thread that has blocked the signal (musl does
+//! around `fork`) is ended by the kernel, without a number. (`SECCOMP_RET_KILL_PROCESS` would always end it so, and never say
+//! what was tried.)
 //!
 //! `RLIMIT_NPROC` counts all tasks of a user; it is what the machine runs at the start of the host and 256 more. Where a cgroup
 //! has `pids.max` that is the narrower limit. It does not hold for root.

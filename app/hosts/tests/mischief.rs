@@ -277,7 +277,9 @@ async fn a_system_call_that_is_not_listed_ends_the_host_and_is_named() {
         assert_eq!(e.kind(), "host_lost", "{name}: {e}");
         let (cause, reason, _) = end(&mut events).await;
         assert_eq!(cause, End::Seccomp, "{name}: {reason}");
-        assert!(name.split(' ').any(|n| reason.contains(n)), "{name}: {reason}");
+        // musl blocks all signals around a fork; then the kernel ends the host itself and the number is not known.
+        let nameless = what == FORK && reason.contains("tried a system call");
+        assert!(nameless || name.split(' ').any(|n| reason.contains(n)), "{name}: {reason}");
         served_again(&served).await;
     }
     assert_eq!(ends(&served, "seccomp"), 7);
