@@ -63,6 +63,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// `[capture]`
     pub capture: Capture,
+    /// `[panel]`
+    pub panel: Panel,
     /// `[config]`
     pub expected_sha256: Option<String>,
 }
@@ -262,6 +264,30 @@ pub struct Capture {
     pub threshold_percent: u64,
     pub quota: u64,
     pub per_hour: usize,
+}
+
+/// LED and button.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Panel {
+    pub kind: PanelKind,
+    pub led_gpio: Option<u8>,
+    pub button_gpio: Option<u8>,
+    pub led_name: Option<String>,
+    pub socket: Option<PathBuf>,
+}
+
+/// What LED and button are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PanelKind {
+    /// There are none.
+    Off,
+    /// Lines of a Raspberry Pi's header.
+    Gpio,
+    /// An LED that the kernel drives; no button.
+    Led,
+    /// A Unix socket, for tests.
+    Simulated,
 }
 
 /// What a log line looks like on standard error.
@@ -612,6 +638,7 @@ impl Config {
             },
             telemetry: Telemetry::read(r),
             capture: Capture::read(r),
+            panel: Panel::read(r),
             expected_sha256: r.text(
                 "config.expected_sha256",
                 "",
@@ -872,6 +899,47 @@ impl Capture {
             quota: r.integer("capture.quota_mib", 32, 1..=65_536, "MiB that all files take at most; the oldest give way.")
                 << 20,
             per_hour: size(r.integer("capture.max_per_hour", 60, 1..=3600, "The most windows kept in any hour.")),
+        }
+    }
+}
+
+impl Panel {
+    fn read(r: &mut Reader) -> Self {
+        // 0 is no line here: GPIO 0 and 1 are the header's own bus.
+        let line = |n: u64| u8::try_from(n).ok().filter(|n| *n > 0);
+        Self {
+            kind: r.choice(
+                "panel.kind",
+                PanelKind::Off,
+                &[
+                    ("off", PanelKind::Off),
+                    ("gpio", PanelKind::Gpio),
+                    ("led", PanelKind::Led),
+                    ("simulated", PanelKind::Simulated),
+                ],
+                "A status LED and a button: lines of a Raspberry Pi's header, an LED of the kernel's (no button), or a Unix socket for tests.",
+            ),
+            led_gpio: line(r.integer("panel.led_gpio", 0, 0..=27, "BCM number of the LED's line (lit by a high level); 0 is none.")),
+            button_gpio: line(r.integer(
+                "panel.button_gpio",
+                0,
+                0..=27,
+                "BCM number of the button's line (pressed, it is connected to ground); 0 is none.",
+            )),
+            led_name: r.text(
+                "panel.led_name",
+                "ACT",
+                "a name in /sys/class/leds",
+                "The LED of the kind led.",
+                |s| (s.len() <= 64 && !s.contains('/') && s != ".." && s != ".").then(|| s.to_owned()),
+            ),
+            socket: r.text(
+                "panel.socket",
+                "/run/inferd/daemon/panel",
+                "an absolute path",
+                "The socket of the kind simulated: it tells led 1 and led 0, and takes press and release.",
+                |s| s.starts_with('/').then(|| PathBuf::from(s)),
+            ),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     alive,
     config::{Config, Loaded},
     logging::Levels,
-    models,
+    models, panel,
     records::Records,
     tls, updates,
     ways::{self, Identity, Puller, Receiver},
@@ -112,6 +112,7 @@ pub fn run(
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
         let records = Records::start(&app, config);
+        let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
         let watching = Arc::new(watching);
@@ -139,6 +140,7 @@ pub fn run(
         };
         inferd_api::serve(app, listeners, secure, end).await;
         loading.abort();
+        drop(panel);
         records.end().await;
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");

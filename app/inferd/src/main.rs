@@ -12,6 +12,7 @@ mod daemon;
 mod keeper;
 mod logging;
 mod models;
+mod panel;
 mod records;
 mod tls;
 mod updates;

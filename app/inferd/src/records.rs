@@ -36,7 +36,9 @@ impl Records {
         let at = |dir: &Option<PathBuf>, name: &str| {
             dir.clone().unwrap_or_else(|| config.updates.data_dir.join(name))
         };
-        let (boot, permit) = (boot(), permit(app));
+        // Counted by the keeper; 0 where nobody counts.
+        let boot = app.alive.keeper_state().map_or(0, |state| state.boot);
+        let permit = permit(app);
         let c = &config.capture;
         if c.enabled {
             // Whole percents are exact enough in FP32.
@@ -75,13 +77,6 @@ impl Records {
         // The thread ends by itself when this takes too long.
         let _ = tokio::task::spawn_blocking(move || telemetry.end(LAST_WRITE)).await;
     }
-}
-
-/// The number of this boot, where the keeper counts them.
-fn boot() -> u64 {
-    let state = std::fs::read(inferd_watch::state::FILE).ok();
-    let known = state.and_then(|s| serde_json::from_slice::<inferd_watch::state::KeeperState>(&s).ok());
-    known.map_or(0, |s| s.boot)
 }
 
 /// What the monitor says of wear and load; without one everything is welcome.

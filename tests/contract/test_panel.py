@@ -1,0 +1,61 @@
+"""The panel, by its simulated backend: what the LED shows, and what a press does."""
+
+import socket
+
+import pytest
+from helpers import until
+
+
+class Front:
+    """Somebody who sees the LED and has a finger."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        self.socket.connect(str(path))
+        self.reader = self.socket.makefile("rb")
+
+    def levels(self, count):
+        """The next changes of the LED."""
+        return [self.reader.readline().decode().strip() for _ in range(count)]
+
+    def do(self, what):
+        self.socket.sendall(f"{what}\n".encode())
+
+
+@pytest.fixture
+def panel(native, tmp_path):
+    """A daemon with a panel, and somebody in front of it."""
+    path = tmp_path / "panel"
+    daemon = native(config=f'[panel]\nkind = "simulated"\nsocket = "{path}"\n')
+    front = Front(until(lambda: path.exists() and path, daemon))
+    return daemon, front
+
+
+def test_a_healthy_appliance_blinks_and_a_press_puts_its_status_into_the_log(panel):
+    daemon, front = panel
+    levels = front.levels(5)
+    assert set(levels) == {"led 0", "led 1"}
+    front.do("press")
+    front.do("release")
+    until(lambda: 'look="healthy"' in daemon.log_text(), daemon)
+    assert "imu-motion: ready" in daemon.log_text()
+    assert daemon.stop() == 0
+
+
+def test_a_held_button_warns_and_then_asks_for_a_factory_reset(panel):
+    daemon, front = panel
+    front.do("press")
+    until(lambda: "a factory reset is asked for" in daemon.log_text(), daemon)
+    until(lambda: "no factory reset: there is no keeper here" in daemon.log_text(), daemon)
+    front.do("release")
+    # Before the reset the LED warned: many changes, while a healthy one changes twice in three seconds.
+    assert len(front.levels(40)) == 40
+    assert "this is the status" not in daemon.log_text()
+    assert daemon.request("/livez").status == 200
+
+
+def test_a_header_that_is_not_there_costs_a_warning_and_nothing_else(native):
+    daemon = native(config='[panel]\nkind = "gpio"\nled_gpio = 17\nbutton_gpio = 27\n')
+    until(lambda: "no status LED and no button" in daemon.log_text(), daemon)
+    assert daemon.request("/livez").status == 200
