@@ -59,9 +59,10 @@ fn look(app: &App) -> Look {
     if app.hosts.loading() {
         return Look::Booting;
     }
-    let critical = app.monitor.get().is_some_and(|m| {
-        m.view().borrow().active.iter().any(|alert| alert.severity == Severity::Critical)
-    });
+    let critical = app
+        .monitor
+        .get()
+        .is_some_and(|m| m.view().borrow().active.iter().any(|alert| alert.severity == Severity::Critical));
     match app.default_model() {
         Some(model) if model.state() == State::Ready && !critical => Look::Healthy,
         _ => Look::Degraded,
@@ -74,7 +75,13 @@ fn status(app: &App) {
         .hosts
         .list()
         .iter()
-        .map(|m| format!("{}: {}", m.manifest().name, if m.state() == State::Ready { "ready" } else { "not ready" }))
+        .map(|m| {
+            format!(
+                "{}: {}",
+                m.manifest().name,
+                if m.state() == State::Ready { "ready" } else { "not ready" }
+            )
+        })
         .collect();
     let alerts: Vec<&str> = app
         .monitor

@@ -369,7 +369,8 @@ impl Telemetry {
         if !state.pending.push(&line, uptime()) {
             state.status.dropped += 1;
         }
-        if state.pending.bytes.len() >= BUFFER {
+        // The thread sleeps until the first line of a write is old enough, or there is enough for one.
+        if state.pending.lines == 1 || state.pending.bytes.len() >= BUFFER {
             self.shared.changed.notify_all();
         }
     }

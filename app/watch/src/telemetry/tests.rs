@@ -265,6 +265,23 @@ fn lines_outlive_a_crash_in_every_step_of_closing_a_file() {
 }
 
 #[test]
+fn the_thread_writes_a_line_that_comes_while_it_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings =
+        Settings { dir: dir.path().join("t"), write_every: Duration::from_millis(1), ..settings(16 << 20) };
+    let telemetry = Telemetry::start(settings, 0, Arc::new(Unlimited));
+    for n in 1..=3 {
+        // Whatever waited is written: the thread has nothing to wake up for by itself.
+        let begun = Instant::now();
+        telemetry.line(Kind::Stop, Map::new());
+        while telemetry.status().waiting > 0 || telemetry.status().written == 0 {
+            assert!(begun.elapsed() < FIRST_WAIT, "line {n} waits for the thread's next look");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
 fn the_thread_writes_what_waits_when_it_ends() {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("t"), ..settings(16 << 20) };
