@@ -30,7 +30,7 @@ from steps import Failure, run
 
 GUEST_PORT = 9000
 # Lines on the console after which waiting makes no sense.
-FATAL = ("Kernel panic", "no slot holds a root filesystem", "next try in 3 s", "up without a model")
+FATAL = ("Kernel panic", "no slot holds a root filesystem", "keeper: safe mode: ", "up without a model")
 PR_SET_PDEATHSIG = 1
 
 
@@ -193,8 +193,7 @@ class Machine:
                 progress(state)
                 told = state
             self._check_alive()
-            console = self.console()
-            fatal = next((line for line in FATAL if line in console), None)
+            fatal = self._fatal()
             if fatal:
                 raise Failure(f"the appliance does not come up: {fatal}", self.serial)
             if time.monotonic() > end:
@@ -226,6 +225,14 @@ class Machine:
         if self.monitor:
             self.monitor.close()
             self.monitor = None
+
+    def _fatal(self):
+        """The line on the console after which waiting makes no sense. What has passed does not count: safe mode that has ended,
+        and where a reset starts the machine again, everything before its last start."""
+        console = self.console()
+        passed = max(console.rfind("keeper: safe mode ends"), console.rfind("keeper: boot ") if self.restarts else -1)
+        lines = [line for line in FATAL if not (self.restarts and line == "Kernel panic")]
+        return next((line for line in lines if console.rfind(line) > passed), None)
 
     def _check_alive(self):
         if self.process.poll() is not None:

@@ -141,10 +141,29 @@ def test_modules_are_loaded_after_what_they_depend_on_and_built_in_ones_are_left
     assert set(order) | known.builtin >= {"ext4", "virtio_net"}
 
 
-def test_the_watchdog_of_the_board_is_among_its_modules(packages):
+def test_the_watchdog_of_the_board_is_the_first_of_its_modules_and_cannot_be_stopped(packages):
     board, tree = packages
-    names = {name for name, _ in modules.Modules(tree).load_order(board.modules)}
-    assert board.watchdog_driver in names
+    needed = [name for name, _ in modules.Modules(tree).load_order([board.watchdog_driver])]
+    order = [name for name, _ in modules.Modules(tree).load_order(board.modules)]
+    assert order[: len(needed)] == needed
+    parameters = dict(word.split("=") for word in board.module_parameters[board.watchdog_driver].split())
+    assert parameters["nowayout"] == "1" and 30 <= int(parameters["heartbeat"]) <= 60
+
+
+def test_a_panic_restarts_the_board_before_the_watchdog_does_and_a_hang_of_the_kernel_is_a_panic(packages):
+    words = packages[0].cmdline.split()
+    assert 0 < int(next(word for word in words if word.startswith("panic=")).partition("=")[2]) < 15
+    assert {"softlockup_panic=1", "hung_task_panic=1"} <= set(words)
+
+
+def test_the_kernel_leaves_the_memory_of_ramoops_alone(packages):
+    """The memory that the module takes is memory the machine has, and the command line keeps the kernel off it."""
+    board, _ = packages
+    words = dict(word.split("=") for word in board.module_parameters["ramoops"].split())
+    begin, size = int(words["mem_address"], 16), int(words["mem_size"], 16)
+    kept = next(word for word in board.cmdline.split() if word.startswith("mem=")).removeprefix("mem=").removesuffix("M")
+    ram = {"virt": 1 << 30, "q35": 0}[board.qemu.machine]  # where the machine has its memory
+    assert ram + (int(kept) << 20) <= begin and begin + size <= ram + (board.qemu.memory_mib << 20)
 
 
 def test_a_module_that_the_kernel_lacks_is_refused_by_name(packages):
@@ -157,7 +176,7 @@ def test_the_initramfs_is_reproducible_and_loads_what_the_board_needs(packages):
     first = image.initramfs(board, tree)
     assert first == image.initramfs(board, tree)
     content = gzip.decompress(first)
-    assert content.count(b"lib/modules/squashfs.ko") == 1 and b"virtio_blk\n" in content
+    assert content.count(b"lib/modules/squashfs.ko") == 1 and b"virtio_blk\n" in content and b"i6300esb heartbeat=60 nowayout=1\n" in content
 
 
 def test_a_modules_parameters_are_what_follows_its_name(packages):

@@ -138,13 +138,16 @@ fn confine(procs: Option<&File>, user: Option<Identity>, keeper: u32) -> io::Res
         check(if written < 0 { -1 } else { 0 })?;
     }
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: plain system calls on numbers; a pointer is null where there are no elements, or to a set that the call before it has filled
-    // and that outlives the call.
+    // SAFETY: plain system calls on numbers; a pointer is null where there are no elements, to a constant, or to a set that the call
+    // before it has filled and that outlives the call.
     unsafe {
         // The keeper reads its signals from a descriptor and has them blocked; the daemon is to be told by them.
         check(libc::sigemptyset(none.as_mut_ptr()))?;
         check(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()))?;
         if let Some(Identity { uid, gid }) = user {
+            // The keeper is spared when memory is short; the daemon is not. Where that cannot be said it was not said to the keeper either.
+            let spared = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::write(spared, c"0".as_ptr().cast(), 1);
             // What no process below this one may ever have again. The kernel refuses numbers that it does not know.
             for capability in 0..64 {
                 if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {

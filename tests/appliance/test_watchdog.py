@@ -1,0 +1,136 @@
+"""The keeper and the hardware watchdog on the booted appliance: what hangs is reset, what crashes is started again, and afterwards the
+appliance says what happened."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
+KEEPER = "cat /run/inferd/keeper/pid"
+# Emulation on two busy cores: a boot takes 6 to 30 seconds, and what is waited for here takes one.
+BACK_S = 240
+
+
+def state(machine):
+    """What the keeper knows of this boot."""
+    return json.loads(machine.sh("cat /run/inferd/keeper/state.json"))
+
+
+def history(machine, kind=None):
+    """The keeper's entries, all or those of a kind."""
+    lines = machine.sh("cat /data/keeper/history.jsonl").splitlines()
+    entries = [json.loads(line)["entry"] for line in lines]
+    return [entry for entry in entries if kind in (None, entry["kind"])]
+
+
+def eventually(condition, timeout=60):
+    """Asks until the condition holds; what it gave."""
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+    return found
+
+
+def comes_back(machine, boot):
+    """The board has been restarted after `boot` and serves again."""
+    machine.forget_shell()
+    machine.wait_for_console(rf"keeper: boot {boot + 1}: ", BACK_S)
+    machine.wait_ready(BACK_S)
+    found = state(machine)
+    assert found["boot"] == boot + 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def unit(boot, dev_image, tmp_path_factory):
+    """An appliance that a reset starts again, as on a board."""
+    medium = shutil.copyfile(dev_image, tmp_path_factory.mktemp("watchdog") / "medium.img")
+    with boot(medium, dev=True, keep_writes=True, restarts=True) as machine:
+        yield machine
+
+
+def test_the_watchdog_is_armed_from_the_initramfs_on_and_fed_by_the_keeper_alone(unit):
+    found = state(unit)["watchdog"]
+    assert found["identity"] == "i6300ESB timer" and found["accepted_s"] == 15
+    assert found["armed_before"] and found["remarks"] == [], found
+    assert unit.sh("cat /sys/class/watchdog/watchdog0/nowayout /sys/class/watchdog/watchdog0/state") == "1\nactive"
+    assert unit.sh("stat -c '%u %a' /dev/watchdog0") == "0 600"
+    holders = unit.sh("for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q watchdog0 && echo ${p#/proc/}; done")
+    assert holders == unit.sh(KEEPER)
+
+
+def test_the_daemon_and_its_hosts_can_never_have_a_privilege_again_and_the_keeper_is_spared_when_memory_is_short(unit):
+    for pid in [unit.sh(DAEMON), *unit.sh("cat /sys/fs/cgroup/inferd/host-*/cgroup.procs").split()]:
+        fields = dict(line.split(":\t", 1) for line in unit.sh(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
+        assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert fields["NoNewPrivs"] == "1" and fields["Groups"].strip() == ""
+        assert unit.sh(f"cat /proc/{pid}/oom_score_adj") == "0"
+    assert unit.sh(f"cat /proc/$({KEEPER})/oom_score_adj") == "-1000"
+
+
+def test_a_daemon_that_is_killed_is_started_again_and_its_last_words_are_kept(unit):
+    before, count = unit.sh(DAEMON), len(history(unit, "daemon-end"))
+    unit.sh(f"kill -9 {before}")
+    eventually(lambda: unit.root(DAEMON)[1].strip() not in ("", before))
+    unit.wait_ready(BACK_S)
+    entries = eventually(lambda: history(unit, "daemon-end")[count:])
+    assert len(entries) == 1 and entries[0]["sentence"].startswith("the daemon was ended by signal 9 (SIGKILL)")
+    assert any("listening" in line for line in entries[0]["words"]), entries[0]["words"]
+
+
+def test_a_keeper_that_is_killed_takes_the_daemon_along_and_the_next_one_starts_another(unit):
+    keeper, daemon = unit.sh(KEEPER), unit.sh(DAEMON)
+    unit.sh(f"kill -9 {keeper}")
+    eventually(lambda: unit.sh(KEEPER) != keeper and unit.root(DAEMON)[1].strip() not in ("", daemon))
+    unit.wait_ready(BACK_S)
+    assert unit.root(f"kill -0 {daemon}")[0] != 0, "two daemons"
+    assert history(unit)[-1]["kind"] == "keeper"
+
+
+def test_a_daemon_that_stands_still_is_reset_by_the_watchdog_and_its_last_words_are_kept(unit):
+    before = state(unit)
+    unit.sh(f"kill -STOP $({DAEMON})")
+    found = comes_back(unit, before["boot"])
+    assert found["reset"] == {"reason": "watchdog", "sentence": "the daemon proved no progress for 10 s"}
+    entry = history(unit, "let-go")[-1]
+    assert entry["boot"] == before["boot"] and entry["words"], entry
+    assert found["watchdog"]["boot_status"] & 0x20, "it was not the hardware that reset the board"
+
+
+def test_a_keeper_that_stands_still_is_reset_by_the_watchdog(unit):
+    before = state(unit)
+    unit.sh(f"kill -STOP $({KEEPER})")
+    found = comes_back(unit, before["boot"])
+    assert found["reset"]["reason"] == "watchdog" and "nobody left word" in found["reset"]["sentence"]
+
+
+def test_after_a_kernel_panic_the_board_restarts_and_has_kept_what_the_kernel_said(unit):
+    before = state(unit)
+    unit.sh("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+    found = comes_back(unit, before["boot"])
+    assert found["reset"] == {"reason": "panic", "sentence": "the kernel panicked: sysrq triggered crash"}
+    entry = history(unit, "boot")[-1]
+    assert any("Kernel panic" in line for line in entry["words"]), entry["words"]
+    assert "sysrq triggered crash" in unit.sh("cat /data/keeper/kernel-*")
+    assert unit.sh("ls /sys/fs/pstore") == "", "the same panic would be seen again"
+
+
+def test_a_restart_that_was_asked_for_is_told_from_all_others(unit):
+    before = state(unit)
+    unit.sh("reboot")
+    assert comes_back(unit, before["boot"])["reset"]["reason"] == "request"
+
+
+def test_a_daemon_that_keeps_ending_is_started_in_safe_mode(boot, dev_image):
+    with boot(dev_image, dev=True) as machine:
+        for _ in range(3):
+            pid = eventually(lambda: machine.root(DAEMON)[1].strip())
+            machine.sh(f"kill -9 {pid}")
+            eventually(lambda pid=pid: machine.root(DAEMON)[1].strip() not in ("", pid))
+        machine.wait_for_console("keeper: safe mode: the daemon ended 3 times within 10 minutes", 30)
+        command = machine.sh(f"tr '\\0' '\\n' </proc/$({DAEMON})/cmdline").splitlines()
+        assert command[command.index("--safe-mode") + 1] == state(machine)["safe_mode"]
+        assert [entry["kind"] for entry in history(machine)] == ["boot", "daemon-end", "daemon-end", "daemon-end", "safe-mode"]
