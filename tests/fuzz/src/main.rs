@@ -10,6 +10,7 @@ mod fetch;
 mod kernel;
 mod slots;
 mod targets;
+mod watch;
 
 /// The daemon's configuration: a program cannot be a dependency, so its module is compiled in here.
 #[path = "../../../app/inferd/src"]

@@ -5,6 +5,7 @@ use crate::fetch;
 use crate::inferd::config::{Arguments, Loaded};
 use crate::kernel;
 use crate::slots;
+use crate::watch;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine};
 use inferd_model::{Golden, GoldenWriter, Manifest, Motif};
@@ -38,6 +39,8 @@ pub const ALL: &[Target] = &[
     ("ddi", fetch::ddi),
     ("headers", fetch::headers),
     ("kernel", kernel::kernel),
+    ("history", watch::history),
+    ("keeper", watch::keeper),
 ];
 
 /// A manifest of this repository.
