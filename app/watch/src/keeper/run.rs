@@ -267,6 +267,7 @@ struct Keeper {
     log: Option<File>,
     busy: Arc<AtomicBool>,
     shown: Option<KeeperState>,
+    told_to_end: bool,
     done: bool,
 }
 
@@ -310,6 +311,7 @@ impl Keeper {
             log,
             busy: Arc::default(),
             shown: None,
+            told_to_end: false,
             done: false,
         };
         keeper.begin(found.again, found.words);
@@ -447,7 +449,10 @@ impl Keeper {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             match signal {
                 Some(Signal::SIGTERM | Signal::SIGINT) => {
-                    self.say("told to end: the daemon ends first");
+                    if !self.told_to_end {
+                        self.say("told to end: the daemon ends first");
+                    }
+                    self.told_to_end = true;
                     if !matches!(self.judge.state(), State::GoingDown { .. }) {
                         self.mark_intent("the system was asked to go down");
                     }
@@ -627,6 +632,8 @@ impl Keeper {
         self.event(Event::Stop(Then::Reboot));
     }
 
+    /// Waits for the medium, unlike everything else here: nothing may be answered before the mark is there, and none may come later. One that
+    /// takes too long costs a reset by the watchdog, and a restart is what was asked for.
     fn mark_factory_reset(&self) -> io::Result<()> {
         match self.settings.data.as_ref().filter(|_| self.lasting) {
             Some(data) => inferd_slots::replace(&data.join(FACTORY_RESET), b"1\n"),
