@@ -77,7 +77,7 @@ pub fn run(settings: Settings) -> Result<(), KeeperError> {
     let notifications = Notifications::bind(&notify, gid).map_err(without(notify.display().to_string()))?;
     let asks = Asks::bind(&asking, gid).map_err(without(asking.display().to_string()))?;
     // An earlier keeper's successor finds its process id here, and so does whoever shuts the system down.
-    fs::write(settings.run.join("pid"), std::process::id().to_string())
+    fs::write(settings.run.join("pid"), format!("{}\n", std::process::id()))
         .map_err(without(settings.run.display().to_string()))?;
     let found = found(&settings, &mut feeder);
     let mut keeper = Keeper::new(settings, feeder, notifications, asks, found);
