@@ -5,8 +5,11 @@ const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+/// What was seen: changes of the LED, wishes, and how often the machine woke up. Times in milliseconds.
+type Seen = (Vec<(u64, bool)>, Vec<(u64, Wish)>, usize);
+
 /// Presses (time, down) while the appliance looks like this; every change of the LED and every wish, with its time in ms.
-fn played(look: Look, presses: &[(u64, bool)], until: u64) -> (Vec<(u64, bool)>, Vec<(u64, Wish)>, usize) {
+fn played(look: Look, presses: &[(u64, bool)], until: u64) -> Seen {
     let mut machine = Machine::new(ms(0));
     let (mut led, mut wishes, mut wakes) = (Vec::new(), Vec::new(), 0);
     let mut presses = presses.iter().copied().peekable();
