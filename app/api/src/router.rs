@@ -423,7 +423,7 @@ fn in_safe_mode(app: &App, target: Target) -> Option<Reply> {
     let mode = app.alive.in_safe_mode()?;
     let loads = target.route == Route::Oip && target.endpoint.ends_with("/load");
     let infers = surface(target).is_some() || matches!(target.route, Route::Test | Route::Contract);
-    if !loads && !(infers && app.hosts.list().is_empty()) {
+    if !(loads || infers && app.hosts.list().is_empty()) {
         return None;
     }
     let (words, retry) = alive::safe_mode_words(&mode);
