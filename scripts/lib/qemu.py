@@ -66,22 +66,31 @@ def boot_files(image, folder):
     return folder / "kernel", folder / "initramfs", (folder / "cmdline.txt").read_text().strip()
 
 
+def replace_init(initramfs, text):
+    """Gives an initramfs another /init: later archives overlay earlier ones."""
+    archive = cpio.Archive()
+    archive.file("init", text.encode(), 0o755)
+    with open(initramfs, "ab") as file:
+        file.write(bytes(-file.tell() % 512) + archive.bytes())
+
+
 class Machine:
     """One QEMU process that runs one image."""
 
     def __init__(
         self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
-        serial=None, dhcp=True, clock=None, restarts=False, write_speed=None,
+        serial=None, dhcp=True, clock=None, restarts=False, write_speed=None, early=None,
     ):
         """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
-        instead of ending QEMU. `write_speed`: bytes per second that its medium takes."""
+        instead of ending QEMU. `write_speed`: bytes per second that its medium takes. `early`: the text of another /init for
+        its initramfs."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
-        self.clock, self.restarts, self.write_speed = clock, restarts, write_speed
+        self.clock, self.restarts, self.write_speed, self.early = clock, restarts, write_speed, early
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -107,6 +116,8 @@ class Machine:
         kernel, initramfs, cmdline = boot_files(self.image, self.folder)
         if self.slot:
             cmdline += f" inferd.slot={self.slot}"
+        if self.early:
+            replace_init(initramfs, self.early)
         self.serial.parent.mkdir(parents=True, exist_ok=True)
         self.serial.write_bytes(b"")
         command = self._command(tools, kernel, initramfs, cmdline)
@@ -419,11 +430,7 @@ def kvm_works(board, image):
     with tempfile.TemporaryDirectory(prefix="inferd-kvm-") as name:
         folder = Path(name)
         kernel, initramfs, cmdline = boot_files(image, folder)
-        # Later archives overlay earlier ones: the image's own initramfs with another init.
-        probe = cpio.Archive()
-        probe.file("init", b"#!/bin/sh\necho INFERD-KVM-WORKS\nsleep 60\n", 0o755)
-        with open(initramfs, "ab") as file:
-            file.write(bytes(-file.tell() % 512) + probe.bytes())
+        replace_init(initramfs, "#!/bin/sh\necho INFERD-KVM-WORKS\nsleep 60\n")
         command = [tools.path(board.qemu.program), "-nodefaults", "-display", "none", "-machine", board.qemu.machine]
         command += ["-accel", "kvm", "-cpu", "host", "-m", "256M", "-kernel", kernel, "-initrd", initramfs]
         command += ["-append", cmdline, "-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"]

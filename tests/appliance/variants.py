@@ -1,7 +1,7 @@
 """Models to update to: the default model with one thing changed, and golden vectors that fit, or do not.
 
 Each is a whole model directory under the default model's name, so that a bundle of it replaces the default model. Their
-deadline is long: an emulated board on a busy machine may miss one that is meant for hardware.
+deadline is long, unless another is asked for: an emulated board on a busy machine may miss one that is meant for hardware.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ LATENT_BIAS = "latent_embeddings_bias"
 LOGITS = ("motif_logits_weight", "motif_logits_bias")
 
 
-def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion", ballast=0):
+def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion", ballast=0, deadline_ms=60_000):
     """A variant in `folder`. `shift` is added to every latent number, and the scores stay what they are: another answer of
     the same worth. `permuted`: the scores of the twelve motions change places. `golden=False` keeps the original's golden
     vectors, which such a network cannot reproduce. `ballast`: bytes of weights that nothing uses."""
@@ -47,7 +47,7 @@ def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-m
     page = (folder / "manifest.toml").read_text()
     page = replaced(page, r'^name = ".*"', f'name = "{name}"')
     page = replaced(page, r'^version = ".*"', f'version = "{version}"')
-    page = replaced(page, r"^deadline_ms = .*", "deadline_ms = 60000")
+    page = replaced(page, r"^deadline_ms = .*", f"deadline_ms = {deadline_ms}")
     for part in ("model.onnx", "golden.safetensors"):
         digest = hashlib.sha256((folder / part).read_bytes()).hexdigest()
         page = replaced(page, rf'(file = "{re.escape(part)}"\nsha256 = )".*"', rf'\1"{digest}"')
