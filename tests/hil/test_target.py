@@ -3,57 +3,43 @@
 import pytest
 
 
-def boot_id(unit):
-    """Another one after every start of the kernel."""
-    return unit.shell("cat /proc/sys/kernel/random/boot_id")
-
-
 def test_it_boots_is_healthy_and_says_so_on_its_console(unit):
     unit.strategy.wait_for_console(r"INFERD-UP inferd-[0-9a-f]{6} slot=[ab] data=ext4")
     assert [unit.request(path).status for path in ("/livez", "/readyz", "/healthz")] == [200, 200, 200]
 
 
 def test_a_second_of_walking_is_answered(unit, walk):
-    answer = unit.request("/infer", walk, timeout=60)
+    answer = unit.request("/infer", walk)
     assert answer.status == 200, answer.body
     assert len(answer.json()["latent"]) == 64 and len(answer.json()["motif_scores"]) == 12
 
 
-def test_an_update_serves_and_a_rollback_takes_it_back(unit, make_update, dev_keys, walk):
+def test_an_update_serves_and_a_rollback_takes_it_back(unit, updates):
     answers = []
     # Two of them: a push takes the slot of the bundle before the one that serves, so only then is there one to go back to.
     for shift in (0.25, -0.25):
-        unit.strategy.update = (*make_update(unit, shift), dev_keys.api_key)
-        unit.to("updating").to("booted")
-        assert unit.slots()["serving"]["bundle"] == unit.strategy.update[1]
-        answers.append(unit.first_number(walk))
+        bundle = updates.install(unit, shift)
+        answers.append(unit.first_number())
     assert answers[0] - answers[1] == pytest.approx(0.5, abs=1e-3)
-    answer = unit.post("/api/v1/rollback", {"reason": "seen enough"}, dev_keys.api_key)
+    answer = unit.post("/api/v1/rollback", {"reason": "seen enough"})
     assert answer.status == 200, answer.body
-    assert unit.strategy.settled()["serving"]["bundle"] != unit.strategy.update[1]
-    assert unit.first_number(walk) == pytest.approx(answers[0], abs=1e-6)
+    assert unit.strategy.settled()["serving"]["bundle"] != bundle
+    assert unit.first_number() == pytest.approx(answers[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("gate", ["keys", "flip"])
-def test_power_lost_in_an_update_leaves_the_old_model_or_the_new_one_and_the_update_goes_on(unit, make_update, dev_keys, walk, gate):
-    old = unit.first_number(walk)
-    file, bundle = make_update(unit, {"keys": 0.5, "flip": -0.5}[gate])
-    unit.strategy.update, unit.strategy.until = (file, bundle, dev_keys.api_key), gate
+def test_power_lost_in_an_update_leaves_the_old_model_or_the_new_one_and_the_update_goes_on(unit, updates, gate):
+    old, boot = unit.first_number(), unit.boot()
+    unit.strategy.update = updates.make(unit, {"keys": 0.5, "flip": -0.5}[gate])
+    unit.strategy.until = gate
+    bundle = unit.strategy.update[1]
     unit.to("updating").to("cut").to("booted")
+    now = unit.boot()
+    assert now["number"] == boot["number"] + 1 and now["reason"] == "power", now
     if unit.strategy.settled()["serving"]["bundle"] != bundle:
-        assert unit.first_number(walk) == pytest.approx(old, abs=1e-6)
+        assert unit.first_number() == pytest.approx(old, abs=1e-6)
         unit.to("updating").to("booted")
     page = unit.slots()
     assert page["serving"]["bundle"] == bundle
-    assert unit.first_number(walk) != pytest.approx(old, abs=1e-2)
+    assert unit.first_number() != pytest.approx(old, abs=1e-2)
     assert not [v for v in page["verdicts"] if v["bundle"] == bundle and v["outcome"] in ("refuse", "reverse")]
-
-
-def test_after_a_reset_it_answers_as_before(unit, walk):
-    before = unit.first_number(walk)
-    reset = unit.driver("ResetProtocol", "reset")
-    seen = len(unit.strategy.console_text())
-    reset.reset()
-    unit.strategy.wait_for_console(r"INFERD-UP ", since=seen, timeout=240)
-    unit.strategy.came_back()
-    assert unit.first_number(walk) == pytest.approx(before, abs=1e-6)

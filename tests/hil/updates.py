@@ -1,0 +1,36 @@
+"""Bundles for whatever is on the target: newer than what it has, and with another answer."""
+
+import time
+from pathlib import Path
+
+from appliance import device, images, variants
+
+# Short enough to notice a host that stands still, long enough for an emulated board on a busy machine.
+DEADLINE_MS = 5000
+EASY = {"probation_seconds": 5, "probation_max_p99_ratio": 1000}
+
+
+class Updates:
+    """Makes bundles, signed with this machine's developer key."""
+
+    def __init__(self, keys, folder):
+        self.keys, self.folder = keys, Path(folder)
+        self.workshop = device.Workshop(images.inferctl(), keys, folder)
+
+    def make(self, unit, shift, **options):
+        """A bundle whose model answers `shift` more than the image's: (file, the bundle's id, the key that lets it in)."""
+        # A device takes nothing older than what it has committed, in whichever run that was.
+        version = 1 + max([0, *unit.slots()["floors"].values()])
+        name = f"update-{version}-{time.monotonic_ns()}"
+        model = variants.make(self.folder / name, f"1.{version}.0", shift=shift, deadline_ms=DEADLINE_MS)
+        return (*self.workshop.bundle(name, model, version, **{**EASY, **options}), self.keys.api_key)
+
+    def install(self, unit, shift):
+        """Has such a bundle committed; its id."""
+        unit.strategy.update, unit.strategy.until = self.make(unit, shift), "keys"
+        unit.to("updating").to("booted")
+        bundle = unit.strategy.update[1]
+        # In safe mode the daemon starts anew once it is committed.
+        unit.until(lambda: unit.slots()["serving"]["bundle"] == bundle, f"{bundle} serves")
+        unit.strategy.wait_ready()
+        return bundle
