@@ -332,6 +332,8 @@ impl BootEvidence for KeeperEvidence {
         let mut found = self.system.look();
         match self.keeper.as_ref().map(|k| (k.reset.reason, k.boot)) {
             Some((ResetReason::Watchdog, _)) => found.watchdog_reset = true,
+            // The watchdog finished a restart that somebody had asked for: no fault of a bundle.
+            Some((ResetReason::Request, _)) => found.watchdog_reset = false,
             Some((ResetReason::Panic | ResetReason::Oom, boot)) if found.panics.is_empty() => {
                 found.panics.push(format!("boot-{boot}"));
             }
@@ -419,5 +421,11 @@ mod tests {
         assert!(look(Some(keeper(ResetReason::Watchdog))).watchdog_reset);
         assert_eq!(look(Some(keeper(ResetReason::Panic))).panics, ["boot-7"]);
         assert_eq!(look(Some(keeper(ResetReason::Power))), Evidence::default());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "32").unwrap();
+        let reset = SystemEvidence { watchdog: file.path().into(), ..system.clone() };
+        let look = |reason| KeeperEvidence::new(reset.clone(), reason).look().watchdog_reset;
+        assert!(look(None) && look(Some(keeper(ResetReason::Power))));
+        assert!(!look(Some(keeper(ResetReason::Request))), "the watchdog finished what somebody had asked for");
     }
 }
