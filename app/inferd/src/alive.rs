@@ -426,6 +426,9 @@ mod tests {
         let reset = SystemEvidence { watchdog: file.path().into(), ..system.clone() };
         let look = |reason| KeeperEvidence::new(reset.clone(), reason).look().watchdog_reset;
         assert!(look(None) && look(Some(keeper(ResetReason::Power))));
-        assert!(!look(Some(keeper(ResetReason::Request))), "the watchdog finished what somebody had asked for");
+        assert!(
+            !look(Some(keeper(ResetReason::Request))),
+            "the watchdog finished what somebody had asked for"
+        );
     }
 }
