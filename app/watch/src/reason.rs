@@ -33,6 +33,9 @@ const MAX_SMALL: u64 = 64 * 1024;
 /// Lines of a dump that the history shows.
 const WORDS: usize = 30;
 
+/// How the kernel begins its own sentence about a panic.
+const PANIC_LINE: &str = "Kernel panic - not syncing";
+
 const INTENT: &str = "intent";
 const BOOT: &str = "boot.json";
 
@@ -154,7 +157,7 @@ pub fn decide(evidence: &Evidence) -> (Reset, Vec<String>) {
     {
         let oom = ["Out of memory", "deadlocked on memory"].iter().any(|sign| line.contains(sign));
         let reason = if oom { ResetReason::Oom } else { ResetReason::Panic };
-        return (Reset { reason, sentence: line }, last_lines(&dump.text));
+        return (Reset { reason, sentence: line }, around_panic(&dump.text));
     }
     let (reason, sentence) = match evidence {
         Evidence { intent: Some(why), .. } if by_watchdog => {
@@ -178,7 +181,7 @@ pub fn decide(evidence: &Evidence) -> (Reset, Vec<String>) {
 
 /// The kernel's own sentence about its panic.
 fn panic_line(text: &str) -> Option<String> {
-    let line = text.lines().find_map(|line| line.split_once("Kernel panic - not syncing"));
+    let line = text.lines().find_map(|line| line.split_once(PANIC_LINE));
     if let Some((_, rest)) = line {
         return Some(format!("the kernel panicked{}", rest.trim_end()));
     }
@@ -186,11 +189,12 @@ fn panic_line(text: &str) -> Option<String> {
     text.lines().next().filter(|line| line.starts_with("Panic#")).map(|_| "the kernel panicked".to_owned())
 }
 
-/// The last lines of a dump, without the kernel's own level marks.
-fn last_lines(text: &str) -> Vec<String> {
+/// The lines of a dump around the panic, a third of them before it; its last lines where no panic is named.
+fn around_panic(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(WORDS);
-    lines.get(from..).unwrap_or_default().iter().map(|line| plain(line)).collect()
+    let panic = lines.iter().position(|line| line.contains(PANIC_LINE));
+    let from = panic.map_or(lines.len().saturating_sub(WORDS), |at| at.saturating_sub(WORDS / 3));
+    lines.iter().skip(from).take(WORDS).map(|line| plain(line)).collect()
 }
 
 /// A line of the kernel's log without its level.
@@ -300,6 +304,10 @@ mod tests {
         assert_eq!(reset.reason, ResetReason::Panic);
         assert_eq!(reset.sentence, "the kernel panicked: sysrq triggered crash");
         assert_eq!(words.last().unwrap(), "[   12.5] CPU: 0");
+        let (before, after) = ("<4>before\n".repeat(100), "<4>trace\n".repeat(100));
+        let long = format!("Panic#1 Part1\n{before}<0>Kernel panic - not syncing: x\n{after}");
+        let words = decide(&Evidence { dumps: dump(&long), ..evidence() }).1;
+        assert_eq!((words.len(), words[WORDS / 3].as_str()), (WORDS, "Kernel panic - not syncing: x"));
     }
 
     #[test]
