@@ -134,7 +134,7 @@ impl FromStr for Directives {
                 }
                 continue;
             };
-            let target = target.trim();
+            let target = target.trim_matches(' ');
             let good = (1..=Self::MAX_NAME).contains(&target.len())
                 && target.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':');
             if !good {
