@@ -55,13 +55,21 @@ class Slope:
         """A reading of one process."""
         self.lives.setdefault(life, []).append((at, mib))
 
+    def settled(self):
+        """The readings of each life once it had settled."""
+        for readings in self.lives.values():
+            settled = [(at, mib) for at, mib in readings if at - readings[0][0] >= WARM_UP_S]
+            if len(settled) > 1:
+                yield settled
+
+    def minutes(self):
+        """How long it was looked at."""
+        return sum(readings[-1][0] - readings[0][0] for readings in self.settled()) / 60
+
     def mib_per_hour(self):
         """The slope; None when no life was long enough for two readings."""
         above = below = 0.0
-        for readings in self.lives.values():
-            readings = [(at, mib) for at, mib in readings if at - readings[0][0] >= WARM_UP_S]
-            if len(readings) < 2:
-                continue
+        for readings in self.settled():
             middle_at = sum(at for at, _ in readings) / len(readings)
             middle = sum(mib for _, mib in readings) / len(readings)
             above += sum((at - middle_at) * (mib - middle) for at, mib in readings)
@@ -148,10 +156,11 @@ class Soak:
     def report(self, seed, seconds):
         """Everything, as JSON."""
         slopes = {kind: slope.mib_per_hour() for kind, slope in self.slopes.items()}
+        minutes = {kind: round(slope.minutes(), 1) for kind, slope in self.slopes.items()}
         written = self.written * 512 / MIB / (self.quiet_s or 1) * 24 * HOUR
         return {
             "seed": seed, "hours": round(seconds / HOUR, 2), "requests": {str(k): v for k, v in self.load.counts().items()},
-            "memory_mib_per_hour": slopes, "written_mib_per_day_at_rest": round(written, 1), "violations": self.violations, "faults": self.done,
+            "memory_mib_per_hour": slopes, "memory_minutes": minutes, "written_mib_per_day_at_rest": round(written, 1), "violations": self.violations, "faults": self.done,
         }
 
 
@@ -169,7 +178,10 @@ def table(page):
     rows.append(f"| all | {total} | {well} | {worst:.1f} s | | |")
     requests = page["requests"]
     other = sum(requests.values()) - sum(requests.get(what, 0) for what in ("200", "503", "none"))
-    slopes = ", ".join(f"{kind} {'?' if slope is None else format(slope, '+.2f')}" for kind, slope in page["memory_mib_per_hour"].items())
+    slopes = ", ".join(
+        f"{kind} {'?' if slope is None else format(slope, '+.2f')} (over {page['memory_minutes'][kind]} min)"
+        for kind, slope in page["memory_mib_per_hour"].items()
+    )
     return "\n".join([
         *rows,
         "",

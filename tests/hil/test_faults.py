@@ -30,7 +30,6 @@ class Seen:
     def __init__(self, unit, load):
         self.unit, self.load = unit, load
         self.begin = time.monotonic()
-        self.back_s = None
 
     def answers_again(self, timeout=300):
         """Waits until it answers one request after the other."""

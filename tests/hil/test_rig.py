@@ -181,12 +181,17 @@ def test_a_slope_is_that_of_each_life_and_not_of_what_changes_between_them():
             grown = 40.0 - at if at < soak.WARM_UP_S else 3.0 * at / soak.HOUR
             slope.take(life, at, level + grown)
     assert slope.mib_per_hour() == pytest.approx(3.0)
+    assert slope.minutes() == pytest.approx(2 * 260 / 60)
 
 
 def test_the_time_without_answers_ends_with_the_first_answer_after_the_last_failure():
     load = Load("http://127.0.0.1:1")
-    load.answers = [(1.0, 200, b""), (2.0, 503, b""), (3.0, 200, b""), (4.0, "none", b""), (6.5, 200, b""), (7.0, 200, b"")]
+    answers = [(1.0, 200), (2.0, 503), (3.0, 200), (4.0, "none"), (6.5, 200), (7.0, 200)]
+    load.answers = [(at, what, b"", 0.1) for at, what in answers]
     assert load.gap(1.5) == 5.0 and load.gap(5.0) == 0.0
     assert load.counts(2.0) == {503: 1, 200: 3, "none": 1}
     assert load.failures() == [("none", b"")]
     assert load.answered_since(4.5, 2) and not load.answered_since(4.5, 3)
+    # As good as none.
+    load.answers += [(8.0, 200, b"", 12.0), (20.5, 200, b"", 0.1)]
+    assert load.gap(7.5) == 13.0

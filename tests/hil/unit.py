@@ -24,6 +24,8 @@ PROCESSES = (
 )
 # Longer than any answer that is worth waiting for on an emulated board.
 REQUEST_TIMEOUT_S = 20
+# An answer that took longer was missing: QEMU's network takes a connection while the board is still starting.
+LATE_S = 5
 
 
 class Lacking(Exception):
@@ -164,21 +166,21 @@ class Load:
 
     def counts(self, since=0.0):
         """How often there was each status ("none": no answer) since this instant."""
-        return Counter(what for at, what, _ in list(self.answers) if at >= since)
+        return Counter(what for at, what, *_ in list(self.answers) if at >= since)
 
     def failures(self, since=0.0):
         """What was neither answered nor refused with 503."""
-        return [(what, words) for at, what, words in list(self.answers) if at >= since and what not in (200, 503)]
+        return [(what, words) for at, what, words, _ in list(self.answers) if at >= since and what not in (200, 503)]
 
     def answered_since(self, instant, count=3):
         """Whether the last requests, all sent after this instant, were answered."""
         last = list(self.answers)[-count:]
-        return len(last) == count and all(at > instant and what == 200 for at, what, _ in last)
+        return len(last) == count and all(at > instant and what == 200 for at, what, *_ in last)
 
     def gap(self, since):
         """The seconds from this instant until answers came again for good; 0 when none was missing."""
-        answers = [(at, what) for at, what, _ in list(self.answers) if at >= since]
-        bad = [number for number, (_, what) in enumerate(answers) if what != 200]
+        answers = [(at, what == 200 and took <= LATE_S) for at, what, _, took in list(self.answers) if at >= since]
+        bad = [number for number, (_, good) in enumerate(answers) if not good]
         if not bad:
             return 0.0
         after = answers[bad[-1] + 1 :]
@@ -193,5 +195,5 @@ class Load:
                 what, words = answer.status, answer.body[:300]
             except (OSError, http.client.HTTPException) as error:
                 what, words = "none", str(error).encode()
-            self.answers.append((begun, what, b"" if what == 200 else words))
+            self.answers.append((begun, what, b"" if what == 200 else words, time.monotonic() - begun))
             self.stop.wait(self.pause)
