@@ -34,11 +34,16 @@ def inferd(tmp_path):
 def test_the_printed_configuration_names_the_source_of_each_value(inferd):
     done = inferd("--print-config", "--listen", "127.0.0.1:1", config="[server]\nthreads = 2\n", env={"LOG_LEVEL": "DEBUG"})
     assert done.returncode == 0, done.stderr
-    sources = {line.split(" = ")[0]: line.partition(" # ")[2] for line in done.stdout.splitlines() if " = " in line}
-    assert sources["listen"] == "argument --listen"
-    assert sources["threads"].endswith("inferd.toml:2")
-    assert sources["level"] == "environment LOG_LEVEL"
-    assert sources["keep_alive_s"] == "default"
+    sources, section = {}, None
+    for line in done.stdout.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif " = " in line:
+            sources[f"{section}.{line.split(' = ')[0]}"] = line.partition(" # ")[2]
+    assert sources["server.listen"] == "argument --listen"
+    assert sources["server.threads"].endswith("inferd.toml:2")
+    assert sources["logging.level"] == "environment LOG_LEVEL"
+    assert sources["server.keep_alive_s"] == sources["tls.listen"] == "default"
 
 
 def test_check_names_the_models_and_what_is_wrong(inferd, tmp_path):

@@ -214,6 +214,7 @@ def test_a_data_directory_that_cannot_be_written_is_an_alarm_and_does_not_starve
     view = daemon.request("/status").json()["progress"]
     assert view["proved"] is True and view["storage"]["ok"] is False
     assert "cannot be written" in view["storage"]["sentence"]
-    assert daemon.log_text().count("cannot be written") == 1, "it is said once"
+    said = [line for line in daemon.log_text().splitlines() if "cannot be written" in line and "inferd_watch::progress" in line]
+    assert len(said) == 1, "it is said once, beside the alert"
     (data / "progress.check").rmdir()
     until(lambda: daemon.request("/status").json()["progress"]["storage"]["ok"], daemon)

@@ -490,9 +490,12 @@ def test_a_pull_from_a_server_that_stalls_is_ended_for_a_rollback_and_a_push(dev
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data[: int(self.path.removeprefix("/"))])
-            self.wfile.flush()
-            left.append(self.rfile.read(1))
+            try:
+                self.wfile.write(data[: int(self.path.removeprefix("/"))])
+                self.rfile.read(1)
+            except OSError:
+                pass  # it left while there was more to give
+            left.append(self.path)
 
         def log_message(self, *_):
             pass
