@@ -8,7 +8,7 @@ from appliance import cuts, device
 from appliance import medium as media
 
 # On two cores about ten a minute, emulated; more appliances than cores are not faster.
-CUTS = int(os.environ.get("INFERD_TEST_CUTS", "100"))
+CUTS = int(os.environ.get("INFERD_TEST_CUTS", "50"))
 
 
 def test_wherever_power_is_cut_the_old_model_or_the_new_one_answers_after_it(
