@@ -25,7 +25,9 @@ def test_wherever_power_is_cut_the_old_model_or_the_new_one_answers_after_it(
         print(tally.page(seed, time.monotonic() - begin), flush=True)
     assert not tally.violations
     assert sum(tally.hit.values()) >= CUTS
-    assert {"install", "gates", "probation", "committed", "boot"} <= set(tally.hit), "some phase was never cut"
+    # Each of the rarer ones is hit by every tenth cut: a hundred miss none of them, fifty may.
+    due = {"install", "probation", "committed"} | ({"gates", "boot"} if CUTS >= 100 else set())
+    assert due <= set(tally.hit), "some phase was never cut"
 
 
 def test_a_cut_loses_what_was_not_flushed_and_only_that(boot, dev_image, tmp_path):
