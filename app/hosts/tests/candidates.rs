@@ -13,7 +13,6 @@ use inferd_hosts::{
     PrepareError, PromoteError, Served, ShadowError, ShadowPolicy, State,
 };
 use inferd_model::{DType, GoldenCase, GoldenWriter, TensorSpec};
-use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
@@ -31,15 +30,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("engine-host") {
         return inferd_hosts::engine_host_main();
     }
-    macro_rules! trials {
-        ($($name:ident),* $(,)?) => {
-            vec![$(
-                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
-                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
-            )*]
-        };
-    }
-    let trials = trials![
+    run_all![
         a_candidate_computes_and_is_not_served,
         a_dropped_candidate_ends_its_host,
         every_refusal_says_which_gate_it_is,
@@ -64,10 +55,7 @@ fn main() -> ExitCode {
         a_shadow_of_another_shape_is_given_back,
         a_dropped_shadow_ends_its_candidate,
         memory_and_descriptors_stay_flat_over_promotions_and_dropped_candidates,
-    ];
-    // One at a time: some of them measure this very process.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }
 
 // ------------------------------------------------------------------------------------------------------- the models

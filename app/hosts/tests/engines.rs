@@ -14,7 +14,6 @@ use inferd_hosts::{
     State, engine_host_main_with,
 };
 use inferd_model::{EngineKind, Manifest};
-use libtest_mimic::{Arguments, Trial};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -31,15 +30,7 @@ fn main() -> ExitCode {
             _ => None,
         });
     }
-    macro_rules! trials {
-        ($($name:ident),* $(,)?) => {
-            vec![$(
-                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
-                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
-            )*]
-        };
-    }
-    let trials = trials![
+    run_all![
         the_preferred_engine_serves,
         an_engine_this_image_lacks_is_no_fallback,
         an_engine_that_cannot_start_is_replaced_and_gone_back_to,
@@ -51,9 +42,7 @@ fn main() -> ExitCode {
         a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
         a_model_that_is_refused_touches_no_device,
         a_device_without_a_fallback_is_recovered_too,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }
 
 // ------------------------------------------------------------------------------------------------------ the engine

@@ -12,7 +12,6 @@ use inferd_hosts::{
     BreakerRules, BreakerState, CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, Served,
     State,
 };
-use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::Path;
@@ -27,15 +26,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("engine-host") {
         return inferd_hosts::engine_host_main();
     }
-    macro_rules! trials {
-        ($($name:ident),* $(,)?) => {
-            vec![$(
-                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
-                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
-            )*]
-        };
-    }
-    let trials = trials![
+    run_all![
         an_answer_is_the_engines,
         a_killed_host_costs_its_requests_and_comes_back,
         what_happens_to_hosts_is_told,
@@ -64,10 +55,7 @@ fn main() -> ExitCode {
         unloading_ends_the_host,
         memory_and_descriptors_stay_flat_over_a_thousand_restarts,
         memory_and_descriptors_stay_flat_over_a_thousand_reloads,
-    ];
-    // One at a time: some of them measure this very process.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }
 
 async fn an_answer_is_the_engines() {

@@ -14,7 +14,6 @@ use inferd_hosts::{
     CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, Served, engine_host_main_with,
 };
 use inferd_model::{EngineKind, Manifest};
-use libtest_mimic::{Arguments, Trial};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,15 +40,7 @@ fn main() -> ExitCode {
             _ => None,
         });
     }
-    macro_rules! trials {
-        ($($name:ident),* $(,)?) => {
-            vec![$(
-                Trial::test(concat!(stringify!($name), " (one thread)"), || run(1, $name())),
-                Trial::test(concat!(stringify!($name), " (two threads)"), || run(2, $name())),
-            )*]
-        };
-    }
-    let trials = trials![
+    run_all![
         a_host_has_no_privilege_and_a_filter,
         a_system_call_that_is_not_listed_ends_the_host_and_is_named,
         threads_and_memory_are_still_to_be_had,
@@ -59,9 +50,7 @@ fn main() -> ExitCode {
         garbage_in_the_ring_ends_the_host_or_nothing,
         an_answer_never_comes_from_a_clock_that_lies,
         outputs_that_are_not_written_are_an_error_of_the_engine,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }
 
 // ------------------------------------------------------------------------------------------------------ the engine

@@ -6,10 +6,10 @@
 
 use crate::error::SlotError;
 use crate::files;
+use crate::frame;
 use crate::state::SlotId;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -44,13 +44,8 @@ struct Kept<V> {
     damaged: u64,
 }
 
-/// One line.
-#[derive(Serialize, Deserialize)]
-struct Line<'a> {
-    crc: String,
-    #[serde(borrow)]
-    verdict: &'a RawValue,
-}
+/// The name of a verdict in its line.
+const NAME: &str = "verdict";
 
 impl<V: Entry> Journal<V> {
     /// Reads the journal; a file that is not there is an empty one. Damaged lines are skipped.
@@ -99,35 +94,13 @@ impl<V: Entry> Journal<V> {
 /// The verdicts in a journal's bytes, and how many lines were damaged. Never fails: a journal is read as far as it can be.
 #[must_use]
 pub fn parse<V: DeserializeOwned>(bytes: &[u8]) -> (Vec<V>, u64) {
-    let mut verdicts = Vec::new();
-    let mut damaged = 0;
-    for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-        match parse_line(line) {
-            Some(verdict) => verdicts.push(verdict),
-            None => damaged += 1,
-        }
-    }
-    (verdicts, damaged)
-}
-
-fn parse_line<V: DeserializeOwned>(line: &[u8]) -> Option<V> {
-    let line: Line<'_> = serde_json::from_slice(line).ok()?;
-    let raw = line.verdict.get();
-    if line.crc != checksum(raw) {
-        return None;
-    }
-    serde_json::from_str(raw).ok()
+    frame::parse(NAME, bytes)
 }
 
 /// A verdict as its line, with the line's end.
 #[must_use]
 pub fn line<V: Serialize>(verdict: &V) -> Vec<u8> {
-    let verdict = serde_json::to_string(verdict).unwrap_or_default();
-    format!("{{\"crc\":\"{}\",\"verdict\":{verdict}}}\n", checksum(&verdict)).into_bytes()
-}
-
-fn checksum(raw: &str) -> String {
-    format!("{:08x}", crc32fast::hash(raw.as_bytes()))
+    frame::line(NAME, verdict)
 }
 
 /// A verdict that fits into its line.

@@ -18,6 +18,7 @@
 mod documents;
 mod error;
 mod files;
+pub mod frame;
 mod install;
 mod journal;
 mod local;

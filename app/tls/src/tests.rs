@@ -1,7 +1,7 @@
 use super::*;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, ServerConnection, SupportedProtocolVersion};
+use rustls::{CipherSuite as S, ClientConfig, ClientConnection, ServerConnection, SupportedProtocolVersion};
 use std::io::{Read as _, Write as _};
 
 fn names() -> Vec<String> {
@@ -89,16 +89,18 @@ fn only(
     Arc::new(config)
 }
 
+/// Every suite there is, with its version.
+const SUITES: [(&SupportedProtocolVersion, S); 4] = [
+    (&TLS13, S::TLS13_CHACHA20_POLY1305_SHA256),
+    (&TLS13, S::TLS13_AES_128_GCM_SHA256),
+    (&TLS12, S::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    (&TLS12, S::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+];
+
 #[test]
 fn every_suite_and_group_of_both_versions_carries_data_both_ways() {
-    use rustls::CipherSuite as S;
     let (made, identity) = identity();
-    for (version, suite) in [
-        (&TLS13, S::TLS13_CHACHA20_POLY1305_SHA256),
-        (&TLS13, S::TLS13_AES_128_GCM_SHA256),
-        (&TLS12, S::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
-        (&TLS12, S::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
-    ] {
+    for (version, suite) in SUITES {
         for group in [rustls::NamedGroup::X25519, rustls::NamedGroup::secp256r1] {
             talk(&identity, only(&made, version, suite, group), "box-7.local").unwrap();
         }
@@ -149,14 +151,8 @@ fn a_server_that_has_the_certificate_but_not_its_key_is_not_believed() {
 
 #[test]
 fn records_changed_on_their_way_are_refused() {
-    use rustls::CipherSuite as S;
     let (made, identity) = identity();
-    for (version, suite) in [
-        (&TLS13, S::TLS13_CHACHA20_POLY1305_SHA256),
-        (&TLS13, S::TLS13_AES_128_GCM_SHA256),
-        (&TLS12, S::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
-        (&TLS12, S::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
-    ] {
+    for (version, suite) in SUITES {
         // Every byte behind the 5 of the record's head, one bit of it; and records of every short length.
         for case in 0..48_usize {
             let config = only(&made, version, suite, rustls::NamedGroup::X25519);

@@ -11,9 +11,9 @@
 //! The keeper and the daemon have a store each; [`merge`] makes one list of them.
 
 use crate::store::{Writer, Written};
+use inferd_slots::frame;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -340,43 +340,19 @@ impl Wear {
     }
 }
 
-/// A line as it stands in the file.
-#[derive(Serialize, Deserialize)]
-struct Framed<'a> {
-    crc: String,
-    #[serde(borrow)]
-    entry: &'a RawValue,
-}
+/// The name of an entry in its line.
+const NAME: &str = "entry";
 
 /// An entry as its line, with the line's end.
 #[must_use]
 pub fn line(entry: &Entry) -> Vec<u8> {
-    let entry = serde_json::to_string(entry).unwrap_or_default();
-    format!("{{\"crc\":\"{}\",\"entry\":{entry}}}\n", checksum(&entry)).into_bytes()
-}
-
-fn checksum(raw: &str) -> String {
-    format!("{:08x}", crc32fast::hash(raw.as_bytes()))
+    frame::line(NAME, entry)
 }
 
 /// The entries in a store's bytes, and how many lines were damaged. Never fails: a store is read as far as it can be.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> (Vec<Entry>, u64) {
-    let mut entries = Vec::new();
-    let mut damaged = 0;
-    for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-        match parse_line(line) {
-            Some(entry) => entries.push(entry),
-            None => damaged += 1,
-        }
-    }
-    (entries, damaged)
-}
-
-fn parse_line(line: &[u8]) -> Option<Entry> {
-    let framed: Framed<'_> = serde_json::from_slice(line).ok()?;
-    let raw = framed.entry.get();
-    (framed.crc == checksum(raw)).then(|| serde_json::from_str(raw).ok()).flatten()
+    frame::parse(NAME, bytes)
 }
 
 /// The entries of a file that somebody else writes, and how many lines were damaged; none where it cannot be read.

@@ -4,12 +4,30 @@
 #![allow(dead_code)] // each test program uses its part
 
 use inferd_hosts::{BreakerRules, Hosts, HostsConfig, InferError, Served, State};
-use libtest_mimic::Failed;
+use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Runs async functions as tests, each on one thread and on two; how the program ends.
+macro_rules! run_all {
+    ($($name:ident),* $(,)?) => {
+        $crate::common::one_at_a_time(vec![$(
+            libtest_mimic::Trial::test(concat!(stringify!($name), " (one thread)"), || $crate::common::run(1, $name())),
+            libtest_mimic::Trial::test(concat!(stringify!($name), " (two threads)"), || $crate::common::run(2, $name())),
+        )*])
+    };
+}
+pub(crate) use run_all;
+
+/// One at a time: some tests measure this very process.
+pub fn one_at_a_time(trials: Vec<Trial>) -> ExitCode {
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
 
 pub fn run(threads: usize, test: impl Future<Output = ()>) -> Result<(), Failed> {
     let runtime = match threads {
