@@ -34,6 +34,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a note is waited for before the hardware is fed no more.
 const LAST_WORD: Duration = Duration::from_secs(3);
+/// How long the daemon has to pass on the answer to an order that ends it.
+const PASS_ON: Duration = Duration::from_secs(1);
 /// How long evidence is waited for before the board goes down.
 const GOING_DOWN: Duration = Duration::from_secs(10);
 /// Lines passed on in one turn: a serial console takes 80 ms for one.
@@ -682,6 +684,8 @@ impl Keeper {
         self.say(&format!("watchdog test: {name}"));
         self.remember(history::Event::new(Kind::Request, format!("watchdog test: {name}")));
         self.history.flush(LAST_WORD);
+        // The daemon still has to pass the answer on; after this it may never again.
+        std::thread::sleep(PASS_ON);
         match what {
             WatchdogTest::Hardware => self.event(Event::LetGo),
             WatchdogTest::Daemon => {
