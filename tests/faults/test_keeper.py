@@ -154,6 +154,19 @@ def test_three_ends_are_safe_mode_and_leaving_it_is_a_start_without(keeper):
     assert one.ask({"ask": "leave-safe-mode", "why": "again"})["answer"] == "refused"
 
 
+def test_a_daemon_that_ends_again_and_again_does_not_fill_the_history(keeper):
+    one = keeper()
+    for count in range(1, 18):
+        one.started(count)
+        # Healthy: it is started again after half a second, and is in no safe mode.
+        one.order("notify('X_INFERD_HEALTHY=1'); sys.exit(3)")
+    one.started(18)
+    ends = [entry for entry in one.history() if entry["kind"] == "daemon-end"]
+    assert [entry["detail"]["start"] for entry in ends] == [1, 2, 3, 4, 5, 6, 7, 8, 16]
+    assert ends[-1]["sentence"].endswith("; 7 ends before this one are not listed"), ends[-1]
+    assert one.log_text().count("it is started again in") == 17
+
+
 def test_without_a_watchdog_a_daemon_that_hangs_is_killed_and_started_again(keeper):
     one = keeper()
     one.order("proves = False")

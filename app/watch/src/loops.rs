@@ -12,6 +12,10 @@
 //! Power cuts and reboots that were asked for are no fault of the daemon: they are not counted, and forgive nothing either. They
 //! are tried without safe mode because a power cycle is what mends hardware, and whoever asked for a reboot may have mended the
 //! rest; at worst such a try costs [`ENDS`] starts. Health in safe mode says nothing about the models, so it forgives nothing.
+//!
+//! A daemon that goes on ending, in safe mode or between two healthy minutes, would push out of the history what began it. So the
+//! history is told each of the first [`TOLD`] ends, then the 16th, the 32nd, the 64th, each with how many were left out ([`Telling`]):
+//! 15 entries for a day of one end a minute. The log is told every one.
 
 use crate::history::ResetReason;
 use serde::{Deserialize, Serialize};
@@ -104,6 +108,35 @@ impl Ends {
     }
 }
 
+/// Ends of the daemon that the history is told one by one.
+pub const TOLD: u64 = 8;
+/// The time without an end after which it is told them one by one again.
+pub const QUIET: Duration = Duration::from_secs(24 * 3600);
+
+/// Which ends of the daemon the history is told.
+#[derive(Debug, Default)]
+pub struct Telling {
+    ends: u64,
+    last: Duration,
+}
+
+impl Telling {
+    /// The daemon ended: `Some` when the history is told, with the number of ends that it was not told since the one before. `now`
+    /// counts from any moment and never goes back.
+    pub fn ended(&mut self, now: Duration) -> Option<u64> {
+        if now.saturating_sub(self.last) >= QUIET {
+            self.ends = 0;
+        }
+        self.last = now;
+        self.ends = self.ends.saturating_add(1);
+        match self.ends {
+            ..=TOLD => Some(0),
+            n if n.is_power_of_two() => Some(n / 2 - 1),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +176,21 @@ mod tests {
         assert_eq!(ends.ended(s(2)), None);
         assert_eq!(ends.ended(s(3)), None);
         assert!(ends.ended(s(4)).is_some());
+    }
+
+    #[test]
+    fn a_day_of_ends_costs_the_history_15_entries_that_account_for_all_of_them() {
+        let mut telling = Telling::default();
+        let told: Vec<(u64, u64)> = (1..=1440).filter_map(|n| Some((n, telling.ended(s(n * 60))?))).collect();
+        assert_eq!(told[7..11], [(8, 0), (16, 7), (32, 15), (64, 31)]);
+        assert_eq!(told.len(), 15);
+        assert_eq!(told.last(), Some(&(1024, 511)));
+        let accounted: u64 = told.iter().map(|(_, left_out)| left_out + 1).sum();
+        assert_eq!(accounted, 1024);
+        // A day without an end: the next ones are told one by one again.
+        let later = 1440 * 60 + 86_400;
+        assert!((0..TOLD).all(|n| telling.ended(s(later + n)) == Some(0)));
+        assert_eq!(telling.ended(s(later + TOLD)), None);
     }
 
     #[test]

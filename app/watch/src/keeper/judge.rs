@@ -22,15 +22,17 @@
 //! The hardware resets the board. Where there is no watchdog that could, the daemon is killed and started again: that is what
 //! is left. And a watchdog that does not do what it promised ([`Limits::overdue`] after letting go) is helped by a forced restart.
 //!
-//! A daemon that ended is started again after 0.5 s, twice as long after each further end, 5 s at most; one that was healthy, or ran
-//! for [`STEADY`], begins anew. Waiting never starves the hardware: the keeper is well, and says so.
+//! A daemon that ended is started again after 0.5 s, twice as long after each further end, 60 s at most; one that was healthy, or ran
+//! for [`STEADY`], begins anew. Waiting never starves the hardware: the keeper is well, and says so. One that ends at once in safe
+//! mode too is tried every minute for as long as it takes: what ends it may pass (a medium, an address that is in use), and
+//! a reset would mend nothing that a start does not. What the history is told of that is [`crate::loops::Telling`]'s.
 
 use std::time::Duration;
 
 /// The first pause before a daemon is started again.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A daemon that ran this long is started again after [`FIRST_PAUSE`].
 pub const STEADY: Duration = Duration::from_secs(60);
 
@@ -412,19 +414,22 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_five_seconds_and_a_steady_or_healthy_run_begins_anew() {
+    fn pauses_double_up_to_a_minute_and_a_steady_or_healthy_run_begins_anew() {
         let mut judge = judge();
         let mut now = s(0);
         let mut pauses = Vec::new();
-        for _ in 0..6 {
+        // A day of ends at once: the hardware is fed all the time, and the board is never reset for it.
+        while now < s(86_400) {
             assert_eq!(judge.tick(now), Some(Action::Start));
             judge.event(now, Event::Ended);
             let State::Waiting { until } = judge.state() else { panic!() };
             pauses.push((until - now).as_millis());
             assert!(judge.feeds(), "the hardware starves while a daemon is waited for");
+            assert_eq!(judge.tick(until - Duration::from_millis(1)), None, "started too early");
             now = until;
         }
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 5000, 5000]);
+        assert_eq!(pauses[..8], [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000]);
+        assert!(pauses[8..].iter().all(|&pause| pause == 60_000) && pauses.len() > 1440);
         for healthy in [true, false] {
             judge.tick(now);
             judge.event(now, Event::Ready);

@@ -8,7 +8,7 @@ use super::words::Words;
 use super::{Log, Settings};
 use crate::ask::{self, Answer, Ask, WatchdogTest};
 use crate::history::{self, History, Kind, ResetReason};
-use crate::loops::{BootRecord, Ends};
+use crate::loops::{BootRecord, Ends, Telling};
 use crate::reason::{self, Found, Intent, Places};
 use crate::state::{self, KeeperState, Reset, WatchdogState};
 use crate::store::Writer;
@@ -260,6 +260,7 @@ struct Keeper {
     lasting: bool,
     starts: u64,
     ends: Ends,
+    telling: Telling,
     began: Instant,
     judge: Judge,
     daemon: Option<Daemon>,
@@ -304,6 +305,7 @@ impl Keeper {
             lasting: found.lasting,
             starts: 0,
             ends: Ends::default(),
+            telling: Telling::default(),
             began: Instant::now(),
             judge,
             daemon: None,
@@ -551,11 +553,16 @@ impl Keeper {
         let ran = self.now().saturating_sub(self.started);
         let sentence = format!("the daemon {} after {:.1} s", end.sentence(), ran.as_secs_f64());
         let detail = json!({"code": end.code, "signal": end.signal, "oom": end.oom, "start": self.starts});
-        self.remember(history::Event::new(Kind::DaemonEnd, sentence).with(detail).saying(words));
-        self.count_end();
+        self.count_end(history::Event::new(Kind::DaemonEnd, sentence).with(detail).saying(words));
     }
 
-    fn count_end(&mut self) {
+    fn count_end(&mut self, mut event: history::Event) {
+        if let Some(left_out) = self.telling.ended(self.now()) {
+            if left_out > 0 {
+                event.sentence += &format!("; {left_out} ends before this one are not listed");
+            }
+            self.remember(event);
+        }
         if let Some(reason) = self.ends.ended(self.now())
             && self.record.safe_mode.is_none()
         {
@@ -772,8 +779,7 @@ impl Keeper {
             Err(error) => {
                 let sentence = format!("the daemon cannot be started: {error}");
                 self.say(&sentence);
-                self.remember(history::Event::new(Kind::DaemonEnd, sentence));
-                self.count_end();
+                self.count_end(history::Event::new(Kind::DaemonEnd, sentence));
                 self.event(Event::Ended);
             }
         }
