@@ -109,7 +109,9 @@ impl House {
                 Step::GiveUp => Ok(match reboots {
                     0 => "nothing more can be done for it".to_owned(),
                     n => {
-                        format!("nothing more can be done for it; the board was restarted {n} times in 24 h")
+                        format!(
+                            "nothing more can be done for it: {n} restarts of the board in 24 h are counted"
+                        )
                     }
                 }),
             };

@@ -50,8 +50,8 @@ pub trait Ladder: Debug + Send + Sync {
     /// One sentence for the operator.
     fn rescan(&self, device: &Device) -> Result<(), String>;
 
-    /// How many reboots [`Ladder::reboot`] has begun in the last 24 h, reboots between included. Where nothing lasts: at least
-    /// [`MAX_REBOOTS`], so that none is begun.
+    /// How many reboots [`Ladder::reboot`] has begun in the last 24 h, reboots between included. Where nothing lasts that could
+    /// count them, [`Ladder::reboot`] refuses.
     fn reboots(&self) -> u32;
 
     /// Notes a reboot so that it outlives it, then begins it.

@@ -10,6 +10,7 @@
 use crate::{
     alive,
     config::{Config, Loaded},
+    ladder::Board,
     logging::Levels,
     models, panel,
     records::Records,
@@ -17,7 +18,7 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{Access, Alive, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
-use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Origin};
+use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Ladder, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
@@ -100,7 +101,9 @@ pub fn run(
         let addresses = addresses_of(&listeners);
         let notifier = alive::notifier();
         let alive = alive::alive(config, safe_mode);
-        let hosts = Hosts::new(hosts_config(config, program));
+        let ladder = Board::new(alive.keeper.clone(), &config.updates.data_dir);
+        tokio::spawn(Arc::clone(&ladder).keep_time());
+        let hosts = Hosts::new(hosts_config(config, program, ladder));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
         let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded), Arc::clone(&alive)));
@@ -189,7 +192,7 @@ fn bind(setting: &'static str, addresses: &[SocketAddr]) -> Result<Vec<std::net:
         .collect()
 }
 
-fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
+fn hosts_config(config: &Config, program: PathBuf, ladder: Arc<dyn Ladder>) -> HostsConfig {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     HostsConfig {
         program,
@@ -199,6 +202,7 @@ fn hosts_config(config: &Config, program: PathBuf) -> HostsConfig {
         cgroup_root: config.hosts.cgroup_root.clone(),
         seccomp: config.hosts.seccomp,
         breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
+        ladder: Some(ladder),
         ..HostsConfig::default()
     }
 }
@@ -540,4 +544,19 @@ fn ended(signals: [(Signal, &'static str, i32); 2]) -> impl Future<Output = ()> 
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Arguments;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn hosts_recover_devices_by_the_ladder_that_they_are_given() {
+        let loaded = Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None).unwrap();
+        let ladder: Arc<dyn Ladder> = Board::new(inferd_api::Keeper::default(), &PathBuf::new());
+        let config = hosts_config(&loaded.config, PathBuf::new(), Arc::clone(&ladder));
+        assert!(config.ladder.is_some_and(|given| Arc::ptr_eq(&given, &ladder)));
+    }
 }

@@ -10,6 +10,7 @@ mod alive;
 mod config;
 mod daemon;
 mod keeper;
+mod ladder;
 mod logging;
 mod models;
 mod panel;

@@ -116,13 +116,18 @@ impl Accelerator {
         self.write(&folder.join("bind"))
     }
 
-    /// Removes it from the bus and has the bus looked at again.
+    /// Removes it from the bus and has the bus looked at again, where it must be found.
     ///
     /// # Errors
     /// One sentence.
     pub fn rescan(&self) -> Result<(), String> {
-        put(&self.sysfs.join("bus/pci/devices").join(&self.device).join("remove"), "1")?;
-        put(&self.sysfs.join("bus/pci/rescan"), "1")
+        let folder = self.sysfs.join("bus/pci/devices").join(&self.device);
+        put(&folder.join("remove"), "1")?;
+        put(&self.sysfs.join("bus/pci/rescan"), "1")?;
+        if folder.exists() {
+            return Ok(());
+        }
+        Err(format!("the PCI device {} was removed and not found again", self.device))
     }
 
     fn write(&self, file: &Path) -> Result<(), String> {
@@ -182,6 +187,25 @@ mod tests {
             (read("bus/pci/devices/0001:01:00.0/remove"), read("bus/pci/rescan")),
             ("1".into(), "1".into())
         );
+    }
+
+    #[test]
+    fn a_device_that_the_bus_does_not_give_back_is_told() {
+        let root = machine();
+        let folder = root.path().join("bus/pci/devices/0001:01:00.0");
+        let files = [folder.join("remove"), root.path().join("bus/pci/rescan")];
+        for file in &files {
+            fs::remove_file(file).unwrap();
+            nix::unistd::mkfifo(file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let device = Accelerator::named(root.path(), "0001:01:00.0").unwrap();
+        let bus = std::thread::spawn(move || {
+            assert_eq!(fs::read_to_string(&files[0]).unwrap(), "1");
+            fs::remove_dir_all(folder).unwrap();
+            assert_eq!(fs::read_to_string(&files[1]).unwrap(), "1");
+        });
+        assert!(device.rescan().unwrap_err().ends_with("was removed and not found again"));
+        bus.join().unwrap();
     }
 
     #[test]
