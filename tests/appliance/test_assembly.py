@@ -150,6 +150,15 @@ def test_the_watchdog_of_the_board_is_the_first_of_its_modules_and_cannot_be_sto
     assert parameters["nowayout"] == "1" and 30 <= int(parameters["heartbeat"]) <= 60
 
 
+def test_the_watchdog_runs_on_while_the_kernel_restarts_the_board(packages):
+    """Its core has it stopped at a restart unless told otherwise; a built-in one reads the command line, a module what it is loaded with."""
+    board, tree = packages
+    if "watchdog" in modules.Modules(tree).builtin:
+        assert "watchdog.stop_on_reboot=0" in board.cmdline.split()
+    else:
+        assert board.module_parameters["watchdog"] == "stop_on_reboot=0"
+
+
 def test_a_panic_restarts_the_board_before_the_watchdog_does_and_a_hang_of_the_kernel_is_a_panic(packages):
     words = packages[0].cmdline.split()
     assert 0 < int(next(word for word in words if word.startswith("panic=")).partition("=")[2]) < 15
