@@ -1,5 +1,6 @@
 """`inferd keeper` on this machine, with a daemon that does as it is told: no watchdog, and nobody's board is restarted."""
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,7 @@ DAEMON = textwrap.dedent(
 class Keeper:
     """A keeper and the folder of everything it touches."""
 
-    def __init__(self, folder, *, progress_s=4, environment=None, arguments=()):
+    def __init__(self, folder, *, progress_s=4, device="", environment=None, arguments=()):
         self.folder = folder
         program = folder / "daemon"
         program.write_text(f"#!{sys.executable}\n" + DAEMON.replace("@FOLDER@", str(folder)))
@@ -60,7 +61,7 @@ class Keeper:
         restart = folder / "restart"
         restart.write_text(f'#!/bin/sh\necho "$1" >>{folder}/restarts\n')
         restart.chmod(0o755)
-        (folder / "inferd.toml").write_text(f'[watchdog]\ndevice = ""\nprogress_s = {progress_s}\n')
+        (folder / "inferd.toml").write_text(f'[watchdog]\ndevice = "{device}"\nprogress_s = {progress_s}\n')
         self.command = [inferd_program(), "keeper", "--config", folder / "inferd.toml", "--run", folder / "run"]
         self.command += ["--data", folder / "data", "--stderr", "--restart-with", restart, "--program", program]
         self.command += ["--pstore", folder / "pstore", *arguments]
@@ -258,3 +259,47 @@ def test_under_systemd_it_feeds_systemd_and_stops_when_the_daemon_hangs(keeper, 
         assert one.history()[-1]["kind"] == "let-go" and one.history()[-1]["words"] == ["hello"]
         assert len(one.starts()) == 1, "a daemon that hangs is left as it is"
         one.process.kill()
+
+
+def test_while_it_waits_for_the_medium_at_its_end_it_feeds_and_its_last_word_is_food(keeper, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "systemd"))
+        systemd.settimeout(30)
+
+        def waiting():
+            """What was said and not yet heard."""
+            said = []
+            systemd.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    said.append(systemd.recv(4096))
+            systemd.settimeout(30)
+            return said
+
+        one = keeper(environment={"NOTIFY_SOCKET": str(tmp_path / "systemd"), "WATCHDOG_USEC": "3000000"})
+        # Whoever opens this to write waits until somebody reads.
+        os.mkfifo(tmp_path / "data/intent.new")
+        one.process.send_signal(signal.SIGTERM)
+        until((one.folder / "bye").exists, one)
+        waiting()
+        assert [systemd.recv(4096) for _ in range(4)] == [b"WATCHDOG=1"] * 4
+        assert one.process.poll() is None, "it did not wait for the medium"
+        one.process.wait(60)
+        assert waiting()[-1] == b"WATCHDOG=1" and "not all evidence could be written" in one.log_text()
+
+
+def test_keepers_that_end_again_and_again_leave_the_watchdog_alone(keeper, tmp_path):
+    # No watchdog, but something that can be opened.
+    (tmp_path / "watchdog").touch()
+    one = keeper(device=tmp_path / "watchdog")
+    for count in (1, 2, 3, 4):
+        daemon = one.started(count)["pid"]
+        one.process.kill()
+        one.process.wait()
+        until(lambda daemon=daemon: not Path(f"/proc/{daemon}").exists(), one)
+        one.start()
+    assert one.process.wait(60) == 1
+    assert len(one.starts()) == 4, "the fifth started a daemon"
+    assert one.history()[-1]["kind"] == "let-go"
+    assert one.history()[-1]["sentence"] == "the keeper was started more than 4 times within 10 minutes"
+    assert "is fed no more and resets the board" in one.log_text()

@@ -10,13 +10,15 @@
 //! ([`child`]), and listens: to the daemon's notifications and to questions ([`sockets`]), to its log, which it passes on and of which
 //! it keeps the end ([`words`]), to its end.
 //!
-//! The watchdog is fed by a keeper that turns, not by a thread of its own: one that hangs starves it. It is never disarmed.
+//! The watchdog is fed by a keeper that turns, not by a thread of its own: one that hangs starves it, and so do keepers that end again and
+//! again ([`starts`]). It is never disarmed.
 
 pub mod board;
 pub mod child;
 pub mod judge;
 mod run;
 pub mod sockets;
+pub mod starts;
 pub mod words;
 
 pub use run::{KeeperError, run};

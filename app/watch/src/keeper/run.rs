@@ -4,6 +4,7 @@ use super::board::Accelerator;
 use super::child::{self, Daemon, End, Recipe};
 use super::judge::{Action, Event, Hang, Judge, State, Then};
 use super::sockets::{Asks, Connection, Notifications, Said, refuse};
+use super::starts;
 use super::words::Words;
 use super::{Log, Settings};
 use crate::ask::{self, Answer, Ask, WatchdogTest};
@@ -58,6 +59,14 @@ pub enum KeeperError {
         /// The system's reason.
         why: io::Error,
     },
+    /// The ones before it ended too often.
+    #[error("{}; the watchdog is fed no more and resets the board", too_often())]
+    TooOften,
+}
+
+fn too_often() -> String {
+    let minutes = starts::WITHIN.as_secs() / 60;
+    format!("the keeper was started more than {} times within {minutes} minutes", starts::STARTS)
 }
 
 fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
@@ -69,11 +78,13 @@ fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
 /// # Errors
 /// [`KeeperError`]; the watchdog, where it was opened, runs on and resets the board unless another keeper comes.
 pub fn run(settings: Settings) -> Result<(), KeeperError> {
-    // The hardware first: from here on a hang is noticed.
-    let mut feeder = Feeder::new(&settings);
-    let signals = signals().map_err(without("signals"))?;
     let gid = settings.user.map(|user| user.gid);
     folder(&settings.run, gid).map_err(without(settings.run.display().to_string()))?;
+    let systemd = systemd();
+    count_start(&settings, systemd.is_some())?;
+    // The hardware next: from here on a hang is noticed.
+    let mut feeder = Feeder::new(&settings, systemd);
+    let signals = signals().map_err(without("signals"))?;
     let notify = settings.run.join("notify");
     let asking = settings.run.join("ask");
     let notifications = Notifications::bind(&notify, gid).map_err(without(notify.display().to_string()))?;
@@ -85,6 +96,37 @@ pub fn run(settings: Settings) -> Result<(), KeeperError> {
     let mut keeper = Keeper::new(settings, feeder, notifications, asks, found);
     keeper.adopt();
     keeper.turn(&signals)
+}
+
+/// Counts this start. Where there are too many the watchdog is not even opened, which would feed it; where there is none that could
+/// reset the board there is nothing else to do than to go on.
+fn count_start(settings: &Settings, by_systemd: bool) -> Result<(), KeeperError> {
+    let resets = !by_systemd && settings.device.as_ref().is_some_and(|device| device.exists());
+    if !resets {
+        return Ok(());
+    }
+    let what = settings.run.display().to_string();
+    if !starts::too_many(&settings.run, history::uptime()).map_err(without(what))? {
+        return Ok(());
+    }
+    // Whatever hangs here is reset.
+    let places = places(settings);
+    let Found { record, lasting, .. } = reason::look(&places, None);
+    let history = History::open(places.history().filter(|_| lasting), record.boot, Writer::start());
+    history.add(history::Event::new(Kind::LetGo, too_often()));
+    history.flush(LAST_WORD);
+    Err(KeeperError::TooOften)
+}
+
+/// Who started this keeper and wants to hear of it, where that is systemd.
+fn systemd() -> Option<crate::notify::Notifier> {
+    match crate::notify::Notifier::of_process() {
+        Ok(notifier) => Some(notifier).filter(crate::notify::Notifier::heard),
+        Err(error) => {
+            tracing::warn!("{error}");
+            None
+        }
+    }
 }
 
 /// Blocks the signals that the loop reads. Threads that start later inherit that; the daemon does not.
@@ -161,15 +203,7 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn new(settings: &Settings) -> Self {
-        let systemd = match crate::notify::Notifier::of_process() {
-            Ok(notifier) if notifier.heard() => Some(notifier),
-            Ok(_) => None,
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
-            }
-        };
+    fn new(settings: &Settings, systemd: Option<crate::notify::Notifier>) -> Self {
         let every = systemd.as_ref().and_then(crate::notify::Notifier::timeout).map(|timeout| timeout / 3);
         let mut feeder = Self {
             device: None,
@@ -227,6 +261,10 @@ impl Feeder {
         if !feeds || self.last.is_some_and(|last| last.elapsed() < self.every) {
             return;
         }
+        self.feed();
+    }
+
+    fn feed(&mut self) {
         self.last = Some(Instant::now());
         if let Some(device) = &mut self.device
             && let Err(error) = device.feed()
@@ -497,6 +535,7 @@ impl Keeper {
     fn healthy(&mut self) {
         self.event(Event::Healthy);
         self.ends.forgive();
+        starts::forgive(&self.settings.run);
         // Health without models says nothing about them.
         if self.record.safe_mode.is_none() && !self.record.healthy {
             self.record.healthy = true;
@@ -741,6 +780,8 @@ impl Keeper {
             }
             Action::Exit => {
                 self.flush(GOING_DOWN);
+                // The last time: what comes after this keeper has the whole timeout.
+                self.feeder.feed();
                 self.say("ended");
                 self.done = true;
             }
@@ -835,7 +876,8 @@ impl Keeper {
         let end = Instant::now() + patience;
         let mut written = self.history.flush(Duration::from_millis(500));
         while !written && self.lasting && Instant::now() < end {
-            self.feeder.feed_if_due(self.judge.feeds());
+            // Whatever the state: the patience is what bounds it.
+            self.feeder.feed_if_due(true);
             written = self.writer.flush(Duration::from_millis(500));
         }
         if !written && self.lasting {
