@@ -32,6 +32,8 @@ wait_for up
 say unit systemctl show inferd -p ActiveState,SubState,StatusText,WatchdogUSec,NRestarts,Type
 say status status
 say user busybox ps -o user,args
+# A change that is refused: the audit has an entry about a request.
+busybox wget -q -O /dev/null --post-data={} http://127.0.0.1:9000/api/v1/safe-mode/leave
 say journal journalctl -u inferd -o json --no-pager -n 200
 # A daemon that stands still: the keeper falls silent, systemd starts both anew.
 for process in /proc/[0-9]*; do
@@ -143,6 +145,21 @@ def test_the_journal_has_the_daemons_lines_and_the_keepers(asked):
     entries = [json.loads(line) for line in asked["journal"].splitlines() if line.startswith("{")]
     words = [str(entry["MESSAGE"]) for entry in entries if entry.get("_SYSTEMD_UNIT") == "inferd.service"]
     assert any("listening" in line for line in words) and any(line.startswith("keeper: boot") for line in words)
+
+
+def test_the_daemons_entries_keep_their_fields_and_each_is_there_once(asked):
+    entries = [json.loads(line) for line in asked["journal"].splitlines() if line.startswith("{")]
+    native = [entry for entry in entries if "TARGET" in entry]
+    starts = [entry for entry in native if entry["MESSAGE"] == "inferd starts"]
+    assert len(starts) == 1, starts
+    (start,) = starts
+    assert (start["TARGET"], start["PRIORITY"], start["_TRANSPORT"]) == ("inferd", "6", "journal")
+    assert start["F_VERSION"] and start["_UID"] == "900", "its own field, sent by the daemon and not by its keeper"
+    (asked_for,) = [entry for entry in native if entry["TARGET"] == "audit"]
+    assert asked_for["REQUEST_ID"], "an entry about a request names it"
+    passed_on = [entry["MESSAGE"] for entry in entries if entry.get("_TRANSPORT") == "stdout"]
+    twice = [text for text in passed_on for entry in native if entry["MESSAGE"] in text]
+    assert passed_on and not twice, twice
 
 
 def test_a_daemon_that_stands_still_is_started_anew_by_systemds_watchdog(asked):

@@ -242,6 +242,18 @@ def test_a_configuration_that_cannot_be_used_does_not_end_the_keeper(keeper, tmp
     assert any("the watchdog has its defaults" in remark for remark in one.state()["remarks"])
 
 
+def test_what_the_daemon_puts_into_the_journal_itself_the_keeper_only_keeps(keeper, tmp_path):
+    (tmp_path / "log").touch()
+    status = (tmp_path / "log").stat()
+    one = keeper(environment={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    one.order("print(os.environ['INFERD_KEEPER_LOG'], '\\x06<6>own line\\n\\x06<4>the last\\nlibc aborts', sep='\\n'); os._exit(1)")
+    one.started(2)
+    lines = one.log_text().splitlines()
+    assert [line for line in lines if "keeper:" not in line] == ["hello", "journal", "libc aborts", "hello"]
+    end = next(entry for entry in one.history() if entry["kind"] == "daemon-end")
+    assert end["words"] == ["hello", "journal", "own line", "the last", "libc aborts"]
+
+
 def test_under_systemd_it_feeds_systemd_and_stops_when_the_daemon_hangs(keeper, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "systemd"))

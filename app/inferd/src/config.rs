@@ -294,7 +294,7 @@ pub enum PanelKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum LogFormat {
-    /// [`LogFormat::Journald`] when standard error is connected to journald ([`LogFormat::Journal`] without its socket), else
+    /// [`LogFormat::Journald`] when standard error, or the keeper's, is connected to journald ([`LogFormat::Journal`] without its socket), else
     /// [`LogFormat::Text`].
     Auto,
     Text,
@@ -633,7 +633,7 @@ impl Config {
                         ("journal", LogFormat::Journal),
                         ("journald", LogFormat::Journald),
                     ],
-                    "What a line looks like; auto is journald when standard error is connected to it (journal when only its stream is there), else text.",
+                    "What a line looks like; auto is journald when standard error, or the keeper's, is connected to it (journal when only its stream is there), else text.",
                 ),
             },
             telemetry: Telemetry::read(r),

@@ -17,6 +17,7 @@ pub mod alerts;
 pub mod ask;
 pub mod capture;
 pub mod history;
+pub mod journal;
 pub mod keeper;
 pub mod loops;
 pub mod monitor;

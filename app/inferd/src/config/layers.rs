@@ -440,11 +440,12 @@ impl Reader {
     }
 }
 
-/// Variables with our prefix that are read before the configuration (the first), that the keeper gives its daemon (the second), or that are
+/// Variables with our prefix that are read before the configuration (the first), that the keeper gives its daemon (the next two), or that are
 /// read by `inferctl` or by what stands in scripts/ and tests/: a shell that has them set is no mistake.
-const ELSEWHERE: [&str; 10] = [
+const ELSEWHERE: [&str; 11] = [
     "INFERD_CONFIG",
     inferd_watch::ask::SOCKET_VARIABLE,
+    inferd_watch::journal::VARIABLE,
     "INFERD_URL",
     "INFERD_API_KEY",
     "INFERD_BIN",

@@ -1,5 +1,8 @@
 //! Log lines to journald or standard error, by a thread of their own.
 //!
+//! Below a keeper whose own standard error is the journal ([`inferd_watch::journal`]) entries go to journald with their fields, and a
+//! marked copy of each, as text, to the keeper for the last words; it has a queue and a thread of its own.
+//!
 //! Whoever logs hands a line to a bounded queue and goes on: a serial console at 115200 baud, a full pipe to the keeper or a stopped
 //! journald must not slow a request down. Lines that do not fit are counted, and the count is logged when there is room again.
 
@@ -9,10 +12,11 @@ mod lines;
 pub use levels::Levels;
 
 use crate::config::{LogFormat, Logging};
+use inferd_watch::journal;
 use lines::Lines;
 use std::{
     io::{self, Write},
-    os::unix::{fs::MetadataExt as _, net::UnixDatagram},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -31,6 +35,8 @@ const FLUSH: Duration = Duration::from_millis(500);
 const JOURNALD: &str = "/run/systemd/journal/socket";
 /// How long the writing thread waits for a journald that does not read; the line is lost then.
 const JOURNALD_PATIENCE: Duration = Duration::from_millis(100);
+/// What a pipe takes in one piece (PIPE_BUF): a longer line could be torn by what others write.
+const ONE_PIECE: usize = 4096;
 
 /// Hands log lines to the writing thread.
 #[derive(Clone, Debug)]
@@ -61,22 +67,44 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
+/// Everywhere the lines of this process go.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    log: Log,
+    copy: Option<Log>,
+}
+
+impl Logs {
+    /// Waits, for a bounded time, until what was logged before is written.
+    pub fn flush(&self) {
+        self.log.flush();
+        if let Some(copy) = &self.copy {
+            copy.flush();
+        }
+    }
+}
+
 /// Starts logging for this process, panics included.
-pub fn start(settings: &Logging) -> (Log, Levels) {
-    let format = resolve(settings.format, Path::new(JOURNALD));
+pub fn start(settings: &Logging) -> (Logs, Levels) {
+    let told = journal::is_told();
+    let format = resolve(settings.format, told || journal::is_standard_error(), Path::new(JOURNALD));
     let log = match format {
         LogFormat::Journald => Log::to(Journald::at(JOURNALD.into()), format),
         _ => Log::to(io::stderr(), format),
     };
+    let copy =
+        (told && format == LogFormat::Journald).then(|| Log::to(ForKeeper(io::stderr()), LogFormat::Journal));
     let configured = settings.level.into();
     let (filter, handle) = reload::Layer::new(levels::filter(&configured));
-    let written = tracing_subscriber::fmt::layer()
-        .with_writer(log.clone())
-        .with_ansi(false)
-        .event_format(Lines(format));
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(written))
+    let logs = Logs { log, copy };
+    let layer = |log: &Log, format| {
+        tracing_subscriber::fmt::layer().with_writer(log.clone()).with_ansi(false).event_format(Lines(format))
+    };
+    let mut layers = vec![layer(&logs.log, format)];
+    layers.extend(logs.copy.as_ref().map(|copy| layer(copy, LogFormat::Journal)));
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(layers))
         .expect("logging is started once, by main");
-    let for_panics = log.clone();
+    let for_panics = logs.clone();
     std::panic::set_hook(Box::new(move |info| {
         let thread = std::thread::current();
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -84,21 +112,33 @@ pub fn start(settings: &Logging) -> (Log, Levels) {
         tracing::error!(thread = thread.name().unwrap_or("?"), place, "panic: {words}");
         for_panics.flush();
     }));
-    let levels = Levels::new(handle, configured, Arc::clone(&log.lost.all));
-    (log, levels)
+    let levels = Levels::new(handle, configured, Arc::clone(&logs.log.lost.all));
+    (logs, levels)
 }
 
-/// What `auto` means here: journald says in JOURNAL_STREAM which file it gave us as standard error. Where its own socket is there
-/// too, entries keep their fields.
-fn resolve(format: LogFormat, journald: &Path) -> LogFormat {
-    if format != LogFormat::Auto {
-        return format;
+/// What `auto` means where lines end in the journal, or do not. Where journald's own socket is there too, entries keep their fields.
+fn resolve(format: LogFormat, in_journal: bool, journald: &Path) -> LogFormat {
+    match format {
+        LogFormat::Auto if in_journal && journald.exists() => LogFormat::Journald,
+        LogFormat::Auto if in_journal => LogFormat::Journal,
+        LogFormat::Auto => LogFormat::Text,
+        format => format,
     }
-    let ours = std::fs::metadata("/proc/self/fd/2").map(|m| format!("{}:{}", m.dev(), m.ino())).ok();
-    match (std::env::var("JOURNAL_STREAM").ok(), ours) {
-        (Some(journal), Some(ours)) if journal == ours && journald.exists() => LogFormat::Journald,
-        (Some(journal), Some(ours)) if journal == ours => LogFormat::Journal,
-        _ => LogFormat::Text,
+}
+
+/// Marks lines that the keeper only keeps. Each is written in one piece; of a longer one the beginning.
+struct ForKeeper<W>(W);
+
+impl<W: Write> Write for ForKeeper<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        let text = &text[..text.len().min(ONE_PIECE - 2)];
+        self.0.write_all(&[&[journal::MARK], text, b"\n"].concat())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -320,6 +360,35 @@ mod tests {
             tracing::info!(target: "inferd", "plain");
         });
         assert_eq!(text, "<4>inferd: two\\nlines model=\"imu\"\n<6>inferd: plain\n");
+    }
+
+    #[test]
+    fn what_a_line_looks_like_is_decided_by_where_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = dir.path().join("none");
+        for (format, in_journal, journald, expected) in [
+            (LogFormat::Auto, false, dir.path(), LogFormat::Text),
+            (LogFormat::Auto, true, dir.path(), LogFormat::Journald),
+            (LogFormat::Auto, true, none.as_path(), LogFormat::Journal),
+            (LogFormat::Json, true, dir.path(), LogFormat::Json),
+            (LogFormat::Text, true, dir.path(), LogFormat::Text),
+        ] {
+            assert_eq!(resolve(format, in_journal, journald), expected, "{format:?} {in_journal}");
+        }
+    }
+
+    #[test]
+    fn a_copy_for_the_keeper_is_one_marked_line_in_one_piece() {
+        let shared = Shared::default();
+        let log = Log::to(ForKeeper(shared.clone()), LogFormat::Journal);
+        log.line(b"<6>one\n".to_vec());
+        log.line([vec![b'x'; 9000], b"\n".to_vec()].concat());
+        log.flush();
+        let text = shared.text();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "\x06<6>one");
+        assert!(lines[1].starts_with("\x06x") && lines[1].len() + 1 == ONE_PIECE, "{}", lines[1].len());
+        assert_eq!(lines.len(), 2);
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl End {
 }
 
 /// Variables of the keeper that are not the daemon's.
-const NOT_INHERITED: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS"];
+const NOT_INHERITED: [&str; 5] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", crate::journal::VARIABLE];
 
 impl Daemon {
     /// Starts one.

@@ -9,6 +9,7 @@ use super::words::Words;
 use super::{Log, Settings};
 use crate::ask::{self, Answer, Ask, WatchdogTest};
 use crate::history::{self, History, Kind, ResetReason};
+use crate::journal;
 use crate::loops::{BootRecord, Ends, Telling};
 use crate::reason::{self, Found, Intent, Places};
 use crate::state::{self, KeeperState, Reset, WatchdogState};
@@ -306,6 +307,8 @@ struct Keeper {
     words: Words,
     waiting: VecDeque<String>,
     log: Option<File>,
+    /// Lines end in the journal, where the daemon puts its own.
+    journal: bool,
     busy: Arc<AtomicBool>,
     shown: Option<KeeperState>,
     told_to_end: bool,
@@ -330,6 +333,7 @@ impl Keeper {
             Log::Kernel => OpenOptions::new().write(true).open("/dev/kmsg").ok(),
             Log::StandardError => None,
         };
+        let journal = settings.log == Log::StandardError && journal::is_standard_error();
         let judge = Judge::new(settings.limits, Duration::ZERO);
         let mut keeper = Self {
             settings,
@@ -348,9 +352,10 @@ impl Keeper {
             judge,
             daemon: None,
             started: Duration::ZERO,
-            words: Words::default(),
+            words: Words::new(journal),
             waiting: VecDeque::new(),
             log,
+            journal,
             busy: Arc::default(),
             shown: None,
             told_to_end: false,
@@ -802,14 +807,18 @@ impl Keeper {
             arguments.extend(["--safe-mode".into(), reason.into()]);
         }
         let micros = self.settings.limits.progress.as_micros().to_string();
+        let mut environment = vec![
+            ("NOTIFY_SOCKET", self.settings.run.join("notify").into()),
+            ("WATCHDOG_USEC", micros.into()),
+            (ask::SOCKET_VARIABLE, self.settings.run.join("ask").into()),
+        ];
+        if self.journal {
+            environment.push((journal::VARIABLE, journal::JOURNAL.into()));
+        }
         let recipe = Recipe {
             program: self.settings.program.clone(),
             arguments,
-            environment: vec![
-                ("NOTIFY_SOCKET", self.settings.run.join("notify").into()),
-                ("WATCHDOG_USEC", micros.into()),
-                (ask::SOCKET_VARIABLE, self.settings.run.join("ask").into()),
-            ],
+            environment,
             user: self.settings.user,
             group: self.settings.group.clone(),
         };

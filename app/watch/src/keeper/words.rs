@@ -1,5 +1,7 @@
-//! The last words of the daemon: what it said last on standard error, and every line of it passed on.
+//! The last words of the daemon: what it said last on standard error, and every line of it passed on, except those that the daemon
+//! writes into the journal itself ([`crate::journal`]).
 
+use crate::journal::MARK;
 use std::collections::VecDeque;
 
 /// Lines kept.
@@ -15,18 +17,37 @@ pub struct Words {
     kept: VecDeque<String>,
     bytes: usize,
     partial: Vec<u8>,
+    /// Marks count.
+    marks: bool,
+    /// The line that is being read has one: it is somebody else's to pass on.
+    marked: bool,
 }
 
 impl Words {
-    /// Takes bytes in; gives the lines that they complete, without their ends.
+    /// Of a daemon that marks the lines it writes into the journal itself, or of one that does not.
+    #[must_use]
+    pub fn new(marks: bool) -> Self {
+        Self { marks, ..Self::default() }
+    }
+
+    /// Takes bytes in; gives the lines to be passed on that they complete, without their ends.
     pub fn take(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
         for &byte in bytes {
+            if byte == MARK && self.marks {
+                // What was there before it is a line of somebody who has not ended it.
+                lines.extend(self.complete());
+                self.marked = true;
+                continue;
+            }
             if byte != b'\n' {
                 self.partial.push(byte);
             }
             if byte == b'\n' || self.partial.len() >= MAX_LINE {
                 lines.extend(self.complete());
+            }
+            if byte == b'\n' {
+                self.marked = false;
             }
         }
         lines
@@ -34,9 +55,12 @@ impl Words {
 
     /// The stream has ended: what is left of it is a line too.
     pub fn finish(&mut self) -> Option<String> {
-        self.complete()
+        let line = self.complete();
+        self.marked = false;
+        line
     }
 
+    /// Keeps a line; gives it if it is to be passed on.
     fn complete(&mut self) -> Option<String> {
         let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned();
         if line.trim().is_empty() {
@@ -48,7 +72,7 @@ impl Words {
             let Some(old) = self.kept.pop_front() else { break };
             self.bytes -= old.len();
         }
-        Some(line)
+        (!self.marked).then_some(line)
     }
 
     /// The last lines, oldest first, without marks of their level; the next daemon begins with none.
@@ -104,6 +128,28 @@ mod tests {
             kept.len()
         );
         assert!(kept.iter().all(|line| line.len() <= MAX_LINE));
+    }
+
+    #[test]
+    fn a_marked_line_is_kept_and_not_passed_on_wherever_the_stream_is_cut() {
+        let long = "y".repeat(2 * MAX_LINE);
+        let text = format!("\x06<6>one\nabort \x06<4>two\nfree(): invalid\n\x06{long}\nlast\n\x06three");
+        for cut in 0..text.len() {
+            let mut words = Words::new(true);
+            let mut lines = words.take(&text.as_bytes()[..cut]);
+            lines.extend(words.take(&text.as_bytes()[cut..]));
+            lines.extend(words.finish());
+            assert_eq!(lines, ["abort ", "free(): invalid", "last"], "cut at {cut}");
+            let kept = words.last();
+            assert_eq!(kept[..4], ["one", "abort ", "two", "free(): invalid"], "cut at {cut}");
+            assert_eq!(kept[4..].concat(), format!("{long}lastthree"), "cut at {cut}");
+            assert_eq!(words.take(b"next\n"), ["next"], "the next daemon begins without a mark");
+        }
+    }
+
+    #[test]
+    fn a_mark_means_nothing_of_a_daemon_that_was_not_told_to_make_any() {
+        assert_eq!(Words::default().take(b"\x06one\n"), ["\x06one"]);
     }
 
     #[test]
