@@ -3,6 +3,9 @@
 import socket
 
 import pytest
+from contract.test_monitoring import Events
+from contract.test_probes import check
+from contract.wire import ask
 from helpers import until
 
 
@@ -41,6 +44,40 @@ def test_a_healthy_appliance_blinks_and_a_press_puts_its_status_into_the_log(pan
     until(lambda: 'look="healthy"' in daemon.log_text(), daemon)
     assert "imu-motion: ready" in daemon.log_text()
     assert daemon.stop() == 0
+
+
+def test_a_press_tells_everybody_who_listens_how_it_is_and_who_comes_later_nothing(panel):
+    daemon, front = panel
+    until(lambda: daemon.request("/status").json()["panel"] == {"kind": "simulated", "shows": "healthy"}, daemon)
+    listeners = [Events(daemon), Events(daemon)]
+    assert [listener.next()[0] for listener in listeners] == ["active", "active"]
+    for _ in range(2):
+        front.do("press")
+        front.do("release")
+        for listener in listeners:
+            name, status = listener.next()
+            assert (name, status["look"], status["models"]) == ("status", "healthy", [{"name": "imu-motion", "ready": True}])
+            assert set(status) == {"look", "models", "alerts", "uptime_s"}
+    late = Events(daemon)
+    assert late.next()[0] == "active"
+    front.do("press")
+    front.do("release")
+    assert late.next()[0] == "status"
+
+
+def test_what_the_led_shows_is_in_the_status(panel):
+    daemon, front = panel
+    front.do("press")
+    shows = lambda: daemon.request("/status").json()["panel"]["shows"]  # noqa: E731
+    until(lambda: shows() == "factory-reset-armed", daemon)
+    front.do("release")
+    until(lambda: shows() == "healthy", daemon)
+    document = daemon.request("/openapi.json").json()
+    check(document, "/status", "GET", ask(daemon, "GET", "/status"))
+
+
+def test_without_a_panel_the_status_says_so(daemon):
+    assert daemon.request("/status").json()["panel"] is None
 
 
 def test_a_held_button_warns_and_then_asks_for_a_factory_reset(panel):

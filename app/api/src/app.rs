@@ -2,7 +2,7 @@
 
 use crate::body::Held;
 use crate::rate::Limits;
-use crate::{Alive, ApiConfig, Metrics, Records, Updates, limits, records};
+use crate::{Alive, ApiConfig, Front, Metrics, Records, Updates, limits, records};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
@@ -34,6 +34,8 @@ pub struct App {
     pub tls: ArcSwap<Tls>,
     /// The daemon's own life: progress, safe mode, keeper, history.
     pub alive: Arc<Alive>,
+    /// LED and button.
+    pub panel: Front,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -81,6 +83,7 @@ impl App {
             metrics,
             records,
             alive,
+            panel: Front::default(),
             limits: Limits::new(&config),
             hosts,
             config,

@@ -3,7 +3,7 @@
 //! ```text
 //! GET /api/v1/monitoring/status   the newest reading, with the seed's fields
 //! GET /api/v1/alerts              what is raised, the last changes, the thresholds
-//! GET /api/v1/alerts/events       changes as server-sent events
+//! GET /api/v1/alerts/events       changes as server-sent events, and the status when the button is pressed
 //! GET /health/performance         latency, accelerator, pool and breaker in one line, always 200
 //! GET /alert_rules.yml            the same alerts, and those about requests, as Prometheus rules
 //! ```
@@ -13,7 +13,7 @@
 
 use crate::health::{default_words, ms};
 use crate::http::Stream;
-use crate::{App, Reply, Req, limits};
+use crate::{App, Pressed, Reply, Req, limits};
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -207,7 +207,7 @@ pub(crate) fn events(app: &App, req: &Req) -> Reply {
             .with_retry_after(Duration::from_secs(5));
     };
     let (pieces, stream) = mpsc::channel(limits::LISTENER_BACKLOG);
-    tokio::spawn(tell(pieces, monitor.view(), app.ending.subscribe(), since));
+    tokio::spawn(tell(pieces, monitor.view(), app.panel.presses(), app.ending.subscribe(), since));
     Reply::streamed("text/event-stream", Stream::new(stream, place))
         .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"))
         // Proxies that buffer answers would keep events back.
@@ -218,6 +218,7 @@ pub(crate) fn events(app: &App, req: &Req) -> Reply {
 async fn tell(
     pieces: mpsc::Sender<Bytes>,
     mut view: watch::Receiver<Arc<View>>,
+    mut presses: watch::Receiver<Option<Arc<Pressed>>>,
     mut ending: watch::Receiver<bool>,
     since: Option<u64>,
 ) {
@@ -233,6 +234,13 @@ async fn tell(
         }
         tokio::select! {
             changed = view.changed() => if changed.is_err() { return },
+            changed = presses.changed() => {
+                let press = presses.borrow_and_update().clone();
+                let text = press.map_or_else(String::new, |p| p.event());
+                if changed.is_err() || pieces.try_send(text.into()).is_err() {
+                    return;
+                }
+            }
             _ = heartbeat.tick() => {
                 if pieces.try_send(Bytes::from_static(b": here\n\n")).is_err() {
                     return;

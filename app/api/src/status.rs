@@ -112,6 +112,7 @@ pub(crate) fn status(app: &App) -> Reply {
     crate::alive::status(app).into_iter().for_each(|(key, value)| {
         set(key, value);
     });
+    set("panel", app.panel.view());
     let errors = app.hosts.load_errors();
     set(
         "load_errors",

@@ -1,12 +1,10 @@
 //! LED and button of this daemon: what the LED shows, and what becomes of a press.
 
 use crate::config::{Config, PanelKind};
-use inferd_api::{App, Updates};
-use inferd_hosts::State;
+use inferd_api::{App, Pressed};
 use inferd_watch::{
-    alerts::Severity,
     ask::{self, Answer, Ask},
-    panel::{Look, Panel, Rooms, Wanted, Wish},
+    panel::{Panel, Rooms, Wanted, Wish},
 };
 use std::sync::{
     Arc,
@@ -20,16 +18,17 @@ const LEDS: &str = "/sys/class/leds";
 /// Starts the configured panel. Without one, or where it cannot be had, everything else is the same.
 pub fn start(app: &Arc<App>, config: &Config) -> Option<Panel> {
     let c = &config.panel;
-    let wanted = match c.kind {
+    let (kind, wanted) = match c.kind {
         PanelKind::Off => return None,
-        PanelKind::Gpio => Wanted::Gpio { led: c.led_gpio, button: c.button_gpio },
-        PanelKind::Led => Wanted::LedClass { root: LEDS.into(), name: c.led_name.clone()? },
-        PanelKind::Simulated => Wanted::Simulated(c.socket.clone()?),
+        PanelKind::Gpio => ("gpio", Wanted::Gpio { led: c.led_gpio, button: c.button_gpio }),
+        PanelKind::Led => ("led", Wanted::LedClass { root: LEDS.into(), name: c.led_name.clone()? }),
+        PanelKind::Simulated => ("simulated", Wanted::Simulated(c.socket.clone()?)),
     };
-    let (shown, pressed) = (Arc::clone(app), Arc::clone(app));
+    let (asked, shown, pressed) = (Arc::clone(app), Arc::clone(app), Arc::clone(app));
     let asking = Arc::new(AtomicBool::new(false));
     let rooms = Rooms {
-        look: Box::new(move || look(&shown)),
+        look: Box::new(move || inferd_api::look(&asked)),
+        shows: Box::new(move |look| shown.panel.show(kind, look)),
         wish: Box::new(move |wish| match wish {
             Wish::Status => status(&pressed),
             Wish::FactoryReset => reset(&pressed, &asking),
@@ -44,52 +43,14 @@ pub fn start(app: &Arc<App>, config: &Config) -> Option<Panel> {
     }
 }
 
-/// How the appliance is, the most urgent first.
-fn look(app: &App) -> Look {
-    if app.alive.in_safe_mode().is_some() {
-        return Look::SafeMode;
-    }
-    if let Updates::On(desk) = &**app.updates.load() {
-        let status = desk.updater.status();
-        let status = status.borrow();
-        if status.install.is_some() || status.trial.is_some() {
-            return Look::Updating;
-        }
-    }
-    if app.hosts.loading() {
-        return Look::Booting;
-    }
-    let critical = app
-        .monitor
-        .get()
-        .is_some_and(|m| m.view().borrow().active.iter().any(|alert| alert.severity == Severity::Critical));
-    match app.default_model() {
-        Some(model) if model.state() == State::Ready && !critical => Look::Healthy,
-        _ => Look::Degraded,
-    }
-}
-
-/// A short press: the log says how it is, at every level that lets warnings through.
+/// A short press: who listens is told how it is, and the log, at every level that lets warnings through.
 fn status(app: &App) {
-    let models: Vec<String> = app
-        .hosts
-        .list()
-        .iter()
-        .map(|m| {
-            format!(
-                "{}: {}",
-                m.manifest().name,
-                if m.state() == State::Ready { "ready" } else { "not ready" }
-            )
-        })
-        .collect();
-    let alerts: Vec<&str> = app
-        .monitor
-        .get()
-        .map(|m| m.view().borrow().active.iter().map(|a| a.alert.name()).collect())
-        .unwrap_or_default();
-    let uptime_s = app.started.elapsed().as_secs();
-    warn!(look = look(app).word(), ?models, ?alerts, uptime_s, "the button was pressed: this is the status");
+    let now = Pressed::now(app);
+    let models =
+        now.models.iter().map(|m| format!("{}: {}", m.name, if m.ready { "ready" } else { "not ready" }));
+    let (models, alerts) = (models.collect::<Vec<_>>(), &now.alerts);
+    warn!(look = now.look, ?models, ?alerts, now.uptime_s, "the button was pressed: this is the status");
+    app.panel.press(now);
 }
 
 /// A long press: the keeper is asked, by a thread of its own, since it may take its time; one at a time.

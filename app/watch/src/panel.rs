@@ -9,7 +9,7 @@
 //! | safe mode | 150/150 three times, 500/500 three times, 150/150 three times, then 1500 off: SOS |
 //! | factory reset armed | 60/60: as fast as an eye can follow |
 //!
-//! The button: let go within [`SHORT`] it asks for the status, which is logged and told to listeners. Held for [`ARMED`] the LED
+//! The button: let go within [`SHORT`] it asks for the status, which is logged and told to who listens. Held for [`ARMED`] the LED
 //! warns; let go then, nothing happens. Held for [`RESET`], the device is reset to how it was delivered.
 //!
 //! [`Machine`] decides all of this without a clock and without hardware; [`Panel`] is its one thread, which sleeps from one edge of the
@@ -138,6 +138,12 @@ impl Machine {
         Self { look: Look::Booting, at: 0, next_edge: now, lit: None, button: Button::Up }
     }
 
+    /// What the LED shows, since a pattern of it began.
+    #[must_use]
+    pub fn shows(&self) -> Look {
+        self.look
+    }
+
     /// When [`Machine::tick`] is to be called next.
     #[must_use]
     pub fn wake(&self) -> Duration {
@@ -224,10 +230,12 @@ pub trait Led: Send {
     fn set(&mut self, on: bool) -> io::Result<()>;
 }
 
-/// What the panel asks and tells, on its thread: neither may block for long.
+/// What the panel asks and tells, on its thread: none of it may block for long.
 pub struct Rooms {
     /// How the appliance is.
     pub look: Box<dyn FnMut() -> Look + Send>,
+    /// The LED begins to show this; told once for each change.
+    pub shows: Box<dyn FnMut(Look) + Send>,
     /// The button asked for something.
     pub wish: Box<dyn FnMut(Wish) + Send>,
 }
@@ -266,8 +274,13 @@ fn run(mut led: Box<dyn Led>, told: &Receiver<Message>, mut rooms: Rooms) {
     let begin = Instant::now();
     let mut machine = Machine::new(Duration::ZERO);
     let mut failing = false;
+    let mut shown = None;
     loop {
         let step = machine.tick(begin.elapsed(), &mut rooms.look);
+        if shown != Some(machine.shows()) {
+            shown = Some(machine.shows());
+            (rooms.shows)(machine.shows());
+        }
         if let Some(on) = step.led {
             match led.set(on) {
                 Ok(()) => failing = false,

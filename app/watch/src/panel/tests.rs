@@ -102,8 +102,12 @@ fn the_simulated_panel_shows_the_led_and_takes_the_button() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("panel");
     let (told, wishes) = std::sync::mpsc::channel();
-    let rooms =
-        Rooms { look: Box::new(|| Look::Booting), wish: Box::new(move |wish| told.send(wish).unwrap()) };
+    let (show, shown) = std::sync::mpsc::channel();
+    let rooms = Rooms {
+        look: Box::new(|| Look::Healthy),
+        shows: Box::new(move |look| show.send(look).unwrap()),
+        wish: Box::new(move |wish| told.send(wish).unwrap()),
+    };
     let panel = Panel::start(&Wanted::Simulated(path.clone()), rooms).unwrap();
     let mut stream = UnixStream::connect(&path).unwrap();
     let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
@@ -113,6 +117,7 @@ fn the_simulated_panel_shows_the_led_and_takes_the_button() {
     std::io::Write::write_all(&mut stream, b"nonsense\npress\nrelease\n").unwrap();
     assert_eq!(wishes.recv_timeout(Duration::from_secs(30)), Ok(Wish::Status));
     drop(panel);
+    assert_eq!(shown.iter().collect::<Vec<_>>(), [Look::Healthy], "told once, not with every pattern");
     while path.exists() {
         std::thread::yield_now();
     }
