@@ -15,7 +15,7 @@ use crate::limits::{LOAD_TIMEOUT, MAX_REPORT, MAX_SLOTS, QUARANTINE, STUCK_GRACE
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{EngineInfo, InferError, Timing};
 use crate::stats::{End, Stats};
-use crate::suspects::Digest;
+use crate::suspects::{self, Digest};
 use crate::sys::{self, ChildSetup, now_ns};
 use crate::words::{self, Words};
 use arc_swap::ArcSwap;
@@ -612,14 +612,14 @@ impl Host {
 
     /// Suspects the inputs that were running when the host ended by a fault of its own.
     fn blame(&self, how: End, events: &Events) {
-        // A signal from elsewhere says nothing about what was computed.
-        if how == End::Signal {
-            return;
-        }
+        let deadline = Duration::from_millis(self.manifest.budget.deadline_ms.into());
+        let now = now_ns();
         let mut digests: Vec<Digest> = vec![];
         let cells = self.cells();
         for busy in cells.busy.iter().flatten() {
-            if matches!(busy.state, Waiting::Done(_)) || !self.ring.is_running(&busy.slot) {
+            let been_in = Duration::from_nanos(now.saturating_sub(busy.queued_ns));
+            let running = !matches!(busy.state, Waiting::Done(_)) && self.ring.is_running(&busy.slot);
+            if !running || !suspects::may_have_ended(how, been_in, deadline) {
                 continue;
             }
             let digest = self.digest(&busy.slot);

@@ -1,7 +1,7 @@
 //! Quarantine: an input that ends hosts is kept from the next one.
 //!
 //! When a host ends by a fault of its own, the inputs that were running in its workers at that moment become suspects; those that
-//! only waited do not. Two such ends with the same input, without an answer to it between, and it is refused for ten minutes
+//! only waited do not, and after an end by the model's deadline only those do that had been there for that long. Two such ends with the same input, without an answer to it between, and it is refused for ten minutes
 //! before it reaches a host. An innocent one, in a worker beside the culprit, is acquitted by its next answer. After the ten
 //! minutes it is let through again; if it ends another host, it is refused at once.
 //!
@@ -11,6 +11,7 @@
 //! One table per model as it was handed in: another version of the model may well bear what this one did not.
 
 use crate::limits::{QUARANTINE, SUSPECT_ENDS, SUSPECTS};
+use crate::stats::End;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -37,6 +38,17 @@ impl Digest {
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Whether a request that was running when the host ended this way, after so long in it, may be why.
+pub fn may_have_ended(how: End, been_in: Duration, deadline: Duration) -> bool {
+    match how {
+        // A signal from elsewhere says nothing about what was computed.
+        End::Signal => false,
+        // Who came later was in a worker beside the culprit.
+        End::Deadline => been_in >= deadline,
+        End::Oom | End::Crash | End::Protocol | End::Seccomp => true,
     }
 }
 
@@ -167,6 +179,19 @@ mod tests {
         let later = now + QUARANTINE;
         assert_eq!(t.refused(digest(1), later), None, "another chance");
         assert_eq!(t.blame(digest(1), later), Some(3), "one");
+    }
+
+    #[test]
+    fn a_deadline_is_the_fault_of_those_that_are_past_it_and_a_signal_of_nobody() {
+        let (short, deadline) = (Duration::from_millis(499), Duration::from_millis(500));
+        for how in End::ALL {
+            assert_eq!(may_have_ended(how, deadline, deadline), how != End::Signal, "{how:?}");
+            assert_eq!(
+                may_have_ended(how, short, deadline),
+                !matches!(how, End::Signal | End::Deadline),
+                "{how:?}"
+            );
+        }
     }
 
     #[test]

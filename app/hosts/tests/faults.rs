@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         three_hosts_out_of_memory_open_the_breaker,
         a_new_model_begins_with_a_closed_breaker,
         an_input_that_ends_hosts_is_kept_from_the_third,
-        who_only_waited_or_ran_beside_is_not_refused,
+        who_only_waited_is_not_refused,
         a_worker_past_the_deadline_is_killed_with_its_host,
         a_request_that_is_given_up_frees_its_slot,
         an_answer_nobody_waits_for_any_more_is_counted_and_dropped,
@@ -339,9 +339,9 @@ async fn an_input_that_ends_hosts_is_kept_from_the_third() {
     hosts.shutdown().await;
 }
 
-async fn who_only_waited_or_ran_beside_is_not_refused() {
+async fn who_only_waited_is_not_refused() {
     let (hosts, served) = serve("fault-slow").await;
-    // Twice the same end: the slow one runs, an innocent one runs beside it or waits.
+    // Twice the same end: the slow ones run, an innocent one waits.
     for _ in 0..2 {
         let old = pid(&served).await;
         let culprits: Vec<_> = (0..2)
