@@ -42,10 +42,10 @@ pub struct Alive {
     pub history: OnceLock<Arc<History>>,
     /// Entries of the keeper's history when it was last read.
     keeper_entries: AtomicUsize,
-    /// One order at a time: the keeper may take its time, and a thread waits for it.
-    asking: tokio::sync::Mutex<()>,
-    /// One reader of the keeper's file at a time: on a medium that hangs they would pile up.
-    reading: tokio::sync::Mutex<()>,
+    /// One order at a time: the keeper may take its time, and a thread waits for it, whether the client stays or not.
+    asking: Arc<tokio::sync::Mutex<()>>,
+    /// One reader of the keeper's file at a time, until it has come back: on a medium that hangs they would pile up.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where the keeper is found.
@@ -115,10 +115,13 @@ impl Alive {
 
     /// Reads the keeper's history, unless somebody does so already: then what is known stays.
     pub async fn read_keeper(&self) -> Option<Vec<Entry>> {
-        let _one = self.reading.try_lock().ok()?;
+        let one = self.reading.clone().try_lock_owned().ok()?;
         let path = self.keeper.history.clone();
-        let read = tokio::task::spawn_blocking(move || history::read(&path).0);
-        // A medium that hangs keeps its thread; the answer comes without.
+        let read = tokio::task::spawn_blocking(move || {
+            let _one = one;
+            history::read(&path).0
+        });
+        // A medium that hangs keeps its thread, and nobody else's; the answer comes without.
         let entries = tokio::time::timeout(limits::HISTORY_TIME, read).await.ok()?.ok()?;
         self.keeper_entries.store(entries.len(), Relaxed);
         Some(entries)
@@ -278,14 +281,18 @@ pub(crate) async fn watchdog_test(app: &App, req: &Req) -> Reply {
 
 /// Has the keeper do it.
 async fn order(app: &App, what: Ask) -> Reply {
-    let Ok(_one) = app.alive.asking.try_lock() else {
+    let Ok(one) = app.alive.asking.clone().try_lock_owned() else {
         let detail = "the keeper is still busy with another order";
         return refusal(StatusCode::CONFLICT, "keeper_busy", "keeper-busy", detail)
             .with_retry_after(Duration::from_secs(1));
     };
     tracing::warn!(order = ?what, "the keeper is asked");
     let socket = app.alive.keeper.socket.clone();
-    let asked = tokio::task::spawn_blocking(move || ask::ask_at(&socket, &what)).await;
+    let asked = tokio::task::spawn_blocking(move || {
+        let _one = one;
+        ask::ask_at(&socket, &what)
+    })
+    .await;
     match asked {
         Ok(Ok(Answer::Done)) => Reply::json(StatusCode::ACCEPTED, &json!({ "state": "accepted" })),
         Ok(Ok(Answer::Refused { why })) => {
@@ -308,6 +315,30 @@ async fn order(app: &App, what: Ask) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_medium_that_hangs_costs_one_thread_however_many_ask_and_leave() {
+        let folder = std::env::temp_dir().join(format!("inferd-alive-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let history = folder.join("history.jsonl");
+        let made = std::process::Command::new("mkfifo").arg(&history).status().unwrap();
+        assert!(made.success(), "whoever opens it waits");
+        let alive = Alive::of(Keeper { history: history.clone(), ..Keeper::default() });
+        let asks = || tokio::time::timeout(Duration::from_millis(20), alive.read_keeper());
+        assert!(asks().await.is_err(), "it waits, and its client leaves");
+        for _ in 0..3 {
+            assert_eq!(asks().await, Ok(None), "the first one is still there");
+        }
+        // The medium comes back.
+        let came_back = tokio::task::spawn_blocking(move || std::fs::write(history, b""));
+        came_back.await.unwrap().unwrap();
+        while asks().await == Ok(None) {
+            tokio::task::yield_now().await;
+        }
+        // That one waits at the file again.
+        std::fs::write(folder.join("history.jsonl"), b"").unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn a_query_names_a_number_and_a_kind_and_nothing_else() {
