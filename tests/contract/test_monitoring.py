@@ -217,6 +217,7 @@ def test_an_open_breaker_is_an_alert(native, machine):
     tensors = [{"name": name, "shape": [4], "datatype": "INT32", "data": data} for name, data in (("a", [-(2**31)] * 4), ("b", [-1] * 4))]
     for _ in range(15):
         assert daemon.request("/v2/models/fault-panic/infer", {"inputs": tensors}).status == 503
+    assert daemon.request("/health/performance").json()["status"] == "degraded", "before the monitor has seen it"
     until(lambda: raised(daemon) == {"breaker_open": "critical"}, daemon)
     [alert] = daemon.request("/api/v1/alerts").json()["active"]
     assert alert["about"] == "cpu of fault-panic" and alert["sentence"] == "the circuit breaker of cpu of fault-panic is open"

@@ -156,7 +156,10 @@ pub(crate) fn performance(app: &App) -> Reply {
     let asked = hits + misses;
     let efficiency = (asked > 0).then(|| inferd_watch::monitor::parse::percent(hits, asked) / 100.0);
     let critical = view.active.iter().any(|a| a.severity == Severity::Critical);
-    let healthy = words.state == "ready" && !critical && view.active(Kind::BreakerOpen).is_none();
+    let breaker = breaker(app);
+    // The alert comes with the next reading; who asks now is told now.
+    let opened = breaker == Some(BreakerState::Open.name()) || view.active(Kind::BreakerOpen).is_some();
+    let healthy = words.state == "ready" && !critical && !opened;
     Reply::json(
         StatusCode::OK,
         &json!({
@@ -164,7 +167,7 @@ pub(crate) fn performance(app: &App) -> Reply {
             "inference_latency_p99": p99,
             "gpu_utilization": load,
             "memory_pool_efficiency": efficiency,
-            "circuit_breaker_state": breaker(app),
+            "circuit_breaker_state": breaker,
             "alerts": view.active.iter().map(|a| a.alert.name()).collect::<Vec<_>>(),
             "shed": view.shed,
         }),
