@@ -8,6 +8,7 @@ import time
 import pytest
 
 DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
+COMMAND = f"tr '\\0' '\\n' </proc/$({DAEMON})/cmdline"
 KEEPER = "cat /run/inferd/keeper/pid"
 # Emulation on two busy cores: a boot takes 6 to 30 seconds, and what is waited for here takes one.
 BACK_S = 240
@@ -87,7 +88,7 @@ def test_a_keeper_that_is_killed_takes_the_daemon_along_and_the_next_one_starts_
     eventually(lambda: unit.sh(KEEPER) != keeper and unit.root(DAEMON)[1].strip() not in ("", daemon))
     unit.wait_ready(BACK_S)
     assert unit.root(f"kill -0 {daemon}")[0] != 0, "two daemons"
-    assert history(unit)[-1]["kind"] == "keeper"
+    eventually(lambda: history(unit)[-1]["kind"] == "keeper")
 
 
 def test_a_daemon_that_stands_still_is_reset_by_the_watchdog_and_its_last_words_are_kept(unit):
@@ -108,14 +109,13 @@ def test_a_keeper_that_stands_still_is_reset_by_the_watchdog(unit):
 
 
 def test_after_a_kernel_panic_the_board_restarts_and_has_kept_what_the_kernel_said(unit):
-    # The two resets before this one were bad boots; a third in a row would be safe mode.
-    assert state(unit)["unhealthy_boots"] == 3
+    # The resets before this one were bad boots; too many in a row would be safe mode.
     eventually(lambda: state(unit)["unhealthy_boots"] == 0, BACK_S)
     before = state(unit)
     unit.sh("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
     found = comes_back(unit, before["boot"])
     assert found["reset"] == {"reason": "panic", "sentence": "the kernel panicked: sysrq triggered crash"}
-    entry = history(unit, "boot")[-1]
+    entry = eventually(lambda: (last := history(unit, "boot")[-1])["boot"] == found["boot"] and last)
     assert any("Kernel panic" in line for line in entry["words"]), entry["words"]
     assert "sysrq triggered crash" in unit.sh("cat /data/keeper/kernel-*")
     assert unit.sh("ls /sys/fs/pstore") == "", "the same panic would be seen again"
@@ -133,7 +133,9 @@ def test_a_daemon_that_keeps_ending_is_started_in_safe_mode(boot, dev_image):
             pid = eventually(lambda: machine.root(DAEMON)[1].strip())
             machine.sh(f"kill -9 {pid}")
             eventually(lambda pid=pid: machine.root(DAEMON)[1].strip() not in ("", pid))
-        machine.wait_for_console("keeper: safe mode: the daemon ended 3 times within 10 minutes", 30)
-        command = machine.sh(f"tr '\\0' '\\n' </proc/$({DAEMON})/cmdline").splitlines()
+        machine.wait_for_console("keeper: safe mode: the daemon ended 3 times within 10 minutes", BACK_S)
+        # At first the new process is still a copy of the keeper.
+        command = eventually(lambda: "--safe-mode" in (words := machine.root(COMMAND)[1].splitlines()) and words)
         assert command[command.index("--safe-mode") + 1] == state(machine)["safe_mode"]
-        assert [entry["kind"] for entry in history(machine)] == ["boot", "daemon-end", "daemon-end", "daemon-end", "safe-mode"]
+        told = ["boot", "daemon-end", "daemon-end", "daemon-end", "safe-mode"]
+        eventually(lambda: [entry["kind"] for entry in history(machine)] == told)

@@ -46,7 +46,7 @@ def test_the_level_changes_while_it_runs_and_comes_back_by_itself(native):
     daemon = native(env=JSON)
     document = daemon.request("/openapi.json").json()
     daemon.request("/livez", headers={"X-Request-ID": "before"})
-    answer = put(daemon, {"level": "info,inferd::access=debug", "for_s": 2})
+    answer = put(daemon, {"level": "info,inferd::access=debug", "for_s": 5})
     check(document, "/api/v1/logging", "PUT", answer)
     assert answer.status == 200 and answer.json()["level"] == "info,inferd::access=debug"
     daemon.request("/livez", headers={"X-Request-ID": "during"})

@@ -105,8 +105,14 @@ def test_the_status_has_the_seeds_fields_and_the_newest_reading(native, machine)
     assert set(current) == {"cpu_percent", "memory_percent", "memory_used_bytes", "disk_percent", "timestamp"}
     assert (current["memory_percent"], current["memory_used_bytes"]) == (40, 400 << 10)
     assert abs(status["timestamp"] - current["timestamp"]) < 3600
-    machine.cpu(30)
-    until(lambda: daemon.request("/api/v1/monitoring/status").json()["sample"]["cpu_percent"] == 30, daemon)
+
+    def thirty_percent():
+        # Only the reading that follows sees it.
+        machine.cpu(30)
+        readings(daemon, 0)
+        return daemon.request("/api/v1/monitoring/status").json()["sample"]["cpu_percent"] == 30
+
+    until(thirty_percent, daemon)
 
 
 def test_an_accelerator_of_a_jetson_is_in_the_seeds_fields(native, machine):

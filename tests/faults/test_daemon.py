@@ -112,7 +112,7 @@ def test_a_panic_costs_one_request_and_not_the_host(native):
 
 
 def test_an_engine_that_keeps_failing_rests_and_is_tried_again(native, walk):
-    daemon = native(models=[IMU, MODELS / "fault-panic"], config="[hosts]\nbreaker_pause_s = 1\n")
+    daemon = native(models=[IMU, MODELS / "fault-panic"], config="[hosts]\nbreaker_pause_s = 5\n")
     least = -(2**31)
 
     def panics():
@@ -130,7 +130,7 @@ def test_an_engine_that_keeps_failing_rests_and_is_tried_again(native, walk):
         assert "panic" in str(typed(panics(), 503))
     refused = good()
     assert "15 failures in a row" in str(typed(refused, 503)), refused.body
-    assert int(refused.headers["Retry-After"]) == 1 and 0 < int(refused.headers["Retry-After-Ms"]) <= 1000
+    assert 1 <= int(refused.headers["Retry-After"]) <= 5 and 0 < int(refused.headers["Retry-After-Ms"]) <= 5000
     assert breaker()["state"] == "open" and breaker()["opened_total"] == 1
     labels = '{model="fault-panic",engine="cpu"}'
     text = daemon.request("/metrics").body.decode()
@@ -151,8 +151,9 @@ def test_an_input_that_ends_hosts_is_refused_the_third_time(native, walk):
         return infer(daemon, "fault-alloc", **{shape["name"]: (shape["datatype"], shape["shape"], [n])})
 
     for _ in range(2):
+        before = host_pid(daemon, "fault-alloc")
         assert "memory cap" in str(typed(allocate(1 << 30), 503))
-        eventually(lambda: daemon.request("/v2/models/fault-alloc/ready").status == 200, "the host is back")
+        eventually(lambda: host_pid(daemon, "fault-alloc") != before, "another host")  # noqa: B023
     before = host_pid(daemon, "fault-alloc")
     for _ in range(3):
         assert "this very input" in str(typed(allocate(1 << 30), 422))

@@ -169,8 +169,7 @@ def test_what_happened_to_a_host_is_in_the_history(native, keeper, inferctl, tmp
     (data := tmp_path / "data").mkdir()
     daemon = native(env=keeper.env, config=f'[updates]\ndata_dir = "{data}"\n')
     os.kill(host_pid(daemon, "imu-motion"), signal.SIGKILL)
-    until(lambda: daemon.request("/api/v1/history").json()["entries"], daemon)
-    [entry] = daemon.request("/api/v1/history?kind=host-end").json()["entries"]
+    [entry] = until(lambda: daemon.request("/api/v1/history?kind=host-end").json()["entries"], daemon)
     assert entry["store"] == "daemon" and entry["boot"] == 42 and "imu-motion" in entry["sentence"]
     assert daemon.request("/api/v1/history?kind=let-go").json()["total"] == 0
     assert daemon.request("/api/v1/history?limit=0").status == 400

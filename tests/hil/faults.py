@@ -20,6 +20,8 @@ HOST_GROUP = "$(ls -d /sys/fs/cgroup/inferd/host-* | head -n 1)"
 # So slow that four KiB take ten seconds.
 SLOW_BYTES_PER_SECOND = 410
 SILENT_CLIENTS = 200
+# Between two of them: in a second there are fewer than one client may hold, so there is always an idle one that gives way.
+SILENT_PAUSE_S = 0.04
 # Ends of the daemon within which a crash loop must have been noticed.
 MOST_ENDS = 6
 
@@ -91,6 +93,7 @@ def silent_clients(unit):
     for _ in range(SILENT_CLIENTS):
         with contextlib.suppress(OSError):
             held.append(socket.create_connection((where.hostname, where.port), timeout=10))
+        time.sleep(SILENT_PAUSE_S)
     return held
 
 

@@ -190,6 +190,7 @@ def test_a_network_that_comes_back_is_used_again(unit, suffer):
 
 def test_200_clients_that_say_nothing_keep_nobody_out(unit, suffer):
     with suffer(faults.SILENT) as seen:
+        assert unit.page("/status")["connections"] > 32, "there is no crowd"
         unit.until(lambda: seen.load.answered_since(seen.begin, 10), "ten answers")
         assert unit.request("/healthz").status == 200
         assert not seen.load.failures() and not seen.load.counts()[503]
