@@ -80,19 +80,19 @@ class Machine:
     def __init__(
         self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
         serial=None, dhcp=True, clock=None, restarts=False, write_speed=None, early=None,
-        initramfs=None, cmdline=None,
+        initramfs=None, cmdline=None, devices=(),
     ):
         """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
         instead of ending QEMU. `write_speed`: bytes per second that its medium takes. `early`: the text of another /init for
-        its initramfs. `initramfs`, `cmdline`: used in place of the image's own."""
+        its initramfs. `initramfs`, `cmdline`: used in place of the image's own. `devices`: what else is plugged in, as QEMU names it."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
         self.clock, self.restarts, self.write_speed, self.early = clock, restarts, write_speed, early
-        self.initramfs, self.cmdline = initramfs, cmdline
+        self.initramfs, self.cmdline, self.devices = initramfs, cmdline, devices
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -275,6 +275,8 @@ class Machine:
         if self.dev:
             shell = f"socket,id=shell,path={self.folder}/shell.sock,server=on,wait=off"
             command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]
+        for device in self.devices:
+            command += ["-device", device]
         for number, stick in enumerate(self.sticks):
             command += ["-drive", f"if=none,id=stick{number},format=raw,file={stick},readonly=on"]
             command += ["-device", f"virtio-blk-pci,drive=stick{number}"]

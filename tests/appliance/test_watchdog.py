@@ -1,15 +1,25 @@
 """The keeper and the hardware watchdog on the booted appliance: what hangs is reset, what crashes is started again, and afterwards the
 appliance says what happened."""
 
+import functools
+import http.server
 import json
 import shutil
+import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
 COMMAND = f"tr '\\0' '\\n' </proc/$({DAEMON})/cmdline"
 KEEPER = "cat /run/inferd/keeper/pid"
+# A PCI device of the class of displays, which the keeper takes for an accelerator. Nothing in the image uses it; the kernel's own driver binds it.
+SPARE = "virtio-gpu-pci"
+DEVICES = "/sys/bus/pci/devices"
+# Where QEMU's network has the machine that runs the tests.
+HOST = "10.0.2.2"
 # Emulation on two busy cores: a boot takes 6 to 30 seconds, and what is waited for here takes one.
 BACK_S = 240
 
@@ -49,8 +59,28 @@ def comes_back(machine, boot):
 def unit(boot, dev_image, tmp_path_factory):
     """An appliance that a reset starts again, as on a board."""
     medium = shutil.copyfile(dev_image, tmp_path_factory.mktemp("watchdog") / "medium.img")
-    with boot(medium, dev=True, keep_writes=True, restarts=True) as machine:
+    with boot(medium, dev=True, keep_writes=True, restarts=True, devices=[SPARE]) as machine:
         yield machine
+
+
+@pytest.fixture
+def ask(unit, board, tmp_path):
+    """Asks the keeper as root: `ask(question)` is its answer."""
+    source = Path(__file__).with_name("ask.rs")
+    flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
+    subprocess.run(["rustc", "--edition", "2024", "--target", board.rust_target, *flags, "-o", tmp_path / "ask", source], check=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # Nothing that can be written to is mounted for programs.
+        unit.sh("mkdir /run/ask && mount -t tmpfs ask /run/ask")
+        unit.sh(f"cd /run/ask && wget -q http://{HOST}:{server.server_port}/ask && chmod 700 ask")
+        server.shutdown()
+
+    def asked(**question):
+        return json.loads(unit.sh(f"/run/ask/ask '{json.dumps(question)}'"))
+
+    return asked
 
 
 def test_the_watchdog_is_armed_from_the_initramfs_on_and_fed_by_the_keeper_alone(unit):
@@ -125,6 +155,62 @@ def test_a_restart_that_was_asked_for_is_told_from_all_others(unit):
     before = state(unit)
     unit.sh("reboot")
     assert comes_back(unit, before["boot"])["reset"]["reason"] == "request"
+
+
+def test_a_pci_device_is_bound_anew_and_removed_and_found_again_by_the_keeper(unit, ask):
+    def of_class(base):
+        return unit.sh(f"cd {DEVICES} && grep -l ^{base} */class").removesuffix("/class")
+
+    def number(path):
+        """Of a directory of sysfs: another one of the same name has another."""
+        return unit.sh(f"stat -c %i {path}")
+
+    device, medium = of_class("0x0380"), of_class("0x0100")
+    folder = f"{DEVICES}/{device}"
+    driver = unit.sh(f"basename $(readlink {folder}/driver)")
+    done = {"answer": "done"}
+    # What the driver made of it, and the device itself.
+    bound, there = number(f"{folder}/virtio*"), number(folder)
+    assert ask(ask="rebind", device=device, driver=driver) == done
+    assert number(f"{folder}/virtio*") != bound and number(folder) == there, "it was not taken away from its driver, or not given back"
+    unit.sh(f"echo {device} >{folder}/driver/unbind; ! ls {folder}/driver")
+    assert ask(ask="rebind", device=device, driver=driver) == done
+    bound = number(f"{folder}/virtio*")
+    assert ask(ask="rescan", device=device) == done
+    assert number(folder) != there and number(f"{folder}/virtio*") != bound, "it was not removed, or not found again"
+    # The medium it runs from, and a device that is gone.
+    before = number(f"{DEVICES}/{medium}/driver/")
+    for question in ({"ask": "rebind", "driver": driver}, {"ask": "rescan"}):
+        assert "is no accelerator" in ask(device=medium, **question)["why"]
+    assert number(f"{DEVICES}/{medium}/driver/") == before
+    unit.sh(f"echo 1 >{folder}/remove")
+    assert "there is no PCI device" in ask(ask="rescan", device=device)["why"]
+    unit.sh("echo 1 >/sys/bus/pci/rescan")
+
+
+def test_a_timeout_that_the_driver_refuses_is_told_and_the_watchdog_is_fed_by_what_it_holds(unit):
+    before = unit.sh("readlink /run/inferd/inferd.toml")
+
+    def settled(settings, asked_s):
+        """What a keeper that is started with these settings knows of the watchdog."""
+        unit.sh(f"ln -sfn {settings} /run/inferd/inferd.toml && kill -9 $({KEEPER})")
+        eventually(lambda: state(unit)["watchdog"]["asked_s"] == asked_s)
+        unit.wait_ready(BACK_S)
+        return state(unit)["watchdog"]
+
+    def uptime():
+        return float(unit.sh("cat /proc/uptime").split()[0])
+
+    assert unit.sh("cat /sys/class/watchdog/watchdog0/max_timeout") == "2046"
+    unit.sh(f"sed 's/^#*timeout_s = .*/timeout_s = 3000/' {before} >/run/odd.toml")
+    found = settled("/run/odd.toml", 3000)
+    assert found["accepted_s"] == 15 and found["armed_before"], found
+    assert found["remarks"] == ["a timeout of 3000 s was refused: Invalid argument (os error 22)"]
+    unit.wait_for_console(r"keeper: a timeout of 3000 s was refused", 1)
+    keeper, resets, end = unit.sh(KEEPER), unit.watchdog_resets(), uptime() + 2 * 15
+    eventually(lambda: uptime() > end)
+    assert (unit.sh(KEEPER), unit.watchdog_resets()) == (keeper, resets), "it was not fed"
+    assert settled(before, 15)["remarks"] == []
 
 
 def test_a_daemon_that_keeps_ending_is_started_in_safe_mode(boot, dev_image):

@@ -666,7 +666,7 @@ impl Watchdog {
             timeout_s: seconds(r.integer(
                 "watchdog.timeout_s",
                 inferd_watch::watchdog::TIMEOUT_S.into(),
-                2..=600,
+                2..=3600,
                 "Seconds without food after which it resets the board; less where the hardware does not hold that.",
             )),
             progress: Duration::from_secs(r.integer(
