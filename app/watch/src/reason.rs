@@ -26,7 +26,7 @@ pub const MAX_TAIL: usize = 16 * 1024;
 pub const MAX_TAILS: usize = 4;
 /// Bytes read of one dump: a pstore record is never longer.
 const MAX_DUMP: u64 = 1 << 20;
-/// Dumps looked at in one boot.
+/// Dumps read in one boot; of a firmware that cuts a panic into many, the first ones. All are taken away.
 const MAX_DUMPS: usize = 16;
 /// Bytes read of any other small file.
 const MAX_SMALL: u64 = 64 * 1024;
@@ -132,6 +132,8 @@ pub fn look(places: &Places, boot_status: Option<u32>) -> Found {
         }
         serde_json::from_str(&text).ok()
     });
+    // One that a medium kept although it was taken away names a boot that was over long ago.
+    let intent = intent.filter(|mark| before.as_ref().is_none_or(|last| last.boot_id == mark.boot_id));
     if let Some(record) = before.clone().filter(|record| !boot_id.is_empty() && record.boot_id == boot_id) {
         let sentence = "the keeper was started again in the same boot".to_owned();
         let reset = Reset { reason: ResetReason::Unknown, sentence };
@@ -211,19 +213,18 @@ fn take_dumps(places: &Places, boot: u64) -> Vec<Dump> {
         .filter(|name| name.starts_with("dmesg-"))
         .collect();
     names.sort();
-    names.truncate(MAX_DUMPS);
     let mut dumps = Vec::new();
-    for name in names {
+    for (number, name) in names.into_iter().enumerate() {
         let path = places.pstore.join(&name);
-        let Some(text) = limited(&path, MAX_DUMP) else { continue };
-        if let Some(data) = &places.data {
-            keep_tail(data, boot, &name, &text);
+        let text = if number < MAX_DUMPS { limited(&path, MAX_DUMP) } else { None };
+        if let (Some(data), Some(text)) = (&places.data, &text) {
+            keep_tail(data, boot, &name, text);
         }
-        // Also when its end could not be kept: a store that is full takes no new one.
+        // Also when its end was not kept: a store that is full takes no new one, and what stays is a panic of the next boot.
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(name, %error, "a dump stays in pstore and will be taken for a new one");
         }
-        dumps.push(Dump { name, text });
+        dumps.extend(text.map(|text| Dump { name, text }));
     }
     dumps
 }
@@ -350,6 +351,31 @@ mod tests {
         store(&places, &second);
         next_boot(&places, "three");
         assert_eq!(look(&places, Some(0)).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn a_mark_that_names_another_boot_than_the_last_is_not_believed() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let first = look(&places, Some(0));
+        store(&places, &first);
+        fs::write(places.intent().unwrap(), r#"{"boot_id":"long ago","why":"asked"}"#).unwrap();
+        next_boot(&places, "two");
+        assert_eq!(look(&places, Some(0)).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn more_dumps_than_are_read_are_taken_away_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        for part in 0..MAX_DUMPS + 24 {
+            fs::write(places.pstore.join(format!("dmesg-efi-{part:03}")), "Panic#1 Part1\n").unwrap();
+        }
+        let first = look(&places, None);
+        assert_eq!(first.reset.reason, ResetReason::Panic);
+        store(&places, &first);
+        next_boot(&places, "two");
+        assert_eq!(look(&places, None).reset.reason, ResetReason::Power, "one panic counted twice");
     }
 
     #[test]
