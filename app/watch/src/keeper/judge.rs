@@ -13,14 +13,15 @@
 //! | draining (20 s at most) | yes | the daemon ended | waiting, starting at once, going down or ended: what was asked for |
 //! | | | its time is over, asked | draining (`SIGKILL`), once more as long |
 //! | going down (30 s at most) | yes | told to end | ended |
-//! | starting, running, draining, going down | yes | its time is over | **letting go** |
+//! | starting, running, draining, going down | yes | its time is over | **letting go**; without a watchdog: draining (`SIGKILL`) |
+//! | draining, killed, without a watchdog | yes | its time is over | going down, or ended when that was asked for |
 //! | any | | told to let go (a watchdog test) | **letting go** |
 //! | letting go | **no** | any | letting go: never back |
 //! | ended | no | any | ended |
 //!
 //! A daemon that lets its time pass is not killed: what hangs it may hang the rest too, and a killed one would destroy the evidence.
-//! The hardware resets the board. Where there is no watchdog that could, the daemon is killed and started again: that is what
-//! is left. And a watchdog that does not do what it promised ([`Limits::overdue`] after letting go) is helped by a forced restart.
+//! The hardware resets the board. Where there is no watchdog that could, the daemon is killed and started again, and the board is
+//! restarted when not even that ends it: that is what is left. And a watchdog that does not do what it promised ([`Limits::overdue`] after letting go) is helped by a forced restart.
 //!
 //! A daemon that ended is started again after 0.5 s, twice as long after each further end, 60 s at most; one that was healthy, or ran
 //! for [`STEADY`], begins anew. Waiting never starves the hardware: the keeper is well, and says so. One that ends at once in safe
@@ -286,6 +287,14 @@ impl Judge {
     /// Nothing moves any more.
     fn hang(&mut self, now: Duration, why: Hang) -> Action {
         let daemon = matches!(why, Hang::Start | Hang::Progress | Hang::Drain);
+        if let (false, State::Draining { asked, killed: true, .. }) = (self.hardware, self.state) {
+            let (state, action) = match asked {
+                Some(Then::End) => (State::Ended, Action::Exit),
+                _ => (State::GoingDown { since: now }, Action::Reboot),
+            };
+            self.state = state;
+            return action;
+        }
         if !self.hardware && daemon {
             self.state = State::Draining { since: now, asked: None, killed: true };
             return Action::KillHung(why);
@@ -407,10 +416,21 @@ mod tests {
         assert!(judge.feeds(), "systemd may be listening");
         assert_eq!(judge.event(s(11), Event::Ended), None);
         assert_eq!(judge.tick(s(12)), Some(Action::Start));
-        // One that not even SIGKILL ends is killed again.
+        // One that not even SIGKILL ends hangs in the kernel.
         judge.event(s(12), Event::Ready);
         judge.tick(s(22));
-        assert_eq!(judge.tick(s(42)), Some(Action::KillHung(Hang::Drain)));
+        assert_eq!(judge.tick(s(42)), Some(Action::Reboot));
+        assert_eq!(judge.tick(s(72)), Some(Action::LetGo(Hang::GoingDown)));
+        assert_eq!(judge.tick(s(132)), Some(Action::Force));
+        let mut told = running();
+        told.set_hardware(false);
+        told.event(s(2), Event::Stop(Then::End));
+        assert_eq!(told.tick(s(22)), Some(Action::Kill));
+        assert_eq!(
+            told.tick(s(42)),
+            Some(Action::Exit),
+            "who asks for the end of the keeper asks for no restart"
+        );
     }
 
     #[test]
