@@ -159,6 +159,11 @@ def test_the_watchdog_runs_on_while_the_kernel_restarts_the_board(packages):
         assert board.module_parameters["watchdog"] == "stop_on_reboot=0"
 
 
+def test_systemd_spares_the_keeper_and_counts_its_ends_as_keepers_do_elsewhere():
+    unit = (places.OVERLAY / "usr/lib/systemd/system/inferd.service").read_text().splitlines()
+    assert {"OOMScoreAdjust=-1000", "StartLimitBurst=4", "StartLimitIntervalSec=600", "StartLimitAction=reboot-force"} <= set(unit)
+
+
 def test_a_panic_restarts_the_board_before_the_watchdog_does_and_a_hang_of_the_kernel_is_a_panic(packages):
     words = packages[0].cmdline.split()
     assert 0 < int(next(word for word in words if word.startswith("panic=")).partition("=")[2]) < 15
