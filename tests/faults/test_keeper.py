@@ -315,3 +315,11 @@ def test_keepers_that_end_again_and_again_leave_the_watchdog_alone(keeper, tmp_p
     assert one.history()[-1]["kind"] == "let-go"
     assert one.history()[-1]["sentence"] == "the keeper was started more than 4 times within 10 minutes"
     assert "is fed no more and resets the board" in one.log_text()
+
+
+def test_a_watchdog_that_cannot_be_fed_is_told_once_and_shown_as_long_as_it_lasts(keeper, tmp_path):
+    (tmp_path / "watchdog").touch()
+    one = keeper(device=tmp_path / "watchdog")
+    until(lambda: any("the watchdog cannot be fed: " in remark for remark in one.state()["remarks"]), one)
+    one.stop()
+    assert one.log_text().count("the watchdog cannot be fed") == 1

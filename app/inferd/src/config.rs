@@ -660,7 +660,7 @@ impl Watchdog {
                 "watchdog.device",
                 inferd_watch::watchdog::DEVICE,
                 "an absolute path",
-                "The hardware watchdog that `inferd keeper` feeds; empty: none.",
+                "The hardware watchdog that `inferd keeper` feeds; empty: none. Where this one is not there and another is armed, it feeds that.",
                 |s| s.starts_with('/').then(|| PathBuf::from(s)),
             ),
             timeout_s: seconds(r.integer(

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // the ioctls of linux/watchdog.h
 
 use crate::state::WatchdogState;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 /// The usual device.
 pub const DEVICE: &str = "/dev/watchdog0";
+/// What the kernel tells of all of them.
+pub const CLASS: &str = "/sys/class/watchdog";
 /// Seconds that are asked for when nothing else is configured: what the hardware of a Raspberry Pi holds.
 pub const TIMEOUT_S: u32 = 15;
 /// The longest time between two feedings.
@@ -76,16 +79,32 @@ pub struct Before {
 }
 
 impl Before {
-    /// Looks in `/sys/class/watchdog`.
+    /// Looks in [`CLASS`].
     #[must_use]
     pub fn look(device: &Path) -> Self {
-        let folder = Path::new("/sys/class/watchdog").join(device.file_name().unwrap_or_default());
+        let folder = Path::new(CLASS).join(device.file_name().unwrap_or_default());
         let read = |name: &str| fs::read_to_string(folder.join(name)).ok().map(|text| text.trim().to_owned());
         Self {
             armed: read("state").map(|state| state == "active"),
             nowayout: read("nowayout").map(|nowayout| nowayout == "1"),
         }
     }
+}
+
+/// The watchdog that somebody has armed, as `class` (`/sys/class/watchdog`) shows it, where the `wanted` one is not there: nobody
+/// else would feed it, and it resets the board.
+#[must_use]
+pub fn armed_instead(class: &Path, wanted: Option<&Path>) -> Option<PathBuf> {
+    if wanted.is_some_and(Path::exists) {
+        return None;
+    }
+    let active = |name: &OsString| {
+        fs::read_to_string(class.join(name).join("state")).is_ok_and(|state| state.trim() == "active")
+    };
+    let mut names: Vec<OsString> =
+        fs::read_dir(class).ok()?.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    names.into_iter().find(active).map(|name| Path::new("/dev").join(name))
 }
 
 /// Asks for `wanted` seconds, and for less while what the driver then says is not plausible. Feeds it.
@@ -373,6 +392,25 @@ mod tests {
         assert_eq!(feed_every(120), Duration::from_secs(5));
         assert_eq!(feed_every(6), Duration::from_secs(2));
         assert!(!feed_every(0).is_zero());
+    }
+
+    #[test]
+    fn one_that_is_armed_is_fed_whatever_is_configured_and_one_that_is_there_is_taken() {
+        let class = tempfile::tempdir().unwrap();
+        for (name, state) in [("watchdog0", "inactive"), ("watchdog1", "active"), ("watchdog2", "active")] {
+            fs::create_dir(class.path().join(name)).unwrap();
+            fs::write(class.path().join(name).join("state"), format!("{state}\n")).unwrap();
+        }
+        let instead = |wanted: Option<&str>| armed_instead(class.path(), wanted.map(Path::new));
+        let armed = Some(PathBuf::from("/dev/watchdog1"));
+        assert_eq!(instead(None), armed);
+        assert_eq!(instead(Some("/dev/no-such-watchdog")), armed);
+        assert_eq!(instead(Some("/dev/null")), None);
+        for name in ["watchdog1", "watchdog2"] {
+            fs::write(class.path().join(name).join("state"), "inactive\n").unwrap();
+        }
+        assert_eq!(instead(None), None);
+        assert_eq!(armed_instead(Path::new("/nowhere"), None), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loop.
 
-use super::board::Accelerator;
+use super::board::{Accelerator, Restart};
 use super::child::{self, Daemon, End, Recipe};
 use super::judge::{Action, Event, Hang, Judge, State, Then};
 use super::sockets::{Asks, Connection, Notifications, Said, refuse};
@@ -78,10 +78,13 @@ fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
 ///
 /// # Errors
 /// [`KeeperError`]; the watchdog, where it was opened, runs on and resets the board unless another keeper comes.
-pub fn run(settings: Settings) -> Result<(), KeeperError> {
+pub fn run(mut settings: Settings) -> Result<(), KeeperError> {
     let gid = settings.user.map(|user| user.gid);
     folder(&settings.run, gid).map_err(without(settings.run.display().to_string()))?;
     let systemd = systemd();
+    if systemd.is_none() && settings.restart == Restart::Board {
+        feed_what_is_armed(&mut settings);
+    }
     count_start(&settings, systemd.is_some())?;
     // The hardware next: from here on a hang is noticed.
     let mut feeder = Feeder::new(&settings, systemd);
@@ -93,10 +96,24 @@ pub fn run(settings: Settings) -> Result<(), KeeperError> {
     // An earlier keeper's successor finds its process id here, and so does whoever shuts the system down.
     fs::write(settings.run.join("pid"), format!("{}\n", std::process::id()))
         .map_err(without(settings.run.display().to_string()))?;
-    let found = found(&settings, &mut feeder);
-    let mut keeper = Keeper::new(settings, feeder, notifications, asks, found);
+    let writer = Writer::start();
+    let found = found(&settings, &mut feeder, &writer);
+    let mut keeper = Keeper::new(settings, feeder, (notifications, asks), writer, found);
     keeper.adopt();
     keeper.turn(&signals)
+}
+
+/// A watchdog that somebody has armed and that nobody feeds resets the board, at every start anew: then the device that is configured
+/// cannot be what was meant.
+fn feed_what_is_armed(settings: &mut Settings) {
+    let class = Path::new(watchdog::CLASS);
+    if let Some(device) = watchdog::armed_instead(class, settings.device.as_deref()) {
+        let path = device.display();
+        settings
+            .remarks
+            .push(format!("watchdog.device names none that is there; {path} is armed, so it is fed"));
+        settings.device = Some(device);
+    }
 }
 
 /// Counts this start. Where there are too many the watchdog is not even opened, which would feed it; where there is none that could
@@ -149,20 +166,24 @@ fn folder(path: &Path, gid: Option<u32>) -> io::Result<()> {
     }
 }
 
-/// Finds out about the boot before, feeding meanwhile: the medium may be slow.
-fn found(settings: &Settings, feeder: &mut Feeder) -> Found {
+/// Finds out about the boot before and opens the history, feeding meanwhile: the medium may be slow.
+fn found(settings: &Settings, feeder: &mut Feeder, writer: &Arc<Writer>) -> (Found, History) {
     let gid = settings.user.map(|user| user.gid);
     let places = places(settings);
     let boot_status = feeder.state.as_ref().map(|state| state.boot_status);
     let (tell, told) = mpsc::channel();
+    let of_looker = Arc::clone(writer);
     let looker = std::thread::Builder::new().name("evidence".into()).spawn(move || {
         if let Some(data) = &places.data
             && let Err(error) = folder(data, gid)
         {
             tracing::warn!(%error, "nothing outlives a reset");
         }
+        let found = reason::look(&places, boot_status);
+        let path = places.history().filter(|_| found.lasting);
+        let history = History::open(path, found.record.boot, of_looker);
         // Whoever waited may have given up.
-        let _ = tell.send(reason::look(&places, boot_status));
+        let _ = tell.send((found, history));
     });
     let end = Instant::now() + LOOK;
     while looker.is_ok() && Instant::now() < end {
@@ -173,13 +194,10 @@ fn found(settings: &Settings, feeder: &mut Feeder) -> Found {
         }
     }
     let sentence = format!("what happened before could not be read within {} s", LOOK.as_secs());
-    Found {
-        record: BootRecord::default(),
-        reset: Reset { reason: ResetReason::Unknown, sentence },
-        words: Vec::new(),
-        again: false,
-        lasting: false,
-    }
+    let record = BootRecord::default();
+    let history = History::open(None, record.boot, Arc::clone(writer));
+    let reset = Reset { reason: ResetReason::Unknown, sentence };
+    (Found { record, reset, words: Vec::new(), again: false, lasting: false }, history)
 }
 
 fn places(settings: &Settings) -> Places {
@@ -197,6 +215,8 @@ struct Feeder {
     state: Option<WatchdogState>,
     /// Why there is no watchdog, as long as there is none.
     trouble: Option<String>,
+    /// Why it could not be fed the last time.
+    unfed: Option<String>,
     systemd: Option<crate::notify::Notifier>,
     every: Duration,
     last: Option<Instant>,
@@ -212,6 +232,7 @@ impl Feeder {
             wanted: settings.device.clone().filter(|_| systemd.is_none()).map(|d| (d, settings.timeout_s)),
             state: None,
             trouble: None,
+            unfed: None,
             systemd,
             every: every.unwrap_or(watchdog::FEED_AT_MOST).min(watchdog::FEED_AT_MOST),
             last: None,
@@ -267,10 +288,12 @@ impl Feeder {
 
     fn feed(&mut self) {
         self.last = Some(Instant::now());
-        if let Some(device) = &mut self.device
-            && let Err(error) = device.feed()
-        {
-            tracing::error!(%error, "the watchdog cannot be fed");
+        if let Some(device) = &mut self.device {
+            let unfed = device.feed().err().map(|error| format!("the watchdog cannot be fed: {error}"));
+            if let Some(why) = unfed.as_ref().filter(|_| self.unfed.is_none()) {
+                tracing::error!("{why}");
+            }
+            self.unfed = unfed;
         }
         if let Some(systemd) = &self.systemd {
             systemd.watchdog();
@@ -319,16 +342,10 @@ impl Keeper {
     fn new(
         settings: Settings,
         feeder: Feeder,
-        notifications: Notifications,
-        asks: Asks,
-        found: Found,
+        (notifications, asks): (Notifications, Asks),
+        writer: Arc<Writer>,
+        (found, history): (Found, History),
     ) -> Self {
-        let writer = Writer::start();
-        let history = History::open(
-            places(&settings).history().filter(|_| found.lasting),
-            found.record.boot,
-            Arc::clone(&writer),
-        );
         let log = match settings.log {
             Log::Kernel => OpenOptions::new().write(true).open("/dev/kmsg").ok(),
             Log::StandardError => None,
@@ -897,7 +914,7 @@ impl Keeper {
     /// Leaves in a file what the daemon reads, when it has changed.
     fn show(&mut self) {
         let mut remarks = self.settings.remarks.clone();
-        remarks.extend(self.feeder.trouble.clone());
+        remarks.extend(self.feeder.trouble.iter().chain(&self.feeder.unfed).cloned());
         remarks.extend(self.writer.written().trouble);
         let state = KeeperState {
             boot: self.record.boot,
