@@ -19,11 +19,19 @@ pub struct House {
     serial: AtomicU64,
     /// What has been done for each device, by its address.
     recoveries: Mutex<BTreeMap<String, Recovery>>,
+    /// Steps so far, by device and name.
+    steps: Mutex<BTreeMap<(String, &'static str), u64>>,
 }
 
 impl House {
     pub fn new(config: HostsConfig) -> Self {
-        Self { config, events: Events::new(), serial: AtomicU64::default(), recoveries: Mutex::default() }
+        Self {
+            config,
+            events: Events::new(),
+            serial: AtomicU64::default(),
+            recoveries: Mutex::default(),
+            steps: Mutex::default(),
+        }
     }
 
     /// The program that has this engine, if one has.
@@ -58,7 +66,7 @@ impl House {
             let outcome =
                 "the device is well again: an engine host passed its golden vectors on it".to_owned();
             tracing::info!(device = device.address, "a device was recovered");
-            self.events.tell(HostEvent::Recovery { device: device.address, step: "recovered", outcome });
+            self.tell_step(&device, "recovered", outcome);
         }
     }
 
@@ -72,9 +80,23 @@ impl House {
     }
 
     fn told(&self, device: &Device, step: Step, reason: &str, outcome: String) {
-        let (device, step) = (device.address.as_str(), step.name());
-        tracing::warn!(device, step, reason, outcome, "recovering a device");
-        self.events.tell(HostEvent::Recovery { device: device.to_owned(), step, outcome });
+        let (address, step) = (device.address.as_str(), step.name());
+        tracing::warn!(device = address, step, reason, outcome, "recovering a device");
+        self.tell_step(device, step, outcome);
+    }
+
+    fn tell_step(&self, device: &Device, step: &'static str, outcome: String) {
+        let device = device.address.clone();
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        *steps.entry((device.clone(), step)).or_default() += 1;
+        drop(steps);
+        self.events.tell(HostEvent::Recovery { device, step, outcome });
+    }
+
+    /// Steps so far: device, step, how often.
+    pub fn recovery_steps(&self) -> Vec<(String, &'static str, u64)> {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.iter().map(|((device, step), &n)| (device.clone(), *step, n)).collect()
     }
 
     /// A host of this engine could not be started. Whether it is worth trying again at once, with the device put right: never

@@ -16,7 +16,8 @@
 //! | `reboot` | (another daemon begins at the top) | it was refused: `give-up` |
 //! | `give-up` | well | the model stays on its fallback; a host is tried whenever the breaker lets one through |
 //!
-//! A step that cannot be done is followed by the next one at once. Each is taken once until the device is well again.
+//! A step that cannot be done is followed by the next one at once. Each is taken once until the device is well again, and is told to
+//! the log, to who listens to the hosts' events (the history), and to `/metrics`.
 
 use inferd_model::EngineKind;
 use std::fmt::Debug;

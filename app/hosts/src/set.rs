@@ -188,6 +188,12 @@ impl Hosts {
         lock(&self.errors).get(name).cloned()
     }
 
+    /// Steps that were taken to get lost devices back: device, step (as in [`HostEvent::Recovery`]), how often.
+    #[must_use]
+    pub fn recovery_steps(&self) -> Vec<(String, &'static str, u64)> {
+        self.house.recovery_steps()
+    }
+
     /// Every load failure that still stands: (name or directory, reason).
     #[must_use]
     pub fn load_errors(&self) -> Vec<(String, String)> {

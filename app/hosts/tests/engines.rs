@@ -393,6 +393,9 @@ async fn a_device_is_recovered_while_the_fallback_serves() {
             }
         }
         assert_eq!(steps, [&["restart"], want, &["recovered"]].concat());
+        let mut counted: Vec<_> = hosts.recovery_steps().into_iter().map(|(_, step, n)| (step, n)).collect();
+        counted.sort_by_key(|(step, _)| steps.iter().position(|s| s == step));
+        assert_eq!(counted, steps.iter().map(|&step| (step, 1)).collect::<Vec<_>>());
         hosts.shutdown().await;
     }
 }

@@ -83,6 +83,12 @@ impl Collector for Live {
         if self.triton {
             triton(&mut out, &models)?;
         }
+        let steps = self.hosts.recovery_steps();
+        out.counter(
+            "inferd_device_recovery_steps",
+            "Steps taken to get a lost device of an engine back",
+            steps.iter().map(|(device, step, n)| (vec![("device", device.as_str()), ("step", *step)], *n)),
+        )?;
         let errors = self.hosts.load_errors().len();
         out.gauge("inferd_model_load_errors", "Models that could not be loaded", [(vec![], float(errors))])?;
         let view = self.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
