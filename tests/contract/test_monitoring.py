@@ -294,6 +294,24 @@ def test_the_served_rules_are_good_and_every_metric_in_them_exists(native, machi
     assert named(served.decode()) <= exported
 
 
+def test_no_mistake_of_a_client_counts_as_an_error_of_the_device(native, machine, walk):
+    key = [("X-API-Key", "correct-horse-battery")]
+    settings = '[security]\napi_key = "correct-horse-battery"\nopen_inference = false\nrate_limit_per_s = 1\nrate_limit_burst = 8\n'
+    daemon = native(config=machine.config(settings))
+    assert ask(daemon, "POST", "/infer", json.dumps(walk), headers=key).status == 200
+    assert ask(daemon, "POST", "/infer", "{}", headers=key).status == 422
+    assert ask(daemon, "POST", "/infer", json.dumps(walk)).status == 401
+    assert ask(daemon, "POST", "/infer", " " * (11 << 20), headers=key).status == 413
+    assert ask(daemon, "POST", "/v2/models/nobody/infer", "{}", headers=key).status == 404
+    until(lambda: ask(daemon, "POST", "/infer", "{}", headers=key).status == 429, daemon)
+    told = {dict(labels)["outcome"] for labels in samples(daemon)["inferd_requests_total"]}
+    assert told == {"success", "validation_error", "forbidden", "payload_too_large", "not_found", "rate_limited"}
+    leave_out = set(re.findall(r'outcome!~"([^"]+)"', RULES.read_text()))
+    assert len(leave_out) == 1, "every rule means the same"
+    assert all(re.fullmatch(*leave_out, outcome) for outcome in told)
+    assert not re.fullmatch(*leave_out, "host_lost")
+
+
 def named(rules):
     """The metrics in the expressions of a rules file."""
     found = set()
