@@ -150,6 +150,10 @@ class Native:
         """What the daemon has logged."""
         return self.log.read_text(errors="replace")
 
+    def logged(self, text):
+        """Waits until the log has this text: it is written by a thread of its own, after what it tells has happened."""
+        until(lambda: text in self.log_text(), f"{text!r} in the log")
+
     def stop(self, timeout=20):
         """SIGTERM, then SIGKILL; returns the exit status."""
         if self.process.poll() is None:

@@ -91,7 +91,7 @@ def test_names_nobody_knows_are_reported_and_change_nothing(native):
     warnings = daemon.request("/status").json()["config"]["warnings"]
     assert any("server.threds" in w and "server.threads" in w for w in warnings), warnings
     assert any("INFERD_SERVER_KEEPALIVE_S" in w for w in warnings), warnings
-    assert "server.threds" in daemon.log_text()
+    daemon.logged("server.threds")
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_daemon_up_with_the_reason(native):

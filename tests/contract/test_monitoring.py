@@ -174,6 +174,7 @@ def test_an_alert_is_raised_once_and_cleared_once_and_told_everywhere(native, ma
     entries = daemon.request("/api/v1/history").json()["entries"]
     alerts = [e["detail"]["change"] for e in entries if e["kind"] == "alert"]
     assert alerts == ["cleared", "raised"], entries
+    daemon.logged("over: ")
     log = daemon.log_text()
     assert log.count("90 % of the memory is in use") == 1 and log.count("over: ") == 1, log
 

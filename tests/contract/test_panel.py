@@ -42,7 +42,7 @@ def test_a_healthy_appliance_blinks_and_a_press_puts_its_status_into_the_log(pan
     front.do("press")
     front.do("release")
     until(lambda: 'look="healthy"' in daemon.log_text(), daemon)
-    assert "imu-motion: ready" in daemon.log_text()
+    daemon.logged("imu-motion: ready")
     assert daemon.stop() == 0
 
 

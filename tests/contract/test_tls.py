@@ -89,7 +89,7 @@ def test_a_device_makes_its_own_certificate_and_every_client_can_use_it(secure):
     ).stdout  # fmt: skip
     assert shown.split("=", 1)[1].split("\n")[0].replace(":", "").lower() == told["fingerprint_sha256"]
     assert "notBefore=Jan  1 00:00:00 2020" in shown and "notAfter=Jan  1 00:00:00 2120" in shown
-    assert f"fingerprint_sha256={told['fingerprint_sha256']}" in device.daemon.log_text()
+    device.daemon.logged(f"fingerprint_sha256={told['fingerprint_sha256']}")
     key = device.certificate.with_name("key.pem")
     assert key.stat().st_mode & 0o777 == 0o600 and device.certificate.parent.stat().st_mode & 0o777 == 0o700
 
@@ -178,7 +178,7 @@ def test_a_broken_certificate_is_found_by_check_and_plain_listeners_go_on(secure
     device = secure(tls=f'cert = "{tmp_path}/c.pem"\nkey = "{tmp_path}/k.pem"')
     told = device.told()
     assert told["fingerprint_sha256"] is None and "tls." in told["error"]
-    assert "no TLS: tls." in device.daemon.log_text()
+    device.daemon.logged("no TLS: tls.")
     assert device.daemon.request("/healthz").status == 200
     assert curl("-k", f"https://localhost:{device.port}/livez")[0] != 0
     file = tmp_path / "check.toml"

@@ -248,8 +248,8 @@ def test_what_the_daemon_puts_into_the_journal_itself_the_keeper_only_keeps(keep
     one = keeper(environment={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
     one.order("print(os.environ['INFERD_KEEPER_LOG'], '\\x06<6>own line\\n\\x06<4>the last\\nlibc aborts', sep='\\n'); os._exit(1)")
     one.started(2)
-    lines = one.log_text().splitlines()
-    assert [line for line in lines if "keeper:" not in line] == ["hello", "journal", "libc aborts", "hello"]
+    words = ["hello", "journal", "libc aborts", "hello"]
+    until(lambda: [line for line in one.log_text().splitlines() if "keeper:" not in line] == words, one)
     end = next(entry for entry in one.history() if entry["kind"] == "daemon-end")
     assert end["words"] == ["hello", "journal", "own line", "the last", "libc aborts"]
 

@@ -69,7 +69,7 @@ def test_a_keeper_on_an_abstract_socket_is_told(native, tmp_path):
 
 def test_a_listener_that_cannot_be_had_is_a_line_in_the_log(native):
     daemon = native(env={"NOTIFY_SOCKET": "nowhere"})
-    assert "nobody is told how this daemon is" in daemon.log_text()
+    daemon.logged("nobody is told how this daemon is")
 
 
 def test_a_stopped_daemon_is_silent_and_goes_on_when_it_goes_on(native, keeper):
@@ -108,7 +108,7 @@ def test_engines_that_finish_nothing_starve_the_watchdog_and_say_which(native, k
     view = daemon.request("/status").json()["progress"]
     assert view["proved"] is False and view["inference"]["ok"] is False and view["http"]["ok"] is True
     assert 'inferd_progress_ok{proof="inference"} 0' in daemon.request("/metrics").body.decode()
-    assert "the watchdog is not fed: no model has finished" in daemon.log_text()
+    daemon.logged("the watchdog is not fed: no model has finished")
     os.kill(host_pid(daemon, "fault-slow"), signal.SIGKILL)
     keeper.fed(after)
 
@@ -222,7 +222,10 @@ def test_a_data_directory_that_cannot_be_written_is_an_alarm_and_does_not_starve
     view = daemon.request("/status").json()["progress"]
     assert view["proved"] is True and view["storage"]["ok"] is False
     assert "cannot be written" in view["storage"]["sentence"]
-    said = [line for line in daemon.log_text().splitlines() if "cannot be written" in line and "inferd_watch::progress" in line]
-    assert len(said) == 1, "it is said once, beside the alert"
+
+    def said():
+        return [line for line in daemon.log_text().splitlines() if "cannot be written" in line and "inferd_watch::progress" in line]
+
+    assert len(until(said, daemon)) == 1, "it is said once, beside the alert"
     (data / "progress.check").rmdir()
     until(lambda: daemon.request("/status").json()["progress"]["storage"]["ok"], daemon)

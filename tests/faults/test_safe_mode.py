@@ -98,7 +98,7 @@ def test_without_a_keeper_it_goes_on_with_all_its_models(safe, office, walk):  #
     assert served(daemon) == "1.0.1"
     until(lambda: daemon.request("/readyz").status == 200, daemon)
     assert daemon.request("/infer", walk).status == 200, "the directories' models are back, too"
-    assert "safe mode is over" in daemon.log_text()
+    daemon.logged("safe mode is over")
 
 
 def test_a_bundle_that_is_no_good_leaves_it_in_safe_mode(safe, office):  # noqa: F811
