@@ -68,7 +68,8 @@ def ask(unit, board, tmp_path):
     """Asks the keeper as root: `ask(question)` is its answer."""
     source = Path(__file__).with_name("ask.rs")
     flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
-    subprocess.run(["rustc", "--edition", "2024", "--target", board.rust_target, *flags, "-o", tmp_path / "ask", source], check=True)
+    command = ["rustc", "--edition", "2024", "--target", board.rust_target, *flags, "-o", tmp_path / "ask", source]
+    subprocess.run(command, check=True, cwd=source.parent)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -206,7 +207,7 @@ def test_a_timeout_that_the_driver_refuses_is_told_and_the_watchdog_is_fed_by_wh
     found = settled("/run/odd.toml", 3000)
     assert found["accepted_s"] == 15 and found["armed_before"], found
     assert found["remarks"] == ["a timeout of 3000 s was refused: Invalid argument (os error 22)"]
-    unit.wait_for_console(r"keeper: a timeout of 3000 s was refused", 1)
+    unit.wait_for_console(r"keeper: a timeout of 3000 s was refused", 30)
     keeper, resets, end = unit.sh(KEEPER), unit.watchdog_resets(), uptime() + 2 * 15
     eventually(lambda: uptime() > end)
     assert (unit.sh(KEEPER), unit.watchdog_resets()) == (keeper, resets), "it was not fed"

@@ -11,7 +11,7 @@
 //! **24 hours** are hours in which the board runs, so no clock matters. For each restart [`FILE`] in the data directory has the time
 //! that is known to have run since: of this boot all of it, of earlier ones what was noted, once an hour. What was not noted makes a
 //! restart younger than it is and the cap stricter. A damaged file counts as if all restarts had just been made. A restart is noted
-//! before it is asked for, and the note is taken back only when the keeper says that there is none.
+//! before it is asked for, and the note is taken back only where it is certain that there is none.
 //!
 //! Without a keeper (plain Linux) every step is refused with that reason.
 
