@@ -166,7 +166,8 @@ def test_systemd_spares_the_keeper_and_counts_its_ends_as_keepers_do_elsewhere()
 
 def test_a_panic_restarts_the_board_before_the_watchdog_does_and_a_hang_of_the_kernel_is_a_panic(packages):
     words = packages[0].cmdline.split()
-    assert 0 < int(next(word for word in words if word.startswith("panic=")).partition("=")[2]) < 15
+    # Of the watchdog's 15 s the last feeding may have used five.
+    assert 0 < int(next(word for word in words if word.startswith("panic=")).partition("=")[2]) <= 15 - 5
     assert {"softlockup_panic=1", "hung_task_panic=1"} <= set(words)
 
 

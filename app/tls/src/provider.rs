@@ -37,8 +37,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The provider. ChaCha20 comes first: it is as quick on a Cortex-A72, which has no AES instructions, as elsewhere. Who prefers
-/// AES, and speaks first, gets AES (RFC 8446 leaves the choice to the server, which takes the client's order).
+/// The provider. ChaCha20 comes first: it is as quick on a Cortex-A72, which has no AES instructions, as elsewhere. A server keeps to
+/// this order whatever its client prefers ([`Identity`](crate::Identity) says so to rustls); a client offers it.
 pub fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
@@ -60,7 +60,7 @@ const fn common(suite: CipherSuite, confidentiality_limit: u64) -> CipherSuiteCo
     CipherSuiteCommon { suite, hash_provider: &Sha, confidentiality_limit }
 }
 
-/// Records under one AES-GCM key (RFC 8446, 5.5): rustls changes the key before.
+/// Records under one AES-GCM key (RFC 8446, 5.5): rustls changes the key before, and in TLS 1.2, which cannot, ends the connection.
 const GCM_RECORDS: u64 = 1 << 24;
 const SCHEMES: &[SignatureScheme] = &[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256];
 
