@@ -200,7 +200,7 @@ fn wanted(query: &str) -> Result<(usize, Option<Kind>), &'static str> {
             }
             Some(("kind", name)) => {
                 let known = serde_json::from_value(Value::String(name.to_owned()));
-                kind = Some(known.map_err(|_| "kind: one of boot, daemon-end, let-go, safe-mode, host-end, breaker, recovery, alert, request")?);
+                kind = Some(known.map_err(|_| "kind: one of boot, keeper, daemon-end, let-go, safe-mode, host-end, breaker, recovery, alert, request")?);
             }
             _ => return Err("the query may name limit and kind, nothing else"),
         }
@@ -345,6 +345,16 @@ mod tests {
         assert_eq!(wanted(""), Ok((50, None)));
         assert_eq!(wanted("limit=3&kind=let-go"), Ok((3, Some(Kind::LetGo))));
         assert_eq!(wanted("kind=host-end"), Ok((50, Some(Kind::HostEnd))));
+        let page: Value = serde_json::from_str(include_str!("../assets/openapi.json")).unwrap();
+        let listed = page.to_string();
+        let names: Vec<String> =
+            Kind::ALL.iter().map(|kind| json!(kind).as_str().unwrap().to_owned()).collect();
+        for (kind, name) in Kind::ALL.into_iter().zip(&names) {
+            assert_eq!(wanted(&format!("kind={name}")), Ok((50, Some(kind))));
+        }
+        assert_eq!(wanted("kind=x").unwrap_err(), format!("kind: one of {}", names.join(", ")));
+        let listing = json!(names).to_string();
+        assert_eq!(listed.matches(&listing).count(), 2, "the page lists other kinds than {listing}");
         for bad in ["limit=0", "limit=513", "limit=-1", "limit=", "kind=HostEnd", "kind=", "since=3", "limit"]
         {
             assert!(wanted(bad).is_err(), "{bad}");

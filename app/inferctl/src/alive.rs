@@ -10,7 +10,7 @@ pub struct History {
     /// How many entries are shown
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=512))]
     limit: u16,
-    /// Only this kind: boot, daemon-end, let-go, safe-mode, host-end, breaker, recovery, alert, request
+    /// Only this kind: boot, keeper, daemon-end, let-go, safe-mode, host-end, breaker, recovery, alert, request
     #[arg(long)]
     kind: Option<String>,
     /// Show the last words of what died, too

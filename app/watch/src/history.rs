@@ -59,6 +59,21 @@ pub enum ResetReason {
     Unknown,
 }
 
+impl ResetReason {
+    /// Its name, as it stands in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Power => "power",
+            Self::Watchdog => "watchdog",
+            Self::Panic => "panic",
+            Self::Request => "request",
+            Self::Oom => "oom",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -109,6 +124,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Boot,
+        Self::Keeper,
+        Self::DaemonEnd,
+        Self::LetGo,
+        Self::SafeMode,
+        Self::HostEnd,
+        Self::Breaker,
+        Self::Recovery,
+        Self::Alert,
+        Self::Request,
+    ];
+
     /// Whether it cannot happen over and over within one boot: then it is written at once, whatever was written before.
     fn is_rare(self) -> bool {
         matches!(self, Self::Boot | Self::LetGo | Self::SafeMode)

@@ -953,18 +953,3 @@ impl Keeper {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
-
-impl ResetReason {
-    /// Its name, as it stands in files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Power => "power",
-            Self::Watchdog => "watchdog",
-            Self::Panic => "panic",
-            Self::Request => "request",
-            Self::Oom => "oom",
-            Self::Unknown => "unknown",
-        }
-    }
-}
