@@ -6,7 +6,10 @@ use crate::{
     show,
 };
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 /// Arguments of `log-level`.
 #[derive(Debug, clap::Args)]
@@ -156,9 +159,7 @@ fn fetch(client: &Client, path: &str, dir: &Path, delete: bool, json: bool) -> R
         }
         let content = &taken(&answer)?.body;
         let part = dir.join(format!(".{}.part", file.name));
-        std::fs::write(&part, content)
-            .and_then(|()| std::fs::rename(&part, &at))
-            .map_err(|e| cannot(&at, &e))?;
+        keep(&part, &at, content).map_err(|e| cannot(&at, &e))?;
         (fetched, bytes) = (fetched + 1, bytes + content.len() as u64);
         if delete {
             taken(&client.delete(&from)?)?;
@@ -175,6 +176,15 @@ fn fetch(client: &Client, path: &str, dir: &Path, delete: bool, json: bool) -> R
         ));
     }
     Ok(())
+}
+
+/// Writes a file whole and makes it durable: the device may be told to forget its own next.
+fn keep(part: &Path, at: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(part)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(part, at)?;
+    std::fs::File::open(at.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Seconds of `90s`, `10m`, `2h` or `90`.
