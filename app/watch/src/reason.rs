@@ -147,7 +147,11 @@ pub fn look(places: &Places, boot_status: Option<u32>) -> Found {
     });
     let evidence = Evidence { intent: intent.map(|intent| intent.why), let_go, boot_status, dumps, lasting };
     let (reset, words) = decide(&evidence);
-    let record = BootRecord::after(before.as_ref(), &boot_id, reset.reason);
+    let mut record = BootRecord::after(before.as_ref(), &boot_id, reset.reason);
+    if !lasting {
+        // The next one would be called the same.
+        record.boot = 0;
+    }
     Found { record, reset, words, again: false, lasting }
 }
 
@@ -447,6 +451,7 @@ mod tests {
         let found = look(&places, Some(u32::MAX));
         assert_eq!((found.record.boot, found.reset.reason), (1, ResetReason::Watchdog));
         let nowhere = Places { data: None, pstore: "/nowhere".into(), boot_id: "/nowhere".into() };
-        assert!(!look(&nowhere, None).lasting);
+        let found = look(&nowhere, None);
+        assert_eq!((found.lasting, found.record.boot), (false, 0), "a boot that nobody counts has a number");
     }
 }
