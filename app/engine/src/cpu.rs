@@ -115,6 +115,12 @@ impl Engine for CpuEngine {
         "cpu".to_owned()
     }
 
+    /// Starts rten's own pool of threads, which a load would start: it reads the number of cores from `/proc` and `/sys`.
+    fn set_up(&self) -> Result<(), EngineError> {
+        let _ = rten::thread_pool();
+        Ok(())
+    }
+
     /// Weights are copied once out of the file (an ONNX file does not align them) and once more into the layout the
     /// matrix kernels read; `memory_mib` of a manifest has to allow for twice the file.
     fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {

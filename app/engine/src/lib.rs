@@ -39,6 +39,15 @@ pub trait Engine: Send + Sync {
     /// The device it runs on, as `/healthz` shows it: `cpu`, `hailo8`.
     fn device(&self) -> String;
 
+    /// Asks the system for what the engine's library needs once in a process, before any network is read: an engine host opens
+    /// no file for the built-in engine afterwards. Nothing is lost without it elsewhere.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the library or its device is not to be had.
+    fn set_up(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Loads a network. `onnx` is verified memory that lives as long as the process (a sealed memfd in a host).
     ///
     /// # Errors

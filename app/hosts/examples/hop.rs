@@ -2,12 +2,12 @@
 //!
 //! `cargo run --release -p inferd-hosts --example hop -- MODEL_DIR [SECONDS]` prints one JSON object: CPU microseconds per
 //! inference (all processes together), inferences per second and latency quantiles, for the engine called directly by one
-//! thread and by one per core, through the ring with 1, 8 and 64 requests in flight, and with 1 and 64 while the same model
-//! follows as a shadow (CPU time of the shadow's thread included, of its host not). Rounds are interleaved and each figure is the
+//! thread and by one per core, through the ring with 1, 8 and 64 requests in flight, the same through a host whose system calls are
+//! not limited, and with 1 and 64 while the same model follows as a shadow (CPU time of the shadow's thread included, of its host not). Rounds are interleaved and each figure is the
 //! best of its rounds, so that another program on the machine disturbs all of them alike.
 //!
-//! `hop MODEL_DIR count N [shadow]` sends N requests one after the other and ends: for counting instructions
-//! (`valgrind --tool=callgrind`; the difference between two N is free of the start).
+//! `hop MODEL_DIR count N [shadow] [unfiltered]` sends N requests one after the other and ends: for counting instructions
+//! (`valgrind --tool=callgrind`; the difference between two N is free of the start), and for timing from outside.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,9 @@ fn main() -> std::process::ExitCode {
         Some(first) if first == "engine-host" => inferd_hosts::engine_host_main(),
         Some(dir) if args.next_if(|a| a == "count").is_some() => {
             let requests = args.next().unwrap().parse().unwrap();
-            count(Path::new(&dir), requests, args.next().as_deref() == Some("shadow"));
+            let how: Vec<String> = args.collect();
+            let asked = |what: &str| how.iter().any(|h| h == what);
+            count(Path::new(&dir), requests, asked("shadow"), !asked("unfiltered"));
             std::process::ExitCode::SUCCESS
         }
         Some(dir) => {
@@ -167,12 +169,12 @@ async fn shadow(hosts: &Hosts, dir: &Path) -> Shadow {
     hosts.start_shadow(candidate, ShadowPolicy::default()).unwrap_or_else(|(e, _)| panic!("{e}"))
 }
 
-fn count(dir: &Path, requests: u64, shadowed: bool) {
+fn count(dir: &Path, requests: u64, shadowed: bool, seccomp: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         // Not /proc/self/exe: under valgrind that is valgrind.
         let program = std::env::current_exe().unwrap();
-        let hosts = Hosts::new(HostsConfig { program, workers: 1, ..HostsConfig::default() });
+        let hosts = Hosts::new(HostsConfig { program, workers: 1, seccomp, ..HostsConfig::default() });
         let served = hosts.load(dir).await.unwrap();
         let shadow = if shadowed { Some(shadow(&hosts, dir).await) } else { None };
         let golden = served.golden();
@@ -194,16 +196,31 @@ fn compare(dir: &Path, round: Duration) {
     runtime.block_on(async {
         let hosts = Hosts::new(HostsConfig::default());
         let served = hosts.load(dir).await.unwrap();
-        let names =
-            ["bare_1", "bare_cores", "hosted_1", "hosted_8", "hosted_64", "shadowed_1", "shadowed_64"];
+        let unfiltered = Hosts::new(HostsConfig { seccomp: false, ..HostsConfig::default() });
+        let free = unfiltered.load(dir).await.unwrap();
+        let names = [
+            "bare_1",
+            "bare_cores",
+            "hosted_1",
+            "unfiltered_1",
+            "hosted_8",
+            "unfiltered_8",
+            "hosted_64",
+            "unfiltered_64",
+            "shadowed_1",
+            "shadowed_64",
+        ];
         let mut best: Vec<Option<Figures>> = vec![None; names.len()];
         for _ in 0..4 {
             let mut figures = vec![
                 bare(dir, 1, round),
                 bare(dir, cores, round),
                 hosted(&served, 1, round).await,
+                hosted(&free, 1, round).await,
                 hosted(&served, 8, round).await,
+                hosted(&free, 8, round).await,
                 hosted(&served, 64, round).await,
+                hosted(&free, 64, round).await,
             ];
             let shadow = shadow(&hosts, dir).await;
             for flights in [1, 64] {
@@ -219,6 +236,7 @@ fn compare(dir: &Path, round: Duration) {
         let parts: Vec<String> =
             names.iter().zip(best).map(|(n, f)| format!("  \"{n}\": {}", f.unwrap().json())).collect();
         println!("{{\n  \"cores\": {cores},\n{}\n}}", parts.join(",\n"));
+        unfiltered.shutdown().await;
         hosts.shutdown().await;
     });
 }

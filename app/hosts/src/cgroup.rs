@@ -129,6 +129,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_group_has_a_number_of_tasks() {
+        let root = tempfile::tempdir().expect("a directory");
+        let group = Group::create(root.path(), "host-a", 1 << 20, 12).expect("made");
+        let of = |key| fs::read_to_string(root.path().join("host-a").join(key)).expect("written");
+        assert_eq!((of("pids.max"), of("memory.max")), ("12".to_owned(), "1048576".to_owned()));
+        drop(group);
+    }
+
+    #[test]
     fn the_peak_is_what_the_kernel_says_or_unknown() {
         let dir = tempfile::tempdir().expect("a directory");
         let view = GroupView { path: dir.path().to_owned() };

@@ -1,15 +1,16 @@
 //! The host process: what `inferd engine-host` does.
 //!
-//! It inherits the model's sealed memory, the ring, an eventfd and one end of a Unix socket; maps them; caps its own
-//! memory when no cgroup does; loads the model; starts the workers; lets every worker run the golden vectors; says
-//! "ready" and then only computes. Its first thread waits for the socket to close and ends the process.
+//! It inherits the model's sealed memory, the ring, an eventfd and one end of a Unix socket; maps them; makes the engine; gives
+//! up the system calls that loading does not need; only then reads the model; caps its own memory when no cgroup does; loads
+//! the network; starts the workers; lets every worker run the golden vectors; gives up what serving does not need; says "ready"
+//! and then only computes. Its first thread waits for the socket to close and ends the process.
 
 use crate::alloc;
-use crate::confine;
+use crate::confine::{self, Stage};
 use crate::limits::{MAX_WORKERS, WORKER_STACK};
 use crate::package;
 use crate::ring::{Layout, Ring, Status};
-use crate::sys;
+use crate::sys::{self, Mapping, OwnMemory};
 use inferd_engine::{CpuEngine, Engine, EngineError, GoldenCheckError, Model, Runner};
 use inferd_model::{Agreement, EngineKind, Golden, Manifest};
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ pub struct Orders {
     pub slots: usize,
     pub workers: usize,
     pub engine: EngineKind,
-    /// Whether it may make only the system calls that computing needs, once it is ready.
+    /// Whether it may make only the system calls that loading, and then those that computing needs.
     pub seccomp: bool,
     /// Bytes to cap private memory at, on top of what the process has after its start; `None` in a cgroup.
     pub cap: Option<u64>,
@@ -95,7 +96,8 @@ pub fn engine_host_main() -> ExitCode {
     })
 }
 
-/// The same for a program with other engines. They are made in the host's first thread, before it gives up any right.
+/// The same for a program with other engines. They are made and set up in the host's first thread, before its system calls are
+/// limited and before anything of the model is read.
 #[must_use]
 pub fn engine_host_main_with(engines: Engines) -> ExitCode {
     let Some(orders) = std::env::args().nth(2).and_then(|o| serde_json::from_str::<Orders>(&o).ok()) else {
@@ -152,20 +154,34 @@ fn start(
     control: &mut UnixStream,
 ) -> Result<(), Refusal> {
     report(control, &Report::Phase(Phase::Loading));
-    let opened = package::open_inherited(&model)?;
-    drop(model);
+    let unmapped = |e: io::Error| format!("the ring cannot be mapped: {e}");
+    // How the rest of the ring is laid out says the manifest, which is not read before the filter is there.
+    let head = Ring::head(Mapping::whole(&ring, true).map_err(unmapped)?).map_err(unmapped)?.leak();
+    alloc::report_refusals_to(head.refused_cell());
+    leave_words_on_panic(head);
+    let whole = Mapping::whole(&ring, true).map_err(unmapped)?;
+    let unread = package::map_inherited(&model)?;
+    drop((model, ring));
+    let own_memory = OwnMemory::open().map_err(|e| format!("/proc/self/status: {e}"))?;
+    let none = || format!("this program has no engine {}", orders.engine);
+    let engine: Arc<dyn Engine> = engines(orders.engine).ok_or_else(none)?.into();
+    contained(|| engine.set_up())?;
+    let limit_calls = |stage| match orders.seccomp {
+        true => confine::limit_calls(orders.engine, stage, head.trapped_cell()).map_err(|e| {
+            format!("its system calls cannot be limited ({e}); hosts.seccomp = false does without")
+        }),
+        false => Ok(()),
+    };
+    limit_calls(Stage::Loading)?;
+
+    let opened = package::read_inherited(unread)?;
     let manifest = Arc::new(opened.manifest);
     let layout = Layout::new(&manifest.inputs, &manifest.outputs, orders.slots);
     let workers = orders.workers.clamp(1, MAX_WORKERS);
-    let ring = Ring::open(&ring, layout).map_err(|e| format!("the ring cannot be mapped: {e}"))?.leak();
-    alloc::report_refusals_to(ring.refused_cell());
-    leave_words_on_panic(ring);
+    let ring = Ring::open(whole, layout).map_err(unmapped)?.leak();
     if let Some(cap) = orders.cap {
-        sys::cap_data(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
+        own_memory.cap(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
     }
-
-    let none = || format!("this program has no engine {}", orders.engine);
-    let engine: Arc<dyn Engine> = engines(orders.engine).ok_or_else(none)?.into();
     let network = contained(|| engine.load(opened.onnx, &manifest))?;
     let network: Arc<dyn Model> = Arc::from(network);
 
@@ -195,11 +211,7 @@ fn start(
         worst = Agreement { cosine: worst.cosine.min(a.cosine), max_abs: worst.max_abs.max(a.max_abs) };
     }
     let (version, device) = (engine.version(), engine.device());
-    if orders.seccomp {
-        confine::shut(orders.engine, ring.trapped_cell()).map_err(|e| {
-            format!("its system calls cannot be limited ({e}); hosts.seccomp = false does without")
-        })?;
-    }
+    limit_calls(Stage::Serving)?;
     report(control, &Report::Ready { version, device, cosine: worst.cosine, max_abs: worst.max_abs });
     Ok(())
 }

@@ -227,6 +227,7 @@ impl Host {
             .arg(serde_json::to_string(&orders).expect("orders have a JSON form"))
             .env_clear()
             .envs(CpuEngine::ENVIRONMENT)
+            .envs(confine::environment(plan.workers))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -257,6 +258,7 @@ impl Host {
             other => {
                 let _ = child.start_kill();
                 let status = child.wait().await;
+                sys::kill_group(pid);
                 let words = words_of(words, &ring).await;
                 let mut ended = None;
                 let e = match other {
@@ -570,6 +572,7 @@ impl Host {
             }
             self.ring.daemon_asleep(false);
         };
+        sys::kill_group(self.pid);
         drop(control);
         let asked = matches!(&killed, Some((End::Signal, _)));
         let (how, reason) = match killed {

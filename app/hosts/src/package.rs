@@ -216,14 +216,19 @@ pub struct Opened {
     pub onnx: &'static [u8],
 }
 
-/// Opens an inherited package for the rest of the process' life.
+/// Maps an inherited package for the rest of the process' life. Nothing of it is read.
 ///
 /// # Errors
-/// When the memory is not sealed or is not of this form; only a defect can cause that.
-pub fn open_inherited(file: &File) -> Result<Opened, String> {
-    let len = file.metadata().map_err(|e| e.to_string())?.len();
-    let len = usize::try_from(len).map_err(|e| e.to_string())?;
-    let bytes = Mapping::new(file, len, false).map_err(|e| e.to_string())?.leak();
+/// When the memory is not sealed; only a defect can cause that.
+pub fn map_inherited(file: &File) -> Result<&'static [u8], String> {
+    Ok(Mapping::whole(file, false).map_err(|e| e.to_string())?.leak())
+}
+
+/// Reads a package that was mapped.
+///
+/// # Errors
+/// When the memory is not of this form; only a defect can cause that.
+pub fn read_inherited(bytes: &'static [u8]) -> Result<Opened, String> {
     let [manifest, golden, onnx] = parts(bytes).ok_or("the model's memory is damaged")?;
     let text = std::str::from_utf8(manifest).map_err(|e| e.to_string())?;
     let manifest = Manifest::from_toml(text).map_err(|e| e.to_string())?;

@@ -287,9 +287,21 @@ impl Ring {
         Ok((file, Self { map, layout }, slots))
     }
 
-    /// Opens an inherited ring (the host).
-    pub fn open(file: &File, layout: Layout) -> io::Result<Self> {
-        Ok(Self { map: Mapping::new(file, layout.len(), true)?, layout })
+    /// Opens an inherited ring (the host), mapped by [`Mapping::whole`].
+    pub fn open(map: Mapping, layout: Layout) -> io::Result<Self> {
+        if map.len() != layout.len() {
+            return Err(io::Error::other(format!("it has {} bytes and not {}", map.len(), layout.len())));
+        }
+        Ok(Self { map, layout })
+    }
+
+    /// What every inherited ring has, however its slots are laid out: the cells and words a host leaves. Its slots cannot be
+    /// reached.
+    pub fn head(map: Mapping) -> io::Result<Self> {
+        if map.len() < HEADER {
+            return Err(io::Error::other(format!("it has {} bytes", map.len())));
+        }
+        Ok(Self { map, layout: Layout { slots: 0, stride: 0, inputs: vec![], outputs: vec![] } })
     }
 
     fn header(&self) -> &Header {
@@ -591,8 +603,23 @@ mod tests {
 
     fn ring(slots: usize) -> (Ring, Ring, Vec<Slot>) {
         let (file, ours, free) = Ring::create(layout(slots)).unwrap();
-        let theirs = Ring::open(&file, layout(slots)).unwrap();
+        let theirs = Ring::open(Mapping::whole(&file, true).unwrap(), layout(slots)).unwrap();
         (ours, theirs, free)
+    }
+
+    #[test]
+    fn the_head_is_there_before_the_layout_is_known() {
+        let (file, ours, _) = Ring::create(layout(2)).unwrap();
+        let map = || Mapping::whole(&file, true).unwrap();
+        let head = Ring::head(map()).unwrap();
+        head.trapped_cell().store(42, Relaxed);
+        assert_eq!(ours.trapped(), Some(41));
+        let e = Ring::open(map(), layout(3)).err().unwrap();
+        assert!(e.to_string().contains("bytes"), "{e}");
+        let small = sys::memory_file("small").unwrap();
+        small.set_len(64).unwrap();
+        sys::seal(&small, false).unwrap();
+        assert!(Ring::head(Mapping::whole(&small, true).unwrap()).is_err(), "no header fits");
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub fn is_sealed(file: &File, read_only: bool) -> io::Result<bool> {
 }
 
 /// A shared mapping of a whole memory file; unmapped when dropped.
+#[derive(Debug)]
 pub struct Mapping {
     at: NonNull<u8>,
     len: usize,
@@ -73,6 +74,12 @@ impl Mapping {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let at = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
         Ok(Self { at: at.cast(), len })
+    }
+
+    /// Maps a sealed file, whatever its length.
+    pub fn whole(file: &File, writable: bool) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        Self::new(file, len, writable)
     }
 
     /// Where the mapping starts (page-aligned).
@@ -181,21 +188,37 @@ pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Caps private writable memory of this process at what it has now plus `budget`.
-///
-/// `RLIMIT_DATA` rather than `RLIMIT_AS`: it counts private writable mappings (heap, stacks) and leaves out the shared
-/// ring, read-only files and address space that an allocator merely reserves.
-pub fn cap_data(budget: u64) -> io::Result<u64> {
-    use nix::sys::resource::{Resource, setrlimit};
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let kib = |key: &str| {
-        let line = status.lines().find(|l| l.starts_with(key))?;
-        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let now = kib("VmData:").ok_or_else(|| io::Error::other("no VmData in /proc/self/status"))? * 1024;
-    let cap = now.saturating_add(budget);
-    setrlimit(Resource::RLIMIT_DATA, cap, cap)?;
-    Ok(cap)
+/// What this process has in memory, told by a file that was opened while files still could be.
+#[derive(Debug)]
+pub struct OwnMemory(File);
+
+impl OwnMemory {
+    /// Opens `/proc/self/status`.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(File::open("/proc/self/status")?))
+    }
+
+    /// Caps private writable memory of this process at what it has now plus `budget`.
+    ///
+    /// `RLIMIT_DATA` rather than `RLIMIT_AS`: it counts private writable mappings (heap, stacks) and leaves out the shared
+    /// ring, read-only files and address space that an allocator merely reserves.
+    pub fn cap(mut self, budget: u64) -> io::Result<u64> {
+        use nix::sys::resource::{Resource, setrlimit};
+        use std::io::Read;
+        // Read as it is: `read_to_string` asks for the file's size first, a system call more. The kernel writes the text at the
+        // first read, and the line is among its first thirty.
+        let (mut text, mut len) = ([0; 8192], 0);
+        while let n @ 1.. = self.0.read(&mut text[len..])? {
+            len += n;
+        }
+        let status = String::from_utf8_lossy(&text[..len]);
+        let line = status.lines().find_map(|l| l.strip_prefix("VmData:"));
+        let kib = line.and_then(|l| l.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        let now = kib.ok_or_else(|| io::Error::other("no VmData in /proc/self/status"))? * 1024;
+        let cap = now.saturating_add(budget);
+        setrlimit(Resource::RLIMIT_DATA, cap, cap)?;
+        Ok(cap)
+    }
 }
 
 /// The most private memory a process has had resident, in bytes, as near as `/proc` tells (see `PeakMemory`).
@@ -207,6 +230,15 @@ pub fn private_peak(pid: u32) -> Option<u64> {
     };
     let shared = kib("RssFile:")? + kib("RssShmem:")?;
     Some(kib("VmHWM:")?.saturating_sub(shared).max(kib("RssAnon:")?) * 1024)
+}
+
+/// Kills what is left of the group of a process that has just ended: a host without a filter and without a cgroup may have begun
+/// others. No other group has that number yet: the kernel counts through all of them first.
+pub fn kill_group(leader: u32) {
+    if let Ok(leader @ 2..) = i32::try_from(leader) {
+        let _ =
+            nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 /// Sets the niceness of every thread of a process group, -20 to 19.
