@@ -15,6 +15,7 @@
 
 pub mod board;
 pub mod child;
+mod feeder;
 pub mod judge;
 mod run;
 pub mod sockets;

@@ -2,6 +2,7 @@
 
 use super::board::{Accelerator, Restart};
 use super::child::{self, Daemon, End, Recipe};
+use super::feeder::{self, Feeder};
 use super::judge::{Action, Event, Hang, Judge, State, Then};
 use super::sockets::{Asks, Connection, Notifications, Said, refuse};
 use super::starts;
@@ -12,9 +13,9 @@ use crate::history::{self, History, Kind, ResetReason};
 use crate::journal;
 use crate::loops::{BootRecord, Ends, Telling};
 use crate::reason::{self, Found, Intent, Places};
-use crate::state::{self, KeeperState, Reset, WatchdogState};
+use crate::state::{self, KeeperState, Reset};
 use crate::store::Writer;
-use crate::watchdog::{self, Before, Device, Watchdog as _};
+use crate::watchdog;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -32,8 +33,6 @@ use std::time::{Duration, Instant};
 
 /// How long the evidence of the boot before is waited for: a medium that is slower is done without.
 const LOOK: Duration = Duration::from_secs(30);
-/// How often a watchdog that cannot be opened is tried again.
-const RETRY: Duration = Duration::from_secs(10);
 /// How long a note is waited for before the hardware is fed no more.
 const LAST_WORD: Duration = Duration::from_secs(3);
 /// How long the daemon has to pass on the answer to an order that ends it.
@@ -81,7 +80,7 @@ fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
 pub fn run(mut settings: Settings) -> Result<(), KeeperError> {
     let gid = settings.user.map(|user| user.gid);
     folder(&settings.run, gid).map_err(without(settings.run.display().to_string()))?;
-    let systemd = systemd();
+    let systemd = feeder::systemd();
     if systemd.is_none() && settings.restart == Restart::Board {
         feed_what_is_armed(&mut settings);
     }
@@ -134,17 +133,6 @@ fn count_start(settings: &Settings, by_systemd: bool) -> Result<(), KeeperError>
     history.add(history::Event::new(Kind::LetGo, too_often()));
     history.flush(LAST_WORD);
     Err(KeeperError::TooOften)
-}
-
-/// Who started this keeper and wants to hear of it, where that is systemd.
-fn systemd() -> Option<crate::notify::Notifier> {
-    match crate::notify::Notifier::of_process() {
-        Ok(notifier) => Some(notifier).filter(crate::notify::Notifier::heard),
-        Err(error) => {
-            tracing::warn!("{error}");
-            None
-        }
-    }
 }
 
 /// Blocks the signals that the loop reads. Threads that start later inherit that; the daemon does not.
@@ -205,108 +193,6 @@ fn places(settings: &Settings) -> Places {
         data: settings.data.clone(),
         pstore: settings.pstore.clone(),
         boot_id: "/proc/sys/kernel/random/boot_id".into(),
-    }
-}
-
-/// Feeds the hardware, or systemd where that is what started the keeper.
-struct Feeder {
-    device: Option<Device>,
-    wanted: Option<(std::path::PathBuf, u32)>,
-    state: Option<WatchdogState>,
-    /// Why there is no watchdog, as long as there is none.
-    trouble: Option<String>,
-    /// Why it could not be fed the last time.
-    unfed: Option<String>,
-    systemd: Option<crate::notify::Notifier>,
-    every: Duration,
-    last: Option<Instant>,
-    tried: Instant,
-}
-
-impl Feeder {
-    fn new(settings: &Settings, systemd: Option<crate::notify::Notifier>) -> Self {
-        let every = systemd.as_ref().and_then(crate::notify::Notifier::timeout).map(|timeout| timeout / 3);
-        let mut feeder = Self {
-            device: None,
-            // One device has one owner: where systemd is, it has it.
-            wanted: settings.device.clone().filter(|_| systemd.is_none()).map(|d| (d, settings.timeout_s)),
-            state: None,
-            trouble: None,
-            unfed: None,
-            systemd,
-            every: every.unwrap_or(watchdog::FEED_AT_MOST).min(watchdog::FEED_AT_MOST),
-            last: None,
-            tried: Instant::now(),
-        };
-        feeder.open();
-        feeder
-    }
-
-    /// Whether something resets the board, or ends the keeper, when it is fed no more.
-    fn there(&self) -> bool {
-        self.device.is_some() || self.systemd.as_ref().is_some_and(|systemd| systemd.timeout().is_some())
-    }
-
-    /// Tries to have the watchdog; `true` when that changed something.
-    fn open(&mut self) -> bool {
-        let Some((path, seconds)) = self.wanted.clone() else { return false };
-        self.tried = Instant::now();
-        let before = Before::look(&path);
-        match Device::open(&path) {
-            Ok(mut device) => {
-                let state = watchdog::settle(&mut device, &path.to_string_lossy(), seconds, before);
-                self.every = watchdog::feed_every(state.accepted_s);
-                self.last = Some(Instant::now());
-                self.device = Some(device);
-                self.state = Some(state);
-                self.trouble = None;
-                true
-            }
-            Err(error) => {
-                let trouble = format!(
-                    "there is no watchdog: {} cannot be opened: {error}; a daemon that hangs is killed instead, and nothing \
-                     helps when the kernel does",
-                    path.display()
-                );
-                let changed = self.trouble.as_ref() != Some(&trouble);
-                self.trouble = Some(trouble);
-                changed
-            }
-        }
-    }
-
-    fn open_if_due(&mut self) -> bool {
-        self.wanted.is_some() && self.device.is_none() && self.tried.elapsed() >= RETRY && self.open()
-    }
-
-    fn feed_if_due(&mut self, feeds: bool) {
-        if !feeds || self.last.is_some_and(|last| last.elapsed() < self.every) {
-            return;
-        }
-        self.feed();
-    }
-
-    fn feed(&mut self) {
-        self.last = Some(Instant::now());
-        if let Some(device) = &mut self.device {
-            let unfed = device.feed().err().map(|error| format!("the watchdog cannot be fed: {error}"));
-            if let Some(why) = unfed.as_ref().filter(|_| self.unfed.is_none()) {
-                tracing::error!("{why}");
-            }
-            self.unfed = unfed;
-        }
-        if let Some(systemd) = &self.systemd {
-            systemd.watchdog();
-        }
-    }
-
-    /// Until the next feeding, or the next try to have a watchdog.
-    fn next(&self) -> Duration {
-        let feeding = self.last.map_or(Duration::ZERO, |last| self.every.saturating_sub(last.elapsed()));
-        if self.wanted.is_some() && self.device.is_none() {
-            return feeding.min(RETRY.saturating_sub(self.tried.elapsed()));
-        }
-        feeding
     }
 }
 
