@@ -162,6 +162,38 @@ def test_config_ok_compares_with_what_is_expected(native):
     assert value == 0 and dict(labels)["expected"] == "0" * 64 and len(actual) == 64
 
 
+def test_the_names_of_the_seeds_other_services_are_a_switch_and_the_same_numbers(native, daemon, walk):
+    ours = {name for name in samples(daemon) if name.startswith(("inference_", "model_load"))}
+    assert ours == set(), "without being asked for"
+    told = native(config="[compat]\nmetric_aliases = true\n")
+    assert ask(told, "POST", "/infer", json.dumps(walk)).status == 200
+    assert ask(told, "POST", "/infer", "{}").status == 422
+    found = samples(told)
+    for alias, name in (
+        ("inference_requests_total", "hailo_inference_requests_total"),
+        ("inference_request_duration_seconds_bucket", "hailo_inference_duration_seconds_bucket"),
+        ("inference_duration_seconds_count", "hailo_inference_duration_seconds_count"),
+    ):
+        assert found[alias] == found[name] != {}, alias
+    assert list(found["inference_session_ready"].values()) == [1]
+    assert {f.name: f.type for f in classic(scrape(told)[1])} == {f.name: f.type for f in openmetrics(scrape(told, PROMETHEUS)[1])}
+    page = "".join(line + "\n" for line in scrape(told)[1].splitlines() if "inference_" in line or "# " not in line)
+    promtool = hosttools.Tools(["prometheus"]).path("promtool")
+    check = subprocess.run([promtool, "check", "metrics"], input=page, text=True, capture_output=True)
+    assert not [line for line in (check.stdout + check.stderr).splitlines() if line.startswith("inference_")], check
+
+
+def test_the_p99_of_a_page_is_one_of_whole_requests(native, walk):
+    daemon = native()
+    latency = lambda: daemon.request("/health/performance").json()["inference_latency_p99"]  # noqa: E731
+    assert latency() is None, "nothing was asked yet"
+    assert ask(daemon, "POST", "/infer", json.dumps(walk)).status == 200
+    found, p99 = samples(daemon), latency()
+    total = sum(found["inferd_request_duration_seconds_sum"].values())
+    # Of one request it is that request, to the microsecond it is kept in.
+    assert 0 <= 1000 * total - p99 < 0.0011, (total, p99)
+
+
 def test_tritons_names_are_a_switch(native, walk):
     daemon = native(config="[compat]\ntriton_metrics = true\n")
     assert ask(daemon, "POST", "/infer", json.dumps(walk)).status == 200

@@ -77,7 +77,7 @@ pub struct Compat {
     pub strict_400: bool,
     /// Export Triton's `nv_inference_*` names too (they break the naming rules `promtool check metrics` knows).
     pub triton_metrics: bool,
-    /// Export the seed service's `edge_*` names of the resource monitor too.
+    /// Export the names of the seed's other services too: `edge_*` of the resource monitor, `inference_*` of requests.
     pub metric_aliases: bool,
 }
 

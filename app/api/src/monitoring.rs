@@ -142,9 +142,7 @@ pub(crate) fn alerts(app: &App) -> Reply {
 pub(crate) fn performance(app: &App) -> Reply {
     let view = app.monitor.get().map(view).unwrap_or_default();
     let (model, words) = default_words(app);
-    let numbers = model.as_ref().map(|m| m.snapshot());
-    // Of waiting and of computing: together at least what 99 of 100 requests took.
-    let p99 = numbers.as_ref().and_then(|n| Some(ms(n.queue_quantiles?[2] + n.compute_quantiles?[2])));
+    let p99 = model.as_ref().and_then(|m| app.metrics.p99(m.manifest().name.as_str())).map(ms);
     let sample = view.sample.as_ref();
     let load = sample.and_then(|s| s.accelerators.first()?.load_percent);
     let (hits, misses) = app

@@ -552,7 +552,7 @@ impl Config {
                 metric_aliases: r.boolean(
                     "compat.metric_aliases",
                     false,
-                    "Export the seed service's edge_* names of the resource monitor too.",
+                    "Export the names of the seed's other services too: edge_* of the resource monitor, inference_* of requests.",
                 ),
             },
             models: Models {

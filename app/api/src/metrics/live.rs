@@ -21,6 +21,7 @@ pub(crate) struct Live {
     expected_config_hash: Option<String>,
     motifs_without_head: usize,
     triton: bool,
+    aliases: bool,
     monitor: Arc<OnceLock<Monitor>>,
     started: f64,
 }
@@ -40,6 +41,7 @@ impl Live {
             expected_config_hash: config.expected_config_hash.clone(),
             motifs_without_head: config.motifs_without_head,
             triton: config.compat.triton_metrics,
+            aliases: config.compat.metric_aliases,
             monitor,
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
         }
@@ -89,6 +91,10 @@ impl Collector for Live {
             "Steps taken to get a lost device of an engine back",
             steps.iter().map(|(device, step, n)| (vec![("device", device.as_str()), ("step", *step)], *n)),
         )?;
+        if self.aliases {
+            let ready = models.iter().map(|m| (vec![("model", m.name.as_str())], yes(m.ready)));
+            out.gauge("inference_session_ready", "Whether the model answers", ready)?;
+        }
         let errors = self.hosts.load_errors().len();
         out.gauge("inferd_model_load_errors", "Models that could not be loaded", [(vec![], float(errors))])?;
         let view = self.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();

@@ -10,6 +10,7 @@ mod alive;
 mod exposition;
 pub(crate) mod live;
 mod monitor;
+mod recent;
 mod updates;
 
 use crate::{Alive, ApiConfig, Reply, Req, Updates};
@@ -151,6 +152,7 @@ struct PerModel {
     seed_time: Histogram,
     success: [Counter; 3],
     time: [Histogram; 3],
+    recent: recent::Recent,
 }
 
 impl Metrics {
@@ -203,6 +205,13 @@ impl Metrics {
             Unit::Seconds,
             m.seed_time.clone(),
         );
+        if config.compat.metric_aliases {
+            // Clones are the same counters.
+            r.register("inference_requests", "hailo_inference_requests_total", m.seed_requests.clone());
+            let what = "hailo_inference_duration_seconds";
+            r.register_with_unit("inference_request_duration", what, Unit::Seconds, m.seed_time.clone());
+            r.register_with_unit("inference_duration", what, Unit::Seconds, m.seed_time.clone());
+        }
         r.register("hailo_errors", "Inference requests that failed, by cause", m.seed_errors.clone());
         r.register("hailo_health_checks", "Answers of /healthz", m.health_checks.clone());
         r.register("hailo_http_requests", "Requests of any kind", m.http_requests.clone());
@@ -285,10 +294,18 @@ impl Metrics {
         m.seed_time.observe(stages.total.as_secs_f64());
         m.success[i].inc();
         m.time[i].observe(stages.total.as_secs_f64());
+        m.recent.add(stages.total);
         let times = &self.stages[i];
         times.receive.observe(stages.receive.as_secs_f64());
         times.parse.observe(stages.parse.as_secs_f64());
         times.serialize.observe(stages.serialize.as_secs_f64());
+    }
+
+    /// What 99 of 100 of the last 1024 answered requests of this model took at most, by any surface, from their head to the reply. `None`
+    /// before the first.
+    pub(crate) fn p99(&self, model: &str) -> Option<Duration> {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        models.get(model)?.recent.percentile(99)
     }
 
     /// Counts one inference that was not, by kind ([`inferd_hosts::InferError::kind`], `validation_error`, ...). `model` is the
@@ -316,6 +333,7 @@ impl Metrics {
             time: Surface::ALL.map(|surface| {
                 self.request_time.get_or_create_owned(&RequestTime { surface, model: model() })
             }),
+            recent: recent::Recent::default(),
         });
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
         models.entry(model()).or_insert(made).clone()
