@@ -1,0 +1,153 @@
+"""What the booted appliance writes down, through a power cut, and what a factory reset leaves of it.
+
+One medium and one story; each start of it takes an emulated board half a minute."""
+
+import contextlib
+import gzip
+import json
+import shutil
+import time
+
+import jsonschema
+import places
+import pytest
+from appliance import device, variants
+from appliance.test_ota import EASY, first_number
+
+SCHEMA = json.loads((places.ROOT / "app/watch/telemetry.schema.json").read_text())
+# What whoever provisions a device puts on its boot partition. An emulated board is always busy, so nothing is shed.
+PROVISIONED = """\
+[security]
+api_key = "{api_key}"
+[updates]
+allow_dev = true
+[telemetry]
+enabled = true
+interval_s = 1
+write_every_s = 1
+[capture]
+enabled = true
+threshold_percent = 100
+[monitor]
+shed_at = "off"
+[tls]
+self_signed = true
+listen = ["0.0.0.0:9443"]
+"""
+CONFIGURED = PROVISIONED + "[server]\ndocs_enabled = false\n"
+# Emulation on a busy machine.
+PATIENCE_S = 240
+
+
+class Unit:
+    """The appliance on a medium that keeps what it writes."""
+
+    def __init__(self, machine, api_key):
+        self.machine, self.api_key = machine, api_key
+
+    def until(self, condition, what):
+        """Waits for something that happens by itself; while nobody answers, it has not happened."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if found := condition():
+                    return found
+            assert time.monotonic() < end, f"it did not come to this: {what}\n{self.machine.console()[-2000:]}"
+            time.sleep(0.05)
+
+    def page(self, path):
+        """A page that is JSON."""
+        answer = self.machine.request(path)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    def order(self, path):
+        """An order to the keeper, by who may give it."""
+        answer = self.machine.request(path, {"why": "a test"}, method="POST", headers={"X-API-Key": self.api_key})
+        assert answer.status == 202, answer.body
+
+    def history(self, store):
+        """The entries of one of the two histories, newest first."""
+        return [entry for entry in self.page("/api/v1/history?limit=512")["entries"] if entry["store"] == store]
+
+    def telemetry(self):
+        """Every line that is on the medium: each is whole and as the schema describes it."""
+        found = []
+        for file in self.page("/api/v1/telemetry")["files"]:
+            content = self.machine.request(f"/api/v1/telemetry/{file['name']}").body
+            content = gzip.decompress(content) if file["name"].endswith(".gz") else content
+            assert content.endswith(b"\n"), "a line that is not whole"
+            for line in content.splitlines():
+                jsonschema.Draft202012Validator(SCHEMA).validate(page := json.loads(line))
+                found.append(page)
+        return found
+
+    def captures(self):
+        """The windows it has captured; for an admin."""
+        answer = self.machine.request("/api/v1/captures", headers={"X-API-Key": self.api_key})
+        assert answer.status == 200, answer.body
+        return answer.json()["files"]
+
+
+@pytest.fixture
+def unit(boot, patient_image, dev_keys, tmp_path):
+    """A provisioned device, switched on for the first time; not ready yet."""
+    medium = shutil.copyfile(patient_image, tmp_path / "medium.img")
+    device.put_on_boot_partition(medium, "inferd.toml", PROVISIONED.format(api_key=dev_keys.api_key), tmp_path)
+    with boot(medium, dev=True, keep_writes=True, restarts=True, wait=False) as machine:
+        yield Unit(machine, dev_keys.api_key)
+
+
+def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_what_was_configured_and_installed(
+    unit, walk, inferctl, dev_keys, tmp_path
+):
+    machine = unit.machine
+
+    machine.wait_ready(PATIENCE_S)
+    factory = first_number(machine.infer(walk))
+
+    # Everything a device comes to have: a configuration, a bundle with its floor, a key of its own, captured windows.
+    bundle, identity = device.Workshop(inferctl, dev_keys, tmp_path).bundle(
+        "better", variants.make(tmp_path / "better", "1.1.0", shift=0.25), 1, **EASY
+    )
+    pushed = machine.request("/api/v1/bundle", bundle.read_bytes(), method="PUT", headers={"X-API-Key": unit.api_key}, timeout=300)
+    assert pushed.status in (200, 202), pushed.body
+    unit.until(lambda: device.status(machine.url)["trial"] is None, "the bundle is judged")
+    before = device.status(machine.url)
+    assert before["serving"]["bundle"] == identity and before["floors"], before
+    assert first_number(machine.infer(walk)) == pytest.approx(factory + 0.25, abs=1e-3)
+    unit.until(unit.captures, "a captured window")
+    fingerprint = unit.page("/status")["tls"]["fingerprint_sha256"]
+    machine.sh(f"cat >/data/inferd.toml <<'END'\n{CONFIGURED.format(api_key=unit.api_key)}END\nsync")
+    unit.until(lambda: sum(line["kind"] == "sample" for line in unit.telemetry()) >= 3, "three samples")
+
+    # The plug is pulled while lines are being written.
+    kept, boot = unit.telemetry(), unit.page("/status")["boot"]["number"]
+    # One thread writes: where more has come, what was there before has reached the medium.
+    unit.until(lambda: len(unit.telemetry()) > len(kept), "more lines")
+    machine.cut_power()
+    machine.power_on()
+    machine.wait_ready(PATIENCE_S)
+    now = unit.page("/status")
+    assert (now["boot"]["number"], now["boot"]["reason"]) == (boot + 1, "power"), now["boot"]
+    assert machine.request("/docs").status == 404, "the configuration of /data is in use"
+    assert now["tls"]["fingerprint_sha256"] == fingerprint
+    unit.until(lambda: unit.telemetry()[-1]["boot"] == boot + 1, "lines of this boot")
+    lines = unit.telemetry()
+    assert lines[: len(kept)] == kept, "what was on the medium is there, line for line"
+    starts = [line["boot"] for line in lines if line["kind"] == "start"]
+    assert starts == [boot, boot + 1] and not [line for line in lines if line["kind"] == "stop"], "a start without a stop tells of the cut"
+
+
+    # As it was delivered.
+    unit.order("/api/v1/factory-reset")
+    machine.forget_shell()
+    unit.until(lambda: unit.page("/status")["boot"]["number"] == boot + 2, "another boot")
+    machine.wait_ready(PATIENCE_S)
+    machine.wait_for_console("boot: factory reset: forgetting", 5)
+    now, slots = unit.page("/status"), device.status(machine.url)
+    assert now["boot"]["reason"] == "request" and "factory reset: asked for by" in now["boot"]["sentence"], now["boot"]
+    assert machine.request("/docs").status == 200, "the configuration of the boot partition is in use again"
+    assert now["tls"]["fingerprint_sha256"] not in (None, fingerprint), "its key is another one"
+    assert now["models"][0]["bundle"] is None and first_number(machine.infer(walk)) == pytest.approx(factory, abs=1e-4)
+    assert (slots["serving"]["bundle"], slots["serving"]["from"], slots["floors"]) == (None, "factory", {}), slots
