@@ -98,11 +98,10 @@ def unit(boot, patient_image, dev_keys, tmp_path):
         yield Unit(machine, dev_keys.api_key)
 
 
-def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_what_was_configured_and_installed(
+def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_all_but_the_evidence(
     unit, walk, inferctl, dev_keys, tmp_path
 ):
     machine = unit.machine
-
     machine.wait_ready(PATIENCE_S)
     factory = first_number(machine.infer(walk))
 
@@ -138,6 +137,7 @@ def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_what_was_con
     starts = [line["boot"] for line in lines if line["kind"] == "start"]
     assert starts == [boot, boot + 1] and not [line for line in lines if line["kind"] == "stop"], "a start without a stop tells of the cut"
 
+    evidence = unit.history("keeper")
 
     # As it was delivered.
     unit.order("/api/v1/factory-reset")
@@ -151,3 +151,11 @@ def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_what_was_con
     assert now["tls"]["fingerprint_sha256"] not in (None, fingerprint), "its key is another one"
     assert now["models"][0]["bundle"] is None and first_number(machine.infer(walk)) == pytest.approx(factory, abs=1e-4)
     assert (slots["serving"]["bundle"], slots["serving"]["from"], slots["floors"]) == (None, "factory", {}), slots
+    assert {slot["status"] for slot in slots["slots"]} == {"empty"}
+    assert {line["boot"] for line in unit.telemetry()} <= {boot + 2} and len(unit.captures()) <= 1, "only what came since"
+    assert all(entry["boot"] == boot + 2 for entry in unit.history("daemon"))
+    assert "factory-reset" not in machine.sh("ls /data/keeper; ls /data"), "the mark is gone: the next start forgets nothing"
+    # The evidence stays: every entry of before, and who asked for this.
+    told = unit.history("keeper")
+    assert told[-len(evidence) :] == evidence
+    assert any(entry["kind"] == "request" and "factory reset" in entry["sentence"] for entry in told[: -len(evidence)]), told
