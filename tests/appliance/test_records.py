@@ -1,4 +1,4 @@
-"""What the booted appliance writes down, through a power cut, and what a factory reset leaves of it.
+"""What the booted appliance writes down and shows, through a power cut and safe mode, and what a factory reset leaves of it.
 
 One medium and one story; each start of it takes an emulated board half a minute."""
 
@@ -15,6 +15,7 @@ from appliance import device, variants
 from appliance.test_ota import EASY, first_number
 
 SCHEMA = json.loads((places.ROOT / "app/watch/telemetry.schema.json").read_text())
+DAEMON = "for p in $(pidof inferd); do grep -qE 'engine-host|keeper' /proc/$p/cmdline || echo $p; done"
 # What whoever provisions a device puts on its boot partition. An emulated board is always busy, so nothing is shed.
 PROVISIONED = """\
 [security]
@@ -30,6 +31,8 @@ enabled = true
 threshold_percent = 100
 [monitor]
 shed_at = "off"
+[panel]
+kind = "simulated"
 [tls]
 self_signed = true
 listen = ["0.0.0.0:9443"]
@@ -61,10 +64,26 @@ class Unit:
         assert answer.status == 200, answer.body
         return answer.json()
 
+    def shows(self):
+        """What the LED shows."""
+        return self.page("/status")["panel"]["shows"]
+
     def order(self, path):
         """An order to the keeper, by who may give it."""
         answer = self.machine.request(path, {"why": "a test"}, method="POST", headers={"X-API-Key": self.api_key})
         assert answer.status == 202, answer.body
+
+    def shown_until(self, wanted):
+        """Everything the LED shows from now on, in order, until it shows this."""
+        seen = []
+
+        def look():
+            if (now := self.shows()) not in seen[-1:]:
+                seen.append(now)
+            return seen[-1] == wanted
+
+        self.until(look, f"the LED shows {wanted}")
+        return seen
 
     def history(self, store):
         """The entries of one of the two histories, newest first."""
@@ -88,6 +107,17 @@ class Unit:
         assert answer.status == 200, answer.body
         return answer.json()["files"]
 
+    def crash_until_safe_mode(self):
+        """Kills the daemon until it is started in safe mode."""
+        for _ in range(6):
+            before = self.until(lambda: self.machine.root(DAEMON)[1].split(), "a daemon")
+            self.machine.sh(f"kill -KILL {before[0]}")
+            self.until(lambda: self.machine.root(DAEMON)[1].split() not in ([], before), "another daemon")  # noqa: B023
+            self.until(lambda: self.machine.request("/livez").status == 200, "an answer")
+            if self.page("/status")["safe_mode"]:
+                return
+        raise AssertionError("no safe mode")
+
 
 @pytest.fixture
 def unit(boot, patient_image, dev_keys, tmp_path):
@@ -98,10 +128,14 @@ def unit(boot, patient_image, dev_keys, tmp_path):
         yield Unit(machine, dev_keys.api_key)
 
 
-def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_all_but_the_evidence(
+def test_what_is_written_down_survives_a_power_cut_the_led_tells_and_a_factory_reset_forgets_all_but_the_evidence(
     unit, walk, inferctl, dev_keys, tmp_path
 ):
     machine = unit.machine
+
+    # The first start: booting, then healthy.
+    seen = unit.shown_until("healthy")
+    assert seen[0] == "booting" and set(seen) <= {"booting", "degraded", "healthy"}, seen
     machine.wait_ready(PATIENCE_S)
     factory = first_number(machine.infer(walk))
 
@@ -137,6 +171,11 @@ def test_telemetry_survives_a_power_cut_and_a_factory_reset_forgets_all_but_the_
     starts = [line["boot"] for line in lines if line["kind"] == "start"]
     assert starts == [boot, boot + 1] and not [line for line in lines if line["kind"] == "stop"], "a start without a stop tells of the cut"
 
+    # Safe mode shows as such.
+    unit.crash_until_safe_mode()
+    assert unit.shown_until("safe-mode")[-1] == "safe-mode"
+    unit.order("/api/v1/safe-mode/leave")
+    unit.shown_until("healthy")
     evidence = unit.history("keeper")
 
     # As it was delivered.
