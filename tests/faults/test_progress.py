@@ -192,16 +192,18 @@ def test_the_proof_takes_no_clients_place_and_is_not_counted(native, keeper):
         assert "inferd_http_connections_evicted_total 0" in second and "inferd_http_connections 1" in second
 
 
-def test_full_load_does_not_starve_the_watchdog(native, calm_keeper, walk):
+@pytest.mark.parametrize(("path", "crowd"), [("/infer", 32), ("/metrics", 60)])
+def test_full_load_does_not_starve_the_watchdog(native, calm_keeper, walk, path, crowd):
     daemon = native(env=calm_keeper.env)
+    body = walk if path == "/infer" else None
     over = threading.Event()
 
     def load():
         while not over.is_set():
             with suppress(OSError):
-                daemon.request("/infer", walk)
+                daemon.request(path, body)
 
-    clients = [threading.Thread(target=load) for _ in range(32)]
+    clients = [threading.Thread(target=load) for _ in range(crowd)]
     for client in clients:
         client.start()
     try:

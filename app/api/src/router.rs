@@ -335,6 +335,7 @@ async fn answer_as(
     }
     reply.headers.insert(X_REQUEST_ID, req.id.header_value().clone());
     let took = received.elapsed();
+    app.alive.mark.answered_one();
     if endpoint != "/livez" || !app.alive.mark.is(peer) {
         app.metrics.http(&req.method, endpoint, reply.status, reply.error, took);
     }
@@ -389,7 +390,7 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Status => status::status(app),
         Route::Contract => status::contract(app),
         Route::Test => status::test(app).await,
-        Route::Metrics => app.metrics.exposition(req),
+        Route::Metrics => app.metrics.exposition(req).await,
         Route::OpenApi => docs::openapi(app),
         Route::Docs => docs::page(app),
         Route::Redoc => docs::redoc(app),

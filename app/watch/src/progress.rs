@@ -5,7 +5,7 @@
 //!
 //! | proof | good while | not good, and still no reason to reset the board |
 //! |---|---|---|
-//! | `http` | a request to the endpoint's own listener is answered, with any status, or turned away by closing | none of its addresses is on this machine any more |
+//! | `http` | a request to the endpoint's own listener is answered, with any status, or turned away by closing; or, for [`BUSY_FOR`] at most, others' requests are | none of its addresses is on this machine any more |
 //! | `inference` | of the models that serve one at least has finished an inference, or a self-test, within the budget | no model, safe mode, or every model is being restarted: that is supervised, and told to whoever asks |
 //! | `storage` | a small write to the data directory comes back within a minute | it comes back with an error: full or read-only is an alarm |
 //!
@@ -68,6 +68,8 @@ pub enum Http {
     Answered(u16),
     /// It took the connection and closed it, or said something that is not plain HTTP: it is there.
     TurnedAway,
+    /// Not in time, but it has answered others meanwhile.
+    Busy,
     /// No address it listens on is on this machine now; nothing can be said.
     NoAddress,
     /// Not at all; why, in words.
@@ -107,6 +109,9 @@ pub const INFERENCE_BUDGET: Duration = Duration::from_secs(120);
 pub const PAST_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a write to the data directory may take: slower than the slowest card that still works.
 pub const STORAGE_BUDGET: Duration = Duration::from_secs(60);
+/// How long an endpoint that answers others may leave the question unanswered: load is no hang, but who takes nobody new for a minute
+/// is not reached by anybody new.
+pub const BUSY_FOR: Duration = Duration::from_secs(60);
 /// All proofs are good for that long in a healthy daemon.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// The longest pause between two self-tests of an idle model.
@@ -252,7 +257,7 @@ impl Judge {
     /// The endpoint was asked.
     pub fn http(&mut self, now: Duration, outcome: Http) {
         self.http.asked = true;
-        if !matches!(outcome, Http::Silent(_)) {
+        if !matches!(outcome, Http::Silent(_) | Http::Busy) {
             self.http.good_at = now;
         }
         self.http.last = outcome;
@@ -328,6 +333,16 @@ impl Judge {
         match &self.http.last {
             Http::Answered(status) => Proof::good(known, format!("the endpoint answers (status {status})")),
             Http::TurnedAway => Proof::good(known, "the endpoint turns connections away, so it is there"),
+            Http::Busy if age < BUSY_FOR => {
+                Proof::good(known, "the endpoint is busy: it answers others, and the question later")
+            }
+            Http::Busy => {
+                let age = seconds(age);
+                Proof::missing(
+                    known,
+                    format!("the endpoint answers others, but GET /livez has waited for {age} s"),
+                )
+            }
             Http::NoAddress => {
                 Proof::good(None, "no address of the endpoint is on this machine now, so it cannot be asked")
             }

@@ -37,19 +37,11 @@ impl Format {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
-
-    /// The page in this format.
-    pub(super) fn write(self, openmetrics: String) -> String {
-        match self {
-            Self::OpenMetrics => openmetrics,
-            Self::Text => text(&openmetrics),
-        }
-    }
 }
 
 /// OpenMetrics names a counter `x` and its sample `x_total`; the classic text names both `x_total`. It has no units, no end mark
 /// and no type `unknown`.
-fn text(openmetrics: &str) -> String {
+pub(super) fn text(openmetrics: &str) -> String {
     let mut out = String::with_capacity(openmetrics.len() + 1024);
     let mut help: Option<(&str, &str)> = None;
     for line in openmetrics.lines() {

@@ -10,6 +10,7 @@ mod alive;
 mod exposition;
 pub(crate) mod live;
 mod monitor;
+mod pages;
 mod recent;
 mod updates;
 
@@ -118,6 +119,7 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    pages: pages::Pages,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) connections_evicted: Counter,
@@ -169,6 +171,7 @@ impl Metrics {
         let (receive, parse, serialize) = (stage.clone(), new_stage(), new_stage());
         let of = |family: &Histograms<Stage>, surface| family.get_or_create_owned(&Stage { surface });
         let mut m = Self {
+            pages: pages::Pages::default(),
             registry: Registry::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
@@ -379,14 +382,23 @@ impl Metrics {
     }
 
     /// `/metrics` in the format the client asks for.
-    pub(crate) fn exposition(&self, req: &Req) -> Reply {
-        let mut text = String::with_capacity(32 << 10);
-        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+    pub(crate) async fn exposition(&self, req: &Req) -> Reply {
+        let page = self.pages.get(|| {
+            let mut page = String::with_capacity(64 << 10);
+            prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
+            let text = exposition::text(&page);
+            Ok::<_, fmt::Error>((page.into(), text.into()))
+        });
+        let Ok(page) = page.await else {
             let detail = "Failed to generate metrics";
             return Reply::refusal(StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", detail, true);
-        }
+        };
         let format = exposition::Format::wanted(&req.headers);
-        Reply::new(StatusCode::OK, format.content_type(), format.write(text))
+        let body = match format {
+            exposition::Format::OpenMetrics => page.open_metrics,
+            exposition::Format::Text => page.text,
+        };
+        Reply::new(StatusCode::OK, format.content_type(), body)
     }
 }
 

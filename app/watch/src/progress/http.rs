@@ -5,7 +5,10 @@ use socket2::{Domain, Socket, Type};
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,10 +16,13 @@ use std::{
 const QUESTION: &[u8] =
     b"GET /livez HTTP/1.1\r\nHost: localhost\r\nUser-Agent: inferd-progress\r\nConnection: close\r\n\r\n";
 
-/// The local address the next question comes from, so that the endpoint knows its own questions: they take no client's place and
-/// are not counted as requests.
+/// What the endpoint and its questions know of each other: the local address the next question comes from, so that the endpoint
+/// knows its own questions (they take no client's place and are not counted as requests); and how many requests it has answered.
 #[derive(Debug, Default)]
-pub struct ProbeMark(Mutex<Option<SocketAddr>>);
+pub struct ProbeMark {
+    own: Mutex<Option<SocketAddr>>,
+    answered: AtomicU64,
+}
 
 impl ProbeMark {
     /// Whether this peer is the question that is being asked.
@@ -24,11 +30,16 @@ impl ProbeMark {
     pub fn is(&self, peer: SocketAddr) -> bool {
         // Without scope and flow, which both sides need not see alike.
         let plain = |a: SocketAddr| (a.ip().to_canonical(), a.port());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|own| plain(own) == plain(peer))
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|own| plain(own) == plain(peer))
+    }
+
+    /// The endpoint has made one answer, whoever asked.
+    pub fn answered_one(&self) {
+        self.answered.fetch_add(1, Relaxed);
     }
 
     fn set(&self, address: Option<SocketAddr>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = address;
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 }
 
@@ -59,6 +70,7 @@ impl Probe {
     /// Asks once: every address in turn until one answers.
     #[must_use]
     pub fn ask(&self) -> Http {
+        let before = self.mark.answered.load(Relaxed);
         let mut silent = None;
         for address in &self.addresses {
             let asked = self.ask_at(*address).unwrap_or_else(|e| fate(&e, self.patience));
@@ -72,7 +84,11 @@ impl Probe {
                 }
             }
         }
-        silent.map_or(Http::NoAddress, Http::Silent)
+        match silent {
+            None => Http::NoAddress,
+            Some(_) if self.mark.answered.load(Relaxed) != before => Http::Busy,
+            Some(why) => Http::Silent(why),
+        }
     }
 
     fn ask_at(&self, to: SocketAddr) -> io::Result<Asked> {
@@ -203,6 +219,18 @@ mod tests {
         let mute = endpoint("127.0.0.1:0", move |s| keep.send(s).unwrap());
         let Http::Silent(why) = probe(&[mute]).ask() else { panic!("answered") };
         assert!(why.ends_with("no answer within 0.3 s"), "{why}");
+    }
+
+    #[test]
+    fn who_answers_others_meanwhile_is_busy() {
+        let (keep, _kept) = std::sync::mpsc::channel();
+        let mark = Arc::new(ProbeMark::default());
+        let of_endpoint = mark.clone();
+        let busy = endpoint("127.0.0.1:0", move |s| {
+            of_endpoint.answered_one();
+            keep.send(s).unwrap();
+        });
+        assert_eq!(Probe::new(&[busy], PATIENCE, mark).ask(), Http::Busy);
     }
 
     #[test]

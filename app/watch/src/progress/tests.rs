@@ -29,6 +29,22 @@ fn runs(judge: &mut Judge, from: u64, until: u64, mut look: impl FnMut(u64) -> V
 }
 
 #[test]
+fn an_endpoint_that_answers_others_is_busy_for_a_minute_and_then_not_there() {
+    let mut judge = Judge::new(Limits::new(None), Duration::ZERO, false);
+    judge.http(at(1), Http::Answered(200));
+    for now in [2, 30, 60] {
+        judge.http(at(now), Http::Busy);
+        assert!(judge.judge(at(now)).progress, "{now}");
+    }
+    judge.http(at(61), Http::Busy);
+    let found = judge.judge(at(61));
+    assert!(!found.progress);
+    assert_eq!(found.why_not(), "the endpoint answers others, but GET /livez has waited for 60 s");
+    judge.http(at(62), Http::Answered(200));
+    assert!(judge.judge(at(62)).progress);
+}
+
+#[test]
 fn nothing_is_proved_before_the_endpoint_answered() {
     let mut judge = judge();
     assert!(!judge.judge(at(0)).progress);
