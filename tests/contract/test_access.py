@@ -89,6 +89,8 @@ def test_each_change_leaves_one_line_with_role_route_and_outcome(native):
     assert "audit" in done and "operator" in done and name in done and "200" in done
     assert "/v2/repository/models/{model}/load" in done
     assert "403" in refused and "forbidden" in refused
+    tried = hashlib.sha256(KEYS["viewer"].encode()).hexdigest()[:8]
+    assert 'role="viewer"' in refused and tried in refused, "a key of the device has a name when it is refused too"
     assert not any(key in daemon.log_text() for key in KEYS.values())
 
 

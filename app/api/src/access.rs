@@ -146,14 +146,21 @@ impl Who {
 }
 
 /// Why somebody may not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// A key is needed, and none came.
     NoKey(Role),
     /// What came is no key of this device.
     WrongKey,
     /// The key is of a lower role.
-    LowRole { needs: Role, has: Role },
+    LowRole {
+        /// What it must be.
+        needs: Role,
+        /// What it is.
+        has: Role,
+        /// The key as the log names it.
+        key: String,
+    },
     /// No key of the role is configured, and this is another machine.
     Remote,
     /// No key of the role is configured, and this is a web page of another host.
@@ -161,8 +168,16 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
+    /// Who was refused, for the log: a key that is of this device has a name, whatever it may.
+    pub(crate) fn who(&self) -> Who {
+        match self {
+            Self::LowRole { has, key, .. } => Who::Key(*has, key.clone()),
+            Self::NoKey(_) | Self::WrongKey | Self::Remote | Self::Page => Who::Anybody,
+        }
+    }
+
     /// The refusal.
-    pub(crate) fn reply(self, need: Need) -> Reply {
+    pub(crate) fn reply(&self, need: Need) -> Reply {
         let verb = need.verb();
         let (status, detail) = match self {
             Self::NoKey(role) => (
@@ -173,7 +188,7 @@ impl Denied {
                 ),
             ),
             Self::WrongKey => (StatusCode::FORBIDDEN, "the API key is not the right one".to_owned()),
-            Self::LowRole { needs, has } => (
+            Self::LowRole { needs, has, .. } => (
                 StatusCode::FORBIDDEN,
                 format!(
                     "this {verb} and needs the role {}; the API key is of the role {}",
@@ -227,7 +242,7 @@ impl Access {
             let found = self.keys.iter().filter(|k| k.sha256 == given).max_by_key(|k| k.role);
             return match found {
                 Some(key) if key.role >= needs => Ok(Who::Key(key.role, key.name())),
-                Some(key) => Err(Denied::LowRole { needs, has: key.role }),
+                Some(key) => Err(Denied::LowRole { needs, has: key.role, key: key.name() }),
                 None => Err(Denied::WrongKey),
             };
         }
@@ -358,6 +373,8 @@ mod tests {
             assert_eq!(got, may, "{}", role.word());
         }
         let low = all.check(Need::Administer, &from("10.0.0.9", &[("x-api-key", KEYS[1].1)])).unwrap_err();
+        assert_eq!(low.who(), Who::Key(Role::Operator, Key::new(Role::Operator, KEYS[1].1).name()));
+        assert_eq!(Denied::WrongKey.who().role(), "none");
         let text = String::from_utf8(low.reply(Need::Administer).body.to_vec()).unwrap();
         assert!(text.contains("needs the role admin; the API key is of the role operator"), "{text}");
         for need in needs {

@@ -278,31 +278,32 @@ async fn answer_as(
     let preflight = preflight(app, &req.method, &req.headers);
     let is_preflight = preflight.is_some();
     let early = match (preflight, found) {
-        (Some(reply), _) => Err(reply),
-        (None, Err(lost)) => Err(lost_reply(lost, &req)),
-        (None, Ok(target)) => admitted(app, target, &req)
-            .and_then(|who| in_safe_mode(app, target).map_or(Ok((target, who)), Err)),
+        (Some(reply), _) => Err((reply, Who::Anybody)),
+        (None, Err(lost)) => Err((lost_reply(lost, &req), Who::Anybody)),
+        (None, Ok(target)) => admitted(app, target, &req).and_then(|who| match in_safe_mode(app, target) {
+            Some(reply) => Err((reply, who)),
+            None => Ok((target, who)),
+        }),
     };
     // Refused attempts leave a line too, but no more of them than the limits let through.
     let change = match (&early, found) {
         (Ok((target, who)), _) if target.need.changes() => Some(who.clone()),
-        (Err(reply), Ok(target))
+        (Err((reply, who)), Ok(target))
             if target.need.changes() && !is_preflight && reply.status != StatusCode::TOO_MANY_REQUESTS =>
         {
-            Some(Who::Anybody)
+            Some(who.clone())
         }
         _ => None,
     };
-    let early = early.map(|(target, _)| target);
     let mut reply = match early {
-        Err(mut reply) => {
+        Err((mut reply, _)) => {
             if unread {
                 // The body is not worth waiting for, and what follows it cannot be told from it.
                 reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             reply
         }
-        Ok(Target { route: Route::Push, .. }) => {
+        Ok((Target { route: Route::Push, .. }, _)) => {
             // It has a pace of its own to keep; no crowd of other connections takes its place.
             connection.body_done();
             let upload = Upload::new(body, &app.config, app.ending.subscribe());
@@ -313,7 +314,7 @@ async fn answer_as(
             }
             reply
         }
-        Ok(target) => {
+        Ok((target, _)) => {
             let read = body::read(body, &app.config, &app.bodies).await;
             connection.body_done();
             match read {
@@ -487,14 +488,15 @@ pub(crate) fn told(e: BodyError) -> (StatusCode, &'static str) {
     }
 }
 
-/// Whether this request may go on: it is not one too many, and who sends it may.
-fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, Reply> {
+/// Whether this request may go on: it is not one too many, and who sends it may. A refusal says whose it is.
+fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, (Reply, Who)> {
     let client = req.peer.ip();
     let limits = &app.limits;
     let too_many = |wait: Duration| {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
         let detail = format!("Rate limit exceeded. Try again in {seconds}s.");
-        refusal(app, target, StatusCode::TOO_MANY_REQUESTS, "rate_limited", &detail).with_retry_after(wait)
+        let reply = refusal(app, target, StatusCode::TOO_MANY_REQUESTS, "rate_limited", &detail);
+        (reply.with_retry_after(wait), Who::Anybody)
     };
     if let Some(requests) = &limits.requests
         && !always_answered(target)
@@ -522,7 +524,7 @@ fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, Reply> {
             app.metrics.failed(surface, "", "forbidden");
         }
         let reply = denied.reply(target.need);
-        if target.route == Route::Oip { oip::in_our_form(reply) } else { reply }
+        (if target.route == Route::Oip { oip::in_our_form(reply) } else { reply }, denied.who())
     })
 }
 
