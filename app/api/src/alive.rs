@@ -227,8 +227,7 @@ fn why(req: &Req) -> Result<String, Reply> {
     let order = if req.body.is_empty() {
         Order { why: String::new() }
     } else {
-        serde_json::from_slice(&req.body)
-            .map_err(|_| bad_request(r#"the body must be {"why": "..."}, or empty"#))?
+        req.object().ok_or_else(|| bad_request(r#"the body must be {"why": "..."}, or empty"#))?
     };
     let said: String = order.why.chars().filter(|c| !c.is_control()).take(MAX_WHY).collect();
     let who = req.peer.ip().to_canonical();
@@ -273,9 +272,9 @@ pub(crate) async fn watchdog_test(app: &App, req: &Req) -> Reply {
     struct Wish {
         what: WatchdogTest,
     }
-    match serde_json::from_slice::<Wish>(&req.body) {
-        Ok(Wish { what }) => order(app, Ask::WatchdogTest { what }).await,
-        Err(_) => bad_request(r#"the body must be {"what": "hardware"}, or "daemon", or "panic""#),
+    match req.object() {
+        Some(Wish { what }) => order(app, Ask::WatchdogTest { what }).await,
+        None => bad_request(r#"the body must be {"what": "hardware"}, or "daemon", or "panic""#),
     }
 }
 

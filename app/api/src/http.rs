@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use inferd_hosts::InferError;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -47,6 +48,14 @@ impl Req {
     #[must_use]
     pub fn header(&self, name: &HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+
+    /// The body as a JSON object. A type whose fields are read by name takes an array of their values too, so the first
+    /// character is looked at; the type says which fields there are (`deny_unknown_fields`).
+    #[must_use]
+    pub fn object<T: DeserializeOwned>(&self) -> Option<T> {
+        let object = self.body.trim_ascii_start().starts_with(b"{");
+        object.then(|| serde_json::from_slice(&self.body).ok()).flatten()
     }
 
     /// What `Inference-Deadline-Ms` asks for.
@@ -340,6 +349,49 @@ pub fn told(error: &InferError) -> Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_an_object_with_known_fields_or_nothing() {
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Wish {
+            level: String,
+            #[serde(default)]
+            for_s: Option<u64>,
+        }
+        let read = |body: &'static str| {
+            let headers = HeaderMap::new();
+            let req = Req {
+                method: Method::PUT,
+                path: String::new(),
+                query: None,
+                id: RequestId::from_headers(&headers),
+                headers,
+                body: Bytes::from_static(body.as_bytes()),
+                peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+                received: Instant::now(),
+            };
+            req.object::<Wish>()
+        };
+        let wish = |for_s| Some(Wish { level: "info".to_owned(), for_s });
+        assert_eq!(read("{\"level\":\"info\"}"), wish(None));
+        assert_eq!(read(" \r\n\t{\"level\":\"info\",\"for_s\":60}\n"), wish(Some(60)));
+        for bad in [
+            "",
+            "[\"info\",60]",
+            "[\"info\"]",
+            "[]",
+            "\"info\"",
+            "null",
+            "{}",
+            "{",
+            "{\"level\":\"info\",\"forever\":true}",
+            "{\"level\":\"info\",\"level\":\"info\"}",
+            "{\"level\":\"info\"}]",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn the_time_a_body_took_is_taken_off_the_deadline() {

@@ -263,7 +263,7 @@ pub(crate) fn set_logging(app: &App, req: &Req) -> Reply {
         Err(refusal) => return refusal,
     };
     let unfit = |why: &str| refused(StatusCode::UNPROCESSABLE_ENTITY, "bad_log_level", why);
-    let Ok(wish) = serde_json::from_slice::<Wish>(&req.body) else {
+    let Some(wish) = req.object::<Wish>() else {
         let detail =
             "{\"level\": \"info,inferd_hosts=debug\", \"for_s\": 600} is needed; for_s may be left out";
         return refused(StatusCode::BAD_REQUEST, "bad_request", detail);

@@ -570,12 +570,12 @@ pub(crate) async fn rollback(app: &App, req: &Req) -> Reply {
     let updates;
     let desk = desk!(updates, app);
     let wanted = match req.body.is_empty() {
-        true => Ok(Wanted::default()),
-        false => serde_json::from_slice::<Wanted>(&req.body),
+        true => Some(Wanted::default()),
+        false => req.object::<Wanted>(),
     };
     let reason = match wanted {
-        Ok(w) => w.reason.unwrap_or_else(|| "asked for over HTTP".to_owned()),
-        Err(_) => return bad_request(r#"the body must be empty, or {"reason": "why"}"#),
+        Some(w) => w.reason.unwrap_or_else(|| "asked for over HTTP".to_owned()),
+        None => return bad_request(r#"the body must be empty, or {"reason": "why"}"#),
     };
     if reason.chars().count() > limits::REASON || reason.chars().any(char::is_control) {
         return bad_request("reason: at most 200 printable characters");
@@ -641,7 +641,7 @@ fn stopping(e: &TrustError) -> bool {
 pub(crate) async fn pull(app: &App, req: &Req) -> Reply {
     let updates;
     let desk = desk!(updates, app);
-    let Ok(wish) = serde_json::from_slice::<PullWish>(&req.body) else {
+    let Some(wish) = req.object::<PullWish>() else {
         return bad_request(
             r#"the body must be {"url": "http://..."}, with "token" and "sha256" where needed"#,
         );
