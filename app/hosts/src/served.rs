@@ -1136,6 +1136,11 @@ pub struct Timing {
     pub compute: Duration,
 }
 
+/// Milliseconds, begun ones counted whole: of a deadline of 1 ms a part has passed before it is told, and none is 0 ms.
+fn whole_ms(time: &Duration) -> u128 {
+    time.as_nanos().div_ceil(1_000_000).max(1)
+}
+
 /// Why there is no answer. Every one is honest: nothing is made up.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
@@ -1144,9 +1149,9 @@ pub enum InferError {
     QueueFull { slots: usize, retry_after: Duration },
     #[error("the model is not ready: {reason}")]
     NotReady { reason: String, retry_after: Duration },
-    #[error("a deadline of {} ms cannot be met: an answer takes about {} ms at present", .deadline.as_millis(), .estimate.as_millis())]
+    #[error("a deadline of {} ms cannot be met: an answer takes about {} ms at present", whole_ms(.deadline), whole_ms(.estimate))]
     DeadlineUnmeetable { deadline: Duration, estimate: Duration },
-    #[error("no answer within {} ms", .deadline.as_millis())]
+    #[error("no answer within {} ms", whole_ms(.deadline))]
     DeadlineExceeded { deadline: Duration },
     #[error("the engine host ended while this request was in it: {reason}")]
     HostLost { reason: String, retry_after: Duration },
@@ -1191,5 +1196,26 @@ impl InferError {
             Self::BreakerOpen { .. } => "breaker_open",
             Self::Quarantined { .. } => "quarantined",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_deadline_is_told_in_whole_milliseconds_and_never_as_none() {
+        let told = |micros| {
+            let deadline = Duration::from_micros(micros);
+            let estimate = Duration::from_micros(300);
+            InferError::DeadlineUnmeetable { deadline, estimate }.to_string()
+        };
+        for (micros, ms) in [(0, 1), (960, 1), (1000, 1), (1001, 2), (59_990, 60)] {
+            let sentence =
+                format!("a deadline of {ms} ms cannot be met: an answer takes about 1 ms at present");
+            assert_eq!(told(micros), sentence, "{micros}");
+        }
+        let exceeded = InferError::DeadlineExceeded { deadline: Duration::from_micros(4) };
+        assert_eq!(exceeded.to_string(), "no answer within 1 ms");
     }
 }
