@@ -241,6 +241,8 @@ CASES = {
         "from its directory",
     ),
     "load not JSON": ("/v2/repository/models/identity-fp32/load", [], b"{", 400, "not valid"),
+    "unload with a field beside": ("/v2/repository/models/identity-fp32/unload", [], b'{"dry_run":true}', 400, "dry_run"),
+    "load with a field beside": ("/v2/repository/models/identity-fp32/load", [], b'{"parameters":{},"x":1}', 400, "nothing else"),
     "unload of an unknown model": ("/v2/repository/models/nobody/unload", [], b"", 404, "no model"),
 }
 

@@ -28,6 +28,8 @@ pub enum BadRequest {
     NotANumber(String),
     #[error("the request has no {0:?}")]
     Missing(&'static str),
+    #[error("the field {0:?} is not known here; this request has \"parameters\" and nothing else")]
+    UnknownField(String),
     #[error("parameter {name:?} {why}")]
     Parameter { name: String, why: &'static str },
     #[error("input {input}: {what:?} is missing")]

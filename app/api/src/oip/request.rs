@@ -120,12 +120,16 @@ pub fn index(body: &[u8]) -> Result<bool, BadRequest> {
 }
 
 /// Reads the body of a load or unload request, which may be empty. A model comes from its directory as it is there, so
-/// parameters that would override it are refused; others are accepted and change nothing.
+/// parameters that would override it are refused; others (Triton's `unload_dependents`) are accepted and change nothing. The
+/// protocol has no other field than `parameters`: what this end does not know might have said not to do it.
 ///
 /// # Errors
-/// [`BadRequest`] when it is not a JSON object or asks for an override.
+/// [`BadRequest`] when it is not a JSON object, has another field than `parameters`, or asks for an override.
 pub fn control(body: &[u8]) -> Result<(), BadRequest> {
     let fields: ControlFields = small(body)?;
+    if let Some(name) = fields.unknown {
+        return Err(BadRequest::UnknownField(name));
+    }
     match fields.parameters.and_then(|p| p.0.overriding) {
         Some(name) => Err(BadRequest::Parameter {
             name,
@@ -541,12 +545,18 @@ impl<'de> Fields<'de> for IndexFields {
 #[derive(Default)]
 struct ControlFields {
     parameters: Option<Object<ControlParameters>>,
+    /// The first field that the protocol does not have here.
+    unknown: Option<String>,
 }
 
 impl<'de> Fields<'de> for ControlFields {
     const WHAT: &'static str = "a load or unload request: a JSON object";
     fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        if key == "parameters" { once(&mut self.parameters, key, map) } else { ignore(map) }
+        if key == "parameters" {
+            return once(&mut self.parameters, key, map);
+        }
+        self.unknown.get_or_insert_with(|| key.chars().take(48).collect());
+        ignore(map)
     }
 }
 
@@ -931,7 +941,7 @@ mod tests {
             "{}",
             "{\"parameters\":{}}",
             "{\"parameters\":{\"unload_dependents\":true,\"x\":1}}",
-            "{\"y\":[[]]}",
+            "{\"parameters\":{\"unload_dependents\":false}}",
         ] {
             assert_eq!(control(good.as_bytes()), Ok(()), "{good}");
         }
@@ -939,6 +949,10 @@ mod tests {
         for bad in [
             "{\"parameters\":{\"config\":\"{}\"}}",
             "{\"parameters\":{\"file:1/model.onnx\":\"\"}}",
+            "{\"y\":[[]]}",
+            "{\"unload_dependents\":true}",
+            "{\"parameters\":{},\"dry_run\":true}",
+            &format!("{{\"{}\":1}}", "z".repeat(100_000)),
             "[]",
             "x",
             &long,
