@@ -94,6 +94,37 @@ def test_each_change_leaves_one_line_with_role_route_and_outcome(native):
     assert not any(key in daemon.log_text() for key in KEYS.values())
 
 
+def test_an_operator_who_asks_for_what_only_an_admin_may_is_named_in_the_log(native):
+    daemon = native(config=security())
+    asked = ask(daemon, "POST", "/api/v1/reboot", headers=[*headers("operator"), ("X-Request-ID", "audit-4")])
+    assert asked.status == 403 and "this changes the device" in asked.json()["detail"]
+    until(lambda: "audit-4" in daemon.log_text(), "the line is written")
+    [line] = [line for line in daemon.log_text().splitlines() if "audit-4" in line]
+    name = hashlib.sha256(KEYS["operator"].encode()).hexdigest()[:8]
+    assert 'role="operator"' in line and f'key="{name}"' in line and "status=403" in line, line
+
+
+def test_who_only_looks_changes_nothing_and_is_not_in_the_log_as_if(native):
+    daemon = native(config=security())
+    for role, status in ((None, 401), ("operator", 403), ("admin", 200)):
+        looked = ask(daemon, "GET", "/api/v1/captures", headers=[*headers(role), ("X-Request-ID", f"look-{status}")])
+        assert looked.status == status
+        if status != 200:
+            assert "this reads and needs" in looked.json()["detail"], looked
+    assert ask(daemon, "DELETE", "/api/v1/captures", headers=[("X-Request-ID", "look-end")]).status == 401
+    until(lambda: "look-end" in daemon.log_text(), "the lines are written")
+    assert not [line for line in daemon.log_text().splitlines() if "look-" in line and "look-end" not in line]
+
+
+def test_an_array_of_an_orders_values_is_not_the_order(native):
+    daemon = native()
+    for path in ("reboot", "factory-reset", "watchdog/test"):
+        for body in ("[]", '["daemon"]', '"daemon"', '{"what":"daemon","why":"x","more":1}'):
+            assert ask(daemon, "POST", f"/api/v1/{path}", body).status == 400, (path, body)
+    assert ask(daemon, "PUT", "/api/v1/logging", '["debug",60]').status == 400
+    assert ask(daemon, "GET", "/api/v1/logging").json()["level"] == "info"
+
+
 def test_a_guesser_is_slowed_down_and_learns_nothing_meanwhile(native):
     daemon = native(config=security())
     guess = lambda key: ask(daemon, "POST", "/api/v1/rollback", headers=[("X-API-Key", key)])  # noqa: E731

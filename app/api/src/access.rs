@@ -48,7 +48,8 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    /// Whether it changes the device: it is never open, is limited by itself, and leaves a line in the log.
+    /// Whether it changes the device, unless it is asked for with a method that only reads: it is never open, is limited by
+    /// itself, and leaves a line in the log.
     pub(crate) fn changes(self) -> bool {
         matches!(self, Self::Operate | Self::Administer)
     }
@@ -176,9 +177,9 @@ impl Denied {
         }
     }
 
-    /// The refusal.
-    pub(crate) fn reply(&self, need: Need) -> Reply {
-        let verb = need.verb();
+    /// The refusal of something with this need, which may be only to read what is not for everybody.
+    pub(crate) fn reply(&self, need: Need, reads: bool) -> Reply {
+        let verb = if reads { Need::Read.verb() } else { need.verb() };
         let (status, detail) = match self {
             Self::NoKey(role) => (
                 StatusCode::UNAUTHORIZED,
@@ -311,7 +312,7 @@ mod tests {
     }
 
     fn status(access: &Access, need: Need, req: &Req) -> u16 {
-        access.check(need, req).map_or_else(|d| d.reply(need).status.as_u16(), |_| 200)
+        access.check(need, req).map_or_else(|d| d.reply(need, false).status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -375,8 +376,13 @@ mod tests {
         let low = all.check(Need::Administer, &from("10.0.0.9", &[("x-api-key", KEYS[1].1)])).unwrap_err();
         assert_eq!(low.who(), Who::Key(Role::Operator, Key::new(Role::Operator, KEYS[1].1).name()));
         assert_eq!(Denied::WrongKey.who().role(), "none");
-        let text = String::from_utf8(low.reply(Need::Administer).body.to_vec()).unwrap();
-        assert!(text.contains("needs the role admin; the API key is of the role operator"), "{text}");
+        let text = String::from_utf8(low.reply(Need::Administer, false).body.to_vec()).unwrap();
+        assert!(
+            text.contains(
+                "this changes the device and needs the role admin; the API key is of the role operator"
+            ),
+            "{text}"
+        );
         for need in needs {
             assert_eq!(status(&all, need, &from("127.0.0.1", &[])), 401, "{need:?}");
         }

@@ -287,9 +287,9 @@ async fn answer_as(
     };
     // Refused attempts leave a line too, but no more of them than the limits let through.
     let change = match (&early, found) {
-        (Ok((target, who)), _) if target.need.changes() => Some(who.clone()),
+        (Ok((target, who)), _) if changes(*target, &req) => Some(who.clone()),
         (Err((reply, who)), Ok(target))
-            if target.need.changes() && !is_preflight && reply.status != StatusCode::TOO_MANY_REQUESTS =>
+            if changes(target, &req) && !is_preflight && reply.status != StatusCode::TOO_MANY_REQUESTS =>
         {
             Some(who.clone())
         }
@@ -504,11 +504,11 @@ fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, (Reply, Who)> {
         requests.take(client).map_err(too_many)?;
     }
     // A program of the device itself that changes it again and again is no client that lost its head.
-    if let Some(changes) = &limits.changes
-        && target.need.changes()
+    if let Some(limit) = &limits.changes
+        && changes(target, req)
         && !client.to_canonical().is_loopback()
     {
-        changes.take(client).map_err(too_many)?;
+        limit.take(client).map_err(too_many)?;
     }
     if app.config.access.role(target.need).is_none() {
         return Ok(Who::Anybody);
@@ -523,9 +523,19 @@ fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, (Reply, Who)> {
         if let Some(surface) = surface(target) {
             app.metrics.failed(surface, "", "forbidden");
         }
-        let reply = denied.reply(target.need);
+        let reply = denied.reply(target.need, reads(req));
         (if target.route == Route::Oip { oip::in_our_form(reply) } else { reply }, denied.who())
     })
+}
+
+/// Whether this request only looks.
+fn reads(req: &Req) -> bool {
+    Verb::Get.takes(&req.method)
+}
+
+/// Whether this request changes the device: what shows what people did needs an admin and changes nothing.
+fn changes(target: Target, req: &Req) -> bool {
+    target.need.changes() && !reads(req)
 }
 
 /// Whether a client gets this however often it asks: probes, metrics and the page that explains the rest. A fleet that cannot
