@@ -83,6 +83,13 @@ def test_no_reload_and_no_load_takes_the_place_of_a_bundles_model(device, office
     assert served(daemon) == "1.0.1"
 
 
+def test_what_came_whole_and_is_no_bundle_is_not_asked_for_again(device):
+    answer = ask(device(), "PUT", "/api/v1/bundle", b'{"this is": "no bundle"}   ')
+    told = answer.json()
+    assert (answer.status, told["error"], told["code"]) == (422, "bundle_refused", "truncated"), told
+    assert not told.get("retry") and "again" not in told["detail"] and "27 bytes" in told["detail"], told
+
+
 def test_an_upload_that_was_cut_goes_on_where_it_ended(device, office):
     daemon = device()
     data = office.made[1].read_bytes()
@@ -405,8 +412,9 @@ def test_rollback_brings_back_what_served_before(device, office):
     assert answer.status == 200, answer.body
     assert served(daemon) == "1.0.1"
     assert "it sees ghosts" in json.dumps(slots(daemon)["verdicts"])
-    bad = daemon.request("/api/v1/rollback", {"why": "?"}, method="POST")
-    assert bad.status == 400
+    for bad in ({"why": "?"}, [], ["it sees ghosts"]):
+        assert daemon.request("/api/v1/rollback", bad, method="POST").status == 400, bad
+    assert served(daemon) == "1.0.1"
 
 
 def test_this_boot_may_not_be_confirmed_during_a_trial(device, office):
@@ -478,6 +486,7 @@ def test_a_device_fetches_a_bundle_by_url(device, office):
         server.shutdown()
     assert daemon.request("/api/v1/pull", {"url": "gopher://x"}).status == 422
     assert daemon.request("/api/v1/pull", {"uri": url}).status == 400
+    assert daemon.request("/api/v1/pull", [url]).status == 400, "an array of its values is no order"
 
 
 def test_a_pull_from_a_server_that_stalls_is_ended_for_a_rollback_and_a_push(device, office, inferctl):

@@ -663,7 +663,7 @@ impl Upload {
     /// The sender says that was all.
     ///
     /// # Errors
-    /// [`InstallError::Interrupted`] when something is missing.
+    /// [`InstallError::Interrupted`] when something is missing; [`InstallError::Refused`] when not even a bundle's beginning came.
     pub async fn finish(mut self) -> Result<Accepted, InstallError> {
         self.flush().await?;
         let ordered = self.at_hand.take().ok_or(InstallError::Misused("the transfer is over"))?;
@@ -735,6 +735,13 @@ impl Ordered {
             return self.transfer.finish();
         }
         let refusal = self.stream.finish().err().unwrap_or(Refusal::Spent);
+        if let (None, Refusal::Truncated { have, .. }) = (&self.transfer.bundle, &refusal) {
+            // The sender says that was all, and it is not even a bundle's beginning: the same bytes never are.
+            let sentence =
+                format!("this is not a bundle: there are {have} bytes, and its beginning is not complete");
+            let finding = Finding::new(refusal.code(), sentence, json!({ "received_bytes": have }));
+            return Err(self.transfer.ended(Gate::Keys, Outcome::Refuse, finding));
+        }
         Err(self.transfer.fail(refusal.into()))
     }
 }

@@ -312,6 +312,17 @@ async fn what_can_be_refused_before_the_payload_is_and_nothing_is_written() {
     let mut upload = device.begin().await;
     let refused = upload.push(&[7; 5000]).await.unwrap_err();
     assert_eq!(refused.code(), "not-a-bundle");
+    drop(upload);
+
+    // All there is, and not even a beginning: nobody is told to send it again.
+    for beginning in [&b"{\"this is\": \"no bundle\"}"[..], &release(&good(2))[..4097]] {
+        let mut upload = device.begin().await;
+        upload.push(beginning).await.unwrap();
+        let refused = upload.finish().await.unwrap_err();
+        assert_eq!((refused.code(), refused.retry()), ("truncated", false));
+        let verdict = refused.verdict().unwrap();
+        assert_eq!((verdict.gate, verdict.outcome), (Gate::Keys, Outcome::Refuse));
+    }
     assert_eq!(device.ask([0.0; 4]).await.0, 1);
     device.shut_down().await;
 }
