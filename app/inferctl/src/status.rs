@@ -114,7 +114,7 @@ pub fn models(client: &Client, json: bool) -> Result<(), Failure> {
 fn models_table(client: &Client) -> Result<String, ClientError> {
     let entries = index(client)?;
     if entries.is_empty() {
-        return Ok("no models; give the daemon some with --models DIR or models.dirs".into());
+        return Ok(no_models(&client.json("/status").unwrap_or(Value::Null)));
     }
     let mut rows = Vec::new();
     for entry in &entries {
@@ -128,6 +128,17 @@ fn models_table(client: &Client) -> Result<String, ClientError> {
     let reasons = entries.iter().filter(|entry| !entry.reason.is_empty());
     let reasons: String = reasons.map(|entry| format!("\n{}: {}", entry.name, entry.reason)).collect();
     Ok(show::table(&heads, &rows) + &reasons)
+}
+
+/// Why there are none, and what helps.
+fn no_models(status: &Value) -> String {
+    match status["safe_mode"]["reason"].as_str() {
+        Some(reason) => format!(
+            "safe mode: no models are loaded, because {reason}\n\
+             A bundle that is committed ends it, and so does `inferctl safe-mode leave`."
+        ),
+        None => "no models; give the daemon some with --models DIR or models.dirs".into(),
+    }
 }
 
 fn row(entry: &IndexEntry, metadata: &Value, stats: &Value) -> Vec<String> {
@@ -185,6 +196,16 @@ mod tests {
             let status = json!({"uptime_s": 300, "model_name": "imu-motion"});
             let text = summary("u", code, readiness.to_string().as_bytes(), &status);
             assert_eq!(text, format!("{first}\nup 5 min, default model imu-motion"));
+        }
+    }
+
+    #[test]
+    fn in_safe_mode_nobody_is_told_to_give_the_daemon_models() {
+        let text = no_models(&json!({"safe_mode": {"reason": "it ended 3 times", "since_s": 4}}));
+        assert!(text.starts_with("safe mode: no models are loaded, because it ended 3 times"), "{text}");
+        assert!(text.contains("safe-mode leave") && !text.contains("--models"), "{text}");
+        for other in [json!({"safe_mode": null}), Value::Null] {
+            assert!(no_models(&other).contains("--models"));
         }
     }
 
