@@ -29,7 +29,7 @@ pub struct Reboot {
 /// Arguments of `factory-reset`.
 #[derive(Debug, clap::Args)]
 pub struct FactoryReset {
-    /// Really forget what was configured and installed
+    /// Really forget what was configured and installed, floors and revocations with it
     #[arg(long, required = true)]
     yes: bool,
     /// Why, for the device's history
@@ -157,7 +157,13 @@ impl FactoryReset {
         if !self.yes {
             return Err(Failure::Other("--yes is needed: nothing of this comes back".to_owned()));
         }
-        order(client, "/api/v1/factory-reset", &why(&self.why), "it forgets everything and restarts", json)
+        order(
+            client,
+            "/api/v1/factory-reset",
+            &why(&self.why),
+            "it restarts and forgets what was configured and installed, floors and revocations with it",
+            json,
+        )
     }
 }
 

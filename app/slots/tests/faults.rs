@@ -358,6 +358,37 @@ fn two_damaged_records_are_recovered_from_the_slots() {
     }
 }
 
+/// A factory reset (`boot` in the image's overlay) fills the first block of both slots with zeros and then takes the record away. It begins
+/// anew after a power cut, so what a daemon finds is the end of it; a slot whose turn has not come is one that would come back.
+#[test]
+fn a_slot_without_its_beginning_does_not_come_back_when_the_record_is_gone() {
+    let [one, two] = pair();
+    let shared = serving(&one);
+    update(&shared, &two).unwrap();
+    let condemn = Step::Condemn { slot: SlotId::B };
+    shared.store(SETTLING).unwrap().step(&condemn).unwrap();
+    let whole = shared.lock().clone();
+    for emptied in 0..=2 {
+        let shared = Shared::new(whole.clone());
+        for slot in &SlotId::BOTH[..emptied] {
+            shared.lock().disks[disk_of(*slot)][..BLOCK].fill(0);
+        }
+        shared.lock().disks[STATE].fill(0);
+        let store = shared.store(SETTLING).unwrap();
+        let recovered = store.recover(&mut |_, _, _| {}).unwrap();
+        let back = recovered.and_then(|recovered| recovered.candidate);
+        // Nothing but the record says of B that it was condemned.
+        assert_eq!(back, (emptied < 2).then_some(SlotId::B), "{emptied} slots emptied");
+        if emptied == 2 {
+            assert_eq!((store.found(), store.state()), (Found::Fresh, State::default()));
+            drop(store);
+            // The device installs as a new one does.
+            update(&shared, &one).unwrap();
+            assert_eq!(reboot(&shared, "after the reset").active, Some(SlotId::A));
+        }
+    }
+}
+
 #[test]
 fn recovery_takes_no_bundle_that_is_not_whole() {
     let [one, two] = pair();
