@@ -29,6 +29,7 @@ import layout as layouts
 from steps import Failure, run
 
 GUEST_PORT = 9000
+GUEST_TLS_PORT = 9443
 # Lines on the console after which waiting makes no sense.
 FATAL = ("Kernel panic", "no slot holds a root filesystem", "keeper: safe mode: ", "up without a model")
 PR_SET_PDEATHSIG = 1
@@ -78,11 +79,12 @@ class Machine:
     """One QEMU process that runs one image."""
 
     def __init__(
-        self, board, image, *, port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
+        self, board, image, *, port=None, tls_port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
         serial=None, dhcp=True, clock=None, restarts=False, write_speed=None, early=None,
         initramfs=None, cmdline=None, devices=(),
     ):
-        """`port`: where on this machine's loopback interface the appliance is reached. `slot`: boot `b` instead of `a`.
+        """`port`: where on this machine's loopback interface the appliance is reached; `tls_port`: and where over TLS.
+        `slot`: boot `b` instead of `a`.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
@@ -93,7 +95,7 @@ class Machine:
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
         self.clock, self.restarts, self.write_speed, self.early = clock, restarts, write_speed, early
         self.initramfs, self.cmdline, self.devices = initramfs, cmdline, devices
-        self.port = port or free_port()
+        self.port, self.tls_port = port or free_port(), tls_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
         self.serial = Path(serial) if serial else self.folder / "serial.log"
@@ -263,7 +265,7 @@ class Machine:
             *("-kernel", kernel, "-initrd", initramfs, "-append", cmdline),
             *("-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
             *(*self._disk(), "-device", "virtio-blk-pci,drive=disk"),
-            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:{GUEST_PORT}" if self.dhcp else "hubport,id=net,hubid=0"),
+            *("-netdev", self._network()),
             *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
             *("-device", "i6300esb", "-action", "watchdog=reset"),
             *("-qmp", f"unix:{self.folder}/qmp.sock,server=on,wait=off"),
@@ -281,6 +283,13 @@ class Machine:
             command += ["-drive", f"if=none,id=stick{number},format=raw,file={stick},readonly=on"]
             command += ["-device", f"virtio-blk-pci,drive=stick{number}"]
         return [str(part) for part in command]
+
+    def _network(self):
+        """The network: what of it this machine reaches, or a cable without anybody at its other end."""
+        if not self.dhcp:
+            return "hubport,id=net,hubid=0"
+        ways = [(self.port, GUEST_PORT)] + ([(self.tls_port, GUEST_TLS_PORT)] if self.tls_port else [])
+        return "user,id=net" + "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in ways)
 
     def _disk(self):
         """The medium. What the guest has written is in the image file when QEMU is killed, as the host's page cache

@@ -29,6 +29,7 @@ import rust
 from steps import Failure, main, say, step
 
 DEFAULT_PORT = 9000
+TLS_PORT = 9443
 WINDOW = places.ROOT / "tests/data/imu_walk.json"
 LATENT, MOTIFS = 64, 12
 READY_TIMEOUT_S = 240
@@ -46,7 +47,7 @@ def arguments():
     )
     parser.add_argument("--board", default="qemu-aarch64", choices=boards.names(), help="which board (default: %(default)s)")
     parser.add_argument("--native", action="store_true", help="no image and no QEMU: run the daemon on this machine")
-    parser.add_argument("--keep", action="store_true", help="stay up until interrupted (Ctrl-C)")
+    parser.add_argument("--keep", action="store_true", help="stay up until interrupted (Ctrl-C); a reset starts it again")
     parser.add_argument("--port", type=int, help=f"port on this machine (default: {DEFAULT_PORT}, or a free one if it is taken)")
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="serve this model as well; repeatable")
     parser.add_argument(
@@ -90,21 +91,60 @@ def appliance(options, port, models, started):
     image.assemble(image.Recipe(board, inferd, models, dev=dev, root=root, api_key=api_key), output)
     kvm = options.kvm and probe_kvm(board, output)
     serial = output.with_suffix(".console.log")
-    machine = qemu.Machine(board, output, port=port, dev=dev, kvm=kvm, serial=serial)
+    # One that stays comes back after a reset, as a board does, on what it has written.
+    tls_port = TLS_PORT if options.keep and qemu.port_is_free(TLS_PORT) else None
+    machine = qemu.Machine(board, output, port=port, tls_port=tls_port, dev=dev, kvm=kvm, serial=serial, restarts=options.keep)
     with machine:
         with step(f"Booting {output.name} in QEMU ({'KVM' if kvm else 'emulated'}; console in {serial})"):
-            machine.wait_ready(READY_TIMEOUT_S, progress=lambda state: say(f"    {machine.seconds():5.1f} s  {state}"))
+            machine.wait_ready(READY_TIMEOUT_S, progress=lambda state: after_power_on(machine, state))
         with step("Asking it for the first inference") as remark:
             answer = first_answer(machine.url, serial)
             remark.append(f"{machine.seconds():.1f} s after power-on")
         report(answer, machine.url, inferctl, options, started)
         if dev:
             update_commands(machine.url, inferctl, devkeys.ensure(inferctl), with_key=True)
-            say(f"  socat - UNIX-CONNECT:{machine.folder}/shell.sock    # root shell")
+            say(f"\nA root shell in it{'' if options.keep else ', while it stays'}:\n  {shell_command(machine)}")
+        if tls_port:
+            say(f"Its TLS port, for when its inferd.toml asks for TLS, is https://127.0.0.1:{tls_port}.")
         if options.keep:
-            say("\nThe appliance runs until you press Ctrl-C.")
-            stay(machine.process)
+            say("\nThe appliance runs until you press Ctrl-C. A reset starts it again with what it has written; Ctrl-C ends that, too.")
+            watch(machine)
     say("The appliance is switched off.")
+
+
+def after_power_on(machine, what):
+    """Says what happens to the machine, and when."""
+    say(f"    {machine.seconds():5.1f} s  {what}")
+
+
+def shell_command(machine):
+    """What starts a root shell in the appliance from another terminal."""
+    return f"{relative(places.ROOT / 'scripts/shell')} {machine.folder}/shell.sock"
+
+
+def watch(machine):
+    """Until interrupted, or until the appliance switches itself off; tells of resets and of what it says until it is ready again."""
+    events, told = machine.qmp, ""
+    resets = watchdogs = 0
+    try:
+        while machine.process.poll() is None:
+            time.sleep(0.2)
+            if len(events.told("RESET")) > resets:
+                resets = len(events.told("RESET"))
+                expired = len(events.told("WATCHDOG"))
+                by = "its watchdog has reset it" if expired > watchdogs else "it was restarted"
+                watchdogs, told = expired, "no answer yet"
+                after_power_on(machine, f"{by}; it starts again")
+            state = qemu.readiness(machine.url) if told else ""
+            if state != told:
+                after_power_on(machine, "ready again" if state == "ready" else state)
+                told = "" if state == "ready" else state
+    except KeyboardInterrupt:
+        say()
+        return
+    if machine.process.returncode:
+        raise Failure(f"QEMU ended by itself with status {machine.process.returncode}", machine.folder / "qemu.log")
+    say("It has switched itself off.")
 
 
 def native(options, port, models, started):
