@@ -327,7 +327,7 @@ pub struct Loaded {
     pub entries: Vec<Entry>,
     /// The file that was read, if one was.
     pub file: Option<PathBuf>,
-    /// What was said and is not used, one sentence each.
+    /// What was said and is not used, or hardly meant, one sentence each.
     pub notes: Vec<String>,
     /// SHA-256 of the effective configuration, see [`fingerprint`].
     pub sha256: String,
@@ -404,6 +404,9 @@ impl Loaded {
         }
         let mut notes = old.notes;
         notes.extend(unknown);
+        notes.extend(config.monitor.thresholds.upside_down().map(|(warning, critical)| {
+            format!("monitor.{critical} is below monitor.{warning}: nothing of it is ever a mere warning")
+        }));
         let sha256 = fingerprint(&entries);
         Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, sha256 })
     }

@@ -384,3 +384,17 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     assert_eq!(loaded.notes, Vec::<String>::new());
     assert_eq!(loaded.config, load("", &[]).unwrap().config);
 }
+
+#[test]
+fn a_critical_threshold_below_its_warning_is_told_and_taken() {
+    let notes = |file: &str| {
+        Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((Path::new(FILE), file)))
+            .unwrap()
+            .notes
+    };
+    assert_eq!(notes("[monitor]\ncpu_percent = 95\ncpu_critical_percent = 95\n"), [""; 0]);
+    let told = notes("[monitor]\ncpu_percent = 80\ncpu_critical_percent = 50\ndisk_critical_percent = 1\n");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].starts_with("monitor.cpu_critical_percent is below monitor.cpu_percent"), "{told:?}");
+    assert!(told[1].starts_with("monitor.disk_critical_percent"), "{told:?}");
+}

@@ -80,6 +80,26 @@ pub struct Thresholds {
     pub pool_efficiency: f64,
 }
 
+impl Thresholds {
+    /// Pairs of settings of which the critical one is the lower.
+    pub fn upside_down(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        [
+            (self.cpu, self.cpu_critical, "cpu_percent", "cpu_critical_percent"),
+            (self.memory, self.memory_critical, "memory_percent", "memory_critical_percent"),
+            (
+                self.memory_pressure,
+                self.memory_pressure_critical,
+                "memory_pressure_percent",
+                "memory_pressure_critical_percent",
+            ),
+            (self.disk, self.disk_critical, "disk_percent", "disk_critical_percent"),
+        ]
+        .into_iter()
+        .filter(|(warning, critical, ..)| critical < warning)
+        .map(|(_, _, warning, critical)| (warning, critical))
+    }
+}
+
 impl Default for Thresholds {
     fn default() -> Self {
         Self {
