@@ -32,6 +32,8 @@ pub struct App {
     pub monitor: Arc<OnceLock<Monitor>>,
     /// TLS: what it is spoken with, now.
     pub tls: ArcSwap<Tls>,
+    /// Where it listens, and where it cannot.
+    pub listening: ArcSwap<Listening>,
     /// The daemon's own life: progress, safe mode, keeper, history.
     pub alive: Arc<Alive>,
     /// LED and button.
@@ -56,12 +58,40 @@ pub struct App {
 pub struct Tls {
     /// Certificate and key; `None`: no TLS.
     pub identity: Option<Identity>,
-    /// Where it is spoken.
-    pub listen: Vec<SocketAddr>,
     /// The device made the certificate itself.
     pub self_signed: bool,
     /// Why there is none, or why the one before is still in use.
     pub error: Option<String>,
+}
+
+/// Where the endpoint listens, and where it cannot.
+#[derive(Clone, Debug, Default)]
+pub struct Listening {
+    /// As they were really bound.
+    pub plain: Vec<SocketAddr>,
+    /// The same of TLS.
+    pub secure: Vec<SocketAddr>,
+    /// What the configuration names and the system refuses; tried again.
+    pub unbound: Vec<Unbound>,
+}
+
+/// An address that cannot be bound.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize)]
+#[error("{setting} {address} cannot be bound: {why}")]
+pub struct Unbound {
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// The address that was asked for.
+    pub address: SocketAddr,
+    /// The system's reason.
+    pub why: String,
+}
+
+impl Listening {
+    /// What is wrong, one sentence each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.unbound.iter().map(ToString::to_string).collect()
+    }
 }
 
 impl App {
@@ -91,6 +121,7 @@ impl App {
             updates,
             monitor,
             tls: ArcSwap::default(),
+            listening: ArcSwap::default(),
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),
             ending: watch::Sender::new(false),

@@ -89,6 +89,12 @@ fn unavailable(words: &Words, extra: Map<String, Value>) -> Reply {
         .with_retry_after(words.retry_after.unwrap_or(Duration::from_secs(1)))
 }
 
+/// What is wrong with this device beside its model, where something is: it serves all the same.
+fn problems(app: &App) -> Option<(String, Value)> {
+    let problems = app.listening.load().problems();
+    (!problems.is_empty()).then(|| ("degraded".to_owned(), json!(problems)))
+}
+
 /// Milliseconds with three decimals.
 pub(crate) fn ms(d: Duration) -> f64 {
     (d.as_secs_f64() * 1e6).round() / 1e3
@@ -103,6 +109,7 @@ pub(crate) fn healthz(app: &App) -> Reply {
         let mut extra = Map::new();
         extra.insert("uptime_s".to_owned(), json!(uptime));
         extra.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
+        extra.extend(problems(app));
         if let Some(m) = &model {
             extra.insert("model".to_owned(), json!(m.manifest().name.as_str()));
         }
@@ -113,9 +120,7 @@ pub(crate) fn healthz(app: &App) -> Reply {
     let numbers = model.snapshot();
     let plan = app.imu_plan(model).ok();
     let golden = model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs }));
-    Reply::json(
-        StatusCode::OK,
-        &json!({
+    let mut body = json!({
             "ok": true,
             "model": manifest.name.as_str(),
             "model_version": manifest.version,
@@ -130,8 +135,9 @@ pub(crate) fn healthz(app: &App) -> Reply {
             "latency_ms": numbers.last_compute.map_or(0.0, ms),
             "golden": golden,
             "motif_source": plan.map(|(_, p)| p.motif().source()),
-        }),
-    )
+    });
+    body.as_object_mut().into_iter().for_each(|body| body.extend(problems(app)));
+    Reply::json(StatusCode::OK, &body)
 }
 
 pub(crate) fn livez(app: &App) -> Reply {
@@ -151,11 +157,14 @@ pub(crate) fn readyz(app: &App) -> Reply {
         .collect();
     let name = model.as_ref().map(|m| m.manifest().name.to_string());
     if words.state == "ready" {
-        let body = json!({ "ready": true, "phase": "ready", "reason": "", "model": name, "models": models });
+        let mut body =
+            json!({ "ready": true, "phase": "ready", "reason": "", "model": name, "models": models });
+        body.as_object_mut().into_iter().for_each(|body| body.extend(problems(app)));
         return Reply::json(StatusCode::OK, &body);
     }
     let mut extra = Map::new();
     extra.insert("ready".to_owned(), json!(false));
+    extra.extend(problems(app));
     extra.insert("model".to_owned(), json!(name));
     extra.insert("models".to_owned(), json!(models));
     unavailable(&words, extra)

@@ -49,12 +49,12 @@ mod updates;
 
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use alive::{Alive, Keeper, SafeMode};
-pub use app::{App, Tls};
+pub use app::{App, Listening, Tls, Unbound};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};
 pub use panel::{Answers, Front, Pressed, look};
 pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
-pub use serve::serve;
+pub use serve::{Late, serve};
 pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates};

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -31,14 +31,23 @@ const IDLE_ENOUGH: Duration = Duration::from_secs(1);
 /// Pause after the system refused a connection (out of descriptors), so that the refusal does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A listener that could not be had at the start.
+pub struct Late {
+    /// It is bound now.
+    pub listener: TcpListener,
+    /// It speaks TLS.
+    pub tls: bool,
+}
+
 /// Serves until `shutdown` completes, then takes no new connections, lets requests in flight end (at most
 /// [`crate::ApiConfig::drain_time`]) and returns when every connection is closed.
 ///
-/// `secure` listeners speak TLS with the certificate of [`App::tls`] at the time of each handshake.
+/// What comes from `late` is served like the others from then on. `secure` listeners speak TLS with the certificate of [`App::tls`] at the time of each handshake.
 pub async fn serve(
     app: Arc<App>,
     listeners: Vec<TcpListener>,
     secure: Vec<TcpListener>,
+    mut late: mpsc::Receiver<Late>,
     shutdown: impl Future<Output = ()>,
 ) {
     let refusing = Arc::new(Semaphore::new(limits::REFUSALS));
@@ -49,7 +58,15 @@ pub async fn serve(
     {
         accepting.spawn(accept(door.clone(), listener, tls));
     }
-    shutdown.await;
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(Late { listener, tls }) = late.recv() => {
+                accepting.spawn(accept(door.clone(), listener, tls));
+            }
+        }
+    }
     accepting.shutdown().await;
     door.app.ending.send_replace(true);
     if tokio::time::timeout(door.app.config.drain_time, door.all_closed()).await.is_err() {

@@ -90,14 +90,16 @@ pub(crate) fn status(app: &App) -> Reply {
         }),
     );
     set("connections", json!(app.metrics.connections.get()));
-    let tls = app.tls.load();
+    let (tls, listening) = (app.tls.load(), app.listening.load());
+    set("listen", json!({ "addresses": listening.plain, "unbound": listening.unbound }));
+    let no_tls = listening.unbound.iter().find(|u| u.setting.starts_with("tls.")).map(ToString::to_string);
     set(
         "tls",
         json!({
-            "listen": tls.listen,
+            "listen": listening.secure,
             "fingerprint_sha256": tls.identity.as_ref().map(|i| i.fingerprint.to_string()),
             "self_signed": tls.self_signed,
-            "error": tls.error,
+            "error": tls.error.clone().or(no_tls),
         }),
     );
     set("body_bytes_held", json!(app.bodies.bytes()));

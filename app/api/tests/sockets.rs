@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Far beyond anything these tests wait for.
@@ -27,7 +27,7 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let app = Arc::new(App::new(Hosts::new(HostsConfig::default()), config));
         let (end, told) = oneshot::channel();
-        let served = tokio::spawn(serve(app, vec![listener], Vec::new(), async move {
+        let served = tokio::spawn(serve(app, vec![listener], Vec::new(), mpsc::channel(1).1, async move {
             let _ = told.await;
         }));
         Self { address, end: Some(end), served }

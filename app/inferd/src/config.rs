@@ -27,6 +27,8 @@ use std::{
 
 /// Where the file is looked for when nobody names one; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/inferd/inferd.toml";
+/// Where the endpoint listens when nobody says so, and in safe mode when nothing of what was said can be bound.
+pub const DEFAULT_LISTEN: &str = "0.0.0.0:9000";
 /// The largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -443,7 +445,7 @@ impl Config {
                 listen: r.list(
                     "server.listen",
                     1,
-                    &["0.0.0.0:9000"],
+                    &[DEFAULT_LISTEN],
                     "one or more ADDRESS:PORT, IPv6 in brackets",
                     "Where the endpoint listens.",
                     |s| s.parse().ok(),

@@ -11,13 +11,16 @@ use crate::{
     alive,
     config::{Config, Loaded},
     ladder::Board,
+    listen::{self, Bound, NotOne, Retry},
     logging::Levels,
     models, panel,
     records::Records,
     tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
-use inferd_api::{Access, Alive, ApiConfig, App, Compat, Cors, Desk, Pull, RateLimit, Tls, Updates};
+use inferd_api::{
+    Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates,
+};
 use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Ladder, Origin};
 use inferd_model::Manifest;
 use inferd_rollout::{ServingFrom, Status, Updater};
@@ -46,18 +49,9 @@ use tracing::{error, info, warn};
 /// Why the daemon could not start or go on; one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// A listener cannot be had.
-    #[error(
-        "{setting} {address} cannot be bound: {why}. Is another inferd running, or may only root use this port?"
-    )]
-    Bind {
-        /// The setting that names it.
-        setting: &'static str,
-        /// The address that was asked for.
-        address: SocketAddr,
-        /// The system's reason.
-        why: std::io::Error,
-    },
+    /// There is nothing to listen on.
+    #[error(transparent)]
+    Bind(#[from] NotOne),
     /// The system refuses something a daemon cannot do without.
     #[error("{what} cannot be had: {why}")]
     System {
@@ -83,21 +77,17 @@ pub fn run(
     safe_mode: Option<&str>,
 ) -> Result<(), DaemonError> {
     let config = &loaded.config;
-    let listeners = bind("server.listen", &config.server.listen)?;
+    let plain = Bound::plain(config, safe_mode.is_some())?;
     // Without TLS the plain listeners go on: a device that nobody reaches cannot be put right.
-    let secure = match tls::wanted(config).then(|| bind("tls.listen", &config.tls.listen)) {
-        Some(bound) => bound.map_err(|e| e.to_string()),
-        None => Ok(Vec::new()),
-    };
+    let secure =
+        if tls::wanted(config) { Bound::of(listen::SECURE, &config.tls.listen) } else { Bound::default() };
     let program = std::env::current_exe().map_err(system("the path of this program"))?;
     let runtime = runtime(config.server.threads).map_err(system("the async runtime"))?;
     let outcome = runtime.block_on(async {
         let signals = Signals::listen().map_err(system("signal handlers"))?;
-        let listeners = listening(listeners)?;
-        let (secure, unbound) = match secure {
-            Ok(secure) => (listening(secure)?, None),
-            Err(why) => (Vec::new(), Some(why)),
-        };
+        let listeners = listening(plain.listeners)?;
+        let unbound = [plain.unbound, secure.unbound].concat();
+        let secure = listening(secure.listeners)?;
         let addresses = addresses_of(&listeners);
         let notifier = alive::notifier();
         let alive = alive::alive(config, safe_mode);
@@ -108,10 +98,16 @@ pub fn run(
         let first = hosts.announce_loading();
         let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded), Arc::clone(&alive)));
         app.updates.store(Arc::new(Updates::Starting));
-        if let Some(why) = &unbound {
-            error!("no TLS: {why}");
+        for unbound in &unbound {
+            error!("{unbound}; it is tried again");
         }
-        app.tls.store(Arc::new(Tls { listen: addresses_of(&secure), error: unbound, ..Tls::default() }));
+        let (found, late) = tokio::sync::mpsc::channel(1);
+        app.listening.store(Arc::new(Listening {
+            plain: addresses.clone(),
+            secure: addresses_of(&secure),
+            unbound,
+        }));
+        tokio::spawn(Retry::new(Arc::clone(&app), found).run());
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
         let records = Records::start(&app, config);
@@ -141,7 +137,7 @@ pub fn run(
                 }
             }
         };
-        inferd_api::serve(app, listeners, secure, end).await;
+        inferd_api::serve(app, listeners, secure, late, end).await;
         loading.abort();
         drop(panel);
         records.end().await;
@@ -178,18 +174,6 @@ fn listening(bound: Vec<std::net::TcpListener>) -> Result<Vec<TcpListener>, Daem
 /// What was really bound: port 0 asks the system for any free one.
 fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
     listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
-}
-
-fn bind(setting: &'static str, addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, DaemonError> {
-    let bind = |address: &SocketAddr| {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    addresses
-        .iter()
-        .map(|address| bind(address).map_err(|why| DaemonError::Bind { setting, address: *address, why }))
-        .collect()
 }
 
 fn hosts_config(config: &Config, program: PathBuf, ladder: Arc<dyn Ladder>) -> HostsConfig {
@@ -391,7 +375,7 @@ async fn repaired(alive: &Alive, updater: Option<Arc<Updater>>) {
 /// Shows the certificate that is there now, to whoever connects from now on.
 async fn certificate(app: &Arc<App>, config: &Config) {
     let before = app.tls.load_full();
-    if !tls::wanted(config) || before.listen.is_empty() {
+    if !tls::wanted(config) || config.tls.listen.is_empty() {
         return;
     }
     let loading = {
@@ -407,7 +391,7 @@ async fn certificate(app: &Arc<App>, config: &Config) {
         (Some(why), None) => error!("no TLS: {why}"),
         (Some(why), Some(_)) => error!("TLS goes on with the certificate from before: {why}"),
         (None, Some(fingerprint)) if print(&before) != Some(fingerprint) => {
-            info!(listen = ?now.listen, fingerprint_sha256 = %fingerprint, self_signed = now.self_signed, "TLS");
+            info!(listen = ?app.listening.load().secure, fingerprint_sha256 = %fingerprint, self_signed = now.self_signed, "TLS");
         }
         (None, _) => {}
     }

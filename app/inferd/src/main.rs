@@ -11,6 +11,7 @@ mod config;
 mod daemon;
 mod keeper;
 mod ladder;
+mod listen;
 mod logging;
 mod models;
 mod panel;
@@ -122,6 +123,14 @@ fn check(loaded: &config::Loaded) -> ExitCode {
     let found = models::find(&loaded.config.models.dirs);
     let mut problems = found.problems;
     problems.extend(tls::check(&loaded.config).err().map(|e| e.to_string()));
+    let mut notes = loaded.notes.clone();
+    for said in listen::check(&loaded.config) {
+        match said {
+            listen::Said::Nothing => {}
+            listen::Said::Note(note) => notes.push(note),
+            listen::Said::Problem(problem) => problems.push(problem),
+        }
+    }
     for dir in &found.models {
         match models::manifest(dir) {
             Ok(manifest) => {
@@ -130,7 +139,7 @@ fn check(loaded: &config::Loaded) -> ExitCode {
             Err(problem) => problems.push(problem),
         }
     }
-    for note in &loaded.notes {
+    for note in &notes {
         say(&format!("note: {note}\n"));
     }
     for problem in &problems {

@@ -109,7 +109,7 @@ pub fn load(config: &Config, before: &Tls) -> Tls {
         None => Ok((None, false)),
     });
     match loaded {
-        Ok((identity, self_signed)) => Tls { identity, self_signed, error: None, ..before.clone() },
+        Ok((identity, self_signed)) => Tls { identity, self_signed, error: None },
         Err(e) => Tls { error: Some(e.to_string()), ..before.clone() },
     }
 }
