@@ -591,6 +591,11 @@ impl Keeper {
     /// Waits for the medium, unlike everything else here: nothing may be answered before the mark is there, and none may come later. One that
     /// takes too long costs a reset by the watchdog, and a restart is what was asked for.
     fn mark_factory_reset(&self) -> io::Result<()> {
+        if self.feeder.systemd.is_some() {
+            return Err(io::Error::other(
+                "on an image with systemd nothing obeys the mark at the next start",
+            ));
+        }
         match self.settings.data.as_ref().filter(|_| self.lasting) {
             Some(data) => inferd_slots::replace(&data.join(FACTORY_RESET), b"1\n"),
             None => Err(io::Error::other("nothing outlives a restart here")),
