@@ -689,7 +689,9 @@ async fn a_shadow_runs_at_a_lower_priority_and_serves_at_the_daemons() {
     let pid = candidate.host_pid();
     assert!(nice(pid).iter().all(|n| *n == own));
     let shadow = shadow(&hosts, candidate);
-    assert!(nice(pid).len() >= 3 && nice(pid).iter().all(|n| *n == own + 10), "{:?}", nice(pid));
+    // 19 is the least of all, where this program itself was started at a low priority.
+    let lower = (own + 10).min(19);
+    assert!(nice(pid).len() >= 3 && nice(pid).iter().all(|n| *n == lower), "{:?}", nice(pid));
     let candidate = shadow.finish().await.unwrap();
     // The same host where priorities may be raised, another one elsewhere.
     assert!(nice(candidate.host_pid()).iter().all(|n| *n == own));
