@@ -1,11 +1,16 @@
 //! What a deployment may decide about the endpoint.
 
 use crate::{Access, limits};
+use inferd_model::EngineKind;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the endpoint. `Default` is the appliance as it is shipped.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
+    /// The engines of this image.
+    pub engines: Vec<EngineHere>,
     /// The model that answers `/infer`; `None`: the first `imu-encoder` by name.
     pub default_model: Option<String>,
     /// Zeros in `motif_scores` when the model has no motif head (`NUM_MOTIFS`).
@@ -84,6 +89,7 @@ pub struct Compat {
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
+            engines: Vec::new(),
             default_model: None,
             motifs_without_head: limits::MOTIFS,
             body_limit: limits::BODY,
@@ -108,4 +114,19 @@ impl Default for ApiConfig {
             config_warnings: Vec::new(),
         }
     }
+}
+
+/// An engine of this image, and what is known of it before any model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineHere {
+    /// Which one.
+    pub engine: EngineKind,
+    /// Its library and version.
+    pub version: Option<String>,
+    /// Where its library is, when it is one loaded at run time.
+    pub library: Option<PathBuf>,
+    /// What it can compute on.
+    pub providers: Vec<String>,
+    /// Why it is not used.
+    pub problem: Option<String>,
 }

@@ -109,6 +109,7 @@ pub(crate) fn status(app: &App) -> Reply {
     set("shed", json!(view.shed));
     let default = model.as_ref().map(|m| m.manifest().name.to_string());
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
+    set("engines", json!(app.config.engines));
     set("models", json!(models));
     set("updates", crate::updates::summary(app));
     crate::alive::status(app).into_iter().for_each(|(key, value)| {
@@ -150,7 +151,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "directory": origin.directory().map(|dir| dir.display().to_string()),
         "bundle": bundle_of(&origin),
         "engines": manifest.engines.iter().map(|e| e.name()).collect::<Vec<_>>(),
-        "engine": { "kind": engine.kind, "version": engine.version, "device": engine.device },
+        "engine": { "kind": engine.kind, "version": engine.version, "device": engine.device, "library": engine.library },
         "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),
         "motif_source": plan.as_ref().map(|p| p.motif().source()),
         "motif_labels": plan.as_ref().map(|p| p.motif().labels()),

@@ -1,6 +1,7 @@
 //! Loads model directories, runs their golden vectors and prints one line of JSON for each.
 //!
 //!     engine_check DIR...
+//!     engine_check --ort LIBONNXRUNTIME DIR...       (with the feature `ort`)
 //!
 //! `verdict` is `agrees`, `differs`, `refused` (at load), `failed` (at run), `panicked` or `unreadable`; `why` is the
 //! error's sentence. Made for tests/engine, which puts hundreds of one-operator networks through it.
@@ -15,10 +16,16 @@ use std::{
 
 fn main() {
     std::panic::set_hook(Box::new(|_| ()));
-    CpuEngine::new().worker(Box::new(|| {
-        for dir in std::env::args().skip(1) {
-            let (verdict, why) =
-                catch_unwind(AssertUnwindSafe(|| check(Path::new(&dir)))).unwrap_or_else(|panic| {
+    let mut dirs: Vec<String> = std::env::args().skip(1).collect();
+    let engine: Box<dyn Engine> = match dirs.first().map(String::as_str) {
+        #[cfg(feature = "ort")]
+        Some("--ort") => Box::new(inferd_engine::OrtEngine::new(dirs.drain(..2).nth(1).map(Into::into))),
+        _ => Box::new(CpuEngine::new()),
+    };
+    engine.worker(Box::new(|| {
+        for dir in dirs.drain(..) {
+            let (verdict, why) = catch_unwind(AssertUnwindSafe(|| check(&*engine, Path::new(&dir))))
+                .unwrap_or_else(|panic| {
                     let text = panic.downcast_ref::<String>().cloned();
                     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
                     ("panicked", text.unwrap_or_default())
@@ -28,7 +35,7 @@ fn main() {
     }));
 }
 
-fn check(dir: &Path) -> (&'static str, String) {
+fn check(engine: &dyn Engine, dir: &Path) -> (&'static str, String) {
     let read = || -> Result<_, Box<dyn std::error::Error>> {
         let manifest = Manifest::from_toml(&std::fs::read_to_string(dir.join(MANIFEST_FILE))?)?;
         let golden = Golden::parse(&std::fs::read(dir.join(&manifest.golden.file))?, &manifest)?;
@@ -39,8 +46,7 @@ fn check(dir: &Path) -> (&'static str, String) {
         Ok(all) => all,
         Err(error) => return ("unreadable", error.to_string()),
     };
-    let runner =
-        CpuEngine::new().load(onnx, &manifest).and_then(|model| Runner::new(&*model, Arc::clone(&manifest)));
+    let runner = engine.load(onnx, &manifest).and_then(|model| Runner::new(&*model, Arc::clone(&manifest)));
     match runner {
         Err(error) => ("refused", error.to_string()),
         Ok(mut runner) => match runner.check_golden(&golden) {

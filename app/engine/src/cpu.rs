@@ -3,15 +3,15 @@
 use crate::{
     Engine, EngineError, GraphInfo, Model, Session,
     convert::{self, Carrier},
+    fit::{match_tensors, parse},
     graph::TensorInfo,
-    onnx::{Dim, Network, Value as GraphValue},
     runner::check,
     vet::{Passed, vet},
 };
 use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
 use rten::{ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::{AsView, Layout, TensorView};
-use std::{cell::RefCell, collections::HashMap, panic::catch_unwind, sync::Arc};
+use std::{cell::RefCell, panic::catch_unwind, sync::Arc};
 use zerocopy::IntoBytes;
 
 /// The built-in CPU engine.
@@ -95,13 +95,6 @@ fn prepare(onnx: &'static [u8], passed: Passed) -> Result<rten::Model, EngineErr
     }
 }
 
-fn parse(onnx: &[u8]) -> Result<Network<'_>, EngineError> {
-    if onnx.is_empty() {
-        return Err(EngineError::Empty);
-    }
-    Network::parse(onnx).map_err(EngineError::Load)
-}
-
 impl Engine for CpuEngine {
     fn kind(&self) -> EngineKind {
         EngineKind::Cpu
@@ -145,55 +138,6 @@ impl Engine for CpuEngine {
 
 /// The version of the library; a test compares it with the lock file.
 const RTEN_VERSION: &str = "0.27.0";
-
-/// Checks names, types and shapes of the manifest against the graph.
-fn match_tensors(network: &Network<'_>, manifest: &Manifest) -> Result<(), EngineError> {
-    let inputs: Vec<&GraphValue<'_>> = network.graph.true_inputs().collect();
-    let outputs: Vec<&GraphValue<'_>> = network.graph.outputs.iter().collect();
-    // A name like `batch` stands for one size, wherever it occurs.
-    let mut sizes = HashMap::new();
-    for (specs, values) in [(&manifest.inputs, &inputs), (&manifest.outputs, &outputs)] {
-        for spec in specs {
-            let Some(value) = values.iter().find(|v| v.name == spec.name) else {
-                let names: Vec<&str> = values.iter().map(|v| v.name).collect();
-                return Err(EngineError::Tensor {
-                    name: spec.name.clone(),
-                    graph: format!("only {}", names.join(", ")),
-                    manifest: format!("{} {:?}", spec.dtype, spec.shape),
-                });
-            };
-            if !fits(value, spec, &mut sizes) {
-                return Err(EngineError::Tensor {
-                    name: spec.name.clone(),
-                    graph: TensorInfo::of(value).to_string(),
-                    manifest: format!("{} {:?}", spec.dtype, spec.shape),
-                });
-            }
-        }
-    }
-    // Outputs nobody asks for are not computed; an input nobody gives cannot be made up.
-    if let Some(missing) = inputs.iter().find(|v| manifest.inputs.iter().all(|s| s.name != v.name)) {
-        return Err(EngineError::Tensor {
-            name: missing.name.to_owned(),
-            graph: TensorInfo::of(missing).to_string(),
-            manifest: "nothing".to_owned(),
-        });
-    }
-    Ok(())
-}
-
-fn fits<'a>(value: &GraphValue<'a>, spec: &TensorSpec, sizes: &mut HashMap<&'a str, u32>) -> bool {
-    if crate::graph::dtype(value.elem_type) != Some(spec.dtype) {
-        return false;
-    }
-    let Some(shape) = &value.shape else { return true };
-    shape.len() == spec.shape.len()
-        && shape.iter().zip(&spec.shape).all(|(dim, &size)| match *dim {
-            Dim::Fixed(fixed) => fixed == i64::from(size),
-            Dim::Dynamic("") => true,
-            Dim::Dynamic(name) => *sizes.entry(name).or_insert(size) == size,
-        })
-}
 
 struct CpuModel(Arc<Loaded>);
 

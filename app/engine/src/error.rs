@@ -4,6 +4,9 @@
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum EngineError {
+    /// The engine's library is not there, or not one it can work with.
+    #[error("the engine's library cannot be used: {0}")]
+    Library(String),
     #[error("the model file is empty")]
     Empty,
     #[error("the model file cannot be loaded: {0}")]

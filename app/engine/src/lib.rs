@@ -9,24 +9,32 @@
 //! It promises that an answer is computed or an error is returned: nothing is made up, truncated or converted with a
 //! silent loss. It knows nothing of processes, sockets or time limits; those are the hosts' business.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // but for opening vendor libraries
 
 mod buffer;
 mod convert;
 mod cpu;
 mod error;
+mod fit;
 mod graph;
 mod onnx;
+#[cfg(feature = "ort")]
+mod ort;
 mod runner;
+#[cfg(any(feature = "ort", test))]
+mod shared;
 mod vet;
 
 pub use buffer::{ALIGNMENT, AlignedBuffer};
 pub use cpu::CpuEngine;
 pub use error::EngineError;
 pub use graph::{DimInfo, GraphInfo, TensorInfo};
+#[cfg(feature = "ort")]
+pub use ort::{OrtEngine, OrtLibrary, Provider};
 pub use runner::{GoldenCheckError, Runner};
 
 use inferd_model::{EngineKind, Manifest};
+use std::path::PathBuf;
 
 /// A way to run models.
 pub trait Engine: Send + Sync {
@@ -46,6 +54,11 @@ pub trait Engine: Send + Sync {
     /// [`EngineError`] when the library or its device is not to be had.
     fn set_up(&self) -> Result<(), EngineError> {
         Ok(())
+    }
+
+    /// Where its library is, when it is one loaded at run time. Asked after a model was loaded.
+    fn library(&self) -> Option<PathBuf> {
+        None
     }
 
     /// Loads a network. `onnx` is verified memory that lives as long as the process (a sealed memfd in a host).

@@ -20,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 
@@ -46,7 +47,7 @@ pub enum Report {
     /// It does this now.
     Phase(Phase),
     /// It serves from now on.
-    Ready { version: String, device: String, cosine: f64, max_abs: f64 },
+    Ready { version: String, device: String, library: Option<PathBuf>, cosine: f64, max_abs: f64 },
     /// It will not serve, because of this.
     Refused(Refusal),
 }
@@ -210,9 +211,10 @@ fn start(
         let a = told.recv().map_err(|_| "a worker ended while it ran the golden vectors".to_owned())??;
         worst = Agreement { cosine: worst.cosine.min(a.cosine), max_abs: worst.max_abs.max(a.max_abs) };
     }
-    let (version, device) = (engine.version(), engine.device());
+    let (version, device, library) = (engine.version(), engine.device(), engine.library());
     limit_calls(Stage::Serving)?;
-    report(control, &Report::Ready { version, device, cosine: worst.cosine, max_abs: worst.max_abs });
+    let Agreement { cosine, max_abs } = worst;
+    report(control, &Report::Ready { version, device, library, cosine, max_abs });
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -101,6 +101,7 @@ pub struct Host {
     pub pid: u32,
     pub version: String,
     pub device: String,
+    pub library: Option<PathBuf>,
     pub engine: EngineKind,
     pub agreement: Agreement,
     pub cap: u64,
@@ -220,6 +221,9 @@ impl Host {
             seccomp: config.seccomp,
             cap: group.is_none().then_some(in_limit),
         };
+        let environment =
+            (plan.engine != EngineKind::Cpu).then_some(&config.environment).into_iter().flatten();
+        let environment = environment.map(|(name, value)| (name, value));
         let mut command = Command::new(plan.program);
         command
             .arg0(format!("inferd-host:{}", manifest.name))
@@ -228,6 +232,7 @@ impl Host {
             .env_clear()
             .envs(CpuEngine::ENVIRONMENT)
             .envs(confine::environment(plan.workers))
+            .envs(environment)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -253,7 +258,7 @@ impl Host {
 
         let mut reports = BufReader::new(control);
         let ready = tokio::time::timeout(LOAD_TIMEOUT, hear_ready(&mut reports, phase)).await;
-        let (version, device, agreement) = match ready {
+        let Ready { version, device, library, agreement } = match ready {
             Ok(Ok(ready)) => ready,
             other => {
                 let _ = child.start_kill();
@@ -295,6 +300,7 @@ impl Host {
             pid,
             version,
             device,
+            library,
             engine,
             agreement,
             cap,
@@ -342,7 +348,12 @@ impl Host {
 
     /// The engine in it.
     pub fn engine_info(&self) -> EngineInfo {
-        EngineInfo { kind: self.engine.name(), version: self.version.clone(), device: self.device.clone() }
+        EngineInfo {
+            kind: self.engine.name(),
+            version: self.version.clone(),
+            device: self.device.clone(),
+            library: self.library.clone(),
+        }
     }
 
     /// Its cgroup, when it has one.
@@ -773,7 +784,13 @@ fn high(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> {
     sys::take_fd(n)
 }
 
-type Ready = (String, String, Agreement);
+/// What a host says of itself when it is ready.
+struct Ready {
+    version: String,
+    device: String,
+    library: Option<PathBuf>,
+    agreement: Agreement,
+}
 
 /// Reads reports until the host is ready. `Err(Some)`: it refused; `Err(None)`: it ended.
 async fn hear_ready(
@@ -790,8 +807,8 @@ async fn hear_ready(
         match parse_report(&line) {
             Ok(Report::Phase(p)) => phase(p),
             Ok(Report::Refused(why)) => return Err(Some(why)),
-            Ok(Report::Ready { version, device, cosine, max_abs }) => {
-                return Ok((version, device, Agreement { cosine, max_abs }));
+            Ok(Report::Ready { version, device, library, cosine, max_abs }) => {
+                return Ok(Ready { version, device, library, agreement: Agreement { cosine, max_abs } });
             }
             Err(e) => return Err(Some(Refusal::Load(format!("the engine host spoke out of turn: {e}")))),
         }

@@ -23,6 +23,7 @@ use crate::stats::Stats;
 use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
+use std::path::PathBuf;
 use std::sync::atomic::{
     AtomicBool,
     Ordering::{Relaxed, SeqCst},
@@ -190,6 +191,8 @@ pub struct EngineInfo {
     pub version: String,
     /// Device name.
     pub device: String,
+    /// Its library, when it is one loaded at run time.
+    pub library: Option<PathBuf>,
 }
 
 impl Served {

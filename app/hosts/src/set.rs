@@ -18,6 +18,7 @@ use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
 use inferd_model::EngineKind;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -46,6 +47,8 @@ pub struct HostsConfig {
     pub breaker: BreakerRules,
     /// Programs that have other engines than `cpu`, run as `PROGRAM engine-host` too.
     pub engines: BTreeMap<EngineKind, PathBuf>,
+    /// Environment variables of those programs: where their libraries are.
+    pub environment: Vec<(String, OsString)>,
     /// How devices of engines are recovered; `None`: not at all.
     pub ladder: Option<Arc<dyn Ladder>>,
 }
@@ -62,6 +65,7 @@ impl Default for HostsConfig {
             seccomp: true,
             breaker: BreakerRules::default(),
             engines: BTreeMap::new(),
+            environment: Vec::new(),
             ladder: None,
         }
     }

@@ -125,6 +125,10 @@ pub struct Hosts {
     pub cgroup_root: Option<PathBuf>,
     pub breaker_pause: Duration,
     pub seccomp: bool,
+    /// Where there is none, the built-in engine is the only one.
+    pub engine_host: Option<PathBuf>,
+    /// `None`: the first that is found.
+    pub onnxruntime: Option<PathBuf>,
 }
 
 /// Bundles over the air.
@@ -595,6 +599,20 @@ impl Config {
                     "hosts.seccomp",
                     true,
                     "Let engine hosts make only the system calls that computing needs; one that tries another is ended.",
+                ),
+                engine_host: r.text(
+                    "hosts.engine_host",
+                    "/usr/lib/inferd/inferd-engine-host",
+                    "an absolute path",
+                    "The program with the engines of vendors; where there is none, models run on the built-in engine.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                onnxruntime: r.text(
+                    "hosts.onnxruntime",
+                    "",
+                    "an absolute path",
+                    "The libonnxruntime of the engine ort; empty: the first that is found in /usr/lib/inferd, /usr/lib, /usr/local/lib.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
                 breaker_pause: Duration::from_secs(r.integer(
                     "hosts.breaker_pause_s",

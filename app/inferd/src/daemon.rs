@@ -10,6 +10,7 @@
 use crate::{
     alive,
     config::{Config, Loaded},
+    engines,
     ladder::Board,
     listen::{self, Bound, NotOne, Retry},
     logging::Levels,
@@ -19,10 +20,10 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{
-    Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates,
+    Access, Alive, ApiConfig, App, Compat, Cors, Desk, EngineHere, Listening, Pull, RateLimit, Tls, Updates,
 };
 use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Ladder, Origin};
-use inferd_model::Manifest;
+use inferd_model::{EngineKind, Manifest};
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
     alerts::Event as AlertEvent,
@@ -32,6 +33,7 @@ use inferd_watch::{
     shed::Level,
 };
 use std::{
+    ffi::OsString,
     future::Future,
     net::SocketAddr,
     path::PathBuf,
@@ -93,10 +95,12 @@ pub fn run(
         let alive = alive::alive(config, safe_mode);
         let ladder = Board::new(alive.keeper.clone(), &config.updates.data_dir);
         tokio::spawn(Arc::clone(&ladder).keep_time());
-        let hosts = Hosts::new(hosts_config(config, program, ladder));
+        let environment = hosts_environment(config);
+        let engines = engines::look(config.hosts.engine_host.as_deref(), &environment).await;
+        let hosts = Hosts::new(hosts_config(config, program, &engines, environment, ladder));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
-        let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded), Arc::clone(&alive)));
+        let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded, engines), Arc::clone(&alive)));
         app.updates.store(Arc::new(Updates::Starting));
         for unbound in &unbound {
             error!("{unbound}; it is tried again");
@@ -176,7 +180,21 @@ fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
     listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
 }
 
-fn hosts_config(config: &Config, program: PathBuf, ladder: Arc<dyn Ladder>) -> HostsConfig {
+/// Where the libraries of vendors' engines are, for the program that has them.
+fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
+    let library = config.hosts.onnxruntime.iter();
+    library.map(|path| ("INFERD_ORT_LIB".to_owned(), path.clone().into_os_string())).collect()
+}
+
+fn hosts_config(
+    config: &Config,
+    program: PathBuf,
+    engines: &[EngineHere],
+    environment: Vec<(String, OsString)>,
+    ladder: Arc<dyn Ladder>,
+) -> HostsConfig {
+    let others = engines.iter().filter(|e| e.engine != EngineKind::Cpu && e.problem.is_none());
+    let program_of = |e: &EngineHere| Some((e.engine, config.hosts.engine_host.clone()?));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     HostsConfig {
         program,
@@ -186,16 +204,19 @@ fn hosts_config(config: &Config, program: PathBuf, ladder: Arc<dyn Ladder>) -> H
         cgroup_root: config.hosts.cgroup_root.clone(),
         seccomp: config.hosts.seccomp,
         breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
+        engines: others.filter_map(program_of).collect(),
+        environment,
         ladder: Some(ladder),
         ..HostsConfig::default()
     }
 }
 
-fn api_config(loaded: &Loaded) -> ApiConfig {
+fn api_config(loaded: &Loaded, engines: Vec<EngineHere>) -> ApiConfig {
     let Config { server, inference, compat, models, updates, security, logging, expected_sha256, .. } =
         &loaded.config;
     let rate = |n: u64| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
     ApiConfig {
+        engines,
         default_model: models.default.as_ref().map(ToString::to_string),
         motifs_without_head: inference.motifs_without_head,
         body_limit: server.max_request_bytes,
@@ -403,9 +424,10 @@ async fn certificate(app: &Arc<App>, config: &Config) {
 async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc<Receiver>> {
     let planned = {
         let (config, keeper) = (config.clone(), app.alive.keeper_state());
+        let engines = app.config.engines.clone();
         tokio::task::spawn_blocking(move || {
             let factory = models::find(&config.models.dirs).models;
-            updates::plan(&config, factory, keeper)
+            updates::plan(&config, factory, keeper, &engines)
         })
     };
     let broken = |why: String| {
@@ -540,7 +562,7 @@ mod tests {
     fn hosts_recover_devices_by_the_ladder_that_they_are_given() {
         let loaded = Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None).unwrap();
         let ladder: Arc<dyn Ladder> = Board::new(inferd_api::Keeper::default(), &PathBuf::new());
-        let config = hosts_config(&loaded.config, PathBuf::new(), Arc::clone(&ladder));
+        let config = hosts_config(&loaded.config, PathBuf::new(), &[], Vec::new(), Arc::clone(&ladder));
         assert!(config.ladder.is_some_and(|given| Arc::ptr_eq(&given, &ladder)));
     }
 }

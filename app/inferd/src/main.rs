@@ -9,6 +9,7 @@
 mod alive;
 mod config;
 mod daemon;
+mod engines;
 mod keeper;
 mod ladder;
 mod listen;

@@ -2,8 +2,7 @@
 
 use crate::alive::KeeperEvidence;
 use crate::config::{self, BOARD_FILE, Config, Enabled};
-use inferd_engine::CpuEngine;
-use inferd_model::EngineKind;
+use inferd_api::EngineHere;
 use inferd_rollout::{Engine, Probation, SystemEvidence, UpdaterConfig};
 use inferd_watch::state::KeeperState;
 use std::{
@@ -38,7 +37,12 @@ pub enum Wanted {
 }
 
 /// Decides whether there are updates, and makes what they need. Blocking.
-pub fn plan(config: &Config, factory: Vec<PathBuf>, keeper: Option<KeeperState>) -> Wanted {
+pub fn plan(
+    config: &Config,
+    factory: Vec<PathBuf>,
+    keeper: Option<KeeperState>,
+    engines: &[EngineHere],
+) -> Wanted {
     let c = &config.updates;
     let slots = [&c.slot_a, &c.slot_b];
     match c.enabled {
@@ -75,10 +79,12 @@ pub fn plan(config: &Config, factory: Vec<PathBuf>, keeper: Option<KeeperState>)
     to.board = board(c);
     to.device = device.clone();
     to.version = env!("CARGO_PKG_VERSION").to_owned();
-    to.engines = vec![Engine {
-        name: EngineKind::Cpu.name().to_owned(),
-        version: inferd_engine::Engine::version(&CpuEngine::new()),
-    }];
+    let usable = engines.iter().filter(|e| e.problem.is_none());
+    let engine = |e: &EngineHere| Engine {
+        name: e.engine.name().to_owned(),
+        version: e.version.clone().unwrap_or_default(),
+    };
+    to.engines = usable.map(engine).collect();
     to.memory_limit = c.memory_limit;
     to.factory = factory;
     to.probation = Probation { seconds: set(c.probation_s), requests: set(c.probation_requests) };
@@ -144,7 +150,7 @@ mod tests {
     }
 
     fn on(config: &Config) -> Box<Plan> {
-        match plan(config, Vec::new(), None) {
+        match plan(config, Vec::new(), None, &[]) {
             Wanted::On(plan) => plan,
             Wanted::Off => panic!("off"),
             Wanted::Broken(why) => panic!("{why}"),
@@ -173,7 +179,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert!(matches!(plan(&loaded.config, Vec::new(), None), Wanted::Off));
+        assert!(matches!(plan(&loaded.config, Vec::new(), None, &[]), Wanted::Off));
     }
 
     #[test]

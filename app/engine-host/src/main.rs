@@ -1,0 +1,85 @@
+//! The host for vendor engines: what `inferd engine-host` is for the built-in one, linked dynamically.
+//!
+//! A static program cannot load shared objects, and vendors' libraries are shared objects of glibc. So they live in this program,
+//! a process of their own for each model, on the same ring and under the same supervision as any other host (see the hosts room).
+//!
+//!     inferd-engine-host engine-host ORDERS      started by the daemon
+//!     inferd-engine-host engines                 what this program has, and what works here, as JSON
+//!
+//! Where a library is comes in the environment: `INFERD_ORT_LIB`.
+
+#![forbid(unsafe_code)]
+
+use inferd_engine::Engine;
+use inferd_model::EngineKind;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Counts what each worker holds on our side; a library's own memory is the cgroup's to count.
+#[global_allocator]
+static ALLOCATOR: inferd_hosts::CountingAllocator = inferd_hosts::CountingAllocator;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("engine-host") => inferd_hosts::engine_host_main_with(engine),
+        Some("engines") => {
+            let all: Vec<Found> = EngineKind::ALL.into_iter().filter_map(look).collect();
+            println!("{}", serde_json::to_string(&all).unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("usage: inferd-engine-host engines (the daemon starts it with engine-host)");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The engines of this program.
+fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
+    match kind {
+        #[cfg(feature = "ort")]
+        EngineKind::Ort => Some(Box::new(inferd_engine::OrtEngine::new(library("INFERD_ORT_LIB")))),
+        _ => None,
+    }
+}
+
+#[cfg_attr(not(feature = "ort"), allow(dead_code))]
+fn library(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// What is known of an engine before any model.
+#[derive(Serialize)]
+struct Found {
+    engine: EngineKind,
+    version: Option<String>,
+    library: Option<PathBuf>,
+    providers: Vec<&'static str>,
+    /// Why it does not work here.
+    problem: Option<String>,
+}
+
+fn look(kind: EngineKind) -> Option<Found> {
+    let found = match kind {
+        #[cfg(feature = "ort")]
+        EngineKind::Ort => match inferd_engine::OrtLibrary::open(library("INFERD_ORT_LIB").as_deref()) {
+            Ok(l) => Found {
+                engine: kind,
+                version: Some(format!("onnxruntime {}", l.version())),
+                library: Some(l.path().to_owned()),
+                providers: l.providers().into_iter().map(inferd_engine::Provider::name).collect(),
+                problem: None,
+            },
+            Err(e) => Found {
+                engine: kind,
+                version: None,
+                library: None,
+                providers: Vec::new(),
+                problem: Some(e.to_string()),
+            },
+        },
+        _ => return None,
+    };
+    Some(found)
+}

@@ -1,0 +1,447 @@
+//! ONNX Runtime, loaded at run time: the fast engine of an image that carries it.
+//!
+//! What runs is what is reported. A provider (TensorRT, CUDA, the CPU) is registered so that it fails when it cannot be had, and
+//! the CPU may not take over part of a network behind an accelerator's back; ONNX Runtime's own way is to fall back in silence.
+
+use crate::fit::{match_tensors, parse};
+use crate::onnx::Graph;
+use crate::runner::check;
+use crate::{Engine, EngineError, Model, Session, shared};
+use half::{bf16, f16};
+use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
+use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use ort::logging::LogLevel;
+use ort::memory::Allocator;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{
+    HasSelectedOutputs, OutputSelector, RunOptions, Session as OrtSession, SessionInputValue,
+};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+/// Where the library is looked for, in this order, when nobody says where it is.
+const PLACES: [&str; 6] = [
+    "/usr/lib/inferd/libonnxruntime.so",
+    "/usr/lib/libonnxruntime.so",
+    "/usr/lib/libonnxruntime.so.1",
+    "/usr/lib/aarch64-linux-gnu/libonnxruntime.so.1",
+    "/usr/lib/x86_64-linux-gnu/libonnxruntime.so.1",
+    "/usr/local/lib/libonnxruntime.so",
+];
+
+/// What ONNX Runtime computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// TensorRT, with plans built from the network.
+    TensorRt,
+    /// CUDA kernels.
+    Cuda,
+    /// The processor.
+    Cpu,
+}
+
+impl Provider {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::TensorRt, Self::Cuda, Self::Cpu];
+
+    /// Its name in `/status`, metrics and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TensorRt => "tensorrt",
+            Self::Cuda => "cuda",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Whether the library was built with it; not whether it works here.
+    fn is_compiled_in(self) -> bool {
+        match self {
+            Self::TensorRt => ep::TensorRT::is_available(),
+            Self::Cuda => ep::CUDA::is_available(),
+            Self::Cpu => Ok(true),
+        }
+        .unwrap_or(false)
+    }
+
+    /// Its registration, which fails when it cannot be had.
+    fn dispatch(self) -> ExecutionProviderDispatch {
+        match self {
+            Self::TensorRt => ep::TensorRT::default().build(),
+            Self::Cuda => ep::CUDA::default().build(),
+            Self::Cpu => ep::CPU::default().with_arena_allocator(true).build(),
+        }
+        .error_on_failure()
+    }
+}
+
+/// The library of this process. ONNX Runtime allows one.
+#[derive(Debug)]
+pub struct OrtLibrary {
+    path: PathBuf,
+    version: String,
+    environment: Environment,
+}
+
+impl OrtLibrary {
+    /// Opens the library once for the process: the one at `path`, or the first that is found at the usual places.
+    ///
+    /// # Errors
+    /// One sentence for the operator: it is not there, cannot be opened, is too old, or not what it should be. The first outcome
+    /// stays.
+    pub fn open(path: Option<&Path>) -> Result<&'static Self, EngineError> {
+        static LIBRARY: OnceLock<Result<OrtLibrary, String>> = OnceLock::new();
+        LIBRARY.get_or_init(|| Self::load(path)).as_ref().map_err(|why| EngineError::Library(why.clone()))
+    }
+
+    fn load(path: Option<&Path>) -> Result<Self, String> {
+        let path = match path {
+            Some(path) => path.to_owned(),
+            None => PLACES.iter().map(PathBuf::from).find(|p| p.exists()).ok_or_else(|| {
+                format!("no libonnxruntime is installed (looked for {})", PLACES.join(", "))
+            })?,
+        };
+        // The library the operator would see: links followed, the version in its name.
+        let path = std::fs::canonicalize(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        shared::check(&path)?;
+        let version = version_of(&path)?;
+        let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
+        let environment = builder
+            .with_name("inferd")
+            .with_telemetry(false)
+            .build()
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        environment.set_log_level(LogLevel::Error);
+        Ok(Self { path, version, environment })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its version: `1.21.0`.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The providers it was built with.
+    #[must_use]
+    pub fn providers(&self) -> Vec<Provider> {
+        Provider::ALL.into_iter().filter(|p| p.is_compiled_in()).collect()
+    }
+}
+
+/// What the library calls its version. Asked before anything else is done with it: the crate `ort` only compares it.
+fn version_of(path: &Path) -> Result<String, String> {
+    let say = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    // SAFETY: loading runs the constructors of a library that the image's maker or the operator has put there to be loaded.
+    #[allow(unsafe_code)]
+    let library = unsafe { libloading::Library::new(path) }.map_err(|e| say(&e))?;
+    // SAFETY: `OrtGetApiBase` has had this type since ONNX Runtime 1.0, and a library of that name exports nothing else by it.
+    #[allow(unsafe_code)]
+    let base =
+        unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase\0") }
+            .map_err(|_| say(&"it is no ONNX Runtime (it has no OrtGetApiBase)"))?;
+    // SAFETY: it takes nothing and gives a pointer to a static.
+    #[allow(unsafe_code)]
+    let base = unsafe { base().as_ref() }.ok_or_else(|| say(&"it gives no API"))?;
+    // SAFETY: the same; the text is a static of the library, which is still loaded.
+    #[allow(unsafe_code)]
+    let version = unsafe { std::ffi::CStr::from_ptr((base.GetVersionString)()) };
+    Ok(version.to_string_lossy().into_owned())
+}
+
+/// The engine. The library is opened with the first model.
+#[derive(Debug)]
+pub struct OrtEngine {
+    library: Option<PathBuf>,
+    /// What the loaded model runs on.
+    provider: Mutex<Option<Provider>>,
+}
+
+impl OrtEngine {
+    /// An engine with the library at `path`, or with the one that is found.
+    #[must_use]
+    pub fn new(library: Option<PathBuf>) -> Self {
+        Self { library, provider: Mutex::new(None) }
+    }
+}
+
+impl Engine for OrtEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Ort
+    }
+
+    fn version(&self) -> String {
+        match OrtLibrary::open(self.library.as_deref()) {
+            Ok(library) => format!("onnxruntime {}", library.version()),
+            Err(_) => "onnxruntime".to_owned(),
+        }
+    }
+
+    fn device(&self) -> String {
+        let provider = *self.provider.lock().unwrap_or_else(PoisonError::into_inner);
+        provider.map_or("none", Provider::name).to_owned()
+    }
+
+    fn library(&self) -> Option<PathBuf> {
+        OrtLibrary::open(self.library.as_deref()).ok().map(|l| l.path().to_owned())
+    }
+
+    /// Opens the library: it reads the processor's abilities, and its own file, from the disk.
+    fn set_up(&self) -> Result<(), EngineError> {
+        OrtLibrary::open(self.library.as_deref()).map(|_| ())
+    }
+
+    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+        let library = OrtLibrary::open(self.library.as_deref())?;
+        let network = parse(onnx)?;
+        match_tensors(&network, manifest)?;
+        refuse_external(&network.graph)?;
+        let names: Arc<[String]> = network.graph.true_inputs().map(|v| v.name.to_owned()).collect();
+        drop(network);
+        let mut refused = Vec::new();
+        for provider in library.providers() {
+            let model = OrtModel {
+                library,
+                onnx,
+                provider,
+                names: Arc::clone(&names),
+                manifest: manifest.clone(),
+                first: Mutex::new(None),
+            };
+            match model.open() {
+                Ok(session) => {
+                    *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some(provider);
+                    let first = Mutex::new(Some(session));
+                    return Ok(Box::new(OrtModel { first, ..model }));
+                }
+                Err(why) => refused.push(format!("{}: {why}", provider.name())),
+            }
+        }
+        Err(EngineError::Load(refused.join("; ")))
+    }
+}
+
+/// A network on the provider that takes it.
+struct OrtModel {
+    library: &'static OrtLibrary,
+    onnx: &'static [u8],
+    provider: Provider,
+    /// The graph's inputs in its order.
+    names: Arc<[String]>,
+    manifest: Manifest,
+    /// The session that proved the provider; the first worker takes it.
+    first: Mutex<Option<OrtSession>>,
+}
+
+impl OrtModel {
+    fn open(&self) -> Result<OrtSession, String> {
+        let text = |e: ort::Error<SessionBuilder>| e.to_string();
+        let mut builder = OrtSession::builder(&self.library.environment).map_err(|e| e.to_string())?;
+        builder = builder
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .and_then(|b| b.with_intra_threads(1))
+            .and_then(|b| b.with_inter_threads(1))
+            .and_then(|b| b.with_intra_op_spinning(false))
+            .and_then(|b| b.with_execution_providers([self.provider.dispatch()]))
+            .map_err(text)?;
+        if self.provider != Provider::Cpu {
+            builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1").map_err(text)?;
+        }
+        builder.commit_from_memory(self.onnx).map_err(|e| e.to_string())
+    }
+}
+
+impl Model for OrtModel {
+    /// A session of its own for each worker: ONNX Runtime's is not to be run from two threads.
+    fn session(&self) -> Result<Box<dyn Session>, EngineError> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let session = match first {
+            Some(session) => session,
+            None => self.open().map_err(EngineError::Load)?,
+        };
+        let outputs = &self.manifest.outputs;
+        let mut selector = OutputSelector::no_default();
+        for spec in outputs {
+            selector = selector.with(&spec.name);
+            selector =
+                preallocate(selector, &Shaped::of(spec)).map_err(|e| EngineError::Load(e.to_string()))?;
+        }
+        let options = RunOptions::new().map_err(|e| EngineError::Load(e.to_string()))?.with_outputs(selector);
+        let order = self.names.iter().map(|name| {
+            // Both lists hold the same names: `match_tensors` has seen to it.
+            self.manifest.inputs.iter().position(|s| s.name == *name).unwrap_or_default()
+        });
+        Ok(Box::new(OrtWorker {
+            session,
+            options,
+            order: order.collect(),
+            inputs: self.manifest.inputs.iter().map(Shaped::of).collect(),
+            outputs: self.manifest.outputs.iter().map(Shaped::of).collect(),
+        }))
+    }
+}
+
+/// A specification with its shape as ONNX Runtime wants it.
+struct Shaped {
+    spec: TensorSpec,
+    shape: Vec<usize>,
+}
+
+impl Shaped {
+    fn of(spec: &TensorSpec) -> Self {
+        Self { spec: spec.clone(), shape: spec.shape.iter().map(|&d| d as usize).collect() }
+    }
+}
+
+struct OrtWorker {
+    session: OrtSession,
+    /// With an output tensor for each output, made once.
+    options: RunOptions<HasSelectedOutputs>,
+    /// For each input of the graph, which of the manifest's it is.
+    order: Vec<usize>,
+    inputs: Vec<Shaped>,
+    outputs: Vec<Shaped>,
+}
+
+impl Session for OrtWorker {
+    fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
+        check("input", self.inputs.iter().map(|t| &t.spec), inputs.iter().copied())?;
+        check("output", self.outputs.iter().map(|t| &t.spec), outputs.iter().map(|o| &**o))?;
+        let mut values = Vec::with_capacity(self.order.len());
+        for &at in &self.order {
+            values.push(input(&self.inputs[at], inputs[at])?);
+        }
+        let answers = self
+            .session
+            .run_with_options(&values[..], &self.options)
+            .map_err(|e| EngineError::Run(e.to_string()))?;
+        for (at, (tensor, out)) in self.outputs.iter().zip(outputs).enumerate() {
+            output(tensor, &answers[at], out)?;
+        }
+        Ok(())
+    }
+}
+
+/// For every element type: ONNX Runtime's Rust type of it.
+macro_rules! typed {
+    ($dtype:expr, $f:ident, $($args:expr),*) => {
+        match $dtype {
+            DType::Bool => $f::<bool>($($args),*),
+            DType::Uint8 => $f::<u8>($($args),*),
+            DType::Uint16 => $f::<u16>($($args),*),
+            DType::Uint32 => $f::<u32>($($args),*),
+            DType::Uint64 => $f::<u64>($($args),*),
+            DType::Int8 => $f::<i8>($($args),*),
+            DType::Int16 => $f::<i16>($($args),*),
+            DType::Int32 => $f::<i32>($($args),*),
+            DType::Int64 => $f::<i64>($($args),*),
+            DType::Fp16 => $f::<f16>($($args),*),
+            DType::Bf16 => $f::<bf16>($($args),*),
+            DType::Fp32 => $f::<f32>($($args),*),
+            DType::Fp64 => $f::<f64>($($args),*),
+        }
+    };
+}
+
+/// An element: its bytes on the wire are its bytes here.
+trait Element:
+    PrimitiveTensorElementType
+    + TryFromBytes
+    + IntoBytes
+    + KnownLayout
+    + Immutable
+    + Clone
+    + std::fmt::Debug
+    + 'static
+{
+}
+
+impl<T> Element for T where
+    T: PrimitiveTensorElementType
+        + TryFromBytes
+        + IntoBytes
+        + KnownLayout
+        + Immutable
+        + Clone
+        + std::fmt::Debug
+        + 'static
+{
+}
+
+/// An input as ONNX Runtime reads it: borrowed where it lies.
+fn input<'a>(tensor: &'a Shaped, bytes: &'a [u8]) -> Result<SessionInputValue<'a>, EngineError> {
+    fn typed_input<'a, T: Element>(
+        Shaped { spec, shape }: &'a Shaped,
+        bytes: &'a [u8],
+    ) -> Result<SessionInputValue<'a>, EngineError> {
+        // Only a BOOL has bytes that are no value: alignment and length were checked.
+        let data = <[T]>::try_ref_from_bytes(bytes).map_err(|_| no_bool(spec, bytes))?;
+        let value =
+            TensorRef::from_array_view((&shape[..], data)).map_err(|e| EngineError::Run(e.to_string()))?;
+        Ok(value.into())
+    }
+    typed!(tensor.spec.dtype, typed_input, tensor, bytes)
+}
+
+fn no_bool(spec: &TensorSpec, bytes: &[u8]) -> EngineError {
+    let index = bytes.iter().position(|&b| b > 1).unwrap_or_default();
+    let value = bytes.get(index).copied().unwrap_or_default().to_string();
+    EngineError::Value { name: spec.name.clone(), index, value, what: "BOOL" }
+}
+
+/// Copies an output to where the caller wants it, after checking that it is what the manifest says.
+fn output(tensor: &Shaped, value: &DynValue, out: &mut [u8]) -> Result<(), EngineError> {
+    fn typed_output<T: Element>(
+        Shaped { spec, shape }: &Shaped,
+        value: &DynValue,
+        out: &mut [u8],
+    ) -> Result<(), EngineError> {
+        let wrong = |got: String| {
+            EngineError::Run(format!(
+                "output {} came out as {got}, the manifest says {} {shape:?}",
+                spec.name, spec.dtype
+            ))
+        };
+        let (got, data) = value.try_extract_tensor::<T>().map_err(|e| wrong(e.to_string()))?;
+        let same =
+            got.len() == shape.len() && got.iter().zip(shape).all(|(&g, &s)| usize::try_from(g) == Ok(s));
+        if !same || data.as_bytes().len() != out.len() {
+            return Err(wrong(format!("{got:?}")));
+        }
+        out.copy_from_slice(data.as_bytes());
+        Ok(())
+    }
+    typed!(tensor.spec.dtype, typed_output, tensor, value, out)
+}
+
+/// A tensor for an output, made once and written by every run.
+fn preallocate(selector: OutputSelector, tensor: &Shaped) -> ort::Result<OutputSelector> {
+    fn typed_output<T: Element>(
+        selector: OutputSelector,
+        Shaped { spec, shape }: &Shaped,
+    ) -> ort::Result<OutputSelector> {
+        Ok(selector.preallocate(&spec.name, Tensor::<T>::new(&Allocator::default(), &shape[..])?))
+    }
+    typed!(tensor.spec.dtype, typed_output, selector, tensor)
+}
+
+/// Refuses a network whose constants lie in other files: a host has no files.
+fn refuse_external(graph: &Graph<'_>) -> Result<(), EngineError> {
+    let constants = graph.nodes.iter().flat_map(|n| n.attributes.iter().filter_map(|a| a.tensor.as_ref()));
+    if let Some(constant) = graph.initializers.iter().chain(constants).find(|c| c.external) {
+        return Err(EngineError::Unsupported {
+            node: constant.name.to_owned(),
+            op: "Constant".to_owned(),
+            why: "its data is in another file; save the network as one file".to_owned(),
+        });
+    }
+    graph.nodes.iter().flat_map(|n| n.subgraphs()).try_for_each(refuse_external)
+}
