@@ -242,6 +242,7 @@ struct OrtModel {
 }
 
 impl OrtModel {
+    #[allow(clippy::result_large_err)] // the builder comes back in its error
     fn open(&self) -> Result<OrtSession, String> {
         let text = |e: ort::Error<SessionBuilder>| e.to_string();
         let mut builder = OrtSession::builder(&self.library.environment).map_err(|e| e.to_string())?;

@@ -526,7 +526,7 @@ mod tests {
     }
 
     fn cpu() -> EngineInfo {
-        EngineInfo { kind: "cpu", version: "rten 0.27.0".into(), device: "cpu".into() }
+        EngineInfo { kind: "cpu", version: "rten 0.27.0".into(), device: "cpu".into(), library: None }
     }
 
     #[test]
