@@ -1,6 +1,7 @@
 """The daemon with a real ONNX Runtime: what serves is what is said, and the built-in engine is there when it is not."""
 
 import os
+import platform
 import shutil
 import signal
 
@@ -49,9 +50,9 @@ def test_both_engines_give_the_same_answer(native, with_ort, walk):
     [
         (lambda library, to: None, "No such file"),
         (lambda library, to: to.write_bytes(library.read_bytes()[:3_000_000]), "it was cut short"),
-        (lambda library, to: to.write_bytes(_for_another_processor(library)), "it is for aarch64, this is x86_64"),
+        (lambda library, to: to.write_bytes(_for_another_processor(library)), "it is for "),
         (lambda library, to: to.write_bytes(b"not a library" * 100), "it is no shared object of 64 bits"),
-        (lambda library, to: shutil.copy("/lib/x86_64-linux-gnu/libm.so.6", to), "it has no OrtGetApiBase"),
+        (lambda library, to: shutil.copy(f"/lib/{platform.machine()}-linux-gnu/libm.so.6", to), "it has no OrtGetApiBase"),
     ],
     ids=["absent", "cut short", "another processor", "no library", "another library"],
 )
@@ -68,7 +69,8 @@ def test_a_library_that_cannot_be_used_is_said_and_the_built_in_engine_serves(
 
 def _for_another_processor(library):
     spoiled = bytearray(library.read_bytes()[:4096])
-    spoiled[18] = 183
+    # ELF's numbers of x86_64 and aarch64.
+    spoiled[18] = {62: 183, 183: 62}[spoiled[18]]
     return spoiled
 
 
