@@ -1,9 +1,7 @@
 //! What a deployment may decide about the endpoint.
 
 use crate::{Access, limits};
-use inferd_model::EngineKind;
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use inferd_hosts::EngineHere;
 use std::time::Duration;
 
 /// Settings of the endpoint. `Default` is the appliance as it is shipped.
@@ -114,19 +112,4 @@ impl Default for ApiConfig {
             config_warnings: Vec::new(),
         }
     }
-}
-
-/// An engine of this image, and what is known of it before any model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EngineHere {
-    /// Which one.
-    pub engine: EngineKind,
-    /// Its library and version.
-    pub version: Option<String>,
-    /// Where its library is, when it is one loaded at run time.
-    pub library: Option<PathBuf>,
-    /// What it can compute on.
-    pub providers: Vec<String>,
-    /// Why it is not used.
-    pub problem: Option<String>,
 }

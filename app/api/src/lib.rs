@@ -50,7 +50,7 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
-pub use config::{ApiConfig, Compat, Cors, EngineHere, RateLimit};
+pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};
 pub use metrics::{Metrics, Stages, Surface};

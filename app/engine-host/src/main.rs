@@ -11,8 +11,8 @@
 #![forbid(unsafe_code)]
 
 use inferd_engine::Engine;
+use inferd_hosts::EngineHere;
 use inferd_model::EngineKind;
-use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("engine-host") => inferd_hosts::engine_host_main_with(engine),
         Some("engines") => {
-            let all: Vec<Found> = EngineKind::ALL.into_iter().filter_map(look).collect();
+            let all: Vec<EngineHere> = EngineKind::ALL.into_iter().filter_map(look).collect();
             println!("{}", serde_json::to_string(&all).unwrap_or_default());
             ExitCode::SUCCESS
         }
@@ -49,37 +49,20 @@ fn library(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-/// What is known of an engine before any model.
-#[derive(Serialize)]
-struct Found {
-    engine: EngineKind,
-    version: Option<String>,
-    library: Option<PathBuf>,
-    providers: Vec<&'static str>,
-    /// Why it does not work here.
-    problem: Option<String>,
-}
-
-fn look(kind: EngineKind) -> Option<Found> {
-    let found = match kind {
+/// What is known of an engine before any model; nothing of one that this program does not have.
+fn look(engine: EngineKind) -> Option<EngineHere> {
+    let mut here = EngineHere { engine, version: None, library: None, providers: Vec::new(), problem: None };
+    match engine {
         #[cfg(feature = "ort")]
         EngineKind::Ort => match inferd_engine::OrtLibrary::open(library("INFERD_ORT_LIB").as_deref()) {
-            Ok(l) => Found {
-                engine: kind,
-                version: Some(format!("onnxruntime {}", l.version())),
-                library: Some(l.path().to_owned()),
-                providers: l.providers().into_iter().map(inferd_engine::Provider::name).collect(),
-                problem: None,
-            },
-            Err(e) => Found {
-                engine: kind,
-                version: None,
-                library: None,
-                providers: Vec::new(),
-                problem: Some(e.to_string()),
-            },
+            Ok(found) => {
+                here.version = Some(format!("onnxruntime {}", found.version()));
+                here.library = Some(found.path().to_owned());
+                here.providers = found.providers().iter().map(|p| p.name().to_owned()).collect();
+            }
+            Err(why) => here.problem = Some(why.to_string()),
         },
         _ => return None,
-    };
-    Some(found)
+    }
+    Some(here)
 }

@@ -18,6 +18,7 @@ use ort::session::{
     HasSelectedOutputs, OutputSelector, RunOptions, Session as OrtSession, SessionInputValue,
 };
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
@@ -157,7 +158,7 @@ fn version_of(path: &Path) -> Result<String, String> {
     Ok(version.to_string_lossy().into_owned())
 }
 
-/// The engine. The library is opened with the first model.
+/// The engine. Its library is opened by [`Engine::set_up`], or with the first model.
 #[derive(Debug)]
 pub struct OrtEngine {
     library: Option<PathBuf>,
@@ -208,7 +209,7 @@ impl Engine for OrtEngine {
         drop(network);
         let mut refused = Vec::new();
         for provider in library.providers() {
-            let model = OrtModel {
+            let mut model = OrtModel {
                 library,
                 onnx,
                 provider,
@@ -219,8 +220,8 @@ impl Engine for OrtEngine {
             match model.open() {
                 Ok(session) => {
                     *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some(provider);
-                    let first = Mutex::new(Some(session));
-                    return Ok(Box::new(OrtModel { first, ..model }));
+                    model.first = Mutex::new(Some(session));
+                    return Ok(Box::new(model));
                 }
                 Err(why) => refused.push(format!("{}: {why}", provider.name())),
             }
@@ -354,28 +355,14 @@ macro_rules! typed {
 
 /// An element: its bytes on the wire are its bytes here.
 trait Element:
-    PrimitiveTensorElementType
-    + TryFromBytes
-    + IntoBytes
-    + KnownLayout
-    + Immutable
-    + Clone
-    + std::fmt::Debug
-    + 'static
+    PrimitiveTensorElementType + TryFromBytes + IntoBytes + KnownLayout + Immutable + Clone + Debug + 'static
 {
 }
 
-impl<T> Element for T where
-    T: PrimitiveTensorElementType
-        + TryFromBytes
-        + IntoBytes
-        + KnownLayout
-        + Immutable
-        + Clone
-        + std::fmt::Debug
-        + 'static
-{
+macro_rules! elements {
+    ($($ty:ty)*) => { $( impl Element for $ty {} )* };
 }
+elements!(bool u8 u16 u32 u64 i8 i16 i32 i64 f16 bf16 f32 f64);
 
 /// An input as ONNX Runtime reads it: borrowed where it lies.
 fn input<'a>(tensor: &'a Shaped, bytes: &'a [u8]) -> Result<SessionInputValue<'a>, EngineError> {

@@ -35,6 +35,7 @@ mod limits;
 mod mem;
 mod observe;
 mod package;
+mod programs;
 mod recovery;
 mod ring;
 mod served;
@@ -52,6 +53,7 @@ pub use child::{Engines, engine_host_main, engine_host_main_with};
 pub use events::HostEvent;
 pub use observe::{Drift, Latencies, Observation, Outputs};
 pub use package::{LoadError, ModelSource, OpenFile, Origin};
+pub use programs::{EngineHere, engines_here};
 pub use recovery::{Device, Ladder, MAX_REBOOTS};
 pub use served::{
     Answer, EngineInfo, Fallback, Histograms, InferError, Served, Snapshot, State, Ticket, Timing,

@@ -611,7 +611,7 @@ impl Config {
                     "hosts.onnxruntime",
                     "",
                     "an absolute path",
-                    "The libonnxruntime of the engine ort; empty: the first that is found in /usr/lib/inferd, /usr/lib, /usr/local/lib.",
+                    "The libonnxruntime of the engine ort; empty: the first that is found at the usual places.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
                 breaker_pause: Duration::from_secs(r.integer(

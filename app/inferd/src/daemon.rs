@@ -10,7 +10,6 @@
 use crate::{
     alive,
     config::{Config, Loaded},
-    engines,
     ladder::Board,
     listen::{self, Bound, NotOne, Retry},
     logging::Levels,
@@ -20,9 +19,9 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{
-    Access, Alive, ApiConfig, App, Compat, Cors, Desk, EngineHere, Listening, Pull, RateLimit, Tls, Updates,
+    Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates,
 };
-use inferd_hosts::{Announced, BreakerRules, BreakerState, Hosts, HostsConfig, Ladder, Origin};
+use inferd_hosts::{Announced, BreakerRules, BreakerState, EngineHere, Hosts, HostsConfig, Ladder, Origin};
 use inferd_model::{EngineKind, Manifest};
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
@@ -96,7 +95,7 @@ pub fn run(
         let ladder = Board::new(alive.keeper.clone(), &config.updates.data_dir);
         tokio::spawn(Arc::clone(&ladder).keep_time());
         let environment = hosts_environment(config);
-        let engines = engines::look(config.hosts.engine_host.as_deref(), &environment).await;
+        let engines = inferd_hosts::engines_here(config.hosts.engine_host.as_deref(), &environment).await;
         let hosts = Hosts::new(hosts_config(config, program, &engines, environment, ladder));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();

@@ -9,7 +9,6 @@
 mod alive;
 mod config;
 mod daemon;
-mod engines;
 mod keeper;
 mod ladder;
 mod listen;

@@ -2,7 +2,7 @@
 
 use crate::alive::KeeperEvidence;
 use crate::config::{self, BOARD_FILE, Config, Enabled};
-use inferd_api::EngineHere;
+use inferd_hosts::EngineHere;
 use inferd_rollout::{Engine, Probation, SystemEvidence, UpdaterConfig};
 use inferd_watch::state::KeeperState;
 use std::{

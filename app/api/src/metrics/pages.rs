@@ -2,7 +2,7 @@
 //!
 //! A page costs milliseconds of a small processor. Sixty clients that ask for it without end would each have their own, one after the
 //! other, and everybody else would wait behind them. So a page is given to all who asked before it was begun: nobody gets numbers
-//! from before the question, and however many ask, two pages are under way at most.
+//! from before the question, and however many ask, one page is written at a time and the next is for all who wait.
 
 use hyper::body::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -36,9 +36,6 @@ impl Pages {
         let (open_metrics, text) = write()?;
         let page = Page { covers, open_metrics, text };
         *last = Some(page.clone());
-        // Who waits takes this page; who has not asked yet is let in between.
-        drop(last);
-        tokio::task::yield_now().await;
         Ok(page)
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! The answer is a program's, and the program opens libraries of vendors: it gets little time, and what it says is taken with care.
 
-use inferd_api::EngineHere;
 use inferd_engine::{CpuEngine, Engine as _};
 use inferd_model::EngineKind;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
@@ -17,8 +17,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest answer.
 const MOST: u64 = 64 << 10;
 
+/// An engine of this image, and what is known of it before any model. A host program prints a list of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineHere {
+    /// Which one.
+    pub engine: EngineKind,
+    /// Its library and version.
+    pub version: Option<String>,
+    /// Where its library is, when it is one loaded at run time.
+    pub library: Option<PathBuf>,
+    /// What it can compute on.
+    pub providers: Vec<String>,
+    /// Why it is not used.
+    pub problem: Option<String>,
+}
+
 /// Every engine of this image, the built-in one first. Those with a problem are named and not used.
-pub async fn look(program: Option<&Path>, environment: &[(String, OsString)]) -> Vec<EngineHere> {
+pub async fn engines_here(program: Option<&Path>, environment: &[(String, OsString)]) -> Vec<EngineHere> {
     let mut engines = vec![EngineHere {
         engine: EngineKind::Cpu,
         version: Some(CpuEngine::new().version()),
@@ -83,7 +98,7 @@ mod tests {
         let program = dir.path().join("host");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        look(Some(&program), &[("INFERD_ORT_LIB".into(), "/x/lib.so".into())]).await
+        engines_here(Some(&program), &[("INFERD_ORT_LIB".into(), "/x/lib.so".into())]).await
     }
 
     #[tokio::test]
@@ -94,8 +109,8 @@ mod tests {
             assert_eq!(engines.len(), 1, "{script}");
             assert_eq!(engines[0].engine, EngineKind::Cpu);
         }
-        assert_eq!(look(Some(Path::new("/nowhere")), &[]).await.len(), 1);
-        assert_eq!(look(None, &[]).await.len(), 1);
+        assert_eq!(engines_here(Some(Path::new("/nowhere")), &[]).await.len(), 1);
+        assert_eq!(engines_here(None, &[]).await.len(), 1);
     }
 
     #[tokio::test]
