@@ -1,0 +1,381 @@
+//! `app/hailort-abi` against the double, and against a real libhailort for what needs no chip, where `INFERD_HAILORT_LIB` names one.
+
+use hailort_abi::types::*;
+use hailort_abi::{Chip, Class, Elements, Hef, Library, LibraryError, Network, Status, Streams};
+use hailort_double::container::{self, Page};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A double of its own: faults, lock and complaints lie beside it.
+struct Double {
+    dir: tempfile::TempDir,
+}
+
+impl Double {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(built(), dir.path().join("libhailort.so.4.23.0")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("libhailort.so.4.23.0")
+    }
+
+    fn faults(&self, json: &str) {
+        let there = self.dir.path().join("libhailort.so.4.23.0.faults");
+        std::fs::write(self.dir.path().join("new"), json).unwrap();
+        std::fs::rename(self.dir.path().join("new"), there).unwrap();
+    }
+
+    fn open(&self) -> &'static Library {
+        Box::leak(Box::new(Library::open(&self.path()).unwrap()))
+    }
+
+    /// What it complains of.
+    fn misuse(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("libhailort.so.4.23.0.misuse")).unwrap_or_default()
+    }
+}
+
+/// Cargo builds the shared object for these tests, and puts it beside them.
+fn built() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    here.parent().unwrap().join("libhailort_double.so")
+}
+
+fn libraries(double: &Double) -> Vec<&'static Library> {
+    double.faults(r#"{"lost": true}"#);
+    let mut all = vec![double.open()];
+    if let Some(path) = std::env::var_os("INFERD_HAILORT_LIB") {
+        // SAFETY: no other thread of this program reads the environment meanwhile: nothing of the library runs yet.
+        unsafe { std::env::set_var("HAILORT_LOGGER_PATH", "NONE") };
+        all.push(Box::leak(Box::new(Library::open(Path::new(&path)).unwrap())));
+    }
+    all
+}
+
+const IDENTITY: &[u8] = include_bytes!("../../models/identity-fp32/model.onnx");
+
+/// `y = x` of six numbers, in steps of 0.5 around 0.
+fn identity() -> &'static [u8] {
+    let stream = |name: &str, tensor: &str| {
+        serde_json::json!({
+            "name": format!("net/{name}"), "shape": [1, 2, 3], "zp": 128.0, "scale": 0.5, "tensor": tensor, "dims": [2, 3],
+            "dtype": "FP32", "features_first": false
+        })
+    };
+    let page: Page = serde_json::from_value(serde_json::json!({
+        "network": "net", "architecture": "hailo8",
+        "inputs": [stream("input_layer1", "x")], "outputs": [stream("output_layer1", "y")],
+    }))
+    .unwrap();
+    container::pack(&page, IDENTITY).leak()
+}
+
+fn network(library: &'static Library) -> Arc<Network> {
+    let hef = Arc::new(Hef::read(library, identity()).unwrap());
+    Arc::new(Arc::new(Chip::open(library).unwrap()).configure(hef).unwrap())
+}
+
+fn streams(library: &'static Library, timeout_ms: u32) -> Streams {
+    network(library).open(timeout_ms, &|_| Elements::Float).unwrap()
+}
+
+fn ask(streams: &mut Streams, x: f32) -> Result<f32, Class> {
+    let frame: Vec<u8> = [x; 6].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut answer = [0; 24];
+    streams.infer(&[&frame], &mut [&mut answer]).map_err(|e| e.class)?;
+    let first = f32::from_le_bytes([answer[0], answer[1], answer[2], answer[3]]);
+    assert!(answer.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b) == first));
+    Ok(first)
+}
+
+// ------------------------------------------------------------------------------- without a chip, on both libraries
+
+#[test]
+fn without_a_chip_both_libraries_say_the_same() {
+    let double = Double::new();
+    for library in libraries(&double) {
+        let f = library.functions();
+        assert!(library.version().is_supported());
+        let mut count = 8;
+        let mut ids = [DeviceId { id: [0; 32] }; 8];
+        let mut params = VdeviceParams::zeroed();
+        let mut vdevice = std::ptr::null_mut();
+        // SAFETY: as the header has it; every array has as many elements as its count says.
+        unsafe {
+            assert_eq!(
+                (f.scan_devices)(std::ptr::null_mut(), ids.as_mut_ptr(), &raw mut count),
+                Status::SUCCESS
+            );
+            assert_eq!(count, 0);
+            for (code, known) in [(0, true), (93, true), (94, false), (97, false)] {
+                assert_eq!(!(f.get_status_message)(Status(code)).is_null(), known, "{code}");
+            }
+            assert_eq!((f.init_vdevice_params)(&raw mut params), Status::SUCCESS);
+            assert_eq!(
+                (params.device_count, params.scheduling_algorithm),
+                (1, SCHEDULING_ALGORITHM_ROUND_ROBIN)
+            );
+            assert!(params.device_ids.is_null() && !params.multi_process_service);
+            assert_eq!(std::ffi::CStr::from_ptr(params.group_id), c"UNIQUE");
+            assert_eq!(
+                (f.create_vdevice)(&raw mut params, &raw mut vdevice),
+                Status::OUT_OF_PHYSICAL_DEVICES
+            );
+            let mut unknown = DeviceId { id: [0; 32] };
+            for (to, b) in unknown.id.iter_mut().zip(b"0009:09:00.0") {
+                *to = core::ffi::c_char::from_ne_bytes([*b]);
+            }
+            params.device_ids = &raw mut unknown;
+            assert_eq!((f.create_vdevice)(&raw mut params, &raw mut vdevice), Status::INVALID_ARGUMENT);
+            params.device_ids = std::ptr::null_mut();
+            params.multi_process_service = true;
+            assert_eq!((f.create_vdevice)(&raw mut params, &raw mut vdevice), Status::INVALID_OPERATION);
+        }
+        let hef = |bytes: &'static [u8]| Hef::read(library, bytes).err().map(|e| (e.class, e.text)).unwrap();
+        assert_eq!(hef(&[0; 4096]), (Class::Network, "HAILO_HEF_NOT_SUPPORTED (92)".into()));
+        assert_eq!(hef(&[1, 2, 3]), (Class::Network, "HAILO_HEF_FILE_CORRUPTED (91)".into()));
+        let none = Chip::open(library).err().unwrap();
+        assert_eq!(none.class, Class::DeviceLost);
+        assert!(none.to_string().contains("there is none"), "{none}");
+    }
+}
+
+#[test]
+fn every_status_has_the_name_that_the_library_gives_it() {
+    let double = Double::new();
+    for library in libraries(&double) {
+        for code in 0..94 {
+            let Some(name) = Status(code).name() else { continue };
+            // SAFETY: any number may be asked for, and a known one has a text.
+            let text =
+                unsafe { std::ffi::CStr::from_ptr((library.functions().get_status_message)(Status(code))) };
+            assert_eq!(text.to_str().unwrap(), format!("HAILO_{name}"));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_container_is_told_by_the_library() {
+    let library = Double::new().open();
+    let whole = identity();
+    for length in [4, 40, whole.len() - 1] {
+        assert_eq!(Hef::read(library, &whole[..length]).err().unwrap().class, Class::Network);
+    }
+    for at in (8..whole.len()).step_by(7) {
+        let mut flipped = whole.to_vec();
+        flipped[at] ^= 0x10;
+        assert_eq!(Hef::read(library, flipped.leak()).err().unwrap().class, Class::Network, "{at}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- libraries
+
+#[test]
+fn only_the_versions_with_these_layouts_are_opened() {
+    for (version, taken) in [
+        ([4, 20, 1], false),
+        ([4, 21, 0], true),
+        ([4, 22, 0], true),
+        ([4, 23, 0], true),
+        ([4, 24, 0], false),
+        ([5, 2, 0], false),
+    ] {
+        let double = Double::new();
+        double.faults(&format!(r#"{{"version": {version:?}}}"#));
+        match Library::open(&double.path()) {
+            Ok(library) => assert!(taken && library.path() == double.path()),
+            Err(e) => assert!(!taken && matches!(e, LibraryError::Version { .. }), "{e}"),
+        }
+    }
+}
+
+#[test]
+fn a_library_without_a_function_is_refused_by_its_name() {
+    let double = Double::new();
+    let mut bytes = std::fs::read(double.path()).unwrap();
+    let name = b"\0hailo_power_measurement\0";
+    let mut found = 0;
+    for at in 0..bytes.len() - name.len() {
+        if bytes[at..].starts_with(name) {
+            bytes[at + 1] = b'x';
+            found += 1;
+        }
+    }
+    assert!(found > 0);
+    let path = double.dir.path().join("other.so");
+    std::fs::write(&path, bytes).unwrap();
+    let e = Library::open(&path).unwrap_err();
+    assert!(matches!(e, LibraryError::Symbol { name: "hailo_power_measurement", .. }), "{e}");
+    assert!(Library::open(Path::new("/nowhere/libhailort.so")).is_err());
+}
+
+// --------------------------------------------------------------------------------------------------------- frames
+
+#[test]
+fn a_frame_comes_back_as_what_was_sent_in_the_steps_of_the_chip() {
+    let double = Double::new();
+    let mut streams = streams(double.open(), 1000);
+    for (sent, got) in [(0.0, 0.0), (1.2, 1.0), (1.3, 1.5), (-64.0, -64.0), (1000.0, 63.5), (-1000.0, -64.0)]
+    {
+        assert_eq!(ask(&mut streams, sent), Ok(got));
+    }
+    assert!(
+        streams.inputs().eq([("net/input_layer1", 24)]) && streams.outputs().eq([("net/output_layer1", 24)])
+    );
+    drop(streams);
+    assert_eq!(double.misuse(), "");
+}
+
+#[test]
+fn raw_frames_are_the_bytes_of_the_chip() {
+    let double = Double::new();
+    let mut streams = network(double.open()).open(1000, &|_| Elements::Raw).unwrap();
+    let mut answer = [0; 6];
+    streams.infer(&[&[0, 1, 127, 128, 254, 255]], &mut [&mut answer]).unwrap();
+    assert_eq!(answer, [0, 1, 127, 128, 254, 255]);
+    let wrong = streams.infer(&[&[0; 5]], &mut [&mut answer]).unwrap_err();
+    assert_eq!(wrong.class, Class::Request);
+    streams.infer(&[&[0; 6]], &mut [&mut answer]).expect("a wrong length costs nothing but its call");
+}
+
+#[test]
+fn a_frame_of_a_wrong_size_is_status_5() {
+    let double = Double::new();
+    let library = double.open();
+    let f = library.functions();
+    let network = network(library);
+    let _streams = network.open(100, &|_| Elements::Float).unwrap();
+    // SAFETY: a handle that is none is refused before it is looked at.
+    let refused = unsafe { (f.vstream_read_raw_buffer)(8 as *mut _, [0_u8; 4].as_mut_ptr().cast(), 4) };
+    assert_eq!(refused, Status::INVALID_ARGUMENT);
+    assert!(double.misuse().contains("a handle that is no Output"));
+}
+
+#[test]
+fn after_a_frame_that_came_too_late_the_streams_answer_nothing_any_more() {
+    let double = Double::new();
+    let library = double.open();
+    let mut first = streams(library, 100);
+    double.faults(r#"{"frames": [{"count": 1, "delay_ms": 400}]}"#);
+    assert_eq!(ask(&mut first, 7.0), Err(Class::Poisoned));
+    double.faults("{}");
+    // By now the answer to 7 may be there. Whoever asks for 9 must not get it.
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(25));
+        assert_eq!(ask(&mut first, 9.0), Err(Class::Poisoned));
+    }
+    drop(first);
+    assert_eq!(ask(&mut streams(library, 1000), 9.0), Ok(9.0), "on a chip that was opened again");
+    assert_eq!(double.misuse(), "");
+}
+
+#[test]
+fn the_double_gives_a_late_frame_to_new_streams_of_the_same_network() {
+    // This is why the chip is opened again. If the double did not do it, the test above would prove nothing.
+    let double = Double::new();
+    let network = network(double.open());
+    let mut first = network.clone().open(100, &|_| Elements::Float).unwrap();
+    double.faults(r#"{"frames": [{"count": 1, "delay_ms": 300}]}"#);
+    assert_eq!(ask(&mut first, 7.0), Err(Class::Poisoned));
+    drop(first);
+    let mut second = network.open(2000, &|_| Elements::Float).unwrap();
+    assert_eq!(ask(&mut second, 9.0), Ok(7.0));
+}
+
+#[test]
+fn a_dropped_frame_is_a_timeout_and_no_other_frames_answer() {
+    let double = Double::new();
+    let mut streams = streams(double.open(), 100);
+    double.faults(r#"{"frames": [{"after": 2, "count": 1, "dropped": true}]}"#);
+    assert_eq!((ask(&mut streams, 1.0), ask(&mut streams, 2.0)), (Ok(1.0), Ok(2.0)));
+    assert_eq!(ask(&mut streams, 3.0), Err(Class::Poisoned));
+}
+
+// --------------------------------------------------------------------------------------------------------- faults
+
+#[test]
+fn each_fault_of_the_chip_has_its_class() {
+    for (faults, class) in [
+        (r#"{"lost": true}"#, Class::DeviceLost),
+        (r#"{"hung": true}"#, Class::DeviceLost),
+        (r#"{"shut_down": true, "notify": [{"id": 2}]}"#, Class::TooHot),
+        (r#"{"shut_down": true, "notify": [{"id": 2}], "mute": true}"#, Class::Poisoned),
+        (r#"{"notify": [{"id": 5}]}"#, Class::DeviceLost),
+        (r#"{"notify": [{"id": 7}]}"#, Class::DeviceLost),
+        (r#"{"notify": [{"id": 12}]}"#, Class::Poisoned),
+    ] {
+        let double = Double::new();
+        let library = double.open();
+        let hef = Arc::new(Hef::read(library, identity()).unwrap());
+        let chip = Arc::new(Chip::open(library).unwrap());
+        let events = chip.events();
+        let mut streams = Arc::new(chip.configure(hef).unwrap()).open(1000, &|_| Elements::Float).unwrap();
+        assert_eq!(ask(&mut streams, 1.0), Ok(1.0));
+        double.faults(faults);
+        let notified = faults.contains("notify") && !faults.contains("mute");
+        while notified && events.verdict().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(ask(&mut streams, 2.0), Err(class), "{faults}");
+        assert_eq!(ask(&mut streams, 2.0), Err(if notified { class } else { Class::Poisoned }));
+    }
+}
+
+#[test]
+fn warnings_are_counted_and_stop_nothing() {
+    let double = Double::new();
+    let library = double.open();
+    let chip = Chip::open(library).unwrap();
+    let events = chip.events();
+    double.faults(
+        r#"{"temperature": 107, "notify": [{"id": 1, "word": 1}, {"id": 3}, {"id": 4}, {"id": 10}]}"#,
+    );
+    while events.count(NOTIFICATION_CLOCK_CHANGED) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!((events.temperature_zone(), events.count(1), events.count(3), events.count(4)), (1, 1, 1, 1));
+    assert_eq!(events.verdict(), None);
+    assert_eq!(chip.temperature(), Ok(107.0));
+    assert_eq!(chip.power(), None, "this module measures no current");
+}
+
+#[test]
+fn who_reads_is_let_go_when_the_network_is_shut_down() {
+    let double = Double::new();
+    let library = double.open();
+    let network = network(library);
+    let mut streams = network.clone().open(100, &|_| Elements::Float).unwrap();
+    double.faults(r#"{"lost": true, "stuck": true}"#);
+    let reading = std::thread::spawn(move || ask(&mut streams, 1.0));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!reading.is_finished(), "no timeout ends it");
+    network.shut_down();
+    assert_eq!(reading.join().unwrap(), Err(Class::Poisoned));
+}
+
+#[test]
+fn one_chip_is_one_owners() {
+    let double = Double::new();
+    let library = double.open();
+    let first = Chip::open(library).unwrap();
+    assert_eq!(Chip::open(library).err().unwrap().class, Class::Busy);
+    drop(first);
+    assert_eq!(Chip::open(library).unwrap().identity().architecture, "hailo8");
+}
+
+#[test]
+fn a_chip_that_does_not_fit_is_not_tried_again() {
+    let double = Double::new();
+    let library = double.open();
+    double.faults(r#"{"driver_mismatch": true}"#);
+    let e = Chip::open(library).err().unwrap();
+    assert_eq!((e.class, e.text.as_str()), (Class::Configuration, "HAILO_INVALID_DRIVER_VERSION (76)"));
+    double.faults(r#"{"architecture": "hailo8l"}"#);
+    let hef = Arc::new(Hef::read(library, identity()).unwrap());
+    let e = Arc::new(Chip::open(library).unwrap()).configure(hef).err().unwrap();
+    assert_eq!((e.class, e.text.as_str()), (Class::Network, "HAILO_HEF_NOT_COMPATIBLE_WITH_DEVICE (93)"));
+    assert_eq!(double.misuse(), "");
+}
