@@ -9,6 +9,7 @@ use crate::stats::End;
 use crate::sys;
 use inferd_model::{Agreement, EngineKind, Golden, Manifest};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 
@@ -27,6 +28,18 @@ impl Candidate {
     pub(crate) async fn start(served: Arc<Served>, edition: &Arc<Edition>) -> Result<Self, StartError> {
         let host = served.start(edition, |_| ()).await?;
         served.show_alone(edition, &host);
+        Ok(Self { served, edition: edition.clone(), host, promoted: false })
+    }
+
+    /// On this engine and no other.
+    pub(crate) async fn audition(
+        served: Arc<Served>,
+        edition: &Arc<Edition>,
+        engine: EngineKind,
+        workers: Option<usize>,
+    ) -> Result<Self, StartError> {
+        let host = served.start_audition(edition, engine, workers).await?;
+        served.show_audition(edition, &host);
         Ok(Self { served, edition: edition.clone(), host, promoted: false })
     }
 
@@ -97,6 +110,18 @@ impl Candidate {
     #[must_use]
     pub fn peak_memory(&self) -> Option<PeakMemory> {
         PeakMemory::of(&self.host)
+    }
+
+    /// Worker threads of its host.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.host.workers
+    }
+
+    /// Processor time its host has used so far, all threads together; `None` when it has just ended.
+    #[must_use]
+    pub fn cpu_time(&self) -> Option<Duration> {
+        sys::cpu_time(self.host.pid).filter(|_| self.host.has_ended().is_none())
     }
 
     /// Runs one inference, on the way a served model's requests take. `inputs` are the raw bytes of each input tensor.

@@ -2,6 +2,7 @@
 //! replacement brings another.
 
 use crate::breaker::Breaker;
+use crate::events::Events;
 use crate::house::House;
 use crate::observe::{Observation, Observed};
 use crate::package::Package;
@@ -15,7 +16,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 
 pub struct Edition {
     pub number: u64,
-    pub package: Package,
+    pub package: Arc<Package>,
     pub observed: Observed,
     /// One per engine it may run on, the preferred one first.
     pub breakers: Vec<Arc<Breaker>>,
@@ -24,10 +25,19 @@ pub struct Edition {
 
 impl Edition {
     pub fn new(package: Package, house: &House) -> Self {
+        Self::telling(package.into(), house, &house.events)
+    }
+
+    /// The same package once more, only to be measured: what its breakers do is told to nobody.
+    pub fn to_be_measured(package: Arc<Package>, house: &House) -> Self {
+        Self::telling(package, house, &Events::new())
+    }
+
+    fn telling(package: Arc<Package>, house: &House, events: &Events) -> Self {
         let observed = Observed::new(&package.manifest);
         let (name, rules) = (&package.manifest.name, &house.config.breaker);
         let breaker =
-            |&engine| Arc::new(Breaker::new(name.to_string(), engine, rules.clone(), house.events.clone()));
+            |&engine| Arc::new(Breaker::new(name.to_string(), engine, rules.clone(), events.clone()));
         let breakers = package.manifest.engines.iter().map(breaker).collect();
         let suspects = Suspects::default();
         Self { number: NEXT.fetch_add(1, Relaxed), package, observed, breakers, suspects }

@@ -525,7 +525,7 @@ impl Served {
         phase: &impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         loop {
-            match self.start_once(edition, engine, phase).await {
+            match self.start_once(edition, engine, None, phase).await {
                 Ok(host) => {
                     self.house.came_up(engine);
                     return Ok(host);
@@ -536,10 +536,21 @@ impl Served {
         }
     }
 
+    /// Starts a host on this engine and no other, with so many workers, for nobody: no breaker and no device hears of a failure.
+    pub(crate) async fn start_audition(
+        &self,
+        edition: &Arc<Edition>,
+        engine: EngineKind,
+        workers: Option<usize>,
+    ) -> Result<Arc<Host>, StartError> {
+        self.start_once(edition, engine, workers, &|_| ()).await
+    }
+
     async fn start_once(
         &self,
         edition: &Arc<Edition>,
         engine: EngineKind,
+        workers: Option<usize>,
         phase: &impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         let manifest = &edition.package.manifest;
@@ -547,8 +558,10 @@ impl Served {
             return Err(StartError::System(format!("no program here has engine {engine}")));
         };
         let stands_in = self.usable(edition).first().is_some_and(|b| b.engine != engine);
-        let workers =
-            manifest.budget.workers.map_or(self.house.config.workers, usize::from).clamp(1, MAX_WORKERS);
+        let workers = workers
+            .or(manifest.budget.workers.map(usize::from))
+            .unwrap_or(self.house.config.workers)
+            .clamp(1, MAX_WORKERS);
         let stride = Layout::new(&manifest.inputs, &manifest.outputs, 1).stride();
         let slots = match manifest.budget.queue {
             Some(q) => usize::from(q).min(MAX_RING_BYTES / stride),
@@ -582,6 +595,16 @@ impl Served {
     fn install(&self, shown: &mut Shown, edition: Arc<Edition>, host: Arc<Host>) {
         self.show(shown, &host);
         self.way.store(Arc::new(Way::Straight(Route { edition, host: Some(host) })));
+    }
+
+    /// The face of a host that is only tried: on whatever engine it runs, nothing has fallen back.
+    pub(crate) fn show_audition(&self, edition: &Arc<Edition>, host: &Arc<Host>) {
+        let mut shown = lock(&self.shown);
+        shown.state = State::Ready;
+        shown.agreement = Some(host.agreement);
+        shown.engine = host.engine_info();
+        let route = Route { edition: edition.clone(), host: Some(host.clone()) };
+        self.way.store(Arc::new(Way::Straight(route)));
     }
 
     /// A candidate's own face: its host, with nobody to start it again.

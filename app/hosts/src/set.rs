@@ -287,6 +287,27 @@ impl Hosts {
         Ok(Candidate::start(self.fresh(&edition), &edition).await?)
     }
 
+    /// Starts the model that is served under this name once more, in a host of its own on this engine and no other, under its own
+    /// cap, with so many workers (or as it is served): to be measured. Its golden vectors have passed in it; nobody is sent to it, no
+    /// breaker hears of it, and a device that does not work is not put right for it.
+    ///
+    /// # Errors
+    /// [`PrepareError`]: why it cannot run on this engine.
+    pub async fn audition(
+        &self,
+        name: &str,
+        engine: EngineKind,
+        workers: Option<usize>,
+    ) -> Result<Candidate, PrepareError> {
+        let gone = || PrepareError::Load(format!("no model is called {name:?}"));
+        let package = self.get(name).ok_or_else(gone)?.edition().package.clone();
+        if !package.manifest.engines.contains(&engine) {
+            return Err(PrepareError::Load(format!("the manifest of {name} does not name {engine}")));
+        }
+        let edition = Arc::new(Edition::to_be_measured(package, &self.house));
+        Ok(Candidate::audition(self.fresh(&edition), &edition, engine, workers).await?)
+    }
+
     /// Lets candidates take over from the models of their names, adds those that are new, and ends the models in `remove`
     /// that no candidate has the name of: all at one instant. No request fails or waits because of it; each is answered by
     /// the host whose slot it took, so wholly by one model. The hosts before end when nothing is in flight in them any more.

@@ -232,6 +232,13 @@ pub fn private_peak(pid: u32) -> Option<u64> {
     Some(kib("VmHWM:")?.saturating_sub(shared).max(kib("RssAnon:")?) * 1024)
 }
 
+/// Processor time a process has used so far, all its threads together.
+pub fn cpu_time(pid: u32) -> Option<std::time::Duration> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    let clock = nix::time::clock_getcpuclockid(pid).ok()?;
+    Some(nix::time::clock_gettime(clock).ok()?.into())
+}
+
 /// Kills what is left of the group of a process that has just ended: a host without a filter and without a cgroup may have begun
 /// others. No other group has that number yet: the kernel counts through all of them first.
 pub fn kill_group(leader: u32) {

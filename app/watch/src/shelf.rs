@@ -96,7 +96,8 @@ impl Shelf {
     }
 
     /// The name of a file.
-    pub(crate) fn name(&self, number: u64, ending: &str) -> String {
+    #[must_use]
+    pub fn name(&self, number: u64, ending: &str) -> String {
         format!("{}-{number:08}{ending}", self.prefix)
     }
 
@@ -129,7 +130,10 @@ impl Shelf {
     }
 
     /// Removes what a crash left half made.
-    pub(crate) fn tidy(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The directory cannot be read or changed.
+    pub fn tidy(&self) -> io::Result<()> {
         for (item, whole) in self.all()? {
             if !whole {
                 fs::remove_file(self.dir.join(&item.name))?;
@@ -139,7 +143,10 @@ impl Shelf {
     }
 
     /// Makes room for a file of so many bytes: removes the oldest, but never `keep`. False: there is not enough to remove.
-    pub(crate) fn make_room(&self, bytes: u64, keep: Option<&str>) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// The directory cannot be read or changed.
+    pub fn make_room(&self, bytes: u64, keep: Option<&str>) -> io::Result<bool> {
         let mut all: Vec<Item> = self.all()?.into_iter().map(|(item, _)| item).collect();
         let need = room(bytes);
         loop {
@@ -193,8 +200,28 @@ impl Shelf {
         }
     }
 
+    /// Gives one whole file another ending of ours, so that it is kept within the quota and read no more; false: there is none of this
+    /// name.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn set_aside(&self, name: &str, ending: &str) -> io::Result<bool> {
+        let Some((number, true)) = self.read_name(name) else { return Ok(false) };
+        let aside = self.name(number, ending);
+        if !matches!(self.read_name(&aside), Some((_, true))) {
+            return Ok(false);
+        }
+        match fs::rename(self.dir.join(name), self.dir.join(aside)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
     /// Writes a whole new file. After a failure nothing of it is left, as far as the medium lets that be done.
-    pub(crate) fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         let (part, at) = (self.dir.join(format!("{name}{PART}")), self.dir.join(name));
         let write = || {
@@ -315,6 +342,18 @@ mod tests {
         shelf.tidy().unwrap();
         assert!(!dir.path().join("x/a-00000011.b.gz.part").exists());
         assert!(!shelf.make_room(11 * BLOCK, None).unwrap(), "what can never fit is told");
+    }
+
+    #[test]
+    fn what_is_set_aside_still_counts_and_is_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = shelf(&dir, 10 * BLOCK, 100);
+        shelf.put("a-00000001.b", b"x").unwrap();
+        assert!(!shelf.set_aside("a-00000001.b", ".other").unwrap(), "an ending that is not ours");
+        assert!(!shelf.set_aside("../secret", ".b.gz").unwrap());
+        assert!(shelf.set_aside("a-00000001.b", ".b.gz").unwrap());
+        assert!(!shelf.set_aside("a-00000001.b", ".b.gz").unwrap(), "it is gone");
+        assert_eq!(shelf.list().unwrap()[0].name, "a-00000001.b.gz");
     }
 
     #[test]

@@ -1,0 +1,545 @@
+//! The protocol and its jobs on a device that is made up: its clock moves only when it computes.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, Refused, Removed};
+use inferd_bench::protocol::{About, Around, Device, Ended, NotStarted, Reins, Station, run, stop_rules};
+use inferd_bench::{
+    Conditions, Found, JobState, Level, Outcome, Peak, Record, Request, RungInfo, Step, Subject,
+};
+use inferd_watch::permit::Unlimited;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+#[derive(Clone, Default)]
+struct Made {
+    /// Milliseconds of one inference; drifts by `jitter` from run to run.
+    ms: u64,
+    precision: &'static str,
+    fails_to_start: Option<(&'static str, bool)>,
+    fails_after: Option<usize>,
+    workers: usize,
+    /// Added after so many inferences.
+    slower_after: Option<(usize, u64)>,
+}
+
+struct Fake {
+    rungs: Vec<(&'static str, Made)>,
+    began: Instant,
+    answered: AtomicU64,
+    shedding: AtomicBool,
+    /// Hosts that are up now, and the most there were.
+    up: Arc<AtomicUsize>,
+    most_up: AtomicUsize,
+}
+
+impl Fake {
+    fn new(rungs: Vec<(&'static str, Made)>) -> Arc<Self> {
+        Arc::new(Self {
+            rungs,
+            began: Instant::now(),
+            answered: AtomicU64::new(0),
+            shedding: AtomicBool::new(false),
+            up: Arc::default(),
+            most_up: AtomicUsize::new(0),
+        })
+    }
+}
+
+fn made(ms: u64) -> Made {
+    Made { ms, precision: "fp32", workers: 2, ..Made::default() }
+}
+
+struct FakeHost {
+    made: Made,
+    count: AtomicUsize,
+    workers: Semaphore,
+    up: Arc<AtomicUsize>,
+}
+
+impl Drop for FakeHost {
+    fn drop(&mut self) {
+        self.up.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Station for FakeHost {
+    fn about(&self) -> About {
+        About {
+            library: "made up 1".into(),
+            device: "cpu".into(),
+            workers: 2,
+            cosine: Some(0.999),
+            max_abs: Some(1e-5),
+        }
+    }
+    async fn infer(&self, _: usize) -> Result<Duration, String> {
+        let n = self.count.fetch_add(1, SeqCst);
+        let _worker = self.workers.acquire().await.unwrap();
+        if self.made.fails_after.is_some_and(|after| n >= after) {
+            return Err("the device is gone".into());
+        }
+        let more = self.made.slower_after.filter(|(after, _)| n >= *after).map_or(0, |(_, ms)| ms);
+        let time = Duration::from_millis(self.made.ms + more);
+        tokio::time::sleep(time).await;
+        Ok(time)
+    }
+    fn cpu(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.count.load(SeqCst) as u64 * self.made.ms / 2))
+    }
+    fn peak(&self) -> Option<Peak> {
+        Some(Peak { peak_bytes: 1 << 20, cap_bytes: 1 << 21, how: "proc".into() })
+    }
+}
+
+impl Device for Fake {
+    type Station = FakeHost;
+    fn subject(&self, model: &str) -> Option<(Subject, Vec<RungInfo>)> {
+        let subject = Subject {
+            model: "m".into(),
+            version: "1".into(),
+            sha256: "ab".into(),
+            firmware: env!("CARGO_PKG_VERSION").into(),
+            inputs: vec!["x FP32 [1, 4]".into()],
+            ..Subject::default()
+        };
+        let info = |(name, made): &(&str, Made)| RungInfo {
+            rung: (*name).into(),
+            engine: name.split('-').next().unwrap().into(),
+            precision: made.precision.into(),
+        };
+        matches!(model, "" | "m").then(|| (subject, self.rungs.iter().map(info).collect()))
+    }
+    fn models(&self) -> Vec<String> {
+        vec!["m".into()]
+    }
+    async fn start(&self, _: &Subject, rung: &str, _: u32) -> Result<FakeHost, NotStarted> {
+        let made = self.rungs.iter().find(|(n, _)| *n == rung).unwrap().1.clone();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if let Some((reason, out_of_memory)) = made.fails_to_start {
+            return Err(NotStarted { reason: reason.into(), out_of_memory });
+        }
+        let up = self.up.fetch_add(1, SeqCst) + 1;
+        self.most_up.fetch_max(up, SeqCst);
+        let workers = Semaphore::new(made.workers);
+        Ok(FakeHost { made, count: AtomicUsize::new(0), workers, up: self.up.clone() })
+    }
+    async fn around(&self, _: &Subject) -> Result<Around, String> {
+        let ms = Duration::from_millis;
+        Ok(Around { json_bytes: 100, parse: ms(1), normalise: ms(1), serialise: ms(1) })
+    }
+    fn conditions(&self) -> Conditions {
+        Conditions::default()
+    }
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+    fn is_shedding(&self) -> bool {
+        self.shedding.load(SeqCst)
+    }
+    fn answered(&self) -> u64 {
+        self.answered.load(SeqCst)
+    }
+    async fn pause(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+fn request(rungs: &[&str], constraints: &[&str]) -> Request {
+    Request {
+        model: "m".into(),
+        rungs: rungs.iter().map(|r| (*r).into()).collect(),
+        constraints: constraints.iter().map(|c| c.parse().unwrap()).collect(),
+        warm_up: 2,
+        iterations: 40,
+        soak_s: 1,
+        ..Request::default()
+    }
+}
+
+async fn benchmark(device: &Arc<Fake>, request: &Request) -> Record {
+    run(device, request, &[], &Reins::default()).await.unwrap()
+}
+
+fn found(record: &Record, step: Step) -> &Found {
+    &record.steps.iter().find(|s| s.step == step).unwrap().found
+}
+
+fn ladder() -> Vec<(&'static str, Made)> {
+    vec![
+        ("hailo", made(2)),
+        ("ort-int8", Made { precision: "int8", ..made(4) }),
+        ("ort", made(8)),
+        (
+            "cpu-int8",
+            Made { fails_to_start: Some(("no such operator", false)), precision: "int8", ..made(1) },
+        ),
+        ("cpu", made(10)),
+    ]
+}
+
+const ALL: [&str; 5] = ["hailo", "ort-int8", "ort", "cpu-int8", "cpu"];
+
+#[tokio::test(start_paused = true)]
+async fn nine_steps_each_with_numbers_or_a_reason() {
+    let device = Fake::new(ladder());
+    let record = benchmark(&device, &request(&ALL, &[])).await;
+    assert_eq!(record.steps.iter().map(|s| s.step).collect::<Vec<_>>(), Step::ALL);
+    let rungs = |step| match found(&record, step) {
+        Found::Rungs { rungs, .. } => rungs.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rungs(Step::Baseline), ["cpu"]);
+    assert_eq!(rungs(Step::GraphOptimisation), ["ort"]);
+    assert_eq!(rungs(Step::Precision), ["ort-int8", "cpu-int8"]);
+    assert_eq!(rungs(Step::Accelerator), ["hailo"]);
+    let Found::Skipped { reason } = found(&record, Step::Batch) else { panic!() };
+    assert!(reason.contains("x FP32 [1, 4]"));
+    let Found::Share { around_percent, compute_ms, .. } = found(&record, Step::PreAndPostProcessing) else {
+        panic!()
+    };
+    assert_eq!(around_percent.value(), 75.0, "3 of 4 ms: 1 before, 1 of 2 in the worker, 1 after");
+    assert_eq!(compute_ms.ms(), 1.0);
+    let Found::Memory { peaks } = found(&record, Step::PeakMemory) else { panic!() };
+    assert_eq!(peaks.len(), 4);
+    assert_eq!(peaks[0].percent.value(), 50.0);
+    let Found::Load { points, stopped, .. } = found(&record, Step::Concurrency) else { panic!() };
+    assert_eq!(points.len(), 3, "1, 2, 4");
+    assert!(points[1].throughput_per_s.value() > 1.9 * points[0].throughput_per_s.value(), "two workers");
+    assert!(stopped.is_some(), "four in flight gain nothing over two workers");
+    let Found::Soak { requests, errors, drift_percent, .. } = found(&record, Step::Stability) else {
+        panic!()
+    };
+    assert_eq!((*errors, drift_percent.unwrap().value()), (0, 0.0));
+    assert!((400..=500).contains(requests), "a second of 2 ms each: {requests}");
+
+    assert_eq!(record.decision.rung.as_deref(), Some("hailo"));
+    assert_eq!(
+        record.rungs.iter().map(|r| r.info.rung.as_str()).collect::<Vec<_>>(),
+        ALL,
+        "the manifest's order"
+    );
+    let hailo = record.rung("hailo").unwrap().measured.as_ref().unwrap();
+    assert_eq!(hailo.latency.p50.ms(), 2.0);
+    assert_eq!((hailo.latency.samples, hailo.run_means_ms.len(), hailo.stable), (120, 3, true));
+    assert_eq!(hailo.cpu_per_inference.unwrap().ms(), 1.0);
+    assert_eq!(hailo.throughput_per_s.value(), 500.0);
+    assert_eq!(record.rung("cpu-int8").unwrap().reason.as_deref(), Some("no such operator"));
+    assert_eq!(device.most_up.load(SeqCst), 1, "one host at a time");
+    assert_eq!(device.up.load(SeqCst), 0, "and none is left");
+    assert_eq!(record.replay(), record.decision);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_do_not_agree_are_repeated_and_then_marked() {
+    let slow_start = Made { slower_after: None, ..made(10) };
+    let late = Made { slower_after: Some((60, 5)), ..made(10) };
+    let device = Fake::new(vec![("cpu", slow_start), ("ort", late)]);
+    let mut wanted = request(&["cpu", "ort"], &[]);
+    wanted.in_flight = vec![];
+    wanted.soak_s = 0;
+    let record = benchmark(&device, &wanted).await;
+    let ort = record.rung("ort").unwrap().measured.as_ref().unwrap();
+    // Runs of 40 after 2: the second has both speeds, the three after it agree.
+    assert_eq!(ort.run_means_ms.len(), 5, "{:?}", ort.run_means_ms);
+    assert!(ort.stable && ort.latency.p50.ms() == 15.0, "only the runs that agree are kept");
+    wanted.most_repeats = 4;
+    let record = benchmark(&device, &wanted).await;
+    let ort = record.rung("ort").unwrap().measured.as_ref().unwrap();
+    assert_eq!(ort.run_means_ms.len(), 4);
+    assert!(!ort.stable && ort.spread_percent.value() > 5.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rung_that_fails_is_a_result_and_not_a_failed_benchmark() {
+    let device = Fake::new(vec![
+        ("hailo", Made { fails_after: Some(20), ..made(1) }),
+        ("ort", Made { fails_to_start: Some(("it was over its cap", true)), ..made(1) }),
+        ("cpu", made(9)),
+    ]);
+    let record = benchmark(&device, &request(&["hailo", "ort", "cpu"], &[])).await;
+    assert_eq!(record.rung("hailo").unwrap().reason.as_deref(), Some("the device is gone"));
+    assert_eq!(record.decision.rung.as_deref(), Some("cpu"));
+    let Found::Rungs { stop, .. } = found(&record, Step::GraphOptimisation) else { panic!() };
+    assert!(!stop.within_memory && !stop.holds);
+    let nothing = benchmark(
+        &Fake::new(vec![("ort", Made { fails_to_start: Some(("no", false)), ..made(1) })]),
+        &request(&["ort"], &[]),
+    )
+    .await;
+    assert_eq!(nothing.decision.outcome, Outcome::NothingRan);
+    assert!(nothing.steps[5..].iter().all(|s| matches!(s.found, Found::Skipped { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stop_rules_end_optimising_when_asked_to() {
+    let rungs = || vec![("hailo", made(1)), ("ort", made(98)), ("cpu", made(100))];
+    let mut wanted = request(&["hailo", "ort", "cpu"], &["p95_ms<200"]);
+    wanted.stop = true;
+    wanted.in_flight = vec![];
+    let record = benchmark(&Fake::new(rungs()), &wanted).await;
+    let Found::Rungs { stop, .. } = found(&record, Step::GraphOptimisation) else { panic!() };
+    assert!(stop.holds && stop.improvement_percent.unwrap().value() == 2.0);
+    let Found::Skipped { reason } = found(&record, Step::Accelerator) else { panic!() };
+    assert!(reason.contains("the stop rules held after step 2"));
+    assert_eq!(record.decision.rung.as_deref(), Some("ort"));
+    // A constraint that is not kept, and there is a reason to go on.
+    wanted.constraints = vec!["p95_ms<50".parse().unwrap()];
+    let record = benchmark(&Fake::new(rungs()), &wanted).await;
+    assert_eq!(record.decision.rung.as_deref(), Some("hailo"));
+    // Not asked to.
+    wanted.constraints = vec![];
+    wanted.stop = false;
+    assert_eq!(benchmark(&Fake::new(rungs()), &wanted).await.decision.rung.as_deref(), Some("hailo"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_stop_rule_alone_keeps_it_going() {
+    let record =
+        benchmark(&Fake::new(vec![("ort", made(98)), ("cpu", made(100))]), &request(&["ort", "cpu"], &[]))
+            .await;
+    let m = |rung| record.rung(rung).unwrap().measured.clone().unwrap();
+    let (before, best) = (m("cpu"), m("ort"));
+    let wanted = request(&[], &["p95_ms<200"]);
+    assert!(stop_rules(Some(&before), Some(&best), false, &wanted).holds);
+    assert!(!stop_rules(None, Some(&best), false, &wanted).holds, "there is nothing to compare with");
+    assert!(!stop_rules(Some(&before), Some(&best), true, &wanted).holds, "out of memory");
+    let unstable = inferd_bench::Measured { stable: false, ..best.clone() };
+    assert!(!stop_rules(Some(&before), Some(&unstable), false, &wanted).holds, "unstable");
+    assert!(!stop_rules(Some(&before), Some(&best), false, &request(&[], &["p95_ms<98"])).holds, "too slow");
+    let mut faster = best.clone();
+    faster.latency.p50 = inferd_bench::Time::from_nanos(90_000_000);
+    assert!(!stop_rules(Some(&before), Some(&faster), false, &wanted).holds, "10 % is worth it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_benchmark_ends_within_one_inference() {
+    let device = Fake::new(vec![("cpu", made(1000))]);
+    let reins = Arc::new(Reins::default());
+    let running = {
+        let (device, reins) = (device.clone(), reins.clone());
+        tokio::spawn(async move { run(&device, &request(&["cpu"], &[]), &[], &reins).await })
+    };
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(reins.progress().rung.as_deref(), Some("cpu"));
+    let before = Instant::now();
+    reins.cancel();
+    assert_eq!(running.await.unwrap(), Err(Ended::Cancelled));
+    assert!(before.elapsed() <= Duration::from_secs(1));
+    assert_eq!(device.up.load(SeqCst), 0, "its host is gone");
+}
+
+#[test]
+fn heavy_work_has_two_places_and_one_while_requests_are_answered() {
+    let heavy = Arc::new(Heavy::default());
+    let first = heavy.try_take(true).unwrap();
+    assert!(heavy.try_take(true).is_none(), "one while busy");
+    let second = heavy.try_take(false).unwrap();
+    assert!(heavy.try_take(false).is_none(), "two at most");
+    assert_eq!(heavy.taken(), 2);
+    drop(first);
+    assert!(heavy.try_take(true).is_none());
+    drop(second);
+    assert!(heavy.try_take(true).is_some());
+    assert_eq!(heavy.taken(), 0);
+}
+
+// ------------------------------------------------------------------------------------------------------------- jobs
+
+fn start(device: &Arc<Fake>, dir: &tempfile::TempDir) -> Arc<Jobs<Fake>> {
+    Jobs::start(device.clone(), &dir.path().join("benchmarks"), Arc::new(Unlimited))
+}
+
+async fn over(jobs: &Jobs<Fake>, number: u64) -> JobState {
+    loop {
+        let state = jobs.get(number).unwrap().kept.status.clone();
+        if state.is_over() {
+            return state;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn states(jobs: &Jobs<Fake>) -> BTreeMap<&'static str, u64> {
+    jobs.by_state().into_iter().filter(|(_, n)| *n > 0).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_first() {
+    let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let first = jobs.submit(request(&[], &[])).await.unwrap();
+    assert_eq!(over(&jobs, first).await, JobState::Completed);
+    let record = jobs.get(first).unwrap().kept.record.clone().unwrap();
+    assert_eq!(record.request.rungs, ALL, "none named means all");
+    assert!(record.regressions.iter().all(|r| r.level == Level::NoBaseline) && record.regressions.len() == 4);
+
+    let slower = Fake::new(ladder().into_iter().map(|(n, m)| (n, Made { ms: m.ms * 2, ..m })).collect());
+    let jobs = start(&slower, &dir);
+    assert_eq!(jobs.get(first).unwrap().kept.record.as_ref(), Some(&record), "read back");
+    for _ in 0..2 {
+        let second = jobs.submit(request(&["cpu"], &[])).await.unwrap();
+        assert!(second > first);
+        over(&jobs, second).await;
+        let view = jobs.get(second).unwrap();
+        let r = &view.kept.record.as_ref().unwrap().regressions[0];
+        assert_eq!((r.level, r.baseline_job), (Level::Critical, Some(first)), "the baseline stays");
+    }
+    // Asked for, it moves.
+    let third = jobs.submit(Request { baseline: true, ..request(&["cpu"], &[]) }).await.unwrap();
+    over(&jobs, third).await;
+    let fourth = jobs.submit(request(&["cpu"], &[])).await.unwrap();
+    over(&jobs, fourth).await;
+    let view = jobs.get(fourth).unwrap();
+    let r = &view.kept.record.as_ref().unwrap().regressions[0];
+    assert_eq!((r.level, r.baseline_job), (Level::Ok, Some(third)));
+    let (number, kept) = jobs.decision("m", "ab").unwrap();
+    assert_eq!((number, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
+    assert!(jobs.decision("m", "other").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_run_at_once_and_one_while_requests_are_answered() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(50))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    // The device answers all the time.
+    let traffic = {
+        let device = device.clone();
+        tokio::spawn(async move {
+            loop {
+                device.answered.fetch_add(1, SeqCst);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+    };
+    for _ in 0..3 {
+        jobs.submit(request(&[], &[])).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(states(&jobs), BTreeMap::from([("running", 1), ("queued", 2)]));
+    traffic.abort();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(states(&jobs), BTreeMap::from([("running", 2), ("queued", 1)]), "and no third");
+    for job in 1..=3 {
+        assert_eq!(over(&jobs, job).await, JobState::Completed);
+    }
+    assert_eq!(jobs.heavy(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_and_what_waits_can_be_cancelled() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let mut taken = Vec::new();
+    let refused = loop {
+        match jobs.submit(request(&[], &[])).await {
+            Ok(n) => taken.push(n),
+            Err(e) => break e,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert_eq!(refused, Refused::Full);
+    assert!((MOST_QUEUED..=MOST_QUEUED + 2).contains(&taken.len()));
+    let last = *taken.last().unwrap();
+    assert!(jobs.get(last).unwrap().ahead.is_some());
+    assert_eq!(jobs.remove(last).await, Removed::Cancelled);
+    assert_eq!(over(&jobs, last).await, JobState::Cancelled);
+    assert_eq!(jobs.remove(last).await, Removed::Forgotten);
+    assert_eq!(jobs.remove(last).await, Removed::Unknown);
+    assert_eq!(jobs.remove(taken[0]).await, Removed::Cancelled);
+    assert_eq!(over(&jobs, taken[0]).await, JobState::Cancelled, "the one that ran");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_a_restart_ends_has_failed_with_the_reason() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let running = jobs.submit(request(&[], &[])).await.unwrap();
+    let waiting = jobs.submit(request(&[], &[])).await.unwrap();
+    // The daemon is gone; another one begins.
+    let jobs = start(&device, &dir);
+    for job in [running, waiting] {
+        let JobState::Failed { reason } = jobs.get(job).unwrap().kept.status.clone() else { panic!() };
+        assert_eq!(reason, "the daemon ended before the benchmark did");
+    }
+    assert!(jobs.submit(request(&[], &[])).await.unwrap() > waiting);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_is_set_aside() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(1))]), tempfile::tempdir().unwrap());
+    let place = dir.path().join("benchmarks");
+    std::fs::create_dir_all(&place).unwrap();
+    for (name, content) in [("job-00000007.json", "{"), ("baselines-00000001.json", "[{}]"), ("other", "x")] {
+        std::fs::write(place.join(name), content).unwrap();
+    }
+    let jobs = start(&device, &dir);
+    assert!(jobs.list().is_empty());
+    assert!(place.join("job-00000007.bad").exists() && place.join("baselines-00000001.bad").exists());
+    assert!(place.join("other").exists(), "what is not ours is left alone");
+    assert_eq!(jobs.submit(request(&[], &[])).await.unwrap(), 8, "its number is not used again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_while_optional_work_is_shed_and_what_runs_pauses() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(10))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let job = jobs.submit(request(&[], &[])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    device.shedding.store(true, SeqCst);
+    assert_eq!(jobs.submit(request(&[], &[])).await, Err(Refused::Shedding));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!jobs.get(job).unwrap().kept.status.is_over(), "it waits");
+    device.shedding.store(false, SeqCst);
+    assert_eq!(over(&jobs, job).await, JobState::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_never_has_room_ends_the_job() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(10))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let job = jobs.submit(request(&[], &[])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    device.shedding.store(true, SeqCst);
+    let JobState::Failed { reason } = over(&jobs, job).await else { panic!() };
+    assert!(reason.contains("10 minutes"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_model_or_rung_is_refused_with_those_there_are() {
+    let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let model = Request { model: "x".into(), ..Request::default() };
+    assert_eq!(jobs.submit(model).await, Err(Refused::Model(vec!["m".into()])));
+    let rung = jobs.submit(request(&["warp"], &[])).await.unwrap_err();
+    assert!(rung.to_string().contains("hailo, ort-int8, ort"));
+    // An engine that is a rung too means that rung.
+    let job = jobs.submit(request(&["ort", "cpu-int8"], &[])).await.unwrap();
+    assert_eq!(jobs.get(job).unwrap().kept.request.rungs, ["ort", "cpu-int8"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_one_measures_every_rung_within_its_time() {
+    let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir);
+    let before = Instant::now();
+    let (subject, rungs) = jobs.quick("", 10_000, Duration::from_secs(20)).await.unwrap();
+    assert!(before.elapsed() < Duration::from_secs(20));
+    assert_eq!((subject.model.as_str(), rungs.len()), ("m", 5));
+    assert!(rungs.iter().all(|r| r.measured.is_some() != r.reason.is_some()));
+    let held = Arc::new(tokio::sync::Notify::new());
+    let running = {
+        let (jobs, held) = (jobs.clone(), held.clone());
+        tokio::spawn(async move {
+            held.notify_one();
+            jobs.quick("", 100, Duration::from_secs(20)).await
+        })
+    };
+    held.notified().await;
+    assert_eq!(jobs.quick("", 100, Duration::from_secs(20)).await.unwrap_err(), Refused::Busy);
+    running.await.unwrap().unwrap();
+}
