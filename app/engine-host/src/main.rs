@@ -6,7 +6,7 @@
 //!     inferd-engine-host engine-host ORDERS      started by the daemon
 //!     inferd-engine-host engines                 what this program has, and what works here, as JSON
 //!
-//! Where a library is comes in the environment: `INFERD_ORT_LIB`.
+//! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`.
 
 #![forbid(unsafe_code)]
 
@@ -40,11 +40,16 @@ fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
     match kind {
         #[cfg(feature = "ort")]
         EngineKind::Ort => Some(Box::new(inferd_engine::OrtEngine::new(library("INFERD_ORT_LIB")))),
+        #[cfg(feature = "tensorrt")]
+        EngineKind::Tensorrt => {
+            let (tensorrt, cuda) = (library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));
+            Some(Box::new(inferd_engine::TensorrtEngine::new(tensorrt, cuda)))
+        }
         _ => None,
     }
 }
 
-#[cfg_attr(not(feature = "ort"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "ort", feature = "tensorrt")), allow(dead_code))]
 fn library(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
@@ -62,6 +67,18 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
             }
             Err(why) => here.problem = Some(why.to_string()),
         },
+        #[cfg(feature = "tensorrt")]
+        EngineKind::Tensorrt => {
+            let (tensorrt, cuda) = (library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));
+            match inferd_engine::TensorrtLibrary::open(tensorrt.as_deref(), cuda.as_deref()) {
+                Ok(found) => {
+                    here.version = Some(format!("tensorrt {}", found.version()));
+                    here.library = Some(found.path().to_owned());
+                    here.providers = vec![found.device()];
+                }
+                Err(why) => here.problem = Some(why.to_string()),
+            }
+        }
         _ => return None,
     }
     Some(here)

@@ -21,8 +21,10 @@ mod onnx;
 #[cfg(feature = "ort")]
 mod ort;
 mod runner;
-#[cfg(any(feature = "ort", test))]
+#[cfg(any(feature = "ort", feature = "tensorrt", test))]
 mod shared;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
 mod vet;
 
 pub use buffer::{ALIGNMENT, AlignedBuffer};
@@ -32,6 +34,8 @@ pub use graph::{DimInfo, GraphInfo, TensorInfo};
 #[cfg(feature = "ort")]
 pub use ort::{OrtEngine, OrtLibrary, Provider};
 pub use runner::{GoldenCheckError, Runner};
+#[cfg(feature = "tensorrt")]
+pub use tensorrt::{TensorrtEngine, TensorrtLibrary};
 
 use inferd_model::{EngineKind, Manifest};
 use std::path::PathBuf;

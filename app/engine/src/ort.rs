@@ -5,7 +5,7 @@
 
 use crate::fit::{match_tensors, parse};
 use crate::onnx::Graph;
-use crate::runner::check;
+use crate::runner::{check, no_bool};
 use crate::{Engine, EngineError, Model, Session, shared};
 use half::{bf16, f16};
 use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
@@ -377,12 +377,6 @@ fn input<'a>(tensor: &'a Shaped, bytes: &'a [u8]) -> Result<SessionInputValue<'a
         Ok(value.into())
     }
     typed!(tensor.spec.dtype, typed_input, tensor, bytes)
-}
-
-fn no_bool(spec: &TensorSpec, bytes: &[u8]) -> EngineError {
-    let index = bytes.iter().position(|&b| b > 1).unwrap_or_default();
-    let value = bytes.get(index).copied().unwrap_or_default().to_string();
-    EngineError::Value { name: spec.name.clone(), index, value, what: "BOOL" }
 }
 
 /// Copies an output to where the caller wants it, after checking that it is what the manifest says.

@@ -99,6 +99,14 @@ pub(crate) fn check<'a, 's>(
     Ok(())
 }
 
+/// For the first byte of a BOOL that is neither 0 nor 1.
+#[cfg(any(feature = "ort", feature = "tensorrt"))]
+pub(crate) fn no_bool(spec: &TensorSpec, bytes: &[u8]) -> EngineError {
+    let index = bytes.iter().position(|&b| b > 1).unwrap_or_default();
+    let value = bytes.get(index).copied().unwrap_or_default().to_string();
+    EngineError::Value { name: spec.name.clone(), index, value, what: "BOOL" }
+}
+
 fn as_f32<'a>(spec: &TensorSpec, bytes: &'a [u8]) -> Result<&'a [f32], EngineError> {
     <[f32]>::ref_from_bytes(bytes).map_err(|_| alignment(spec))
 }

@@ -129,6 +129,10 @@ pub struct Hosts {
     pub engine_host: Option<PathBuf>,
     /// `None`: the first that is found.
     pub onnxruntime: Option<PathBuf>,
+    /// The libnvinfer of the engine `tensorrt`; the one that is found when `None`.
+    pub tensorrt: Option<PathBuf>,
+    /// The libcuda it needs; the one that is found when `None`.
+    pub cuda: Option<PathBuf>,
 }
 
 /// Bundles over the air.
@@ -612,6 +616,20 @@ impl Config {
                     "",
                     "an absolute path",
                     "The libonnxruntime of the engine ort; empty: the first that is found at the usual places.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                tensorrt: r.text(
+                    "hosts.tensorrt",
+                    "",
+                    "an absolute path",
+                    "The libnvinfer of the engine tensorrt; empty: the first that is found at the usual places.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                cuda: r.text(
+                    "hosts.cuda",
+                    "",
+                    "an absolute path",
+                    "The libcuda of the engine tensorrt; empty: the first that is found at the usual places.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
                 breaker_pause: Duration::from_secs(r.integer(

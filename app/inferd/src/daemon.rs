@@ -181,8 +181,14 @@ fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 
 /// Where the libraries of vendors' engines are, for the program that has them.
 fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
-    let library = config.hosts.onnxruntime.iter();
-    library.map(|path| ("INFERD_ORT_LIB".to_owned(), path.clone().into_os_string())).collect()
+    let hosts = &config.hosts;
+    let libraries = [
+        ("INFERD_ORT_LIB", &hosts.onnxruntime),
+        ("INFERD_TENSORRT_LIB", &hosts.tensorrt),
+        ("INFERD_CUDA_LIB", &hosts.cuda),
+    ];
+    let named = libraries.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+    named.map(|(name, path)| (name.to_owned(), path.clone().into_os_string())).collect()
 }
 
 fn hosts_config(
