@@ -86,8 +86,8 @@ impl Library {
     pub fn open(path: &Path) -> Result<Self, LibraryError> {
         let name = path.display().to_string();
         // SAFETY: loading runs the constructors of a library that the image's maker or the operator has put there to be loaded.
-        let library = unsafe { libloading::Library::new(path) }
-            .map_err(|e| LibraryError::Open(crate::words(&e)))?;
+        let library =
+            unsafe { libloading::Library::new(path) }.map_err(|e| LibraryError::Open(crate::words(&e)))?;
         let missing = |symbol| LibraryError::Symbol { path: name.clone(), symbol };
         // SAFETY: NvInferRuntimeBase.h declares it so in every version from 5 on.
         let version = unsafe { library.get::<unsafe extern "C" fn() -> i32>(b"getInferLibVersion\0") }

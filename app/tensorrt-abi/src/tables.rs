@@ -61,7 +61,8 @@ pub struct PlanTable {
     /// The destructor's two, `getPImpl`, `getNbLayers`, `serialize`.
     pub before: [Unused; 5],
     /// `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`; 0 is static allocation.
-    pub create_context: unsafe extern "C" fn(this: *mut Object<Self>, strategy: i32) -> *mut Public<ContextTable>,
+    pub create_context:
+        unsafe extern "C" fn(this: *mut Object<Self>, strategy: i32) -> *mut Public<ContextTable>,
     /// `createExecutionContextWithoutDeviceMemory`.
     pub without_memory: Unused,
     /// `size_t getDeviceMemorySize() const`: what one context needs for its activations, in bytes.
@@ -97,13 +98,15 @@ pub struct ContextTable {
     /// The destructor's two, `getPImpl` to `reportToProfiler`.
     pub before: [Unused; 21],
     /// `bool setInputShape(char const*, Dims const&)`.
-    pub set_shape: unsafe extern "C" fn(this: *mut Object<Self>, name: *const c_char, dims: *const Dims) -> bool,
+    pub set_shape:
+        unsafe extern "C" fn(this: *mut Object<Self>, name: *const c_char, dims: *const Dims) -> bool,
     /// `Dims getTensorShape(char const*) const`: with the input shapes that were set.
     pub shape: unsafe extern "C" fn(this: *const Object<Self>, name: *const c_char) -> Dims,
     /// `getTensorStrides`.
     pub strides: Unused,
     /// `bool setTensorAddress(char const*, void*)`.
-    pub set_address: unsafe extern "C" fn(this: *mut Object<Self>, name: *const c_char, data: *mut c_void) -> bool,
+    pub set_address:
+        unsafe extern "C" fn(this: *mut Object<Self>, name: *const c_char, data: *mut c_void) -> bool,
     /// `getTensorAddress` to `getTemporaryStorageAllocator`.
     pub between: [Unused; 12],
     /// `bool enqueueV3(cudaStream_t)`.
