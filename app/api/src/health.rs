@@ -130,7 +130,7 @@ pub(crate) fn healthz(app: &App) -> Reply {
             "model_sha256": manifest.onnx.sha256,
             "version": env!("CARGO_PKG_VERSION"),
             "device": engine.device,
-            "engine": engine.kind,
+            "engine": engine.rung,
             "engine_version": engine.version,
             "latency_ms": numbers.last_compute.map_or(0.0, ms),
             "golden": golden,

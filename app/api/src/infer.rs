@@ -8,7 +8,7 @@ use crate::{App, Reply, Req, Stages, Surface, limits};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use inferd_hosts::{InferError, Origin, Served, State, Ticket};
-use inferd_model::Manifest;
+use inferd_model::{Manifest, Rung};
 use inferd_tasks::imu::{ImuError, ImuPlan, NotFinite, Numbers, PlanError, WindowKey};
 use inferd_watch::capture::Window;
 use std::sync::Arc;
@@ -16,8 +16,14 @@ use std::time::{Duration, Instant};
 
 /// Where `motif_scores` come from: `output`, `linear`, or `none` (then they are zeros and mean nothing).
 pub const MOTIF_SOURCE: HeaderName = HeaderName::from_static("x-inferd-motif-source");
-/// Says which engine answered, when it was not the preferred one.
+/// Says which engine answered and with what, when it was not the preferred one: `cpu`, `ort-int8`.
 pub const ENGINE: HeaderName = HeaderName::from_static("x-inferd-engine");
+
+/// The value of [`ENGINE`]: `cpu`, `ort-int8`.
+pub(crate) fn rung_header(rung: Rung) -> HeaderValue {
+    // Names of engines and variants are letters, digits and hyphens.
+    HeaderValue::try_from(rung.to_string()).unwrap_or_else(|_| HeaderValue::from_static(rung.engine.name()))
+}
 /// How many latent values were outside of the clients' contract and were clipped; absent when none was.
 pub const LATENT_CLIPPED: HeaderName = HeaderName::from_static("x-inferd-latent-clipped");
 
@@ -135,8 +141,8 @@ async fn attempt(app: &App, req: &Req, wording: Wording, name: &mut String) -> R
         });
     }
     reply.headers.insert(MOTIF_SOURCE, HeaderValue::from_static(source));
-    if let Some(engine) = outputs.stand_in() {
-        reply.headers.insert(ENGINE, HeaderValue::from_static(engine.name()));
+    if let Some(rung) = outputs.stand_in() {
+        reply.headers.insert(ENGINE, rung_header(rung));
     }
     if clipped > 0 {
         reply.headers.insert(LATENT_CLIPPED, HeaderValue::from(clipped));

@@ -3,7 +3,7 @@
 use crate::protocol::{About, Around, Device, NotStarted, Station};
 use crate::record::{Conditions, Peak, RungInfo, Subject};
 use inferd_hosts::{Candidate, Hosts, PrepareError, Served};
-use inferd_model::{DType, EngineKind, GoldenCase, Manifest};
+use inferd_model::{DType, GoldenCase, Manifest, Precision, Rung};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,10 +40,11 @@ impl HostsDevice {
 }
 
 fn rungs(manifest: &Manifest) -> Vec<RungInfo> {
-    let one = |e: &EngineKind| RungInfo {
-        rung: e.name().to_owned(),
-        engine: e.name().to_owned(),
-        precision: "fp32".to_owned(),
+    let precision = |rung| manifest.network(rung)?.variant.map(|v| v.precision);
+    let one = |&rung: &Rung| RungInfo {
+        rung: rung.to_string(),
+        engine: rung.engine.name().to_owned(),
+        precision: precision(rung).unwrap_or(Precision::Fp32).to_string(),
     };
     manifest.engines.iter().map(one).collect()
 }
@@ -115,10 +116,10 @@ impl Device for HostsDevice {
         if subject(&manifest) != *wanted {
             return Err(no("the model was replaced while it was measured"));
         }
-        let engine = manifest.engines.iter().find(|e| e.name() == rung);
-        let engine = *engine.ok_or_else(|| no("the manifest has no such rung"))?;
+        let found = manifest.engines.iter().find(|r| r.to_string() == rung);
+        let rung = *found.ok_or_else(|| no("the manifest has no such rung"))?;
         let workers = (workers > 0).then_some(workers as usize);
-        match self.hosts.audition(&wanted.model, engine, workers).await {
+        match self.hosts.audition(&wanted.model, rung, workers).await {
             Ok(candidate) => Ok(Auditioned { candidate }),
             Err(e) => {
                 let out_of_memory = matches!(e, PrepareError::Memory { .. });

@@ -206,7 +206,7 @@ pub fn build(spec: &BundleSpec, signers: &[&SigningKey], out: &mut impl Write) -
         for source in &model.files {
             let class = match source.name.as_str() {
                 name if name == manifest.golden.file => 0,
-                name if name == manifest.onnx.file => 2,
+                name if manifest.networks().any(|n| n.file == name) => 2,
                 _ => 1,
             };
             planned.push(Planned { class, model: manifest.name.clone(), source });

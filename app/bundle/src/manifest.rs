@@ -413,14 +413,14 @@ impl FileEntry {
     }
 }
 
-/// Every file a model's manifest refers to, with the digest it says: golden vectors first, then small ones, then the network.
+/// Every file a model's manifest refers to, with the digest it says: golden vectors first, then small ones, then the networks.
 pub(crate) fn references(manifest: &Manifest) -> Vec<(&str, &str)> {
     let mut all = vec![(manifest.golden.file.as_str(), manifest.golden.sha256.as_str())];
     if let Some(Motif::Linear { file, sha256, .. }) = manifest.imu.as_ref().and_then(|imu| imu.motif.as_ref())
     {
         all.push((file, sha256));
     }
-    all.push((&manifest.onnx.file, &manifest.onnx.sha256));
+    all.extend(manifest.networks().map(|n| (n.file, n.sha256)));
     all
 }
 

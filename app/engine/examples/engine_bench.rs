@@ -8,7 +8,7 @@
 //! or burnt time. With `--follow` each line on standard input starts one round and is answered by one line of JSON, so
 //! that a script can put another engine's rounds between ours.
 
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Runner};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, NetworkFile, Runner};
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
 use nix::{
     sys::{
@@ -71,10 +71,10 @@ fn bench(args: &Args) -> Result<(), Box<dyn Error>> {
 
     let engine = CpuEngine::new();
     let started = Instant::now();
-    let model = engine.load(onnx, &manifest)?;
+    let model = engine.load(NetworkFile::onnx(onnx), &manifest)?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let mut runner = Runner::new(&*model, Arc::clone(&manifest))?;
-    let agreement = runner.check_golden(&golden)?;
+    let agreement = runner.check_golden(&golden, manifest.golden.tolerance())?;
 
     let inputs: Vec<_> = golden.cases()[0].inputs.iter().map(|b| AlignedBuffer::copy_of(b)).collect();
     let inputs: Vec<&[u8]> = inputs.iter().map(AlignedBuffer::as_bytes).collect();

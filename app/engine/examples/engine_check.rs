@@ -6,7 +6,7 @@
 //! `verdict` is `agrees`, `differs`, `refused` (at load), `failed` (at run), `panicked` or `unreadable`; `why` is the
 //! error's sentence. Made for tests/engine, which puts hundreds of one-operator networks through it.
 
-use inferd_engine::{CpuEngine, Engine, GoldenCheckError, Runner};
+use inferd_engine::{CpuEngine, Engine, GoldenCheckError, NetworkFile, Runner};
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -46,10 +46,12 @@ fn check(engine: &dyn Engine, dir: &Path) -> (&'static str, String) {
         Ok(all) => all,
         Err(error) => return ("unreadable", error.to_string()),
     };
-    let runner = engine.load(onnx, &manifest).and_then(|model| Runner::new(&*model, Arc::clone(&manifest)));
+    let runner = engine
+        .load(NetworkFile::onnx(onnx), &manifest)
+        .and_then(|model| Runner::new(&*model, Arc::clone(&manifest)));
     match runner {
         Err(error) => ("refused", error.to_string()),
-        Ok(mut runner) => match runner.check_golden(&golden) {
+        Ok(mut runner) => match runner.check_golden(&golden, manifest.golden.tolerance()) {
             Ok(a) => ("agrees", format!("cosine {:.7}, max_abs {:.3e}", a.cosine, a.max_abs)),
             Err(error @ GoldenCheckError::Engine { .. }) => ("failed", error.to_string()),
             Err(error) => ("differs", error.to_string()),

@@ -1,14 +1,14 @@
 //! The built-in engine: rten, pure Rust, always there.
 
 use crate::{
-    Engine, EngineError, GraphInfo, Model, Session,
+    Engine, EngineError, GraphInfo, Model, NetworkFile, Session,
     convert::{self, Carrier},
     fit::{match_tensors, parse},
     graph::TensorInfo,
     runner::check,
     vet::{Passed, vet},
 };
-use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
+use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use rten::{ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::{AsView, Layout, TensorView};
 use std::{cell::RefCell, panic::catch_unwind, sync::Arc};
@@ -116,7 +116,8 @@ impl Engine for CpuEngine {
 
     /// Weights are copied once out of the file (an ONNX file does not align them) and once more into the layout the
     /// matrix kernels read; `memory_mib` of a manifest has to allow for twice the file.
-    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+        let onnx = network.of(NetworkFormat::Onnx)?;
         let network = parse(onnx)?;
         match_tensors(&network, manifest)?;
         let passed = vet(&network)?;

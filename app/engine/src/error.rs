@@ -1,5 +1,7 @@
 //! What can go wrong in an engine.
 
+use inferd_model::NetworkFormat;
+
 /// Why an engine refuses a network or a call. Each message is one sentence for the operator.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
@@ -7,6 +9,8 @@ pub enum EngineError {
     /// The engine's library is not there, or not one it can work with.
     #[error("the engine's library cannot be used: {0}")]
     Library(String),
+    #[error("the file is of format {got}, this engine runs {wanted}")]
+    Format { wanted: NetworkFormat, got: NetworkFormat },
     #[error("the model file is empty")]
     Empty,
     #[error("the model file cannot be loaded: {0}")]

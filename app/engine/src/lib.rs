@@ -37,8 +37,36 @@ pub use runner::{GoldenCheckError, Runner};
 #[cfg(feature = "tensorrt")]
 pub use tensorrt::{TensorrtEngine, TensorrtLibrary};
 
-use inferd_model::{EngineKind, Manifest};
+use inferd_model::{EngineKind, Manifest, NetworkFormat};
 use std::path::PathBuf;
+
+/// A network's file as a host has it: verified memory that lives as long as the process (a sealed memfd).
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkFile {
+    /// Its content.
+    pub bytes: &'static [u8],
+    /// How it is written down.
+    pub format: NetworkFormat,
+}
+
+impl NetworkFile {
+    /// An ONNX file.
+    #[must_use]
+    pub const fn onnx(bytes: &'static [u8]) -> Self {
+        Self { bytes, format: NetworkFormat::Onnx }
+    }
+
+    /// Its content, when it is of the format an engine runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Format`].
+    pub fn of(self, wanted: NetworkFormat) -> Result<&'static [u8], EngineError> {
+        match self.format {
+            got if got == wanted => Ok(self.bytes),
+            got => Err(EngineError::Format { wanted, got }),
+        }
+    }
+}
 
 /// A way to run models.
 pub trait Engine: Send + Sync {
@@ -65,12 +93,12 @@ pub trait Engine: Send + Sync {
         None
     }
 
-    /// Loads a network. `onnx` is verified memory that lives as long as the process (a sealed memfd in a host).
+    /// Loads a network: the model's own, or a variant of it with the same inputs and outputs.
     ///
     /// # Errors
-    /// [`EngineError`] when the file is damaged, an operator is missing or known to be computed wrongly, or inputs and
+    /// [`EngineError`] when the file is of another format or damaged, an operator is missing or known to be computed wrongly, or inputs and
     /// outputs are not those of the manifest.
-    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError>;
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError>;
 
     /// Runs a worker's whole life on a thread this engine computes well on, and returns when it is over. A panic in
     /// `life` comes out here.

@@ -6,9 +6,9 @@
 use crate::fit::{match_tensors, parse};
 use crate::onnx::Graph;
 use crate::runner::{check, no_bool};
-use crate::{Engine, EngineError, Model, Session, shared};
+use crate::{Engine, EngineError, Model, NetworkFile, Session, shared};
 use half::{bf16, f16};
-use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
+use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::logging::LogLevel;
@@ -200,7 +200,8 @@ impl Engine for OrtEngine {
         OrtLibrary::open(self.library.as_deref()).map(|_| ())
     }
 
-    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+        let onnx = network.of(NetworkFormat::Onnx)?;
         let library = OrtLibrary::open(self.library.as_deref())?;
         let network = parse(onnx)?;
         match_tensors(&network, manifest)?;

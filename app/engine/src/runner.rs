@@ -1,7 +1,7 @@
 //! From raw units to an answer: normalisation, then the session.
 
 use crate::{ALIGNMENT, AlignedBuffer, EngineError, Model, Session};
-use inferd_model::{Agreement, Golden, MAX_TENSORS, Manifest, Mismatch, TensorSpec};
+use inferd_model::{Agreement, Golden, MAX_TENSORS, Manifest, Mismatch, TensorSpec, Tolerance};
 use std::sync::Arc;
 use zerocopy::FromBytes;
 
@@ -52,11 +52,16 @@ impl Runner {
         self.session.run(&inputs[..raw.len()], outputs)
     }
 
-    /// Runs every golden case and compares; the worst agreement of all cases is returned.
+    /// Runs every golden case and compares, within the tolerance of the network that runs ([`Manifest::tolerance`]); the worst
+    /// agreement of all cases is returned.
     ///
     /// # Errors
     /// The engine's error, or the [`Mismatch`] of the first case that does not agree.
-    pub fn check_golden(&mut self, golden: &Golden) -> Result<Agreement, GoldenCheckError> {
+    pub fn check_golden(
+        &mut self,
+        golden: &Golden,
+        tolerance: Tolerance,
+    ) -> Result<Agreement, GoldenCheckError> {
         let manifest = Arc::clone(&self.manifest);
         let mut outputs: Vec<AlignedBuffer> =
             manifest.outputs.iter().map(|s| AlignedBuffer::zeroed(s.byte_len())).collect();
@@ -70,7 +75,7 @@ impl Runner {
             let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(AlignedBuffer::as_mut_bytes).collect();
             self.run(&inputs, &mut slices).map_err(|error| GoldenCheckError::Engine { case, error })?;
             let answer: Vec<&[u8]> = outputs.iter().map(AlignedBuffer::as_bytes).collect();
-            let agreement = golden.compare(case, &answer, &manifest)?;
+            let agreement = golden.compare(case, &answer, &manifest, tolerance)?;
             worst.cosine = worst.cosine.min(agreement.cosine);
             worst.max_abs = worst.max_abs.max(agreement.max_abs);
         }

@@ -10,8 +10,8 @@
 //! Nothing is built here: a plan that has to be built from an ONNX file is what ONNX Runtime's TensorRT provider does.
 
 use crate::runner::check;
-use crate::{Engine, EngineError, Model, Session, shared};
-use inferd_model::{DType, EngineKind, Manifest, TensorSpec};
+use crate::{Engine, EngineError, Model, NetworkFile, Session, shared};
+use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use inferd_tensorrt_abi::cuda::{Cuda, CudaError, DeviceMemory, Queue};
 use inferd_tensorrt_abi::{Context, DataType, Dims, IoMode, Library, Plan, PlanTensor, Runtime, Stream};
 use std::ffi::{CStr, CString};
@@ -126,7 +126,8 @@ impl Engine for TensorrtEngine {
         self.open().map(|_| ())
     }
 
-    fn load(&self, plan: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+        let plan = network.of(NetworkFormat::Plan)?;
         if plan.is_empty() {
             return Err(EngineError::Empty);
         }

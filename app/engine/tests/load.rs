@@ -3,13 +3,16 @@
 mod common;
 
 use common::{models, read};
-use inferd_engine::{CpuEngine, Engine, EngineError};
+use inferd_engine::{CpuEngine, Engine, EngineError, NetworkFile};
 use inferd_model::{DType, TensorSpec};
 
 fn load(file: &[u8]) -> EngineError {
     let dir = read("identity-fp32");
     let described = CpuEngine::describe(file).err();
-    let error = CpuEngine::new().load(file.to_vec().leak(), &dir.manifest).err().expect("must be refused");
+    let error = CpuEngine::new()
+        .load(NetworkFile::onnx(file.to_vec().leak()), &dir.manifest)
+        .err()
+        .expect("must be refused");
     if let Some(described) = described {
         assert_eq!(described, error, "both doors say the same");
     }
@@ -136,7 +139,7 @@ fn damaged_files_end_in_an_error_or_a_model_but_never_in_a_panic() {
                 }
             }
             let _ = CpuEngine::describe(&bytes);
-            match CpuEngine::new().load(bytes.leak(), &dir.manifest) {
+            match CpuEngine::new().load(NetworkFile::onnx(bytes.leak()), &dir.manifest) {
                 Ok(_) => loaded += 1,
                 Err(_) => refused += 1,
             }

@@ -25,7 +25,10 @@ fn every_model_agrees_with_onnx_runtime_but_those_that_must_be_refused() {
             );
             continue;
         }
-        let agreement = dir.runner().check_golden(&dir.golden()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let agreement = dir
+            .runner()
+            .check_golden(&dir.golden(), dir.manifest.golden.tolerance())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(agreement.cosine >= 0.9999 && agreement.max_abs <= 1e-6, "{name}: {agreement:?}");
     }
     assert!(seen >= 19, "only {seen} models were found");
@@ -158,9 +161,12 @@ fn normalisation_comes_before_the_network_and_golden_vectors_cover_it() {
     writer.push(GoldenCase { inputs: vec![raw.clone()], outputs: vec![out] });
     let bytes = writer.to_bytes(&dir.manifest.inputs, &dir.manifest.outputs).unwrap();
     let golden = Golden::parse(&bytes, &dir.manifest).unwrap();
-    assert_eq!(dir.runner().check_golden(&golden).unwrap().max_abs, 0.0);
+    assert_eq!(dir.runner().check_golden(&golden, dir.manifest.golden.tolerance()).unwrap().max_abs, 0.0);
     dir.manifest.inputs[0].normalization = None;
-    assert!(matches!(dir.runner().check_golden(&golden), Err(GoldenCheckError::Mismatch(_))));
+    assert!(matches!(
+        dir.runner().check_golden(&golden, dir.manifest.golden.tolerance()),
+        Err(GoldenCheckError::Mismatch(_))
+    ));
 }
 
 #[test]
@@ -173,7 +179,7 @@ fn a_golden_case_the_engine_refuses_is_named() {
     writer.push(GoldenCase { inputs: vec![big.clone()], outputs: vec![big] });
     let bytes = writer.to_bytes(&dir.manifest.inputs, &dir.manifest.outputs).unwrap();
     let golden = Golden::parse(&bytes, &dir.manifest).unwrap();
-    let error = dir.runner().check_golden(&golden).unwrap_err();
+    let error = dir.runner().check_golden(&golden, dir.manifest.golden.tolerance()).unwrap_err();
     assert!(
         matches!(error, GoldenCheckError::Engine { case: 1, error: EngineError::Value { .. } }),
         "{error}"

@@ -11,7 +11,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Runner};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, NetworkFile, Runner};
 use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, ModelSource, Served, Shadow, ShadowPolicy};
 use inferd_model::{Golden, Manifest};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -91,12 +91,12 @@ fn bare(dir: &Path, threads: usize, time: Duration) -> Figures {
     let onnx: &'static [u8] = std::fs::read(dir.join(&manifest.onnx.file)).unwrap().leak();
     let golden = std::fs::read(dir.join(&manifest.golden.file)).unwrap();
     let golden = Golden::parse(&golden, &manifest).unwrap();
-    let model = CpuEngine::new().load(onnx, &manifest).unwrap();
+    let model = CpuEngine::new().load(NetworkFile::onnx(onnx), &manifest).unwrap();
     let manifest = Arc::new(manifest);
     let one = || {
         inferd_hosts::keep_scratch_on_this_thread();
         let mut runner = Runner::new(&*model, manifest.clone()).unwrap();
-        runner.check_golden(&golden).unwrap();
+        runner.check_golden(&golden, manifest.golden.tolerance()).unwrap();
         let inputs: Vec<_> = golden.cases()[0].inputs.iter().map(|v| AlignedBuffer::copy_of(v)).collect();
         let inputs: Vec<&[u8]> = inputs.iter().map(AlignedBuffer::as_bytes).collect();
         let mut outputs: Vec<_> =

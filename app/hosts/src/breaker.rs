@@ -1,6 +1,6 @@
 //! The circuit breaker: when an engine keeps failing, requests are refused at once instead of failing one by one.
 //!
-//! One breaker per engine of a model as it was handed in (see [`Edition`](crate::edition::Edition)); nothing is shared between two
+//! One breaker per rung (an engine and what it runs) of a model as it was handed in (see [`Edition`](crate::edition::Edition)); nothing is shared between two
 //! of them. What it hears is typed:
 //!
 //! | heard | counts |
@@ -32,7 +32,7 @@
 use crate::events::{Events, HostEvent};
 use crate::limits;
 use crate::stats::{End, Stats};
-use inferd_model::EngineKind;
+use inferd_model::Rung;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -105,8 +105,8 @@ impl BreakerState {
 /// A breaker as it is seen from outside.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BreakerView {
-    /// The engine it guards.
-    pub engine: EngineKind,
+    /// The rung it guards: an engine and what it runs.
+    pub engine: Rung,
     /// What it is doing. Open turns to half-open when the pause is over, whether a request comes or not.
     pub state: BreakerState,
     /// Failures in a row.
@@ -377,18 +377,18 @@ fn sum(window: &[Second; SECONDS], now: Instant, epoch: Instant) -> (u32, u32) {
 
 // ------------------------------------------------------------------------------------------------------ the breaker
 
-/// The breaker of one engine of one model: the machine behind a lock, and who is told of its changes.
+/// The breaker of one rung of one model: the machine behind a lock, and who is told of its changes.
 #[derive(Debug)]
 pub struct Breaker {
-    pub engine: EngineKind,
+    pub rung: Rung,
     model: String,
     events: Events,
     machine: Mutex<Machine>,
 }
 
 impl Breaker {
-    pub fn new(model: String, engine: EngineKind, rules: BreakerRules, events: Events) -> Self {
-        Self { engine, model, events, machine: Mutex::new(Machine::new(rules, Instant::now())) }
+    pub fn new(model: String, rung: Rung, rules: BreakerRules, events: Events) -> Self {
+        Self { rung, model, events, machine: Mutex::new(Machine::new(rules, Instant::now())) }
     }
 
     fn machine(&self) -> MutexGuard<'_, Machine> {
@@ -407,7 +407,7 @@ impl Breaker {
         Ok(Admitted { breaker: self.clone(), pass: Some(pass) })
     }
 
-    /// The host of this engine ended unasked.
+    /// The host of this rung ended unasked.
     pub fn ended(&self, how: End, stats: &Stats) {
         let change = self.machine().ended(how, Instant::now());
         self.tell(change, Some(stats));
@@ -453,13 +453,13 @@ impl Breaker {
         let machine = self.machine();
         let (state, failures, retry_after) = machine.view(Instant::now());
         let reason = machine.why.as_ref().map(ToString::to_string);
-        let opened_total = stats.opened(self.engine);
-        BreakerView { engine: self.engine, state, failures, opened_total, retry_after, reason }
+        let opened_total = stats.opened(self.rung);
+        BreakerView { engine: self.rung, state, failures, opened_total, retry_after, reason }
     }
 
     fn tell(&self, change: Option<Change>, stats: Option<&Stats>) {
         let Some(change) = change else { return };
-        let (model, engine) = (self.model.clone(), self.engine);
+        let (model, engine) = (self.model.clone(), self.rung);
         self.events.tell(match change {
             Change::Opened { why, pause } => {
                 if let Some(stats) = stats {

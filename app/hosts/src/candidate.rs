@@ -2,12 +2,12 @@
 
 use crate::child::Refusal;
 use crate::edition::Edition;
-use crate::host::{Host, StartError};
+use crate::host::{Host, StartError, names};
 use crate::package::{LoadError, Origin, Unfit};
 use crate::served::{Answer, EngineInfo, InferError, Served, finish};
 use crate::stats::End;
 use crate::sys;
-use inferd_model::{Agreement, EngineKind, Golden, Manifest};
+use inferd_model::{Agreement, EngineKind, Golden, Manifest, Rung, Tolerance};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
@@ -31,14 +31,14 @@ impl Candidate {
         Ok(Self { served, edition: edition.clone(), host, promoted: false })
     }
 
-    /// On this engine and no other.
+    /// On this rung and no other.
     pub(crate) async fn audition(
         served: Arc<Served>,
         edition: &Arc<Edition>,
-        engine: EngineKind,
+        rung: Rung,
         workers: Option<usize>,
     ) -> Result<Self, StartError> {
-        let host = served.start_audition(edition, engine, workers).await?;
+        let host = served.start_audition(edition, rung, workers).await?;
         served.show_audition(edition, &host);
         Ok(Self { served, edition: edition.clone(), host, promoted: false })
     }
@@ -85,6 +85,12 @@ impl Candidate {
     #[must_use]
     pub fn agreement(&self) -> Agreement {
         self.host.agreement
+    }
+
+    /// How near it has to come to them.
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        self.host.manifest.tolerance(self.host.rung)
     }
 
     /// The engine that runs it, its library and device.
@@ -201,8 +207,8 @@ pub enum PrepareError {
     /// It is for engines this image does not have.
     #[error("it wants engine {}, this image has {}", names(.wanted), names(.has))]
     Engine {
-        /// Engines its manifest names.
-        wanted: Vec<EngineKind>,
+        /// The ladder of its manifest.
+        wanted: Vec<Rung>,
         /// Engines there are.
         has: Vec<EngineKind>,
     },
@@ -227,10 +233,6 @@ pub enum PrepareError {
         /// The largest difference there was; `None` likewise.
         max_abs: Option<f64>,
     },
-}
-
-fn names(engines: &[EngineKind]) -> String {
-    engines.iter().map(|e| e.name()).collect::<Vec<_>>().join(" or ")
 }
 
 impl PrepareError {

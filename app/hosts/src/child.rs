@@ -12,7 +12,7 @@ use crate::package;
 use crate::ring::{Layout, Ring, Status};
 use crate::sys::{self, Mapping, OwnMemory};
 use inferd_engine::{CpuEngine, Engine, EngineError, GoldenCheckError, Model, Runner};
-use inferd_model::{Agreement, EngineKind, Golden, Manifest};
+use inferd_model::{Agreement, EngineKind, Golden, Manifest, Rung, Tolerance};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fs::File;
@@ -33,7 +33,7 @@ pub struct Orders {
     pub control: i32,
     pub slots: usize,
     pub workers: usize,
-    pub engine: EngineKind,
+    pub rung: Rung,
     /// Whether it may make only the system calls that loading, and then those that computing needs.
     pub seccomp: bool,
     /// Bytes to cap private memory at, on top of what the process has after its start; `None` in a cgroup.
@@ -128,7 +128,8 @@ fn serve(orders: &Orders, engines: Engines) -> Result<Never, Failure> {
     let fd = |n| sys::take_fd(n).map_err(|e| early(e.to_string()));
     let mut control = UnixStream::from(fd(orders.control)?);
     let (model, ring, event) = (fd(orders.model)?, fd(orders.ring)?, fd(orders.event)?);
-    confine::give_up_rights(orders.engine).map_err(|e| early(format!("rights cannot be given up: {e}")))?;
+    confine::give_up_rights(orders.rung.engine)
+        .map_err(|e| early(format!("rights cannot be given up: {e}")))?;
     match start(orders, engines, File::from(model), File::from(ring), event, &mut control) {
         Ok(()) => {
             // Everything happens on the workers now. When the daemon goes, or has had enough of us, the socket closes.
@@ -164,18 +165,18 @@ fn start(
     let unread = package::map_inherited(&model)?;
     drop((model, ring));
     let own_memory = OwnMemory::open().map_err(|e| format!("/proc/self/status: {e}"))?;
-    let none = || format!("this program has no engine {}", orders.engine);
-    let engine: Arc<dyn Engine> = engines(orders.engine).ok_or_else(none)?.into();
+    let none = || format!("this program has no engine {}", orders.rung.engine);
+    let engine: Arc<dyn Engine> = engines(orders.rung.engine).ok_or_else(none)?.into();
     contained(|| engine.set_up())?;
     let limit_calls = |stage| match orders.seccomp {
-        true => confine::limit_calls(orders.engine, stage, head.trapped_cell()).map_err(|e| {
+        true => confine::limit_calls(orders.rung.engine, stage, head.trapped_cell()).map_err(|e| {
             format!("its system calls cannot be limited ({e}); hosts.seccomp = false does without")
         }),
         false => Ok(()),
     };
     limit_calls(Stage::Loading)?;
 
-    let opened = package::read_inherited(unread)?;
+    let opened = package::read_inherited(unread, orders.rung)?;
     let manifest = Arc::new(opened.manifest);
     let layout = Layout::new(&manifest.inputs, &manifest.outputs, orders.slots);
     let workers = orders.workers.clamp(1, MAX_WORKERS);
@@ -183,7 +184,7 @@ fn start(
     if let Some(cap) = orders.cap {
         own_memory.cap(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
     }
-    let network = contained(|| engine.load(opened.onnx, &manifest))?;
+    let network = contained(|| engine.load(opened.network, &manifest))?;
     let network: Arc<dyn Model> = Arc::from(network);
 
     report(control, &Report::Phase(Phase::Golden));
@@ -197,6 +198,7 @@ fn start(
             event: event.clone(),
             network: network.clone(),
             manifest: manifest.clone(),
+            tolerance: opened.tolerance,
         };
         let (tell, golden, engine) = (tell.clone(), golden.clone(), engine.clone());
         std::thread::Builder::new()
@@ -272,19 +274,21 @@ struct Worker {
     event: Arc<OwnedFd>,
     network: Arc<dyn Model>,
     manifest: Arc<Manifest>,
+    tolerance: Tolerance,
 }
 
 impl Worker {
     fn main(self, golden: Arc<Golden>, tell: &mpsc::Sender<Result<Agreement, Refusal>>) {
         alloc::this_thread_is_a_worker(self.ring.worker(self.index));
         let first = contained(|| self.runner()).and_then(|mut runner| {
-            let agreement = match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden))) {
-                Ok(r) => r.map_err(disagreed)?,
-                Err(_) => {
-                    let reason = "the engine panicked on the golden vectors".to_owned();
-                    return Err(Refusal::Golden { reason, cosine: None, max_abs: None });
-                }
-            };
+            let agreement =
+                match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden, self.tolerance))) {
+                    Ok(r) => r.map_err(disagreed)?,
+                    Err(_) => {
+                        let reason = "the engine panicked on the golden vectors".to_owned();
+                        return Err(Refusal::Golden { reason, cosine: None, max_abs: None });
+                    }
+                };
             Ok((runner, agreement))
         });
         drop(golden);

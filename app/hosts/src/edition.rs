@@ -7,7 +7,7 @@ use crate::house::House;
 use crate::observe::{Observation, Observed};
 use crate::package::Package;
 use crate::suspects::Suspects;
-use inferd_model::EngineKind;
+use inferd_model::Rung;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -18,7 +18,7 @@ pub struct Edition {
     pub number: u64,
     pub package: Arc<Package>,
     pub observed: Observed,
-    /// One per engine it may run on, the preferred one first.
+    /// One per rung, the preferred one first.
     pub breakers: Vec<Arc<Breaker>>,
     pub suspects: Suspects,
 }
@@ -36,17 +36,16 @@ impl Edition {
     fn telling(package: Arc<Package>, house: &House, events: &Events) -> Self {
         let observed = Observed::new(&package.manifest);
         let (name, rules) = (&package.manifest.name, &house.config.breaker);
-        let breaker =
-            |&engine| Arc::new(Breaker::new(name.to_string(), engine, rules.clone(), events.clone()));
+        let breaker = |&rung| Arc::new(Breaker::new(name.to_string(), rung, rules.clone(), events.clone()));
         let breakers = package.manifest.engines.iter().map(breaker).collect();
         let suspects = Suspects::default();
         Self { number: NEXT.fetch_add(1, Relaxed), package, observed, breakers, suspects }
     }
 
-    /// The breaker of an engine its manifest names.
-    pub fn breaker(&self, engine: EngineKind) -> &Arc<Breaker> {
-        let found = self.breakers.iter().find(|b| b.engine == engine);
-        found.expect("hosts are started on engines that the manifest names")
+    /// The breaker of a rung its manifest names.
+    pub fn breaker(&self, rung: Rung) -> &Arc<Breaker> {
+        let found = self.breakers.iter().find(|b| b.rung == rung);
+        found.expect("hosts are started on rungs that the manifest names")
     }
 
     pub fn observe(&self) -> Observation {

@@ -5,7 +5,7 @@
 
 use crate::limits::EVENTS;
 use crate::stats::End;
-use inferd_model::EngineKind;
+use inferd_model::Rung;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -18,8 +18,8 @@ pub enum HostEvent {
     HostStarted {
         /// The model's name.
         model: String,
-        /// Its engine.
-        engine: EngineKind,
+        /// Its engine and what it runs.
+        engine: Rung,
         /// Its process.
         pid: u32,
     },
@@ -27,8 +27,8 @@ pub enum HostEvent {
     HostNotStarted {
         /// The model's name.
         model: String,
-        /// Its engine.
-        engine: EngineKind,
+        /// Its engine and what it runs.
+        engine: Rung,
         /// One sentence for the operator.
         reason: String,
         /// The last lines of its standard error, oldest first.
@@ -38,8 +38,8 @@ pub enum HostEvent {
     HostEnded {
         /// The model's name.
         model: String,
-        /// Its engine.
-        engine: EngineKind,
+        /// Its engine and what it runs.
+        engine: Rung,
         /// Its process.
         pid: u32,
         /// What ended it.
@@ -53,8 +53,8 @@ pub enum HostEvent {
     BreakerOpened {
         /// The model's name.
         model: String,
-        /// The engine it guards.
-        engine: EngineKind,
+        /// The rung it guards.
+        engine: Rung,
         /// One sentence for the operator.
         reason: String,
         /// Until probes are let through.
@@ -64,15 +64,15 @@ pub enum HostEvent {
     BreakerHalfOpen {
         /// The model's name.
         model: String,
-        /// The engine it guards.
-        engine: EngineKind,
+        /// The rung it guards.
+        engine: Rung,
     },
     /// A breaker closed again.
     BreakerClosed {
         /// The model's name.
         model: String,
-        /// The engine it guards.
-        engine: EngineKind,
+        /// The rung it guards.
+        engine: Rung,
     },
     /// An input is refused from now on: it was running whenever its host ended.
     Quarantined {
@@ -85,25 +85,25 @@ pub enum HostEvent {
         /// How long it is refused.
         pause: Duration,
     },
-    /// Another engine serves the model from now on.
+    /// Another rung of the model's ladder serves from now on.
     FellBack {
         /// The model's name.
         model: String,
-        /// The engine that does not serve.
-        from: EngineKind,
-        /// The engine that does.
-        to: EngineKind,
+        /// The rung that does not serve.
+        from: Rung,
+        /// The rung that does.
+        to: Rung,
         /// One sentence for the operator.
         reason: String,
     },
-    /// The preferred engine serves again.
+    /// The preferred rung serves again.
     WentBack {
         /// The model's name.
         model: String,
-        /// The engine that served meanwhile.
-        from: EngineKind,
+        /// The rung that served meanwhile.
+        from: Rung,
         /// The preferred one.
-        to: EngineKind,
+        to: Rung,
     },
     /// A step of a device's recovery was taken.
     Recovery {

@@ -20,7 +20,7 @@ use crate::sys::{self, ChildSetup, now_ns};
 use crate::words::{self, Words};
 use arc_swap::ArcSwap;
 use inferd_engine::CpuEngine;
-use inferd_model::{Agreement, EngineKind, Manifest};
+use inferd_model::{Agreement, EngineKind, Manifest, Rung};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::future::poll_fn;
@@ -49,8 +49,8 @@ pub struct Plan<'a> {
     pub stats: Arc<Stats>,
     pub workers: usize,
     pub slots: usize,
-    pub engine: EngineKind,
-    /// It is not the preferred engine of those this image has.
+    pub rung: Rung,
+    /// It is not the preferred rung of those this image can run.
     pub stands_in: bool,
     /// The program that has the engine.
     pub program: &'a Path,
@@ -73,7 +73,7 @@ pub enum StartError {
     Late,
     /// The model wants engines this program does not have.
     #[error("it wants engine {}, this image has {}", names(.wanted), names(.has))]
-    Engine { wanted: Vec<EngineKind>, has: Vec<EngineKind> },
+    Engine { wanted: Vec<Rung>, has: Vec<EngineKind> },
     /// The system could not make one.
     #[error("{0}")]
     System(String),
@@ -86,8 +86,9 @@ impl StartError {
     }
 }
 
-fn names(engines: &[EngineKind]) -> String {
-    engines.iter().map(|e| e.name()).collect::<Vec<_>>().join(" or ")
+/// `ort-int8 or cpu`.
+pub fn names(names: &[impl ToString]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 impl From<String> for StartError {
@@ -102,7 +103,7 @@ pub struct Host {
     pub version: String,
     pub device: String,
     pub library: Option<PathBuf>,
-    pub engine: EngineKind,
+    pub rung: Rung,
     pub agreement: Agreement,
     pub cap: u64,
     pub cap_kind: &'static str,
@@ -110,9 +111,9 @@ pub struct Host {
     pub manifest: Arc<Manifest>,
     /// What it serves.
     pub edition: Arc<Edition>,
-    /// Its engine is not the preferred one of those this image has.
+    /// Its rung is not the preferred one of those this image can run.
     pub stands_in: bool,
-    /// Guards its engine.
+    /// Guards its rung.
     pub breaker: Arc<Breaker>,
     ring: Ring,
     cells: Mutex<Cells>,
@@ -209,7 +210,7 @@ impl Host {
         let inherit = [ring_file.as_fd(), event.as_fd(), theirs.as_fd(), package.file.as_fd()];
         let inherit = inherit.into_iter().map(high).collect::<Result<Vec<OwnedFd>, _>>();
         let inherit = inherit.map_err(text("descriptors"))?;
-        let engine = plan.engine;
+        let rung = plan.rung;
         let orders = Orders {
             ring: inherit[0].as_raw_fd(),
             event: inherit[1].as_raw_fd(),
@@ -217,12 +218,12 @@ impl Host {
             model: inherit[3].as_raw_fd(),
             slots: plan.slots,
             workers: plan.workers,
-            engine,
+            rung,
             seccomp: config.seccomp,
             cap: group.is_none().then_some(in_limit),
         };
         let environment =
-            (plan.engine != EngineKind::Cpu).then_some(&config.environment).into_iter().flatten();
+            (rung.engine != EngineKind::Cpu).then_some(&config.environment).into_iter().flatten();
         let environment = environment.map(|(name, value)| (name, value));
         let mut command = Command::new(plan.program);
         command
@@ -279,7 +280,7 @@ impl Host {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
                         plan.edition.observed.ended(end);
-                        plan.edition.breaker(engine).ended(end, &plan.stats);
+                        plan.edition.breaker(rung).ended(end, &plan.stats);
                         ended = Some(end);
                         match end {
                             End::Oom => StartError::Memory { cap, reason },
@@ -290,8 +291,8 @@ impl Host {
                 };
                 let reason = e.to_string();
                 events.tell(match ended {
-                    Some(cause) => HostEvent::HostEnded { model, engine, pid, cause, reason, words },
-                    None => HostEvent::HostNotStarted { model, engine, reason, words },
+                    Some(cause) => HostEvent::HostEnded { model, engine: rung, pid, cause, reason, words },
+                    None => HostEvent::HostNotStarted { model, engine: rung, reason, words },
                 });
                 return Err(e);
             }
@@ -301,7 +302,7 @@ impl Host {
             version,
             device,
             library,
-            engine,
+            rung,
             agreement,
             cap,
             cap_kind: if group.is_some() { "cgroup" } else { "rlimit" },
@@ -309,7 +310,7 @@ impl Host {
             manifest,
             group: group.as_ref().map(Group::view),
             stands_in: plan.stands_in,
-            breaker: plan.edition.breaker(engine).clone(),
+            breaker: plan.edition.breaker(rung).clone(),
             edition: plan.edition,
             cells: Mutex::new(Cells {
                 busy: (0..free.len()).map(|_| None).collect(),
@@ -328,7 +329,7 @@ impl Host {
             gone: watch::Sender::new(None),
         });
         let event = sys::async_event(event).map_err(text("eventfd"))?;
-        events.tell(HostEvent::HostStarted { model, engine, pid });
+        events.tell(HostEvent::HostStarted { model, engine: rung, pid });
         let life = Life { child, event, control: reports, group, words, events };
         tokio::spawn(host.clone().watch(life));
         Ok(host)
@@ -349,7 +350,8 @@ impl Host {
     /// The engine in it.
     pub fn engine_info(&self) -> EngineInfo {
         EngineInfo {
-            kind: self.engine.name(),
+            rung: Some(self.rung),
+            kind: self.rung.engine.name(),
             version: self.version.clone(),
             device: self.device.clone(),
             library: self.library.clone(),
@@ -614,7 +616,7 @@ impl Host {
             let (model, reason) = (self.manifest.name.to_string(), reason.clone());
             events.tell(HostEvent::HostEnded {
                 model,
-                engine: self.engine,
+                engine: self.rung,
                 pid: self.pid,
                 cause: how,
                 reason,

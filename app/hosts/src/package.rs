@@ -5,7 +5,11 @@
 
 use crate::limits::{MAX_ONNX_BYTES, MAX_SIDE_FILE_BYTES};
 use crate::sys::{self, Mapping};
-use inferd_model::{FileRef, Golden, LinearHead, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Motif};
+use inferd_engine::NetworkFile;
+use inferd_model::{
+    EngineKind, FileRef, Golden, LinearHead, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_VARIANTS, Manifest,
+    Motif, Rung, Tolerance,
+};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs::File;
@@ -133,28 +137,35 @@ pub struct Package {
     pub golden: Arc<Golden>,
     /// The motif head's file, when there is one.
     pub motif_weights: Option<Arc<[u8]>>,
-    /// Manifest, golden vectors and network, sealed.
+    /// Manifest, golden vectors and networks, sealed.
     pub file: File,
     len: usize,
 }
 
 const PAGE: usize = 4096;
-/// Before the parts: three little-endian u64 lengths, the rest of the page zero.
-const PARTS: usize = 3;
+/// Before the parts: as many little-endian u64 lengths, the rest of the page zero. The parts are the manifest, the golden vectors,
+/// and the networks in the manifest's order ([`Manifest::networks`]), empty where they were not read.
+const PARTS: usize = 2 + 1 + MAX_VARIANTS;
 
 impl Package {
-    /// Reads a source to its end. Blocking; call it off the data plane.
+    /// Reads a source: of its networks those that the engines here can run, the others need not be there. Blocking; call it off
+    /// the data plane.
     ///
     /// # Errors
     /// [`Unfit`] for the first thing that is missing, too large, damaged or not as the manifest says.
-    pub fn read(source: ModelSource) -> Result<Self, Unfit> {
+    pub fn read(source: ModelSource, here: impl Fn(EngineKind) -> bool) -> Result<Self, Unfit> {
         let ModelSource { origin, manifest: text, files } = source;
         let manifest = Manifest::from_toml(&text)
             .map_err(|e| Unfit::Manifest(LoadError(format!("{}: {e}", origin.file(MANIFEST_FILE)))))?;
-        Self::read_files(Files { origin, open: files }, &text, manifest).map_err(Unfit::File)
+        Self::read_files(Files { origin, open: files }, &text, manifest, here).map_err(Unfit::File)
     }
 
-    fn read_files(mut files: Files, text: &str, manifest: Manifest) -> Result<Self, LoadError> {
+    fn read_files(
+        mut files: Files,
+        text: &str,
+        manifest: Manifest,
+        here: impl Fn(EngineKind) -> bool,
+    ) -> Result<Self, LoadError> {
         let golden_file =
             FileRef { file: manifest.golden.file.clone(), sha256: manifest.golden.sha256.clone() };
         let golden_bytes = files.side_file(&golden_file)?;
@@ -169,27 +180,33 @@ impl Package {
             _ => None,
         };
 
-        let onnx = &manifest.onnx;
-        let mut write = || -> io::Result<(File, usize, u64, String)> {
+        let usable = manifest.engines.iter().filter(|r| here(r.engine));
+        let usable: Vec<usize> = usable.filter_map(|&r| manifest.network_index(r)).collect();
+        let sealing = |e: io::Error| LoadError(format!("{}: {e}", files.origin));
+        let mut lens = vec![text.len() as u64, golden_bytes.len() as u64];
+        let begin = || -> io::Result<File> {
             let mut out = sys::memory_file("inferd-model")?;
             out.write_all(&[0; PAGE])?;
             append(&mut out, text.as_bytes())?;
             append(&mut out, &golden_bytes)?;
-            let (onnx_len, digest) = copy_hashing((files.open)(&onnx.file)?, &mut out)?;
-            pad(&mut out)?;
+            Ok(out)
+        };
+        let mut file = begin().map_err(sealing)?;
+        for (i, network) in manifest.networks().enumerate() {
+            lens.push(match usable.contains(&i) {
+                true => files.network(network.file, network.sha256, &mut file)?,
+                false => 0,
+            });
+        }
+        let end = |out: &mut File| -> io::Result<usize> {
             out.seek(SeekFrom::Start(0))?;
-            for len in [text.len() as u64, golden_bytes.len() as u64, onnx_len] {
+            for len in lens {
                 out.write_all(&len.to_le_bytes())?;
             }
-            sys::seal(&out, true)?;
-            let len = usize::try_from(out.metadata()?.len()).map_err(io::Error::other)?;
-            Ok((out, len, onnx_len, digest))
+            sys::seal(out, true)?;
+            usize::try_from(out.metadata()?.len()).map_err(io::Error::other)
         };
-        let (file, len, onnx_len, digest) = write().map_err(|e| files.fail(&onnx.file, &e))?;
-        if onnx_len == 0 {
-            return Err(files.fail(&onnx.file, &"the model file is empty"));
-        }
-        files.check_digest(onnx, &digest)?;
+        let len = end(&mut file).map_err(|e| LoadError(format!("{}: {e}", files.origin)))?;
         Ok(Self {
             origin: files.origin,
             manifest: Arc::new(manifest),
@@ -212,8 +229,10 @@ pub struct Opened {
     pub manifest: Manifest,
     /// Its golden vectors.
     pub golden: Golden,
-    /// The network.
-    pub onnx: &'static [u8],
+    /// The network of the host's rung.
+    pub network: NetworkFile,
+    /// How near it must come to the golden vectors.
+    pub tolerance: Tolerance,
 }
 
 /// Maps an inherited package for the rest of the process' life. Nothing of it is read.
@@ -224,16 +243,22 @@ pub fn map_inherited(file: &File) -> Result<&'static [u8], String> {
     Ok(Mapping::whole(file, false).map_err(|e| e.to_string())?.leak())
 }
 
-/// Reads a package that was mapped.
+/// Reads a package that was mapped, for a host of this rung.
 ///
 /// # Errors
-/// When the memory is not of this form; only a defect can cause that.
-pub fn read_inherited(bytes: &'static [u8]) -> Result<Opened, String> {
-    let [manifest, golden, onnx] = parts(bytes).ok_or("the model's memory is damaged")?;
+/// When the memory is not of this form, or has no network for the rung; only a defect can cause that.
+pub fn read_inherited(bytes: &'static [u8], rung: Rung) -> Result<Opened, String> {
+    let [manifest, golden, networks @ ..] = parts(bytes).ok_or("the model's memory is damaged")?;
     let text = std::str::from_utf8(manifest).map_err(|e| e.to_string())?;
     let manifest = Manifest::from_toml(text).map_err(|e| e.to_string())?;
     let golden = Golden::parse(golden, &manifest).map_err(|e| e.to_string())?;
-    Ok(Opened { manifest, golden, onnx })
+    let bytes = manifest.network_index(rung).and_then(|i| networks.get(i).copied());
+    let found = bytes.filter(|b| !b.is_empty()).zip(manifest.network(rung));
+    let Some((bytes, network)) = found else {
+        return Err(format!("the model's memory has no network for {rung}"));
+    };
+    let (format, tolerance) = (network.format, network.tolerance);
+    Ok(Opened { network: NetworkFile { bytes, format }, tolerance, manifest, golden })
 }
 
 fn parts(bytes: &'static [u8]) -> Option<[&'static [u8]; PARTS]> {
@@ -277,6 +302,21 @@ impl Files {
         }
         self.check_digest(file, &hex(&Sha256::digest(&bytes)))?;
         Ok(bytes)
+    }
+
+    /// Copies a network to the end of `out`; its length.
+    fn network(&mut self, file: &str, sha256: &str, out: &mut File) -> Result<u64, LoadError> {
+        let mut copy = || -> io::Result<(u64, String)> {
+            let copied = copy_hashing((self.open)(file)?, out)?;
+            pad(out)?;
+            Ok(copied)
+        };
+        let (len, digest) = copy().map_err(|e| self.fail(file, &e))?;
+        if len == 0 {
+            return Err(self.fail(file, &"the model file is empty"));
+        }
+        self.check_digest(&FileRef { file: file.to_owned(), sha256: sha256.to_owned() }, &digest)?;
+        Ok(len)
     }
 
     fn check_digest(&self, file: &FileRef, got: &str) -> Result<(), LoadError> {

@@ -22,7 +22,7 @@ use crate::shadow::Mirror;
 use crate::stats::Stats;
 use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest};
+use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest, Rung, Tolerance};
 use std::path::PathBuf;
 use std::sync::atomic::{
     AtomicBool,
@@ -185,6 +185,8 @@ pub struct Histograms {
 /// Which engine runs a model.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct EngineInfo {
+    /// The rung of the model's ladder that serves; `None` before the first start.
+    pub rung: Option<Rung>,
     /// `cpu`, `ort`, ...; empty before the first start.
     pub kind: &'static str,
     /// Library and version.
@@ -263,7 +265,7 @@ impl Served {
         lock(&self.shown).engine.clone()
     }
 
-    /// Whether another engine than the preferred one of those this image has serves it, and why.
+    /// Whether another rung than the preferred one of those this image can run serves it, and why.
     #[must_use]
     pub fn fallback(&self) -> Option<Fallback> {
         lock(&self.shown).fallback.clone()
@@ -413,7 +415,7 @@ impl Served {
         }
     }
 
-    /// The breaker of the engine that serves, or would.
+    /// The breaker of the rung that serves, or would.
     #[must_use]
     pub fn breaker(&self) -> BreakerView {
         let edition = self.edition();
@@ -422,7 +424,7 @@ impl Served {
         breaker.view(&self.stats)
     }
 
-    /// The breakers of the engines this image has, of those its manifest names; the preferred one first.
+    /// The breakers of the rungs this image can run, the preferred one first.
     #[must_use]
     pub fn breakers(&self) -> Vec<BreakerView> {
         self.usable(&self.edition()).iter().map(|b| b.view(&self.stats)).collect()
@@ -490,16 +492,16 @@ impl Served {
         order.sort_by_key(|b| b.state());
         let mut first = None;
         for breaker in &order {
-            // With another engine to turn to, a device is not put right before anything serves.
+            // With another rung to turn to, a device is not put right before anything serves.
             let alone = usable.len() == 1;
-            match self.start_on(edition, breaker.engine, alone, &phase).await {
+            match self.start_on(edition, breaker.rung, alone, &phase).await {
                 Ok(host) => return Ok(host),
                 Err(e) => {
                     if !alone {
                         if !breaker.is_open() {
                             breaker.trip(format!("it cannot be started: {e}"), &self.stats);
                         }
-                        self.house.lost(breaker.engine, &e);
+                        self.house.lost(breaker.rung.engine, &e);
                     }
                     first.get_or_insert(e);
                 }
@@ -513,51 +515,51 @@ impl Served {
 
     /// The breakers of the engines this image has, of those the manifest names; the preferred one first.
     fn usable(&self, edition: &Edition) -> Vec<Arc<Breaker>> {
-        edition.breakers.iter().filter(|b| self.house.program(b.engine).is_some()).cloned().collect()
+        edition.breakers.iter().filter(|b| self.house.program(b.rung.engine).is_some()).cloned().collect()
     }
 
-    /// Starts a host on this engine. When its device is to blame that none comes up, and `recover`: puts it right, step by step.
+    /// Starts a host of this rung. When its device is to blame that none comes up, and `recover`: puts it right, step by step.
     async fn start_on(
         &self,
         edition: &Arc<Edition>,
-        engine: EngineKind,
+        rung: Rung,
         recover: bool,
         phase: &impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         loop {
-            match self.start_once(edition, engine, None, phase).await {
+            match self.start_once(edition, rung, None, phase).await {
                 Ok(host) => {
-                    self.house.came_up(engine);
+                    self.house.came_up(rung.engine);
                     return Ok(host);
                 }
-                Err(e) if recover && self.house.recover(engine, &e).await => {}
+                Err(e) if recover && self.house.recover(rung.engine, &e).await => {}
                 Err(e) => return Err(e),
             }
         }
     }
 
-    /// Starts a host on this engine and no other, with so many workers, for nobody: no breaker and no device hears of a failure.
+    /// Starts a host of this rung and no other, with so many workers, for nobody: no breaker and no device hears of a failure.
     pub(crate) async fn start_audition(
         &self,
         edition: &Arc<Edition>,
-        engine: EngineKind,
+        rung: Rung,
         workers: Option<usize>,
     ) -> Result<Arc<Host>, StartError> {
-        self.start_once(edition, engine, workers, &|_| ()).await
+        self.start_once(edition, rung, workers, &|_| ()).await
     }
 
     async fn start_once(
         &self,
         edition: &Arc<Edition>,
-        engine: EngineKind,
+        rung: Rung,
         workers: Option<usize>,
         phase: &impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         let manifest = &edition.package.manifest;
-        let Some(program) = self.house.program(engine) else {
-            return Err(StartError::System(format!("no program here has engine {engine}")));
+        let Some(program) = self.house.program(rung.engine) else {
+            return Err(StartError::System(format!("no program here has engine {}", rung.engine)));
         };
-        let stands_in = self.usable(edition).first().is_some_and(|b| b.engine != engine);
+        let stands_in = self.usable(edition).first().is_some_and(|b| b.rung != rung);
         let workers = workers
             .or(manifest.budget.workers.map(usize::from))
             .unwrap_or(self.house.config.workers)
@@ -570,7 +572,7 @@ impl Served {
         let (stats, edition) = (self.stats.clone(), edition.clone());
         let slots = slots.clamp(1, MAX_SLOTS);
         Host::start(
-            Plan { house: &self.house, edition, stats, workers, slots, engine, stands_in, program },
+            Plan { house: &self.house, edition, stats, workers, slots, rung, stands_in, program },
             phase,
         )
         .await
@@ -597,7 +599,7 @@ impl Served {
         self.way.store(Arc::new(Way::Straight(Route { edition, host: Some(host) })));
     }
 
-    /// The face of a host that is only tried: on whatever engine it runs, nothing has fallen back.
+    /// The face of a host that is only tried: whatever its rung, nothing has fallen back.
     pub(crate) fn show_audition(&self, edition: &Arc<Edition>, host: &Arc<Host>) {
         let mut shown = lock(&self.shown);
         shown.state = State::Ready;
@@ -618,10 +620,10 @@ impl Served {
         shown.agreement = Some(host.agreement);
         shown.engine = host.engine_info();
         let best = preferred(&self.usable(&host.edition), &host.edition);
-        let (from, to, model) = (best.engine, host.engine, host.manifest.name.to_string());
+        let (from, to, model) = (best.rung, host.rung, host.manifest.name.to_string());
         match &shown.fallback {
             Some(f) if to == from => {
-                tracing::info!(model, from = %f.to, %to, "the preferred engine serves again");
+                tracing::info!(model, from = %f.to, %to, "the preferred one serves again");
                 self.house.events.tell(HostEvent::WentBack { model, from: f.to, to });
                 shown.fallback = None;
             }
@@ -629,14 +631,14 @@ impl Served {
             None if to == from => {}
             _ => {
                 let reason = best.why().unwrap_or_default();
-                tracing::warn!(model, %from, %to, reason, "another engine serves");
+                tracing::warn!(model, %from, %to, reason, "another rung serves");
                 shown.fallback = Some(Fallback { from, to, reason: reason.clone(), since: Instant::now() });
                 self.house.events.tell(HostEvent::FellBack { model, from, to, reason });
             }
         }
     }
 
-    /// Waits until `host` ends; meanwhile goes to another engine when it should, and puts the new host in its place.
+    /// Waits until `host` ends; meanwhile goes to another rung when it should, and puts the new host in its place.
     /// `None`: the model is replaced or unloaded.
     async fn until_end(
         &self,
@@ -666,17 +668,17 @@ impl Served {
         }
     }
 
-    /// Waits until a host of another engine should serve instead of `host`: a preferred one that is well again, or the next one
+    /// Waits until a host of another rung should serve instead of `host`: a preferred one that is well again, or the next one
     /// when this one's breaker is open.
     async fn better(&self, edition: &Arc<Edition>, host: &Host) -> Standby {
         let usable = self.usable(edition);
-        let here = usable.iter().position(|b| b.engine == host.engine).unwrap_or(usable.len());
+        let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
             for breaker in &usable[..here] {
-                let recovers = self.house.recovers(breaker.engine);
+                let recovers = self.house.recovers(breaker.rung.engine);
                 if (recovers || !breaker.is_open())
                     && let Some(standby) = self.try_again(edition, breaker, recovers).await
                 {
@@ -687,7 +689,7 @@ impl Served {
                 continue;
             }
             for breaker in usable.iter().skip(here + 1).filter(|b| !b.is_open()) {
-                match self.start_on(edition, breaker.engine, false, &|_| ()).await {
+                match self.start_on(edition, breaker.rung, false, &|_| ()).await {
                     Ok(host) => return Standby(Some(host)),
                     Err(e) if !breaker.is_open() => {
                         breaker.trip(format!("it cannot be started: {e}"), &self.stats);
@@ -698,7 +700,7 @@ impl Served {
         }
     }
 
-    /// Tries an engine that did not work: a host must come up, and golden vectors be answered until its breaker has closed.
+    /// Tries a rung that did not work: a host must come up, and golden vectors be answered until its breaker has closed.
     async fn try_again(
         &self,
         edition: &Arc<Edition>,
@@ -709,7 +711,7 @@ impl Served {
             breaker.hurry();
         }
         let mut admitted = breaker.admit().ok()?;
-        let host = match self.start_on(edition, breaker.engine, true, &|_| ()).await {
+        let host = match self.start_on(edition, breaker.rung, true, &|_| ()).await {
             Ok(host) => Standby(Some(host)),
             Err(e) => {
                 if !breaker.is_open() {
@@ -812,7 +814,7 @@ impl Drop for Standby {
 }
 
 fn preferred(usable: &[Arc<Breaker>], edition: &Edition) -> Arc<Breaker> {
-    // A manifest names at least one engine.
+    // A manifest names at least one rung.
     usable.first().unwrap_or(&edition.breakers[0]).clone()
 }
 
@@ -828,19 +830,19 @@ async fn golden_case(host: &Host, golden: &Golden, case: usize) -> Result<(), In
     pending.armed = false;
     let ring = host.ring();
     let outputs: Vec<&[u8]> = (0..host.manifest.outputs.len()).map(|i| ring.output(&slot, i)).collect();
-    let agreed = golden.compare(case, &outputs, &host.manifest);
+    let agreed = golden.compare(case, &outputs, &host.manifest, host.manifest.tolerance(host.rung));
     drop(outputs);
     host.give(slot);
     agreed.map(|_| ()).map_err(|e| not(&e.to_string()))
 }
 
-/// Another engine than the preferred one serves a model.
+/// Another rung than the preferred one serves a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fallback {
-    /// The preferred engine.
-    pub from: EngineKind,
-    /// The engine that serves.
-    pub to: EngineKind,
+    /// The preferred rung.
+    pub from: Rung,
+    /// The rung that serves.
+    pub to: Rung,
     /// One sentence for the operator.
     pub reason: String,
     /// Since when.
@@ -1129,10 +1131,22 @@ impl Answer {
         &self.host.manifest
     }
 
-    /// The engine that answered, when it is not the preferred one of those this image has.
+    /// The rung that answered.
     #[must_use]
-    pub fn stand_in(&self) -> Option<EngineKind> {
-        self.host.stands_in.then_some(self.host.engine)
+    pub fn rung(&self) -> Rung {
+        self.host.rung
+    }
+
+    /// How near it has to come to the golden vectors.
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        self.host.manifest.tolerance(self.host.rung)
+    }
+
+    /// The rung that answered, when it is not the preferred one of those this image can run.
+    #[must_use]
+    pub fn stand_in(&self) -> Option<Rung> {
+        self.host.stands_in.then_some(self.host.rung)
     }
 
     /// Time in the queue, and time computing.

@@ -16,7 +16,7 @@ use crate::package::{LoadError, ModelSource, Origin, Package};
 use crate::recovery::Ladder;
 use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
-use inferd_model::EngineKind;
+use inferd_model::{EngineKind, Rung};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -214,7 +214,9 @@ impl Hosts {
         let directory = dir.display().to_string();
         let read = {
             let dir = dir.to_owned();
-            let read = move || Ok(Package::read(ModelSource::directory(&dir)?)?);
+            let house = self.house.clone();
+            let here = move |engine| house.program(engine).is_some();
+            let read = move || Ok(Package::read(ModelSource::directory(&dir)?, here)?);
             tokio::task::spawn_blocking(read).await
         };
         let edition = match read.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
@@ -281,31 +283,33 @@ impl Hosts {
     /// # Errors
     /// [`PrepareError`]: why it may not serve.
     pub async fn prepare(&self, source: ModelSource) -> Result<Candidate, PrepareError> {
-        let read = tokio::task::spawn_blocking(move || Package::read(source)).await;
+        let house = self.house.clone();
+        let here = move |engine| house.program(engine).is_some();
+        let read = tokio::task::spawn_blocking(move || Package::read(source, here)).await;
         let package = read.map_err(|e| PrepareError::Load(format!("the model was not read: {e}")))??;
         let edition = Arc::new(Edition::new(package, &self.house));
         Ok(Candidate::start(self.fresh(&edition), &edition).await?)
     }
 
-    /// Starts the model that is served under this name once more, in a host of its own on this engine and no other, under its own
+    /// Starts the model that is served under this name once more, in a host of its own on this rung and no other, under its own
     /// cap, with so many workers (or as it is served): to be measured. Its golden vectors have passed in it; nobody is sent to it, no
     /// breaker hears of it, and a device that does not work is not put right for it.
     ///
     /// # Errors
-    /// [`PrepareError`]: why it cannot run on this engine.
+    /// [`PrepareError`]: why it cannot run there.
     pub async fn audition(
         &self,
         name: &str,
-        engine: EngineKind,
+        rung: Rung,
         workers: Option<usize>,
     ) -> Result<Candidate, PrepareError> {
         let gone = || PrepareError::Load(format!("no model is called {name:?}"));
         let package = self.get(name).ok_or_else(gone)?.edition().package.clone();
-        if !package.manifest.engines.contains(&engine) {
-            return Err(PrepareError::Load(format!("the manifest of {name} does not name {engine}")));
+        if !package.manifest.engines.contains(&rung) {
+            return Err(PrepareError::Load(format!("the manifest of {name} does not name {rung}")));
         }
         let edition = Arc::new(Edition::to_be_measured(package, &self.house));
-        Ok(Candidate::audition(self.fresh(&edition), &edition, engine, workers).await?)
+        Ok(Candidate::audition(self.fresh(&edition), &edition, rung, workers).await?)
     }
 
     /// Lets candidates take over from the models of their names, adds those that are new, and ends the models in `remove`

@@ -3,8 +3,9 @@
 use crate::limits::{DRAIN_WEIGHT, QUANTILE_WINDOW};
 use crate::served::{Histograms, InferError, Timing};
 use heapless::HistoryBuf;
-use inferd_model::EngineKind;
+use inferd_model::Rung;
 use prometheus_client::metrics::histogram::Histogram;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -57,7 +58,8 @@ pub struct Stats {
     pub success: AtomicU64,
     failures: [AtomicU64; InferError::KINDS.len()],
     ends: [AtomicU64; End::ALL.len()],
-    opened: [AtomicU64; EngineKind::ALL.len()],
+    /// Breakers do not open often.
+    opened: Mutex<BTreeMap<Rung, u64>>,
     pub late: AtomicU64,
     pub cancelled: AtomicU64,
     pub starts: AtomicU64,
@@ -87,7 +89,7 @@ impl Stats {
             success: zero(),
             failures: std::array::from_fn(|_| zero()),
             ends: std::array::from_fn(|_| zero()),
-            opened: std::array::from_fn(|_| zero()),
+            opened: Mutex::default(),
             late: zero(),
             cancelled: zero(),
             starts: zero(),
@@ -133,14 +135,18 @@ impl Stats {
         self.ends[how as usize].fetch_add(1, Relaxed);
     }
 
-    /// A breaker of this engine opened.
-    pub fn breaker_opened(&self, engine: EngineKind) {
-        self.opened[engine as usize].fetch_add(1, Relaxed);
+    fn opened_by_rung(&self) -> MutexGuard<'_, BTreeMap<Rung, u64>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The breaker of this rung opened.
+    pub fn breaker_opened(&self, rung: Rung) {
+        *self.opened_by_rung().entry(rung).or_default() += 1;
     }
 
     /// How often one did.
-    pub fn opened(&self, engine: EngineKind) -> u64 {
-        self.opened[engine as usize].load(Relaxed)
+    pub fn opened(&self, rung: Rung) -> u64 {
+        self.opened_by_rung().get(&rung).copied().unwrap_or_default()
     }
 
     pub fn failures(&self) -> Vec<(&'static str, u64)> {

@@ -249,9 +249,9 @@ async fn every_refusal_says_which_gate_it_is() {
     };
     let e = refused(&|s| s.manifest.push_str("nonsense")).await;
     assert!(matches!(e, PrepareError::Manifest(_)), "{e:?}");
-    let e = refused(&|s| s.manifest = s.manifest.replace("\"cpu\"", "\"hailo\"")).await;
-    assert!(matches!(&e, PrepareError::Engine { wanted, .. } if wanted[0].name() == "hailo"), "{e:?}");
-    assert_eq!(e.to_string(), "it wants engine hailo, this image has cpu");
+    let e = refused(&|s| s.manifest = s.manifest.replace("\"cpu\"", "\"ort\"")).await;
+    assert!(matches!(&e, PrepareError::Engine { wanted, .. } if wanted[0].to_string() == "ort"), "{e:?}");
+    assert_eq!(e.to_string(), "it wants engine ort, this image has cpu");
     let e = refused(&|s| s.files = Box::new(|_| Ok(Box::new(Cursor::new(b"other bytes"))))).await;
     assert!(matches!(e, PrepareError::Load(_)), "{e:?}");
     assert!(e.to_string().starts_with("bundle acme 1 in slot A: golden.safetensors: its SHA-256"), "{e}");

@@ -8,12 +8,12 @@
 mod common;
 
 use common::*;
-use inferd_engine::{CpuEngine, Engine, EngineError, Model, Session};
+use inferd_engine::{CpuEngine, Engine, EngineError, Model, NetworkFile, Session};
 use inferd_hosts::{
     BreakerRules, BreakerState, CountingAllocator, Device, HostEvent, Hosts, HostsConfig, Ladder, Served,
     State, engine_host_main_with,
 };
-use inferd_model::{EngineKind, Manifest};
+use inferd_model::{EngineKind, MadeFor, Manifest, NetworkFormat, Precision, Rung, Tolerance, Variant};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -42,6 +42,9 @@ fn main() -> ExitCode {
         a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
         a_model_that_is_refused_touches_no_device,
         a_device_without_a_fallback_is_recovered_too,
+        every_rung_has_its_own_network_breaker_and_tolerance,
+        a_damaged_file_of_a_rung_that_can_be_run_is_refused,
+        a_variant_the_engine_refuses_leaves_its_place_to_the_next_rung,
     ]
 }
 
@@ -67,7 +70,7 @@ impl Engine for Second {
         "second".into()
     }
 
-    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
         let file = manifest.summary.clone();
         match told(&file).as_str() {
             "lost" => return Err(EngineError::Device("it does not answer".into())),
@@ -75,7 +78,7 @@ impl Engine for Second {
             "exit" => std::process::exit(77),
             _ => {}
         }
-        Ok(Box::new(SecondModel(self.0.load(onnx, manifest)?, file)))
+        Ok(Box::new(SecondModel(self.0.load(network, manifest)?, file)))
     }
 
     fn worker(&self, life: Box<dyn FnOnce() + Send + '_>) {
@@ -98,6 +101,16 @@ impl Session for SecondSession {
         match told(&self.1).as_str() {
             "fail" => return Err(EngineError::Run("as it was told".into())),
             "abort" => std::process::abort(),
+            // A hundredth off: what a variant may be.
+            "off" => {
+                self.0.run(inputs, outputs)?;
+                // Its first output is FP32.
+                for value in outputs[0].chunks_exact_mut(4) {
+                    let off = f32::from_le_bytes(value.try_into().unwrap()) * 1.01;
+                    value.copy_from_slice(&off.to_le_bytes());
+                }
+                return Ok(());
+            }
             "wrong" => {
                 outputs.iter_mut().for_each(|o| o.fill(0x41));
                 return Ok(());
@@ -110,22 +123,47 @@ impl Session for SecondSession {
 
 // --------------------------------------------------------------------------------------------------------- helpers
 
+fn rung(text: &str) -> Rung {
+    text.parse().unwrap()
+}
+
+/// A variant of the model in that file: for the test, its own network once more.
+fn variant(manifest: &Manifest, name: &str, file: &str) -> Variant {
+    Variant {
+        name: name.parse().unwrap(),
+        format: NetworkFormat::Onnx,
+        precision: Precision::Int8,
+        file: file.into(),
+        sha256: manifest.onnx.sha256.clone(),
+        golden: Tolerance { cosine: 0.9, max_abs: 10.0 },
+        made_for: None,
+        measured: None,
+    }
+}
+
+/// A variant for a device that no test has.
+fn compiled(manifest: &Manifest, format: NetworkFormat, file: &str) -> Variant {
+    let made_for = MadeFor { device: "some".into(), runtime: ">=4.21".into() };
+    Variant { format, made_for: Some(made_for), ..variant(manifest, format.name(), file) }
+}
+
 struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new(engines: &str) -> Self {
+        Self::with_variants(engines, |_| Vec::new())
+    }
+
+    fn with_variants(engines: &str, variants: impl Fn(&Manifest) -> Vec<Variant>) -> Self {
         let bench = Self { dir: copy("two-in-two-out") };
         let path = bench.dir.path().join("manifest.toml");
         let text = std::fs::read_to_string(&path).unwrap();
         let mut manifest = Manifest::from_toml(&text).unwrap();
         manifest.summary = bench.file().display().to_string();
-        let engines: Vec<EngineKind> = engines
-            .split(' ')
-            .map(|n| EngineKind::ALL.into_iter().find(|e| e.name() == n).unwrap())
-            .collect();
-        manifest.engines = engines;
+        manifest.engines = engines.split(' ').map(|rung| rung.parse().unwrap()).collect();
+        manifest.variants = variants(&manifest);
         manifest.engine_versions.clear();
         std::fs::write(path, manifest.to_toml()).unwrap();
         bench.tell("ok");
@@ -226,15 +264,13 @@ async fn the_preferred_engine_serves() {
     golden(&served).await.unwrap();
     assert_eq!((served.engine().kind, served.engine().device.as_str()), ("ort", "second"));
     assert_eq!(served.fallback(), None);
-    assert_eq!(
-        served.breakers().iter().map(|b| b.engine).collect::<Vec<_>>(),
-        [EngineKind::Ort, EngineKind::Cpu]
-    );
+    assert_eq!(served.breakers().iter().map(|b| b.engine).collect::<Vec<_>>(), [rung("ort"), rung("cpu")]);
     hosts.shutdown().await;
 }
 
 async fn an_engine_this_image_lacks_is_no_fallback() {
-    let bench = Bench::new("hailo cpu");
+    let bench = Bench::with_variants("hailo cpu", |m| vec![compiled(m, NetworkFormat::Hef, "h8.hef")]);
+    assert!(!bench.dir.path().join("h8.hef").exists(), "a file that nothing here can run need not be there");
     let (hosts, served) = bench.serve(both()).await;
     golden(&served).await.unwrap();
     assert_eq!((served.engine().kind, served.fallback()), ("cpu", None));
@@ -250,7 +286,7 @@ async fn an_engine_that_cannot_start_is_replaced_and_gone_back_to() {
     let served = hosts.load(bench.dir.path()).await.unwrap();
     golden(&served).await.unwrap();
     let f = served.fallback().unwrap();
-    assert_eq!((f.from, f.to), (EngineKind::Ort, EngineKind::Cpu));
+    assert_eq!((f.from, f.to), (rung("ort"), rung("cpu")));
     assert!(f.reason.contains("not this one"), "{}", f.reason);
     // Tried again and again, with growing pauses, while the other one serves.
     while served.breakers()[0].opened_total < 3 {
@@ -272,7 +308,7 @@ async fn an_engine_that_cannot_start_is_replaced_and_gone_back_to() {
             _ => {}
         }
     }
-    let (ort, cpu) = (EngineKind::Ort, EngineKind::Cpu);
+    let (ort, cpu) = (rung("ort"), rung("cpu"));
     assert_eq!(seen, [("fell back", ort, cpu), ("went back", cpu, ort)]);
     hosts.shutdown().await;
 }
@@ -336,14 +372,17 @@ async fn a_fallback_must_pass_the_golden_vectors_too() {
 }
 
 async fn without_any_engine_the_reason_is_the_preferred_ones() {
-    let bench = Bench::new("ort hailo");
+    let hef = |m: &Manifest| vec![compiled(m, NetworkFormat::Hef, "m.hef")];
+    let bench = Bench::with_variants("ort hailo", hef);
     bench.tell("refuse");
     let hosts = Hosts::new(both());
     let e = hosts.load(bench.dir.path()).await.err().unwrap().to_string();
     assert!(e.contains("not this one"), "{e}");
-    let bench = Bench::new("hailo tensorrt");
+    let bench = Bench::with_variants("hailo tensorrt-plan", |m| {
+        vec![compiled(m, NetworkFormat::Hef, "m.hef"), compiled(m, NetworkFormat::Plan, "m.plan")]
+    });
     let e = hosts.load(bench.dir.path()).await.err().unwrap().to_string();
-    assert!(e.contains("it wants engine hailo or tensorrt, this image has cpu or ort"), "{e}");
+    assert!(e.contains("it wants engine hailo or tensorrt-plan, this image has cpu or ort"), "{e}");
     hosts.shutdown().await;
 }
 
@@ -356,7 +395,7 @@ async fn a_host_of_the_fallback_that_ends_is_started_again() {
         nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGKILL).unwrap();
         replaced(&served, old).await;
         golden(&served).await.unwrap();
-        assert_eq!(served.fallback().unwrap().to, EngineKind::Cpu);
+        assert_eq!(served.fallback().unwrap().to, rung("cpu"));
     }
     hosts.shutdown().await;
 }
@@ -418,7 +457,7 @@ async fn a_device_that_stays_lost_costs_two_reboots_a_day_at_most() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         assert_eq!(bus.done(), want, "boot {boot}");
-        assert_eq!(served.fallback().unwrap().to, EngineKind::Cpu);
+        assert_eq!(served.fallback().unwrap().to, rung("cpu"));
         hosts.shutdown().await;
     }
     assert_eq!(bus.reboots(), 2);
@@ -446,5 +485,66 @@ async fn a_device_without_a_fallback_is_recovered_too() {
     let (hosts, served) = bench.serve(HostsConfig { ladder: Some(bus.clone()), ..both() }).await;
     golden(&served).await.unwrap();
     assert_eq!(bus.done(), ["rebind", "rescan"]);
+    hosts.shutdown().await;
+}
+
+async fn every_rung_has_its_own_network_breaker_and_tolerance() {
+    let bench = Bench::with_variants("ort ort-loose cpu", |m| vec![variant(m, "loose", "loose.onnx")]);
+    std::fs::copy(bench.dir.path().join("model.onnx"), bench.dir.path().join("loose.onnx")).unwrap();
+    bench.tell("off");
+    let (hosts, served) = bench.serve(both()).await;
+    golden(&served).await.unwrap();
+    assert_eq!(
+        served.engine().rung,
+        Some(rung("ort-loose")),
+        "it is off by more than the model's own network may be"
+    );
+    let f = served.fallback().unwrap();
+    assert_eq!((f.from, f.to), (rung("ort"), rung("ort-loose")));
+    assert!(f.reason.contains("golden"), "{}", f.reason);
+    let breakers = served.breakers();
+    let states: Vec<_> = breakers.iter().map(|b| (b.engine, b.state)).collect();
+    assert_eq!(states[0], (rung("ort"), BreakerState::Open));
+    assert_eq!(states[1..], [(rung("ort-loose"), BreakerState::Closed), (rung("cpu"), BreakerState::Closed)]);
+    assert_eq!((breakers[0].opened_total > 0, breakers[1].opened_total), (true, 0));
+    bench.tell("ok");
+    while served.fallback().is_some() {
+        golden(&served).await.unwrap();
+    }
+    assert_eq!(served.engine().rung, Some(rung("ort")));
+    hosts.shutdown().await;
+}
+
+async fn a_damaged_file_of_a_rung_that_can_be_run_is_refused() {
+    let bench = Bench::with_variants("ort-int8 cpu", |m| vec![variant(m, "int8", "int8.onnx")]);
+    let file = bench.dir.path().join("int8.onnx");
+    let load = async || {
+        let hosts = Hosts::new(both());
+        hosts.load(bench.dir.path()).await.map(|s| s.engine().rung).map_err(|e| e.to_string())
+    };
+    assert!(load().await.unwrap_err().contains("int8.onnx: No such file"));
+    let mut bytes = std::fs::read(bench.dir.path().join("model.onnx")).unwrap();
+    std::fs::write(&file, b"").unwrap();
+    assert!(load().await.unwrap_err().contains("int8.onnx: the model file is empty"));
+    bytes[100] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    assert!(load().await.unwrap_err().contains("int8.onnx: its SHA-256 is"));
+    bytes[100] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    assert_eq!(load().await.unwrap(), Some(rung("ort-int8")));
+}
+
+async fn a_variant_the_engine_refuses_leaves_its_place_to_the_next_rung() {
+    use sha2::{Digest as _, Sha256};
+    let bench = Bench::with_variants("cpu-bad cpu", |m| {
+        let sha256 = Sha256::digest(b"no network").iter().map(|b| format!("{b:02x}")).collect();
+        vec![Variant { sha256, ..variant(m, "bad", "bad.onnx") }]
+    });
+    std::fs::write(bench.dir.path().join("bad.onnx"), b"no network").unwrap();
+    let (hosts, served) = bench.serve(both()).await;
+    golden(&served).await.unwrap();
+    let f = served.fallback().unwrap();
+    assert_eq!((f.from, f.to), (rung("cpu-bad"), rung("cpu")));
+    assert!(f.reason.contains("the model file cannot be loaded"), "{}", f.reason);
     hosts.shutdown().await;
 }

@@ -99,7 +99,7 @@ async fn what_happens_to_hosts_is_told() {
     let mut events = hosts.events();
     let served = hosts.load(&models().join("fault-panic")).await.unwrap();
     let first = u32::try_from(pid(&served).await.as_raw()).unwrap();
-    let cpu = inferd_model::EngineKind::Cpu;
+    let cpu: inferd_model::Rung = inferd_model::EngineKind::Cpu.into();
     let model = "fault-panic".to_owned();
     let started = |pid| HostEvent::HostStarted { model: model.clone(), engine: cpu, pid };
     assert_eq!(events.recv().await.unwrap(), started(first));

@@ -10,7 +10,7 @@
 mod common;
 
 use common::*;
-use inferd_engine::{CpuEngine, Engine, EngineError, Model, Session};
+use inferd_engine::{CpuEngine, Engine, EngineError, Model, NetworkFile, Session};
 use inferd_hosts::{
     CountingAllocator, End, HostEvent, Hosts, HostsConfig, InferError, Served, engine_host_main_with,
 };
@@ -120,7 +120,7 @@ impl Engine for Odd {
         self.0.set_up()
     }
 
-    fn load(&self, onnx: &'static [u8], manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
+    fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
         let told = manifest.summary.split_once(' ').and_then(|(at, what)| Some((at, what.parse().ok()?)));
         let mut at_first = None;
         match told {
@@ -133,7 +133,7 @@ impl Engine for Odd {
             Some(("golden", what)) => at_first = Some(what),
             _ => {}
         }
-        Ok(Box::new(OddModel(self.0.load(onnx, manifest)?, at_first)))
+        Ok(Box::new(OddModel(self.0.load(network, manifest)?, at_first)))
     }
 
     fn worker(&self, life: Box<dyn FnOnce() + Send + '_>) {
@@ -425,7 +425,7 @@ fn told(name: &str, engine: EngineKind, summary: &str) -> tempfile::TempDir {
     let mut manifest = Manifest::from_toml(&std::fs::read_to_string(&path).unwrap()).unwrap();
     manifest.name = inferd_model::ModelName::new(name).unwrap();
     manifest.summary = summary.to_owned();
-    manifest.engines = vec![engine];
+    manifest.engines = vec![engine.into()];
     manifest.engine_versions.clear();
     manifest.budget.deadline_ms = 2000;
     std::fs::write(path, manifest.to_toml()).unwrap();

@@ -192,7 +192,10 @@ async fn self_test(served: &Arc<Served>) -> Result<(), Untested> {
     }
     let answer = ticket.run().await?;
     let outputs: Vec<&[u8]> = (0..manifest.outputs.len()).map(|n| answer.output(n)).collect();
-    golden.compare(0, &outputs, &manifest).map(drop).map_err(|e| Untested::Differs(e.to_string()))
+    golden
+        .compare(0, &outputs, &manifest, answer.tolerance())
+        .map(drop)
+        .map_err(|e| Untested::Differs(e.to_string()))
 }
 
 /// Opens the daemon's own history and keeps it, on the medium that may be slow: nobody waits for this.
@@ -254,13 +257,11 @@ fn told(event: HostEvent) -> Option<Event> {
         HostEvent::HostNotStarted { model, reason, words, .. } => {
             (Kind::HostEnd, format!("the engine host of {model} did not start: {reason}"), words)
         }
-        HostEvent::BreakerOpened { model, engine, reason, .. } => (
-            Kind::Breaker,
-            format!("the breaker of {model} on {} opened: {reason}", engine.name()),
-            Vec::new(),
-        ),
+        HostEvent::BreakerOpened { model, engine, reason, .. } => {
+            (Kind::Breaker, format!("the breaker of {model} on {engine} opened: {reason}"), Vec::new())
+        }
         HostEvent::BreakerClosed { model, engine } => {
-            (Kind::Breaker, format!("the breaker of {model} on {} closed again", engine.name()), Vec::new())
+            (Kind::Breaker, format!("the breaker of {model} on {engine} closed again"), Vec::new())
         }
         HostEvent::Quarantined { model, digest, ends, pause } => {
             let sentence = format!(
@@ -270,11 +271,11 @@ fn told(event: HostEvent) -> Option<Event> {
             (Kind::Breaker, sentence, Vec::new())
         }
         HostEvent::FellBack { model, from, to, reason } => {
-            let sentence = format!("{model} is served by {} instead of {}: {reason}", to.name(), from.name());
+            let sentence = format!("{model} is served by {to} instead of {from}: {reason}");
             (Kind::Recovery, sentence, Vec::new())
         }
         HostEvent::WentBack { model, to, .. } => {
-            (Kind::Recovery, format!("{model} is served by {} again", to.name()), Vec::new())
+            (Kind::Recovery, format!("{model} is served by {to} again"), Vec::new())
         }
         HostEvent::Recovery { device, step, outcome } => {
             (Kind::Recovery, format!("recovery of {device}, {step}: {outcome}"), Vec::new())
@@ -375,7 +376,7 @@ mod tests {
     fn ended(n: u64) -> HostEvent {
         HostEvent::HostNotStarted {
             model: "m".into(),
-            engine: EngineKind::Cpu,
+            engine: EngineKind::Cpu.into(),
             reason: format!("reason {n}"),
             words: vec!["last".into()],
         }

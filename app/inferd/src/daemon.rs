@@ -283,7 +283,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
         let open = models.iter().find_map(|model| {
             let breakers = model.breakers();
             let open = breakers.iter().find(|b| b.state == BreakerState::Open)?;
-            Some(format!("{} of {}", open.engine.name(), model.manifest().name))
+            Some(format!("{} of {}", open.engine, model.manifest().name))
         });
         Service {
             pool_hits,

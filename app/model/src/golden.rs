@@ -4,7 +4,7 @@
 //! output under `i/out/NAME`. Inputs are as a client sends them: raw units, before normalisation, so that the check
 //! covers normalisation too.
 
-use crate::{DType, Manifest, TensorSpec};
+use crate::{DType, Manifest, TensorSpec, Tolerance};
 use safetensors::{Dtype as StDtype, SafeTensors, tensor::TensorView};
 
 /// The most cases a file may hold.
@@ -147,16 +147,18 @@ impl Golden {
         &self.cases
     }
 
-    /// Compares one case's outputs with what an engine answered.
+    /// Compares one case's outputs with what an engine answered. The tolerance is that of the network that ran
+    /// ([`Manifest::tolerance`]).
     ///
     /// # Errors
-    /// [`Mismatch`] for the first output outside the manifest's tolerance; an answer that is not finite, or of
+    /// [`Mismatch`] for the first output outside the tolerance; an answer that is not finite, or of
     /// another length, never agrees.
     pub fn compare(
         &self,
         case: usize,
         outputs: &[&[u8]],
         manifest: &Manifest,
+        tolerance: Tolerance,
     ) -> Result<Agreement, Mismatch> {
         let mut worst = Agreement { cosine: 1.0, max_abs: 0.0 };
         let want = &self.cases[case].outputs;
@@ -167,15 +169,15 @@ impl Golden {
             } else {
                 Agreement { cosine: f64::NAN, max_abs: f64::INFINITY }
             };
-            let near = a.cosine >= manifest.golden.cosine && a.max_abs <= manifest.golden.max_abs;
+            let near = a.cosine >= tolerance.cosine && a.max_abs <= tolerance.max_abs;
             if !near {
                 return Err(Mismatch {
                     case,
                     output: spec.name.clone(),
                     cosine: a.cosine,
-                    min_cosine: manifest.golden.cosine,
+                    min_cosine: tolerance.cosine,
                     max_abs: a.max_abs,
-                    limit: manifest.golden.max_abs,
+                    limit: tolerance.max_abs,
                 });
             }
             worst.cosine = worst.cosine.min(a.cosine);
@@ -304,7 +306,8 @@ mod tests {
             version: "1".into(),
             task: Task::Tensor,
             summary: String::new(),
-            engines: vec![EngineKind::Cpu],
+            engines: vec![EngineKind::Cpu.into()],
+            variants: Vec::new(),
             engine_versions: std::collections::BTreeMap::new(),
             budget: Budget { memory_mib: 64, deadline_ms: 100, queue: None, workers: None },
             onnx: FileRef { file: "m.onnx".into(), sha256: "0".repeat(64) },
@@ -333,7 +336,7 @@ mod tests {
         let m = manifest();
         let g = Golden::parse(&file([1.0, 2.0], [3.0, 4.0]), &m).unwrap();
         assert_eq!(g.cases().len(), 1);
-        let a = g.compare(0, &[&bytes([3.0, 4.0])], &m).unwrap();
+        let a = g.compare(0, &[&bytes([3.0, 4.0])], &m, m.golden.tolerance()).unwrap();
         assert!(a.cosine > 0.999_999 && a.max_abs == 0.0);
     }
 
@@ -341,11 +344,14 @@ mod tests {
     fn an_answer_outside_the_tolerance_is_a_mismatch() {
         let m = manifest();
         let g = Golden::parse(&file([1.0, 2.0], [3.0, 4.0]), &m).unwrap();
-        assert!(g.compare(0, &[&bytes([3.0, 4.002])], &m).is_err(), "too far");
-        assert!(g.compare(0, &[&bytes([3.0, f32::NAN])], &m).is_err(), "not a number");
-        assert!(g.compare(0, &[&bytes([0.0, 0.0])], &m).is_err(), "zeros are no answer");
-        assert!(g.compare(0, &[&[]], &m).is_err(), "no bytes");
-        assert!(g.compare(0, &[], &m).is_err(), "no output");
+        assert!(g.compare(0, &[&bytes([3.0, 4.002])], &m, m.golden.tolerance()).is_err(), "too far");
+        assert!(g.compare(0, &[&bytes([3.0, f32::NAN])], &m, m.golden.tolerance()).is_err(), "not a number");
+        assert!(
+            g.compare(0, &[&bytes([0.0, 0.0])], &m, m.golden.tolerance()).is_err(),
+            "zeros are no answer"
+        );
+        assert!(g.compare(0, &[&[]], &m, m.golden.tolerance()).is_err(), "no bytes");
+        assert!(g.compare(0, &[], &m, m.golden.tolerance()).is_err(), "no output");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod manifest;
 mod name;
 mod normalize;
 mod tensor;
+mod variant;
 
 pub use dtype::DType;
 pub use golden::{Agreement, Golden, GoldenCase, GoldenError, GoldenWriter, Mismatch};
@@ -32,3 +33,7 @@ pub use manifest::{
 pub use name::{ModelName, NameError};
 pub use normalize::Normalization;
 pub use tensor::{Channels, Limit, MAX_TENSOR_BYTES, SpecError, TensorSpec};
+pub use variant::{
+    MAX_VARIANTS, MadeFor, Measured, NetworkFormat, NetworkRef, Precision, Rung, RungError, TaskMetric,
+    Tolerance, Variant, VariantName,
+};

@@ -3,7 +3,7 @@
 //! A model is a directory with `manifest.toml` ([`MANIFEST_FILE`]), the network and its golden vectors; a bundle
 //! carries the same page. `app/model/README.md` shows a complete one.
 
-use crate::{DType, ModelName, SpecError, TensorSpec};
+use crate::{DType, ModelName, NetworkFormat, Rung, SpecError, TensorSpec, Tolerance, Variant, VariantName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -31,8 +31,9 @@ pub struct Manifest {
     /// One line for people.
     #[serde(default)]
     pub summary: String,
-    /// Engines that may run it, the preferred one first.
-    pub engines: Vec<EngineKind>,
+    /// Engines that may run it and what they run, the preferred one first: `["ort-int8", "ort", "cpu"]`. A model is served by the
+    /// first that the image has and that is well.
+    pub engines: Vec<Rung>,
     /// Versions of engines it needs, as Cargo writes requirements: `cpu = ">=0.24, <0.26"`. Of an engine that is not named any
     /// version will do. Asked before a bundle is let in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -56,6 +57,9 @@ pub struct Manifest {
     pub inputs: Vec<TensorSpec>,
     /// Outputs in the graph's order.
     pub outputs: Vec<TensorSpec>,
+    /// Files made of the network for an engine: quantised, or compiled for a device. Each is named by one of `engines` at least.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
 }
 
 /// What a model is for.
@@ -123,9 +127,9 @@ pub struct GoldenRef {
     pub file: String,
     /// SHA-256 of the content, 64 lower-case hex digits.
     pub sha256: String,
-    /// Least cosine similarity per output, in (0, 1].
+    /// Least cosine similarity per output, in (0, 1], of the model's own network. A variant has its own.
     pub cosine: f64,
-    /// Largest absolute difference of any element, in the output's unit.
+    /// Largest absolute difference of any element, in the output's unit, likewise.
     pub max_abs: f64,
 }
 
@@ -226,6 +230,22 @@ pub enum ManifestError {
     EngineVersion(EngineKind),
     #[error("engines: name at least one, each once")]
     Engines,
+    #[error("engines: {0} names a variant that [[variants]] does not have")]
+    NoSuchVariant(Rung),
+    #[error("engines: {rung}: this engine cannot run a file of format {format}")]
+    Format { rung: Rung, format: NetworkFormat },
+    #[error(
+        "engines: {rung} needs exactly one variant of format {format}, there are {count}; name one as {rung}-VARIANT"
+    )]
+    OnlyVariant { rung: Rung, format: NetworkFormat, count: usize },
+    #[error("variants: at most {}, each name once", crate::MAX_VARIANTS)]
+    Variants,
+    #[error("variants: no entry of `engines` uses {0}")]
+    UnusedVariant(VariantName),
+    #[error("variants: {name}: {key}: {why}")]
+    Variant { name: VariantName, key: &'static str, why: &'static str },
+    #[error("variants: {0:?} is named twice as a file of this model")]
+    FileTwice(String),
     #[error("budget.{key} is {value}, allowed are {min} to {max}")]
     Budget { key: &'static str, value: u64, min: u64, max: u64 },
     #[error("{key}: {file:?} is not a plain file name")]
@@ -245,16 +265,25 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Whether it may run on this version of an engine, as the engine writes it (`rten 0.25.0`: its last word counts).
+    /// Whether a rung may run on this version of its engine, as the engine writes it (`rten 0.25.0`: its last word counts).
     #[must_use]
-    pub fn suits(&self, engine: EngineKind, version: &str) -> bool {
-        let Some(wanted) = self.engine_versions.get(&engine) else { return true };
+    pub fn suits(&self, rung: Rung, version: &str) -> bool {
         let number = version.split_whitespace().next_back().unwrap_or_default();
-        match (semver::VersionReq::parse(wanted), semver::Version::parse(number)) {
-            (Ok(wanted), Ok(number)) => wanted.matches(&number),
-            // What cannot be compared is not known to do.
-            _ => false,
-        }
+        self.asks_of(rung).into_iter().all(|wanted| {
+            match (semver::VersionReq::parse(wanted), semver::Version::parse(number)) {
+                (Ok(wanted), Ok(number)) => wanted.matches(&number),
+                // What cannot be compared is not known to do.
+                _ => false,
+            }
+        })
+    }
+
+    /// The requirements on the version of a rung's engine: the model's, and what its file was compiled for.
+    #[must_use]
+    pub fn asks_of(&self, rung: Rung) -> Vec<&str> {
+        let variant = self.network(rung).and_then(|n| n.variant?.made_for.as_ref());
+        let of_model = self.engine_versions.get(&rung.engine);
+        of_model.map(String::as_str).into_iter().chain(variant.map(|m| m.runtime.as_str())).collect()
     }
 
     /// Reads and checks a manifest.
@@ -294,7 +323,7 @@ impl Manifest {
         }
         for (engine, wanted) in &self.engine_versions {
             let readable = wanted.len() <= 100 && semver::VersionReq::parse(wanted).is_ok();
-            if !readable || !self.engines.contains(engine) {
+            if !readable || self.engines.iter().all(|r| r.engine != *engine) {
                 return Err(ManifestError::EngineVersion(*engine));
             }
         }
@@ -315,12 +344,10 @@ impl Manifest {
         }
         check_file("onnx", &self.onnx.file, &self.onnx.sha256)?;
         check_file("golden", &self.golden.file, &self.golden.sha256)?;
-        if !(self.golden.cosine > 0.0 && self.golden.cosine <= 1.0) {
-            return Err(ManifestError::Tolerance("cosine"));
+        if let Some(key) = self.golden.tolerance().wrong() {
+            return Err(ManifestError::Tolerance(key));
         }
-        if !(self.golden.max_abs >= 0.0 && self.golden.max_abs.is_finite()) {
-            return Err(ManifestError::Tolerance("max_abs"));
-        }
+        self.check_variants()?;
         for (key, specs) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
             let unique = (1..specs.len()).all(|i| specs[..i].iter().all(|s| s.name != specs[i].name));
             if specs.is_empty() || specs.len() > MAX_TENSORS || !unique {
@@ -369,6 +396,14 @@ impl Manifest {
     }
 }
 
+impl GoldenRef {
+    /// How near the model's own network must come to them.
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        Tolerance { cosine: self.cosine, max_abs: self.max_abs }
+    }
+}
+
 impl EngineKind {
     /// Every engine, in the order of the enumeration.
     pub const ALL: [Self; 4] = [Self::Cpu, Self::Ort, Self::Hailo, Self::Tensorrt];
@@ -411,7 +446,7 @@ impl std::fmt::Display for Task {
     }
 }
 
-fn check_file(key: &'static str, file: &str, sha256: &str) -> Result<(), ManifestError> {
+pub(crate) fn check_file(key: &'static str, file: &str, sha256: &str) -> Result<(), ManifestError> {
     let plain = (1..=128).contains(&file.len())
         && !file.starts_with('.')
         && file.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
@@ -493,9 +528,12 @@ shape = [1, 2]
         let with =
             |versions: &str| page().replace("[budget]", &format!("[engine_versions]\n{versions}\n[budget]"));
         let m = Manifest::from_toml(&with("cpu = \">=0.24, <0.26\"")).unwrap();
-        assert!(m.suits(EngineKind::Cpu, "rten 0.25.1") && !m.suits(EngineKind::Cpu, "rten 0.26.0"));
-        assert!(!m.suits(EngineKind::Cpu, "of our own"), "a version nobody can read does not do");
-        assert!(m.suits(EngineKind::Ort, "1.23.0"), "nothing is asked of the other");
+        assert!(
+            m.suits(Rung::bare(EngineKind::Cpu), "rten 0.25.1")
+                && !m.suits(Rung::bare(EngineKind::Cpu), "rten 0.26.0")
+        );
+        assert!(!m.suits(Rung::bare(EngineKind::Cpu), "of our own"), "a version nobody can read does not do");
+        assert!(m.suits(Rung::bare(EngineKind::Ort), "1.23.0"), "nothing is asked of the other");
         assert_eq!(Manifest::from_toml(&m.to_toml()).unwrap(), m);
         for wrong in ["cpu = \"new\"", "hailo = \">=4\""] {
             let e = Manifest::from_toml(&with(wrong)).unwrap_err().to_string();

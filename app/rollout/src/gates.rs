@@ -6,7 +6,7 @@ use crate::config::Engine;
 use crate::finding::Finding;
 use crate::verdict::Gate;
 use inferd_bundle::{Authorized, Bundle, Permit, Refusal, Role, Trust};
-use inferd_model::{EngineKind, Manifest, TensorSpec};
+use inferd_model::{EngineKind, Manifest, Rung, TensorSpec};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -34,6 +34,13 @@ pub struct Facts<'a> {
     pub ring: Ring,
     /// The wall clock in Unix seconds, when it is plausible.
     pub now: Option<u64>,
+}
+
+impl Facts<'_> {
+    /// This engine, when it is one of those there are.
+    fn engine(&self, kind: EngineKind) -> Option<&Engine> {
+        self.engines.iter().find(|e| e.name == kind.name())
+    }
 }
 
 /// The memory there is, in bytes.
@@ -219,21 +226,18 @@ fn engine(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
         let manifest = entry
             .parse()
             .map_err(|e| (Gate::Engine, refused(&e, json!({ "model": entry.name.as_str() }))))?;
-        let wants: Vec<&str> = manifest.engines.iter().copied().map(EngineKind::name).collect();
-        let engines = manifest.engines.iter().filter_map(|k| {
-            let here = facts.engines.iter().find(|e| e.name == k.name())?;
-            Some((*k, here))
-        });
-        let fits = engines.clone().find(|(kind, here)| manifest.suits(*kind, &here.version));
-        if let (None, Some((kind, here))) = (fits, engines.clone().next()) {
-            let wanted = manifest.engine_versions.get(&kind).map_or("", String::as_str);
+        let wants: Vec<String> = manifest.engines.iter().map(ToString::to_string).collect();
+        let rungs = manifest.engines.iter().filter_map(|&rung| Some((rung, facts.engine(rung.engine)?)));
+        let fits = rungs.clone().find(|(rung, here)| manifest.suits(*rung, &here.version));
+        if let (None, Some((rung, here))) = (fits, rungs.clone().next()) {
+            let wanted = manifest.asks_of(rung).join(", ");
             let sentence =
-                format!("model {} needs {kind} {wanted}, this image has {}", entry.name, here.version);
+                format!("model {} needs {rung} {wanted}, this image has {}", entry.name, here.version);
             let evidence =
                 json!({ "model": entry.name.as_str(), "wants": manifest.engine_versions, "has": versions });
             return Err((Gate::Engine, Finding::new("engine-version", sentence, evidence)));
         }
-        let Some((engine, _)) = fits else {
+        let Some((rung, _)) = fits else {
             let sentence = format!(
                 "model {} runs on {}, this image has {}",
                 entry.name,
@@ -243,7 +247,7 @@ fn engine(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
             let evidence = json!({ "model": entry.name.as_str(), "wants": wants, "has": versions });
             return Err((Gate::Engine, Finding::new("engine-missing", sentence, evidence)));
         };
-        chosen.insert(entry.name.to_string(), engine.name());
+        chosen.insert(entry.name.to_string(), rung.to_string());
         admission.manifests.push(manifest);
     }
     let evidence = json!({ "models": chosen, "has": versions });
@@ -259,7 +263,13 @@ fn memory(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
         .iter()
         .zip(&admission.manifests)
         .map(|(entry, m)| {
-            let files: u64 = entry.files.iter().map(|f| f.len).sum();
+            // A host's memory holds the networks of rungs that can be run here, and no others.
+            let runs = |i| {
+                let here = |r: &&Rung| m.network_index(**r) == Some(i) && facts.engine(r.engine).is_some();
+                m.engines.iter().any(|r| here(&r))
+            };
+            let unread = |file: &str| m.networks().enumerate().any(|(i, n)| n.file == file && !runs(i));
+            let files: u64 = entry.files.iter().filter(|f| !unread(&f.name)).map(|f| f.len).sum();
             (m.name.to_string(), declared(m, files, facts.ring))
         })
         .collect();

@@ -91,8 +91,7 @@ fn unfit(manifest: &Manifest, e: PrepareError) -> Fault {
             (Gate::Engine, Finding::new("model-manifest", sentence, json!({ "model": model })))
         }
         PrepareError::Engine { wanted, has } => {
-            let names = |e: Vec<inferd_model::EngineKind>| e.iter().map(|e| e.name()).collect::<Vec<_>>();
-            let evidence = json!({ "model": model, "wants": names(wanted), "has": names(has) });
+            let evidence = json!({ "model": model, "wants": wanted, "has": has });
             (Gate::Engine, Finding::new("engine-missing", sentence, evidence))
         }
         PrepareError::Memory { cap, .. } => {
@@ -124,9 +123,9 @@ pub fn measured(candidates: &[Candidate]) -> Result<Vec<Fault>, Fault> {
         let engine = c.engine();
         loaded.insert(
             name.clone(),
-            json!({ "engine": engine.kind, "version": engine.version, "device": engine.device }),
+            json!({ "engine": engine.rung, "version": engine.version, "device": engine.device }),
         );
-        let (a, limits) = (c.agreement(), &c.manifest().golden);
+        let (a, limits) = (c.agreement(), c.tolerance());
         agreement.insert(
             name.clone(),
             json!({
@@ -329,7 +328,7 @@ pub async fn golden_again(served: &Arc<Served>) -> Result<usize, String> {
         let answer = ticket.run().await.map_err(|e| e.to_string())?;
         let manifest = answer.manifest().clone();
         let outputs: Vec<&[u8]> = (0..manifest.outputs.len()).map(|n| answer.output(n)).collect();
-        golden.compare(i, &outputs, &manifest).map_err(|e| e.to_string())?;
+        golden.compare(i, &outputs, &manifest, answer.tolerance()).map_err(|e| e.to_string())?;
     }
     Ok(golden.cases().len())
 }

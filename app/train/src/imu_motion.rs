@@ -93,7 +93,8 @@ pub fn write(
         summary: "One second of a collar's nine-axis sensor to a latent vector and the scores of 12 motions; trained \
                   on synthetic motion"
             .to_owned(),
-        engines: vec![EngineKind::Ort, EngineKind::Cpu],
+        engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
+        variants: Vec::new(),
         engine_versions: std::collections::BTreeMap::new(),
         budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },

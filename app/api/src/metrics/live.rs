@@ -1,7 +1,7 @@
 //! Numbers read at the moment `/metrics` is asked: models and their hosts, this process; temperatures of the monitor's newest reading.
 
 use crate::{ApiConfig, device, health};
-use inferd_hosts::{Hosts, Served, Snapshot};
+use inferd_hosts::{BreakerView, Hosts, Served, Snapshot};
 use inferd_model::Manifest;
 use inferd_watch::monitor::{Monitor, Temperature};
 use prometheus_client::collector::Collector;
@@ -54,7 +54,8 @@ struct Seen {
     manifest: Arc<Manifest>,
     name: String,
     device: String,
-    engine: &'static str,
+    /// Its rung, as text.
+    engine: String,
     ready: bool,
     numbers: Snapshot,
 }
@@ -72,7 +73,7 @@ impl Collector for Live {
                     ready: health::words(&model).state == "ready",
                     numbers: model.snapshot(),
                     device: engine.device,
-                    engine: engine.kind,
+                    engine: engine.rung.map_or_else(String::new, |rung| rung.to_string()),
                     manifest,
                     model,
                 }
@@ -208,7 +209,7 @@ fn per_model(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
                 ("model", m.name.as_str()),
                 ("version", m.manifest.version.as_str()),
                 ("task", m.manifest.task.name()),
-                ("engine", m.engine),
+                ("engine", m.engine.as_str()),
                 ("device", m.device.as_str()),
                 ("sha256", m.manifest.onnx.sha256.as_str()),
             ];
@@ -291,31 +292,36 @@ fn per_host(out: &mut Writer<'_, '_>, models: &[Seen]) -> fmt::Result {
             m.numbers.ends.iter().map(labelled)
         }),
     )?;
-    let breakers = || {
-        models.iter().flat_map(|m| {
-            let name = m.name.as_str();
-            m.model
-                .breakers()
-                .into_iter()
-                .map(move |b| (vec![("model", name), ("engine", b.engine.name())], b))
-        })
-    };
+    let breakers: Vec<(&str, String, BreakerView)> = models
+        .iter()
+        .flat_map(|m| m.model.breakers().into_iter().map(|b| (m.name.as_str(), b.engine.to_string(), b)))
+        .collect();
     out.gauge(
         "inferd_breaker_state",
         "Circuit breaker of the model's engine: 0 closed, 1 half-open, 2 open",
-        breakers().map(|(labels, b)| (labels, float(b.state as u8))),
+        breakers.iter().map(|(model, rung, b)| {
+            (vec![("model", *model), ("engine", rung.as_str())], float(b.state as u8))
+        }),
     )?;
     out.counter(
         "inferd_breaker_opened",
         "Times the circuit breaker of the model's engine opened",
-        breakers().map(|(labels, b)| (labels, b.opened_total)),
+        breakers
+            .iter()
+            .map(|(model, rung, b)| (vec![("model", *model), ("engine", rung.as_str())], b.opened_total)),
     )?;
+    let fallbacks: Vec<(&str, String, String)> = models
+        .iter()
+        .filter_map(|m| {
+            let f = m.model.fallback()?;
+            Some((m.name.as_str(), f.from.to_string(), f.to.to_string()))
+        })
+        .collect();
     out.gauge(
         "inferd_engine_fallback",
         "1 while another engine than the preferred one serves the model",
-        models.iter().filter_map(|m| {
-            let f = m.model.fallback()?;
-            Some((vec![("model", m.name.as_str()), ("from", f.from.name()), ("to", f.to.name())], 1.0))
+        fallbacks.iter().map(|(model, from, to)| {
+            (vec![("model", *model), ("from", from.as_str()), ("to", to.as_str())], 1.0)
         }),
     )?;
     out.gauge(

@@ -85,7 +85,7 @@ struct ModelParameters<'m> {
     deadline_ms: u32,
     memory_mib: u32,
     #[serde(skip_serializing_if = "str::is_empty")]
-    engine: &'m str,
+    engine: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     engine_version: &'m str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -107,6 +107,7 @@ impl<'m> ModelMetadata<'m> {
     /// The metadata of a model.
     #[must_use]
     pub fn of(m: &'m Manifest, engine: &'m EngineInfo, agreement: Option<Agreement>) -> Self {
+        let tolerance = engine.rung.map_or(m.golden.tolerance(), |rung| m.tolerance(rung));
         Self {
             name: m.name.as_str(),
             versions: [&m.version],
@@ -119,14 +120,14 @@ impl<'m> ModelMetadata<'m> {
                 sha256: &m.onnx.sha256,
                 deadline_ms: m.budget.deadline_ms,
                 memory_mib: m.budget.memory_mib,
-                engine: engine.kind,
+                engine: engine.rung.map(|rung| rung.to_string()).unwrap_or_default(),
                 engine_version: &engine.version,
                 device: &engine.device,
                 golden: agreement.map(|a| GoldenResult {
                     cosine: a.cosine,
-                    cosine_at_least: m.golden.cosine,
+                    cosine_at_least: tolerance.cosine,
                     max_abs: a.max_abs,
-                    max_abs_at_most: m.golden.max_abs,
+                    max_abs_at_most: tolerance.max_abs,
                 }),
             },
         }
@@ -174,7 +175,7 @@ fn platform(m: &Manifest, engine: &EngineInfo) -> &'static str {
         "tensorrt" => Some("tensorrt_plan"),
         _ => None,
     };
-    named(engine.kind).unwrap_or(match m.engines.first() {
+    named(engine.kind).unwrap_or(match m.engines.first().map(|rung| rung.engine) {
         Some(EngineKind::Ort) => "onnxruntime_onnx",
         Some(EngineKind::Hailo) => "hailo_hef",
         Some(EngineKind::Tensorrt) => "tensorrt_plan",
@@ -526,7 +527,13 @@ mod tests {
     }
 
     fn cpu() -> EngineInfo {
-        EngineInfo { kind: "cpu", version: "rten 0.27.0".into(), device: "cpu".into(), library: None }
+        EngineInfo {
+            rung: Some(EngineKind::Cpu.into()),
+            kind: "cpu",
+            version: "rten 0.27.0".into(),
+            device: "cpu".into(),
+            library: None,
+        }
     }
 
     #[test]

@@ -196,8 +196,8 @@ fn write(plan: &reply::Plan, answer: &Answer, coding: Coding) -> Result<Reply, F
             .with(header::CONTENT_ENCODING, HeaderValue::from_static(name))
             .with(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
-    if let Some(engine) = answer.stand_in() {
-        reply = reply.with(crate::ENGINE, HeaderValue::from_static(engine.name()));
+    if let Some(rung) = answer.stand_in() {
+        reply = reply.with(crate::ENGINE, crate::infer::rung_header(rung));
     }
     Ok(reply)
 }

@@ -1,7 +1,7 @@
 //! Model directories for the tests, and a worker to run them on.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, EngineError, Runner};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, EngineError, NetworkFile, Runner};
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
 use std::{path::PathBuf, sync::Arc};
 
@@ -31,7 +31,7 @@ impl Dir {
     }
 
     pub fn load(&self) -> Result<Box<dyn inferd_engine::Model>, EngineError> {
-        CpuEngine::new().load(self.onnx, &self.manifest)
+        CpuEngine::new().load(NetworkFile::onnx(self.onnx), &self.manifest)
     }
 
     pub fn runner(&self) -> Runner {

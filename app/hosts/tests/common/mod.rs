@@ -91,7 +91,7 @@ pub async fn golden(served: &Arc<Served>) -> Result<(), InferError> {
     }
     let answer = ticket.run().await?;
     let outputs: Vec<&[u8]> = (0..answer.manifest().outputs.len()).map(|i| answer.output(i)).collect();
-    golden.compare(0, &outputs, answer.manifest()).expect("a right answer");
+    golden.compare(0, &outputs, answer.manifest(), answer.tolerance()).expect("a right answer");
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 
 use super::sha256;
 use crate::show;
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, GoldenCheckError, Runner};
-use inferd_model::{EngineKind, Golden, LinearHead, MANIFEST_FILE, Manifest, Motif};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, GoldenCheckError, NetworkFile, Runner};
+use inferd_model::{EngineKind, Golden, LinearHead, MANIFEST_FILE, Manifest, Motif, Rung};
 use serde::Serialize;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -109,6 +109,10 @@ impl Report {
         let manifest = self.note("manifest", read_manifest(dir))?;
         self.name = Some(manifest.name.to_string());
         let onnx = self.note("network file", read_file(dir, &manifest.onnx.file, &manifest.onnx.sha256));
+        let mut networks = vec![onnx];
+        for variant in &manifest.variants {
+            networks.push(self.note("variant file", read_file(dir, &variant.file, &variant.sha256)));
+        }
         let golden = self.note("golden file", read_file(dir, &manifest.golden.file, &manifest.golden.sha256));
         if let Some(Motif::Linear { file, sha256, .. }) = manifest.imu.as_ref().and_then(|i| i.motif.as_ref())
         {
@@ -116,7 +120,8 @@ impl Report {
             let fits = LinearHead::parse(&head, &manifest).map(|h| ((), format!("{} scores", h.len())));
             self.note("motif head", fits)?;
         }
-        let (onnx, golden) = (onnx?, golden?);
+        let networks: Vec<Vec<u8>> = networks.into_iter().collect::<Option<_>>()?;
+        let golden = golden?;
         let golden = self.note(
             "golden vectors",
             Golden::parse(&golden, &manifest).map(|g| {
@@ -124,17 +129,32 @@ impl Report {
                 (g, format!("{cases} case{}", if cases == 1 { "" } else { "s" }))
             }),
         )?;
-        self.note("graph", describe(&onnx))?;
-        if !manifest.engines.contains(&EngineKind::Cpu) {
-            let engines: Vec<&str> = manifest.engines.iter().map(|e| e.name()).collect();
-            let detail = format!("its engines are {}; they prove it on the device", engines.join(", "));
+        self.note("graph", describe(&networks[0]))?;
+        let here = |r: &&Rung| r.engine == EngineKind::Cpu;
+        let (here, elsewhere): (Vec<Rung>, Vec<Rung>) = manifest.engines.iter().partition(here);
+        if here.is_empty() {
+            let rungs: Vec<String> = elsewhere.iter().map(ToString::to_string).collect();
+            let detail = format!("its engines are {}; they prove it on the device", rungs.join(", "));
             self.row("answers", Verdict::Skipped, detail);
-            return Some(());
         }
-        // The engine keeps the file for as long as the program runs.
-        let ran = run(onnx.leak(), &Arc::new(manifest), &golden);
-        let answers = ran.into_iter().map(|(check, found)| self.note(check, found.map(|d| ((), d)))).last();
-        answers.flatten()
+        let manifest = Arc::new(manifest);
+        let mut all = Some(());
+        for rung in here {
+            let Some(network) = manifest.network_index(rung).and_then(|i| networks.get(i)) else { continue };
+            // The engine keeps the file for as long as the program runs.
+            for (check, found) in run(network.clone().leak(), &manifest, rung, &golden) {
+                match found {
+                    // A device goes to the next rung then, and says so.
+                    Err(e) if check == "load" && rung.variant.is_some() => {
+                        self.row(check, Verdict::Skipped, format!("{rung} is refused: {e}"));
+                    }
+                    found => {
+                        all = all.and(self.note(check, found.map(|d| ((), d))));
+                    }
+                }
+            }
+        }
+        all
     }
 }
 
@@ -186,11 +206,11 @@ fn describe(onnx: &[u8]) -> Result<((), String), String> {
 
 type Answers = Vec<(&'static str, Result<String, String>)>;
 
-/// Loads the network, runs its golden vectors and takes the time.
-fn run(onnx: &'static [u8], manifest: &Arc<Manifest>, golden: &Golden) -> Answers {
+/// Loads the network of a rung, runs its golden vectors and takes the time.
+fn run(onnx: &'static [u8], manifest: &Arc<Manifest>, rung: Rung, golden: &Golden) -> Answers {
     let mut answers = Vec::new();
     CpuEngine::new().worker(Box::new(|| {
-        let done = catch_unwind(AssertUnwindSafe(|| answer(onnx, manifest, golden, &mut answers)));
+        let done = catch_unwind(AssertUnwindSafe(|| answer(onnx, manifest, rung, golden, &mut answers)));
         if done.is_err() {
             answers.push(("answers", Err("the engine's library panicked on a golden input".to_owned())));
         }
@@ -198,22 +218,23 @@ fn run(onnx: &'static [u8], manifest: &Arc<Manifest>, golden: &Golden) -> Answer
     answers
 }
 
-fn answer(onnx: &'static [u8], manifest: &Arc<Manifest>, golden: &Golden, answers: &mut Answers) {
-    let engine = CpuEngine::new();
+fn answer(onnx: &'static [u8], manifest: &Arc<Manifest>, rung: Rung, golden: &Golden, answers: &mut Answers) {
+    let (engine, tolerance) = (CpuEngine::new(), manifest.tolerance(rung));
     let started = Instant::now();
-    let loaded = engine.load(onnx, manifest).and_then(|m| Runner::new(&*m, Arc::clone(manifest)));
+    let loaded =
+        engine.load(NetworkFile::onnx(onnx), manifest).and_then(|m| Runner::new(&*m, Arc::clone(manifest)));
     let mut runner = match loaded {
         Ok(runner) => runner,
         Err(e) => return answers.push(("load", Err(e.to_string()))),
     };
     let took = show::micros(started.elapsed().as_secs_f64() * 1e6);
-    answers.push(("load", Ok(format!("engine {} ({}), {took}", engine.kind(), engine.version()))));
+    answers.push(("load", Ok(format!("engine {rung} ({}), {took}", engine.version()))));
     answers.push((
         "answers",
-        match runner.check_golden(golden) {
+        match runner.check_golden(golden, tolerance) {
             Ok(a) => Ok(format!(
                 "cosine {:.7} (at least {}), largest difference {:.2e} (at most {:.2e})",
-                a.cosine, manifest.golden.cosine, a.max_abs, manifest.golden.max_abs
+                a.cosine, tolerance.cosine, a.max_abs, tolerance.max_abs
             )),
             Err(e @ (GoldenCheckError::Engine { .. } | GoldenCheckError::Mismatch(_))) => Err(e.to_string()),
         },

@@ -6,7 +6,9 @@ use super::{
     reference::{self, Opinion},
     sha256,
 };
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, EngineError, GraphInfo, Runner, TensorInfo};
+use inferd_engine::{
+    AlignedBuffer, CpuEngine, Engine, EngineError, GraphInfo, NetworkFile, Runner, TensorInfo,
+};
 use inferd_model::{
     Budget, Channels, DType, EngineKind, FileRef, Golden, GoldenCase, GoldenError, GoldenRef, GoldenWriter,
     ImuTask, Limit, MANIFEST_FILE, Manifest, ManifestError, ModelName, Motif, Normalization, Provenance,
@@ -254,7 +256,8 @@ impl Import {
             version: self.version(&config),
             task,
             summary: format!("Imported from {}", file_name(&self.file)),
-            engines: vec![EngineKind::Ort, EngineKind::Cpu],
+            engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
+            variants: Vec::new(),
             engine_versions: std::collections::BTreeMap::new(),
             budget: Budget { memory_mib, deadline_ms: self.deadline_ms, queue: None, workers: None },
             onnx: FileRef { file: "model.onnx".into(), sha256: sha256(onnx) },
@@ -375,7 +378,7 @@ impl Import {
         let outputs = CpuEngine::probe(onnx, inputs, &slices)?;
 
         let manifest = Arc::new(scaffold(inputs, &outputs));
-        let model = CpuEngine::new().load(onnx, &manifest)?;
+        let model = CpuEngine::new().load(NetworkFile::onnx(onnx), &manifest)?;
         let mut runner = Runner::new(&*model, Arc::clone(&manifest))?;
         let mut recorded = Vec::new();
         for inputs in cases {
@@ -598,7 +601,8 @@ fn scaffold(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Manifest {
         version: "0".into(),
         task: Task::Tensor,
         summary: String::new(),
-        engines: vec![EngineKind::Cpu],
+        engines: vec![EngineKind::Cpu.into()],
+        variants: Vec::new(),
         engine_versions: std::collections::BTreeMap::new(),
         budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: "model.onnx".into(), sha256: digest.clone() },
