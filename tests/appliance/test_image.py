@@ -9,7 +9,7 @@ import tomllib
 
 import hosttools
 import layout as layouts
-import musl
+import targets
 import places
 import pytest
 import qemu
@@ -123,7 +123,7 @@ def test_the_models_in_the_image_are_whole(root):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest[part]["sha256"]
 
 
-@pytest.mark.parametrize("target", musl.TARGETS)
+@pytest.mark.parametrize("target", targets.MUSL)
 def test_the_shipped_daemon_is_static(target):
     program = places.target() / target / "release/inferd"
     if not program.is_file():
