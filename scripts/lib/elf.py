@@ -8,11 +8,9 @@ from steps import Failure
 
 MACHINES = {"x86_64": 62, "aarch64": 183}
 LOAD, DYNAMIC, INTERPRETER = 1, 2, 3
-NULL, NEEDED, STRINGS, SONAME = 0, 1, 5, 14
+NULL, NEEDED, STRINGS, STRINGS_SIZE, SONAME = 0, 1, 5, 10, 14
 VERSIONS_DEFINED, VERSIONS_NEEDED = 0x6FFFFFFC, 0x6FFFFFFE
 WEAK = 2
-# More entries of a list than any library has: a damaged one must not be walked for ever.
-MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Elf:
     needed: tuple  # the names of the libraries it needs
     versions_needed: dict = field(default_factory=dict)  # library -> versions of symbols that it must have
     versions_defined: frozenset = frozenset()
+    names: frozenset = frozenset()  # of the functions and data it calls or gives, and some more
 
     def is_for(self, architecture):
         """Whether it is for this processor, by Rust's name of it."""
@@ -57,6 +56,7 @@ def _read(path, content):
         needed=tuple(dynamic.text(value) for tag, value in dynamic.entries if tag == NEEDED),
         versions_needed=dynamic.versions_needed(),
         versions_defined=frozenset(dynamic.versions_defined()),
+        names=frozenset(dynamic.names()),
     )
 
 
@@ -96,18 +96,23 @@ class _Dynamic:
         raise ValueError(f"no segment holds the address {address:#x}")
 
     def text(self, offset):
-        begin = self.place(STRINGS) + offset
+        table = self.place(STRINGS)
+        if table is None:
+            raise ValueError("no names")
+        begin = table + offset
         return self.content[begin : self.content.index(b"\0", begin)].decode()
 
+    def names(self):
+        begin, size = self.place(STRINGS), next((value for tag, value in self.entries if tag == STRINGS_SIZE), 0)
+        return (name.decode() for name in self.content[begin : begin + size].split(b"\0")) if begin is not None else ()
+
     def chain(self, at, next_at):
-        """The places of a list whose entries say how far the next one is."""
-        for _ in range(MOST):
+        """The places of a list whose entries say how far the next one is: it goes forward only, so it ends with the file."""
+        step = 1
+        while step:
             yield at
             (step,) = struct.unpack_from("<I", self.content, at + next_at)
-            if step == 0:
-                return
             at += step
-        raise ValueError("a list without end")
 
     def versions_needed(self):
         found, at = {}, self.place(VERSIONS_NEEDED)

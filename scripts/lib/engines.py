@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import elf
 import glibc
 import places
 import rust
@@ -20,13 +21,15 @@ PACKAGE = "inferd-engine-host"
 # Where they are in an image; the daemon and the engine look there when nobody says otherwise.
 FOLDER = "usr/lib/inferd"
 LICENSES = "usr/share/licenses/onnxruntime"
-# ONNX Runtime comes out of PyPI's wheels, the same version as that of tests/models/requirements.txt. Of a wheel's four libraries
-# one is taken: the others are for Python, and for accelerators.
-ONNXRUNTIME = "1.31.1"
+# ONNX Runtime comes out of PyPI's wheels. Of a wheel's four libraries one is taken: the others are for Python and accelerators.
+# From 1.29 on it reports to its maker over the network, with the first model; 1.28 is the last that cannot.
+ONNXRUNTIME = "1.28.0"
 WHEELS = {
-    "aarch64": ("manylinux_2_28_aarch64", "dcaedc50333876f3829ab966b242147f0e548229e29c36fe44622ecf748c25ee"),
-    "x86_64": ("manylinux_2_28_x86_64", "74a6a52994616c4d18b33db1e13c226333a70a6ba07480a5cab9c2a50dff1430"),
+    "aarch64": ("manylinux_2_28_aarch64", "f649dd6f6452d12a8059888aa489fe519e062e18793dac72b9efa0f9fdb64135"),
+    "x86_64": ("manylinux_2_28_x86_64", "54fa221d669282bd8f582708ce4c96010a7e9fb0661f9006b37fe2fedafb73fe"),
 }
+# What a library calls that talks to other machines; one that an image carries has no reason to.
+NETWORK = frozenset({"socket", "connect", "getaddrinfo"})
 WHEEL_PYTHON = "3.13"  # of the wheels above; whatever Python runs this
 
 
@@ -56,7 +59,7 @@ class Engines:
 
     def install(self, root):
         """Puts them into a root filesystem. Whatever would not start there is refused before."""
-        needed = glibc.together([self.host, self.onnxruntime.library], self.glibc)
+        needed = check(self)
         folder = root / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.host, folder / PACKAGE)
@@ -75,6 +78,14 @@ class Engines:
         for notice in self.onnxruntime.notices:
             shutil.copy(notice, root / LICENSES)
         return needed
+
+
+def check(made):
+    """What they need. Refused is what would not start on the board, and a vendor's library that could talk to the network."""
+    library = made.onnxruntime.library
+    if calls := elf.read(library).names & NETWORK:
+        raise Failure(f"{library.name} can talk to the network (it calls {', '.join(sorted(calls))}); images take none that can")
+    return glibc.together([made.host, library], made.glibc)
 
 
 def prepare(architecture, refresh=False):
@@ -130,7 +141,7 @@ def fetch(platform, digest, folder):
 def cli():
     """Used by scripts/test: `engines.py ARCHITECTURE` builds and fetches what an image carries, and says what it needs."""
     made = prepare(sys.argv[1])
-    needed = glibc.together([made.host, made.onnxruntime.library], made.glibc)
+    needed = check(made)
     say(f"{made.host} and {made.onnxruntime.library.name} find what they need: {', '.join(needed.libraries)}")
     return 0
 

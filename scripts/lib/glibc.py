@@ -56,9 +56,10 @@ def together(programs, glibc):
     Refuses what would not start on the board: another processor's file, another loader, a library that is missing, a version of
     a symbol that the library beside it does not have.
     """
-    found, queue = {}, [elf.read(program) for program in programs]
-    beside = {file.soname: file for file in queue if file.soname}
-    read, loader = list(queue), Path(LOADERS[glibc.architecture]).name
+    given = [_for_board(elf.read(program), glibc) for program in programs]
+    beside = {file.soname: file for file in given if file.soname}
+    found, queue, read = {}, list(given), list(given)
+    loader = Path(LOADERS[glibc.architecture]).name
     while queue:
         file = queue.pop()
         for name in (*file.needed, loader):
@@ -67,21 +68,25 @@ def together(programs, glibc):
             at = glibc.folder / name
             if not at.exists():
                 raise Failure(f"{file.path.name} needs {name}, which is not in {', '.join(glibc.versions)}")
-            found[name] = elf.read(at.resolve())
+            found[name] = _for_board(elf.read(at.resolve()), glibc)
             queue.append(found[name])
             read.append(found[name])
     has = {**beside, **found}
     for file in read:
-        _check(file, has, glibc)
+        _find_versions(file, has, glibc)
     return Together(LOADERS[glibc.architecture], {name: Path(file.path) for name, file in sorted(found.items())})
 
 
-def _check(file, has, glibc):
+def _for_board(file, glibc):
     loader = LOADERS[glibc.architecture]
     if not file.is_for(glibc.architecture):
         raise Failure(f"{file.path} is not for {glibc.architecture}")
     if file.interpreter not in (None, loader):
         raise Failure(f"{file.path} names the loader {file.interpreter}, not {loader}")
+    return file
+
+
+def _find_versions(file, has, glibc):
     for library, versions in file.versions_needed.items():
         missing = versions - has[library].versions_defined if library in has else versions
         if missing:
