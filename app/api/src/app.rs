@@ -2,7 +2,7 @@
 
 use crate::body::Held;
 use crate::rate::Limits;
-use crate::{Alive, ApiConfig, Front, Metrics, Records, Updates, limits, records};
+use crate::{Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
@@ -30,6 +30,8 @@ pub struct App {
     pub records: Arc<Records>,
     /// The resource monitor, once it runs.
     pub monitor: Arc<OnceLock<Monitor>>,
+    /// Benchmarks, once they can be run.
+    pub benchmarks: Arc<OnceLock<Arc<Benchmarks>>>,
     /// TLS: what it is spoken with, now.
     pub tls: ArcSwap<Tls>,
     /// Where it listens, and where it cannot.
@@ -109,6 +111,8 @@ impl App {
         let monitor = Arc::new(OnceLock::new());
         let mut metrics = Metrics::new(&hosts, &config, updates.clone(), monitor.clone(), alive.clone());
         metrics.add(Box::new(records::Numbers(records.clone())));
+        let benchmarks = Arc::new(OnceLock::new());
+        metrics.add(Box::new(benchmarks::Numbers(benchmarks.clone())));
         Self {
             metrics,
             records,
@@ -120,6 +124,7 @@ impl App {
             started: Instant::now(),
             updates,
             monitor,
+            benchmarks,
             tls: ArcSwap::default(),
             listening: ArcSwap::default(),
             oip: crate::oip::Doors::default(),

@@ -7,6 +7,7 @@
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
 //! POST /test                 golden vectors through the running host
+//! POST /benchmark           every engine of a model once: see `benchmarks.rs`, jobs of that under /api/v1/benchmarks
 //! GET  /status /contract /metrics /openapi.json /docs /redoc
 //! *    /api/v1/...           updates: see `updates.rs`; what is written down: see `records.rs`
 //! GET  /commit-ready         may another updater confirm this boot?
@@ -27,6 +28,7 @@
 mod access;
 mod alive;
 mod app;
+mod benchmarks;
 mod body;
 mod config;
 mod device;
@@ -50,6 +52,7 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
+pub use benchmarks::{Benchmarks, start_benchmarks};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};

@@ -6,8 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, alive, docs, health, infer, monitoring, oip, records, status,
-    updates,
+    App, Reply, Req, RequestId, Surface, alive, benchmarks, docs, health, infer, monitoring, oip, records,
+    status, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -59,6 +59,12 @@ pub(crate) enum Route {
     WatchdogTest,
     Telemetry,
     TelemetryFile,
+    QuickBenchmark,
+    Benchmarks,
+    AddBenchmark,
+    Benchmark,
+    EndBenchmark,
+    BenchmarkReport,
     Captures,
     CaptureFile,
     DropCaptures,
@@ -133,6 +139,12 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
     ("/api/v1/logging", Verb::Put, Need::Operate, Route::SetLogging),
     ("/api/v1/history", Verb::Get, Need::Read, Route::History),
+    ("/benchmark", Verb::Post, Need::Operate, Route::QuickBenchmark),
+    ("/api/v1/benchmarks", Verb::Get, Need::Read, Route::Benchmarks),
+    ("/api/v1/benchmarks", Verb::Post, Need::Operate, Route::AddBenchmark),
+    ("/api/v1/benchmarks/{id}", Verb::Get, Need::Read, Route::Benchmark),
+    ("/api/v1/benchmarks/{id}", Verb::Delete, Need::Operate, Route::EndBenchmark),
+    ("/api/v1/benchmarks/{id}/report", Verb::Get, Need::Read, Route::BenchmarkReport),
     ("/api/v1/safe-mode/leave", Verb::Post, Need::Administer, Route::LeaveSafeMode),
     ("/api/v1/reboot", Verb::Post, Need::Administer, Route::Reboot),
     ("/api/v1/factory-reset", Verb::Post, Need::Administer, Route::FactoryReset),
@@ -410,6 +422,12 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Reboot => alive::reboot(app, req).await,
         Route::FactoryReset => alive::factory_reset(app, req).await,
         Route::WatchdogTest => alive::watchdog_test(app, req).await,
+        Route::QuickBenchmark => benchmarks::quick(app, req).await,
+        Route::Benchmarks => benchmarks::list(app),
+        Route::AddBenchmark => benchmarks::submit(app, req).await,
+        Route::Benchmark => benchmarks::get(app, req),
+        Route::EndBenchmark => benchmarks::remove(app, req).await,
+        Route::BenchmarkReport => benchmarks::report(app, req).await,
         Route::Telemetry => records::telemetry(app).await,
         Route::TelemetryFile => records::telemetry_file(app, req).await,
         Route::Captures => records::captures(app).await,

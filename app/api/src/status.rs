@@ -162,6 +162,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "motif_source": plan.as_ref().map(|p| p.motif().source()),
         "motif_labels": plan.as_ref().map(|p| p.motif().labels()),
         "accuracy": manifest.accuracy,
+        "decision": crate::benchmarks::decision(app, manifest.name.as_str()),
         "requests": { "success": n.success, "failures": counts(&n.failures), "late": n.late, "cancelled": n.cancelled },
         "queue": {
             "slots": n.slots,

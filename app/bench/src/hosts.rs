@@ -40,11 +40,15 @@ impl HostsDevice {
 }
 
 fn rungs(manifest: &Manifest) -> Vec<RungInfo> {
-    let precision = |rung| manifest.network(rung)?.variant.map(|v| v.precision);
-    let one = |&rung: &Rung| RungInfo {
-        rung: rung.to_string(),
-        engine: rung.engine.name().to_owned(),
-        precision: precision(rung).unwrap_or(Precision::Fp32).to_string(),
+    let one = |&rung: &Rung| {
+        let network = manifest.network(rung);
+        let precision = network.and_then(|n| n.variant).map_or(Precision::Fp32, |v| v.precision);
+        RungInfo {
+            rung: rung.to_string(),
+            engine: rung.engine.name().to_owned(),
+            precision: precision.to_string(),
+            sha256: network.map_or_else(String::new, |n| n.sha256.to_owned()),
+        }
     };
     manifest.engines.iter().map(one).collect()
 }

@@ -366,7 +366,7 @@ impl<D: Device> Jobs<D> {
             let mut changed = false;
             for rung in &record.rungs {
                 let Some(m) = &rung.measured else { continue };
-                let key = Key::of(&record.subject, &rung.info.rung);
+                let key = Key::of(&record.subject, &rung.info);
                 let known = state.baselines.iter().position(|b| b.key == key);
                 match known {
                     Some(_) if !record.request.baseline => continue,
@@ -439,16 +439,17 @@ impl<D: Device> Jobs<D> {
         Removed::Cancelled
     }
 
-    /// The newest record of a model in this version that selected a rung: the job's number and the record.
+    /// The newest record of a model that selected a rung: the job's number and the record. Only of the model as it is served now, file
+    /// for file, and of this firmware.
     #[must_use]
-    pub fn decision(&self, model: &str, sha256: &str) -> Option<(u64, Arc<Kept>)> {
+    pub fn decision(&self, model: &str) -> Option<(u64, Arc<Kept>)> {
+        let (subject, rungs) = self.device.subject(model)?;
         let state = lock(&self.state);
         let fits = |kept: &Kept| {
             kept.record.as_ref().is_some_and(|r| {
-                r.subject.model == model
-                    && r.subject.sha256 == sha256
-                    && r.subject.firmware == env!("CARGO_PKG_VERSION")
-                    && r.decision.outcome == Outcome::Selected
+                r.decision.outcome == Outcome::Selected
+                    && r.subject == subject
+                    && r.rungs.iter().all(|r| rungs.contains(&r.info))
             })
         };
         state.jobs.iter().rev().find(|(_, job)| fits(&job.kept)).map(|(n, job)| (*n, job.kept.clone()))

@@ -209,7 +209,7 @@ pub async fn run<D: Device>(
     run.chosen(chosen.as_deref()).await?;
     let Run { results, steps, .. } = run;
     let regressions = results.iter().filter_map(|r| {
-        let key = Key::of(&subject, &r.info.rung);
+        let key = Key::of(&subject, &r.info);
         let baseline = baselines.iter().find(|b| b.key == key);
         Some(regress::check(&r.info.rung, baseline, r.measured.as_ref()?))
     });

@@ -51,6 +51,9 @@ pub struct RungInfo {
     pub engine: String,
     /// `fp32`, `fp16` or `int8`, as the manifest says.
     pub precision: String,
+    /// SHA-256 of what it runs.
+    #[serde(default)]
+    pub sha256: String,
 }
 
 /// What the device was like. What it cannot say is absent, never 0.

@@ -2,7 +2,7 @@
 //!
 //! A baseline is stored when there is none, or when somebody asks for it; a better measurement never takes its place by itself.
 
-use crate::record::{Measured, Subject};
+use crate::record::{Measured, RungInfo, Subject};
 use crate::units::{Number, Time};
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +32,12 @@ pub struct Key {
 impl Key {
     /// Of this rung of this subject.
     #[must_use]
-    pub fn of(subject: &Subject, rung: &str) -> Self {
+    pub fn of(subject: &Subject, rung: &RungInfo) -> Self {
         Self {
             model: subject.model.clone(),
             version: subject.version.clone(),
-            sha256: subject.sha256.clone(),
-            rung: rung.to_owned(),
+            sha256: rung.sha256.clone(),
+            rung: rung.rung.clone(),
             firmware: subject.firmware.clone(),
         }
     }

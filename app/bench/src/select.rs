@@ -57,21 +57,25 @@ fn key(rung: &RungResult, m: &Measured) -> Key {
     (m.latency.p50.nanos() / 1000, Reverse(m.throughput_per_s), memory, rung.info.rung.clone())
 }
 
-fn behind(winner: &Key, other: &Key) -> String {
-    let w = &winner.3;
+/// What the winner has that another one has not.
+fn ahead(winner: &Key, other: &Key) -> String {
     if other.0 != winner.0 {
-        format!("{w} is faster: p50 {} us against {} us", winner.0, other.0)
+        format!("it is faster (p50 {} us against {} us)", winner.0, other.0)
     } else if other.1 != winner.1 {
         format!(
-            "{w} is as fast, with more throughput: {}/s against {}/s",
+            "it is as fast and has more throughput ({}/s against {}/s)",
             winner.1.0.value(),
             other.1.0.value()
         )
     } else if other.2 != winner.2 {
-        format!("{w} is as fast, with less memory")
+        "it is as fast and needs less memory".to_owned()
     } else {
-        format!("{w} is as good, and first by name")
+        "it is as good and first by name".to_owned()
     }
+}
+
+fn behind(winner: &Key, other: &Key) -> String {
+    format!("behind {}: {}", winner.3, ahead(winner, other))
 }
 
 /// Chooses.
@@ -110,22 +114,13 @@ pub fn decide(constraints: &[Constraint], rungs: &[RungResult]) -> Decision {
     let constrained = if constraints.is_empty() { "" } else { " that keeps to every constraint" };
     let (outcome, rung, nearest, because) = match (fit.first(), nearest) {
         (Some(best), _) => {
-            let runner = fit.get(1).map_or_else(
-                || {
-                    let those = if rungs.len() == 1 {
-                        "there is no other".into()
-                    } else {
-                        format!("none of the other {} does", rungs.len() - 1)
-                    };
-                    if constraints.is_empty() && rungs.len() > 1 {
-                        "no other could be measured".into()
-                    } else {
-                        those
-                    }
-                },
-                |next| behind(best, next).replacen(&best.3, "it", 1) + &format!(" of {}", next.3),
-            );
-            let because = format!("{} is the best{constrained}: {runner}", best.3);
+            let why = match fit.get(1) {
+                Some(next) => format!("{}, and {} is next", ahead(best, next), next.3),
+                None if rungs.len() == 1 => "there is no other".to_owned(),
+                None if constraints.is_empty() => "no other could be measured".to_owned(),
+                None => "no other does".to_owned(),
+            };
+            let because = format!("{} is the best{constrained}: {why}", best.3);
             (Outcome::Selected, Some(best.3.clone()), None, because)
         }
         (None, Some(near)) => {

@@ -20,6 +20,7 @@ struct Made {
     /// Milliseconds of one inference; drifts by `jitter` from run to run.
     ms: u64,
     precision: &'static str,
+    network: &'static str,
     fails_to_start: Option<(&'static str, bool)>,
     fails_after: Option<usize>,
     workers: usize,
@@ -111,6 +112,7 @@ impl Device for Fake {
             rung: (*name).into(),
             engine: name.split('-').next().unwrap().into(),
             precision: made.precision.into(),
+            sha256: made.network.into(),
         };
         matches!(model, "" | "m").then(|| (subject, self.rungs.iter().map(info).collect()))
     }
@@ -397,9 +399,19 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     let view = jobs.get(fourth).unwrap();
     let r = &view.kept.record.as_ref().unwrap().regressions[0];
     assert_eq!((r.level, r.baseline_job), (Level::Ok, Some(third)));
-    let (number, kept) = jobs.decision("m", "ab").unwrap();
+    let (number, kept) = jobs.decision("m").unwrap();
     assert_eq!((number, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
-    assert!(jobs.decision("m", "other").is_none());
+    // Another file under the same rung: neither the decision nor the baseline is about it.
+    let other = Fake::new(vec![("cpu", Made { network: "cd", ..made(10) })]);
+    let jobs = start(&other, &dir);
+    assert!(jobs.decision("m").is_none());
+    let fifth = jobs.submit(request(&["cpu"], &[])).await.unwrap();
+    over(&jobs, fifth).await;
+    assert_eq!(
+        jobs.get(fifth).unwrap().kept.record.as_ref().unwrap().regressions[0].level,
+        Level::NoBaseline
+    );
+    assert!(jobs.decision("m").is_some());
 }
 
 #[tokio::test(start_paused = true)]

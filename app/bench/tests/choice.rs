@@ -51,7 +51,7 @@ fn measured(p50_us: u64, throughput: f64, memory_mib: Option<u64>, cosine: f64) 
 fn rung(name: &str, measured: Option<Measured>) -> RungResult {
     let engine = name.split('-').next().unwrap().to_owned();
     let reason = measured.is_none().then(|| "its library is not here".to_owned());
-    let info = RungInfo { rung: name.into(), engine, precision: "fp32".into() };
+    let info = RungInfo { rung: name.into(), engine, precision: "fp32".into(), sha256: "ab".into() };
     RungResult { info, measured, reason }
 }
 
@@ -247,7 +247,7 @@ fn reports_of_equal_records_are_equal_bytes_and_every_word_is_escaped() {
 }
 
 fn baseline(m: &Measured) -> Baseline {
-    Baseline::of(Key::of(&Subject::default(), "cpu"), 7, m)
+    Baseline::of(Key::of(&Subject::default(), &RungInfo::default()), 7, m)
 }
 
 #[test]

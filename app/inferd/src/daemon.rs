@@ -14,7 +14,7 @@ use crate::{
     listen::{self, Bound, NotOne, Retry},
     logging::Levels,
     models, panel,
-    records::Records,
+    records::{self, Records},
     tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
@@ -114,6 +114,11 @@ pub fn run(
         app.records.control_log(Box::new(levels));
         monitor(&app, config);
         let records = Records::start(&app, config);
+        inferd_api::start_benchmarks(
+            &app,
+            &config.updates.data_dir.join("benchmarks"),
+            records::permit(&app),
+        );
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;

@@ -97,7 +97,8 @@ impl Permit for Watched {
     }
 }
 
-fn permit(app: &Arc<App>) -> Arc<dyn Permit> {
+/// What the monitor says of optional writes.
+pub fn permit(app: &Arc<App>) -> Arc<dyn Permit> {
     match app.monitor.get() {
         Some(monitor) => Arc::new(Watched { wear: monitor.wear(), shed: monitor.shed() }),
         None => Arc::new(Unlimited),
