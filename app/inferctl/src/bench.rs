@@ -1,5 +1,6 @@
-//! `inferctl bench`: how fast a server answers, and what that costs.
+//! `inferctl bench`: how fast a server answers, and what that costs; with `--engines`, which engine of a device is best.
 
+mod engines;
 mod http;
 mod load;
 mod process;
@@ -48,7 +49,7 @@ pub struct Bench {
     /// What a request looks like
     #[arg(long, value_enum, default_value_t = Form::Infer)]
     form: Form,
-    /// The model of the OIP forms [default: the first one listed]
+    /// The model of the OIP forms [default: the first one listed], or of --engines [default: the device's default one]
     #[arg(long)]
     model: Option<String>,
     /// Any server: send this body, as it is (with --path)
@@ -66,6 +67,8 @@ pub struct Bench {
     /// The server's process, whose CPU time is shown with all its descendants' [default: found by port on this machine]
     #[arg(long)]
     pid: Option<i32>,
+    #[command(flatten)]
+    engines: engines::Engines,
 }
 
 /// What one run came to. Times are in microseconds.
@@ -126,6 +129,9 @@ impl Bench {
     /// # Errors
     /// [`Failure`] when nothing could be measured, or when a request failed (after the result was printed).
     pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
+        if self.engines.wanted() {
+            return self.engines.run(client, self.model.as_deref(), json);
+        }
         if client.tls().is_some() {
             return Err(Failure::Other(
                 "bench measures over plain http: it would time the encryption of its own".into(),

@@ -74,8 +74,8 @@ enum Command {
     Models,
     /// Run one input through a model
     Infer(infer::Infer),
-    /// Measure throughput, latency and CPU cost, of this or any other server
-    Bench(bench::Bench),
+    /// Measure throughput, latency and CPU cost, of this or any other server; have a device choose the best of its engines
+    Bench(Box<bench::Bench>),
     /// Make and check model directories; needs no daemon
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -287,6 +287,10 @@ mod tests {
         let table: &[&[&str]] = &[
             &["bench", "-n", "5", "-d", "5"],
             &["bench", "-c", "0"],
+            &["bench", "--engines", "all", "--constraint", "p95_ms<=5"],
+            &["bench", "--constraint", "p95_ms<5"],
+            &["bench", "--engines", "all", "--replay", "x"],
+            &["bench", "--engines", "all", "a.json"],
             &["bench", "a.json", "--body", "b.bin"],
             &["bench", "--header", "nothing"],
             &["status", "--timeout", "0"],

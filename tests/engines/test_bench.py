@@ -1,0 +1,341 @@
+"""The benchmark that chooses, on the real daemon with the real ONNX Runtime: jobs, their record and reports, the tool before them."""
+
+import csv
+import html.parser
+import io
+import json
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import request, until
+
+JOBS = "/api/v1/benchmarks"
+# Small, so that the suite stays quick; the numbers are not looked at.
+SMALL = {"iterations": 20, "warm_up": 5, "most_repeats": 3, "in_flight": [1, 2], "soak_s": 1}
+LONG = {"iterations": 10000, "warm_up": 0, "repeats": 10, "most_repeats": 20, "in_flight": [], "soak_s": 600}
+
+
+@pytest.fixture
+def daemon_of(native, with_ort, tmp_path):
+    """A daemon with both engines, whose benchmarks are kept in the same place when it is started again."""
+
+    def start(**options):
+        return native(config=with_ort(more=f'[updates]\ndata_dir = "{tmp_path}/data"\n'), **options)
+
+    return start
+
+
+def ask(daemon, wish):
+    return daemon.request(JOBS, wish)
+
+
+def begin(daemon, **wish):
+    answer = ask(daemon, wish)
+    assert answer.status == 202, answer.body
+    number = answer.json()["id"]
+    assert answer.headers["Location"] == f"{JOBS}/{number}"
+    return number
+
+
+def job(daemon, number):
+    return daemon.request(f"{JOBS}/{number}").json()
+
+
+def over(daemon, number):
+    until(lambda: job(daemon, number)["state"] in ("completed", "failed", "cancelled"), "the end of the benchmark", timeout=120)
+    return job(daemon, number)
+
+
+def states(daemon):
+    return [j["state"] for j in reversed(daemon.request(JOBS).json()["benchmarks"])]
+
+
+def report(daemon, number, query=""):
+    answer = daemon.request(f"{JOBS}/{number}/report{query}")
+    assert answer.status == 200, answer.body
+    return answer
+
+
+class Page(html.parser.HTMLParser):
+    """Whether every tag is closed, and what the page refers to."""
+
+    VOID = {"meta", "rect", "line"}
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.outside, self.tags = [], [], set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.outside += [a for a in attributes if a[0] in ("src", "href", "srcset", "data", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_benchmark_measures_both_engines_and_its_reports_stay_the_same(daemon_of, walk):
+    daemon = daemon_of()
+    number = begin(daemon, **SMALL, constraints=["cosine>0.99", "p95_ms<10000"])
+    done = over(daemon, number)
+    assert done["state"] == "completed", done
+    record = done["record"]
+    assert [r["rung"] for r in record["rungs"]] == ["ort", "cpu"]
+    for rung in record["rungs"]:
+        numbers = rung["measured"]
+        latency = numbers["latency"]
+        assert 0 < latency["min_ms"] <= latency["p50_ms"] <= latency["p95_ms"] <= latency["p99_ms"] <= latency["max_ms"]
+        assert latency["samples"] == 60 and numbers["errors"] == 0
+        assert numbers["compute"]["p50_ms"] <= latency["p50_ms"]
+        assert numbers["cpu_ms_per_inference"] > 0 and numbers["memory"]["peak_bytes"] > 1 << 20
+        assert 0.999 < numbers["cosine"] <= 1
+        assert "power_w" not in numbers, "nothing here measures it, and 0 would be a lie"
+    assert record["rungs"][0]["measured"]["library"].startswith("onnxruntime")
+    assert [s["outcome"] for s in record["steps"]] == [
+        "rungs", "rungs", "skipped", "skipped", "skipped", "share", "memory", "load", "soak"
+    ]
+    assert all(s.get("reason") for s in record["steps"] if s["outcome"] == "skipped")
+    fastest = min(record["rungs"], key=lambda r: r["measured"]["latency"]["p50_ms"])["rung"]
+    assert record["decision"]["rung"] == done["decision"]["rung"] == fastest
+
+    pages = {}
+    for query in ("?format=json", "?format=html", "?format=html&view=simple", "?format=md", "?format=csv"):
+        pages[query] = report(daemon, number, query).body
+        assert report(daemon, number, query).body == pages[query], "the same bytes"
+    assert json.loads(pages["?format=json"]) == record
+    page = Page(pages["?format=html"].decode())
+    assert page.outside == [] and {"table", "svg", "style"} <= page.tags and "script" not in page.tags
+    assert "table" not in Page(pages["?format=html&view=simple"].decode()).tags
+    rows = list(csv.DictReader(io.StringIO(pages["?format=csv"].decode())))
+    assert [row["rung"] for row in rows] == ["ort", "cpu"]
+    assert [row["verdict"] for row in rows].count("selected") == 1
+
+    model = daemon.request("/status").json()["models"][0]
+    assert model["decision"]["rung"] == fastest and model["decision"]["record_id"] == done["record_id"]
+    assert model["fallback"] is None and model["engine"]["kind"] == "ort", "what serves is as it was"
+    metrics = daemon.request("/metrics").body.decode()
+    assert f'inference_engine_selected{{model="imu-motion",engine="{fastest}"}} 1' in metrics
+    assert 'inferd_benchmark_jobs{state="completed"} 1' in metrics
+    assert daemon.request("/infer", walk).status == 200
+
+    daemon.stop()
+    daemon = daemon_of()
+    assert report(daemon, number, "?format=html").body == pages["?format=html"], "after a restart too"
+    again = over(daemon, begin(daemon, **SMALL, rungs=["cpu"]))
+    assert [(r["rung"], r["baseline_job"]) for r in again["record"]["regressions"]] == [("cpu", int(number))]
+    assert daemon.request(f"{JOBS}/{number}", method="DELETE").json() == {"removed": number}
+    assert daemon.request(f"{JOBS}/{number}").status == 404
+
+
+def test_a_rung_that_cannot_start_is_a_result_with_its_reason(native, tmp_path):
+    daemon = native(config=f'[updates]\ndata_dir = "{tmp_path}/data"\n')
+    done = over(daemon, begin(daemon, **SMALL))
+    assert done["state"] == "completed"
+    reasons = {r["rung"]: r.get("reason") for r in done["record"]["rungs"]}
+    assert "ort" in reasons["ort"] and reasons["cpu"] is None
+    assert done["decision"]["rung"] == "cpu"
+
+
+def test_requests_are_answered_while_a_benchmark_runs_and_it_can_be_cancelled(daemon_of, walk):
+    daemon = daemon_of()
+    number = begin(daemon, **LONG)
+    until(lambda: job(daemon, number)["state"] == "running", "the benchmark to run")
+    until(lambda: job(daemon, number).get("progress", {}).get("rung"), "a rung to be measured")
+    for _ in range(50):
+        assert daemon.request("/infer", walk).status == 200
+    assert job(daemon, number)["state"] == "running"
+    assert daemon.request(f"{JOBS}/{number}/report").status == 409
+    assert daemon.request(f"{JOBS}/{number}", method="DELETE").status == 202
+    assert over(daemon, number)["state"] == "cancelled"
+    assert "FellBack" not in daemon.log_text() and "another engine serves" not in daemon.log_text()
+
+
+def test_two_run_at_once_and_one_while_requests_are_answered(daemon_of, walk):
+    daemon = daemon_of()
+    numbers = [begin(daemon, **LONG) for _ in range(3)]
+    until(lambda: states(daemon) == ["running", "running", "queued"], "two to run")
+    for number in numbers:
+        daemon.request(f"{JOBS}/{number}", method="DELETE")
+    until(lambda: set(states(daemon)) == {"cancelled"}, "all to end")
+    with ThreadPoolExecutor(1) as pool:
+        busy = True
+
+        def load():
+            while busy:
+                daemon.request("/infer", walk)
+
+        client = pool.submit(load)
+        try:
+            numbers = [begin(daemon, **LONG) for _ in range(2)]
+            until(lambda: states(daemon)[3:] == ["running", "queued"], "one to run")
+            for _ in range(20):
+                assert states(daemon)[3:] == ["running", "queued"]
+                daemon.request("/livez")
+        finally:
+            busy = False
+        client.result()
+    until(lambda: states(daemon)[3:] == ["running", "running"], "the other to run once nobody asks")
+    for number in numbers:
+        daemon.request(f"{JOBS}/{number}", method="DELETE")
+
+
+def test_the_queue_is_bounded(daemon_of):
+    daemon = daemon_of()
+    answers = [ask(daemon, LONG) for _ in range(12)]
+    assert [a.status for a in answers[:8]] == [202] * 8
+    refused = answers[-1]
+    assert refused.status == 503 and refused.json()["error"] == "benchmarks_full"
+    assert int(refused.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_job_that_a_restart_ends_has_failed_and_says_so(daemon_of, end):
+    daemon = daemon_of()
+    number = begin(daemon, **LONG)
+    until(lambda: job(daemon, number)["state"] == "running", "the benchmark to run")
+    daemon.process.send_signal(end)
+    daemon.process.wait(30)
+    daemon = daemon_of()
+    ended = job(daemon, number)
+    assert (ended["state"], ended["reason"]) == ("failed", "the daemon ended before the benchmark did")
+
+
+def test_a_damaged_record_is_set_aside(daemon_of, tmp_path):
+    daemon = daemon_of()
+    numbers = [begin(daemon, **SMALL, rungs=["cpu"]) for _ in range(2)]
+    for number in numbers:
+        over(daemon, number)
+    until(lambda: len(list((tmp_path / "data/benchmarks").glob("job-*.json"))) == 2, "both to be kept")
+    daemon.stop()
+    first = tmp_path / "data/benchmarks" / f"job-{int(numbers[0]):08}.json"
+    first.write_bytes(first.read_bytes()[:500])
+    daemon = daemon_of()
+    assert daemon.request(f"{JOBS}/{numbers[0]}").status == 404
+    assert job(daemon, numbers[1])["state"] == "completed"
+    assert first.with_suffix(".bad").exists()
+    daemon.logged("was set aside")
+
+
+@pytest.mark.parametrize(
+    ("wish", "status", "said"),
+    [
+        ({"model": "nobody"}, 404, "there are imu-motion"),
+        ({"rungs": ["warp"]}, 422, "there are ort, cpu"),
+        ({"constraints": ["p95_ms<=5"]}, 400, "a constraint is a name"),
+        ({"constraints": ["speed<5"]}, 400, "nothing of this name"),
+        ({"iterations": 0}, 422, "iterations is 0, allowed are 1 to 10000"),
+        ({"iterations": 10**6}, 422, "allowed are 1 to 10000"),
+        ({"soak_s": 3601}, 422, "soak_s is 3601"),
+        ({"in_flight": [65]}, 422, "in_flight is 65"),
+        ({"fast": True}, 400, "unknown field"),
+        ([], 400, "no object"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_its_name(daemon, wish, status, said):
+    answer = ask(daemon, wish)
+    assert answer.status == status and said in answer.json()["detail"], answer.body
+
+
+@pytest.mark.parametrize("path", [f"{JOBS}/0", f"{JOBS}/x", f"{JOBS}/99999999999999999999", f"{JOBS}/1/report/x"])
+def test_an_unknown_job_is_not_found(daemon, path):
+    assert daemon.request(path).status == 404
+
+
+def test_the_seeds_benchmark_answers_with_its_names_and_percentiles(daemon_of):
+    daemon = daemon_of()
+    answer = daemon.request("/benchmark?num_iterations=50", method="POST")
+    assert answer.status == 200, answer.body
+    said = answer.json()
+    assert set(said["engines"]) == {"ort", "cpu"} and said["tensorrt"] is None
+    assert said["pytorch"] == said["engines"]["cpu"], "the plain engine, under its own name too"
+    for numbers in said["engines"].values():
+        assert numbers["iterations"] == 50
+        assert 0 < numbers["mean_latency_ms"] and 0 < numbers["median_latency_ms"] <= numbers["p99_latency_ms"]
+        assert {"p50_latency_ms", "p90_latency_ms", "p95_latency_ms", "throughput_qps"} <= set(numbers)
+    for query in ("num_iterations=0", "num_iterations=10001", "num_iterations=x", "x=1"):
+        assert daemon.request(f"/benchmark?{query}", method="POST").status == 422
+    assert daemon.request("/benchmark?model=nobody", method="POST").status == 404
+
+
+def test_who_may_look_and_who_may_ask(native, tmp_path):
+    keys = 'viewer_keys = ["look-but-touch-nothing"]\noperator_keys = ["load-infer-and-unload"]'
+    daemon = native(config=f'[security]\n{keys}\nopen_reads = false\n[updates]\ndata_dir = "{tmp_path}/data"\n')
+
+    def by(key, path, method="GET", body=None):
+        return request(f"{daemon.url}{path}", body, method=method, headers={"X-API-Key": key} if key else {}).status
+
+    assert by(None, JOBS) == 401
+    assert by("look-but-touch-nothing", JOBS) == 200
+    for path in (JOBS, "/benchmark"):
+        assert by("look-but-touch-nothing", path, "POST", {}) == 403
+    assert by("load-infer-and-unload", JOBS, "POST", {**SMALL, "rungs": ["cpu"]}) == 202
+    assert by("look-but-touch-nothing", f"{JOBS}/1", "DELETE") == 403
+    assert by("load-infer-and-unload", f"{JOBS}/1", "DELETE") in (200, 202)
+
+
+# ----------------------------------------------------------------------------------------------------------- inferctl bench
+
+
+def test_inferctl_prints_the_table_and_the_decision_and_replays_it(daemon_of, inferctl, tmp_path):
+    daemon = daemon_of()
+    saved, page = tmp_path / "record.json", tmp_path / "report.html"
+    run = inferctl(
+        "bench", "--engines", "all", "--model", "imu-motion", "--iterations", "20", "--soak", "1",
+        "--constraint", "cosine>0.99", "--save", saved, "--report", page, url=daemon.url,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "step 1 of 9" in run.stderr
+    lines = run.stdout.splitlines()
+    head = next(line for line in lines if line.startswith("rung "))
+    assert all(column in head for column in ("precision", "p50 ms", "p95 ms", "p99 ms", "per s", "CPU ms", "memory", "cosine", "verdict"))
+    rows = [line.split()[0] for line in lines[lines.index(head) + 1 :][:2]]
+    assert rows == ["ort", "cpu"]
+    assert sum("selected" in line for line in lines) == 1
+    assert lines[-1].startswith("decision ") and "is the best that keeps to every constraint" in lines[-1]
+    assert Page(page.read_text()).outside == []
+
+    # No daemon is needed for the decision.
+    replayed = inferctl("bench", "--replay", saved, "--json")
+    assert replayed.returncode == 0 and replayed.stdout == saved.read_text(), "byte for byte"
+    told = inferctl("bench", "--replay", saved)
+    assert "the same decision, byte for byte" in told.stdout
+    record = json.loads(saved.read_text())
+    record["decision"]["rung"] = "hailo"
+    (forged := tmp_path / "forged.json").write_text(json.dumps(record))
+    assert inferctl("bench", "--replay", forged).returncode == 1
+    (tmp_path / "none.json").write_text("{}")
+    assert "no record" in inferctl("bench", "--replay", tmp_path / "none.json").stderr
+
+
+def test_inferctl_ends_with_1_when_no_engine_keeps_to_the_constraints(daemon_of, inferctl):
+    daemon = daemon_of()
+    run = inferctl("bench", "--engines", "ort,cpu", "--iterations", "10", "--soak", "0", "--constraint", "p50_ms<0.000001", "--json", url=daemon.url)
+    assert run.returncode == 1
+    done = json.loads(run.stdout)
+    assert done["decision"]["outcome"] == "none-fits" and done["decision"]["nearest"] in ("ort", "cpu")
+    assert all(v["reasons"][0].startswith("p50_ms<0.000001: it is ") for v in done["decision"]["verdicts"])
+    unknown = inferctl("bench", "--engines", "warp", url=daemon.url)
+    assert unknown.returncode == 1 and "there are ort, cpu" in unknown.stderr
+
+
+def test_inferctl_that_is_interrupted_cancels_its_job(daemon_of, inferctl):
+    daemon = daemon_of()
+    command = [str(inferctl.program), "--url", daemon.url, "bench", "--engines", "cpu", "--iterations", "10000", "--soak", "600"]
+    tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: states(daemon) == ["running"], "the job to run")
+        tool.send_signal(signal.SIGINT)
+        _, said = tool.communicate(timeout=30)
+    finally:
+        tool.kill()
+    assert tool.returncode == 1 and "the benchmark was cancelled" in said
+    assert over(daemon, "1")["state"] == "cancelled"
