@@ -12,6 +12,8 @@
 #![deny(unsafe_code)] // but for opening vendor libraries
 
 mod buffer;
+#[cfg(feature = "ort")]
+mod cache;
 mod convert;
 mod cpu;
 mod error;
@@ -28,6 +30,8 @@ mod tensorrt;
 mod vet;
 
 pub use buffer::{ALIGNMENT, AlignedBuffer};
+#[cfg(feature = "ort")]
+pub use cache::{EngineCache, Entry};
 pub use cpu::CpuEngine;
 pub use error::EngineError;
 pub use graph::{DimInfo, GraphInfo, TensorInfo};
