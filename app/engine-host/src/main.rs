@@ -6,7 +6,8 @@
 //!     inferd-engine-host engine-host ORDERS      started by the daemon
 //!     inferd-engine-host engines                 what this program has, and what works here, as JSON
 //!
-//! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`.
+//! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where engines are kept
+//! that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`.
 
 #![forbid(unsafe_code)]
 
@@ -39,7 +40,10 @@ fn main() -> ExitCode {
 fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
     match kind {
         #[cfg(feature = "ort")]
-        EngineKind::Ort => Some(Box::new(inferd_engine::OrtEngine::new(library("INFERD_ORT_LIB")))),
+        EngineKind::Ort => Some(Box::new(inferd_engine::OrtEngine::new(
+            library("INFERD_ORT_LIB"),
+            library("INFERD_ENGINE_CACHE"),
+        ))),
         #[cfg(feature = "tensorrt")]
         EngineKind::Tensorrt => {
             let (tensorrt, cuda) = (library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));

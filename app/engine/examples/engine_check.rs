@@ -19,7 +19,9 @@ fn main() {
     let mut dirs: Vec<String> = std::env::args().skip(1).collect();
     let engine: Box<dyn Engine> = match dirs.first().map(String::as_str) {
         #[cfg(feature = "ort")]
-        Some("--ort") => Box::new(inferd_engine::OrtEngine::new(dirs.drain(..2).nth(1).map(Into::into))),
+        Some("--ort") => {
+            Box::new(inferd_engine::OrtEngine::new(dirs.drain(..2).nth(1).map(Into::into), None))
+        }
         _ => Box::new(CpuEngine::new()),
     };
     engine.worker(Box::new(|| {

@@ -75,7 +75,8 @@ impl EngineCache {
             let entry = entry?;
             let path = entry.path();
             let file_name = entry.file_name();
-            let Some(other) = file_name.to_str().filter(|n| *n != name && path.is_dir() && n.contains('-')) else {
+            let Some(other) = file_name.to_str().filter(|n| *n != name && path.is_dir() && n.contains('-'))
+            else {
                 continue;
             };
             if other.starts_with(network) {
@@ -304,10 +305,16 @@ mod tests {
             // Large and empty: the disk holds nothing of it.
             File::create(entry.path().join("a.engine")).unwrap().set_len(1).unwrap();
             entry.finish().unwrap();
-            File::options().write(true).open(entry.path().join("a.engine")).unwrap().set_len(400 << 20).unwrap();
+            File::options()
+                .write(true)
+                .open(entry.path().join("a.engine"))
+                .unwrap()
+                .set_len(400 << 20)
+                .unwrap();
         }
         drop(cache.entry(b"new", "maker").unwrap());
-        let left = fs::read_dir(&cache.root).unwrap().filter(|e| e.as_ref().unwrap().path().join(LIST).exists());
+        let left =
+            fs::read_dir(&cache.root).unwrap().filter(|e| e.as_ref().unwrap().path().join(LIST).exists());
         assert_eq!(left.count(), 2);
     }
 }

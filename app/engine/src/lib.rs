@@ -97,6 +97,12 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Whether loading this network builds an engine out of it first, which may take minutes and is done once for a device. Asked
+    /// right before [`Engine::load`], so that it is shown and gets the time it needs.
+    fn must_build(&self, _network: NetworkFile, _manifest: &Manifest) -> bool {
+        false
+    }
+
     /// Loads a network: the model's own, or a variant of it with the same inputs and outputs.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! What runs is what is reported. A provider (TensorRT, CUDA, the CPU) is registered so that it fails when it cannot be had, and
 //! the CPU may not take over part of a network behind an accelerator's back; ONNX Runtime's own way is to fall back in silence.
 
+use crate::cache::EngineCache;
 use crate::fit::{match_tensors, parse};
 use crate::onnx::Graph;
 use crate::runner::{check, no_bool};
@@ -68,10 +69,21 @@ impl Provider {
         .unwrap_or(false)
     }
 
-    /// Its registration, which fails when it cannot be had.
-    fn dispatch(self) -> ExecutionProviderDispatch {
+    /// Its registration, which fails when it cannot be had. `kept` is where engines are kept that it builds.
+    fn dispatch(self, kept: Option<&Path>) -> ExecutionProviderDispatch {
         match self {
-            Self::TensorRt => ep::TensorRT::default().build(),
+            Self::TensorRt => {
+                let provider = ep::TensorRT::default();
+                match kept.map(|dir| dir.display().to_string()) {
+                    Some(dir) => provider
+                        .with_engine_cache(true)
+                        .with_engine_cache_path(&dir)
+                        .with_timing_cache(true)
+                        .with_timing_cache_path(&dir),
+                    None => provider,
+                }
+                .build()
+            }
             Self::Cuda => ep::CUDA::default().build(),
             Self::Cpu => ep::CPU::default().with_arena_allocator(true).build(),
         }
@@ -162,15 +174,17 @@ fn version_of(path: &Path) -> Result<String, String> {
 #[derive(Debug)]
 pub struct OrtEngine {
     library: Option<PathBuf>,
+    cache: Option<EngineCache>,
     /// What the loaded model runs on.
     provider: Mutex<Option<Provider>>,
 }
 
 impl OrtEngine {
-    /// An engine with the library at `path`, or with the one that is found.
+    /// An engine with the library at `path`, or with the one that is found. Engines that its TensorRT provider builds are kept in
+    /// `cache`; without one they are built at every start.
     #[must_use]
-    pub fn new(library: Option<PathBuf>) -> Self {
-        Self { library, provider: Mutex::new(None) }
+    pub fn new(library: Option<PathBuf>, cache: Option<PathBuf>) -> Self {
+        Self { library, cache: cache.map(EngineCache::new), provider: Mutex::new(None) }
     }
 }
 
@@ -200,6 +214,16 @@ impl Engine for OrtEngine {
         OrtLibrary::open(self.library.as_deref()).map(|_| ())
     }
 
+    /// Only TensorRT builds anything that lasts.
+    fn must_build(&self, network: NetworkFile, _: &Manifest) -> bool {
+        let Ok(library) = OrtLibrary::open(self.library.as_deref()) else { return false };
+        if !library.providers().contains(&Provider::TensorRt) {
+            return false;
+        }
+        let kept = self.cache.as_ref().and_then(|c| c.entry(network.bytes, &maker(library)).ok());
+        kept.is_none_or(|entry| !entry.is_complete())
+    }
+
     fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
         let onnx = network.of(NetworkFormat::Onnx)?;
         let library = OrtLibrary::open(self.library.as_deref())?;
@@ -210,8 +234,12 @@ impl Engine for OrtEngine {
         drop(network);
         let mut refused = Vec::new();
         for provider in library.providers() {
+            let cache = self.cache.as_ref().filter(|_| provider == Provider::TensorRt);
+            // Without a folder to write to it is built and not kept.
+            let mut kept = cache.and_then(|c| c.entry(onnx, &maker(library)).ok());
             let mut model = OrtModel {
                 library,
+                kept: kept.as_ref().map(|k| k.path().to_owned()),
                 onnx,
                 provider,
                 names: Arc::clone(&names),
@@ -220,6 +248,10 @@ impl Engine for OrtEngine {
             };
             match model.open() {
                 Ok(session) => {
+                    if let Some(built) = kept.as_mut().filter(|k| !k.is_complete()) {
+                        // What cannot be listed is built again the next time.
+                        let _ = built.finish();
+                    }
                     *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some(provider);
                     model.first = Mutex::new(Some(session));
                     return Ok(Box::new(model));
@@ -231,11 +263,22 @@ impl Engine for OrtEngine {
     }
 }
 
+/// What an engine that is built here is bound to: the libraries and the device. Precision is the network's own.
+fn maker(library: &OrtLibrary) -> String {
+    #[cfg(feature = "tensorrt")]
+    let device = crate::tensorrt::here();
+    #[cfg(not(feature = "tensorrt"))]
+    let device = "";
+    format!("onnxruntime {}; {device}", library.version())
+}
+
 /// A network on the provider that takes it.
 struct OrtModel {
     library: &'static OrtLibrary,
     onnx: &'static [u8],
     provider: Provider,
+    /// Where the provider keeps what it builds.
+    kept: Option<PathBuf>,
     /// The graph's inputs in its order.
     names: Arc<[String]>,
     manifest: Manifest,
@@ -253,7 +296,7 @@ impl OrtModel {
             .and_then(|b| b.with_intra_threads(1))
             .and_then(|b| b.with_inter_threads(1))
             .and_then(|b| b.with_intra_op_spinning(false))
-            .and_then(|b| b.with_execution_providers([self.provider.dispatch()]))
+            .and_then(|b| b.with_execution_providers([self.provider.dispatch(self.kept.as_deref())]))
             .map_err(text)?;
         if self.provider != Provider::Cpu {
             builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1").map_err(text)?;

@@ -79,6 +79,8 @@ impl From<String> for Refusal {
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Loading,
+    /// An engine is built out of the network: that may take minutes, once for a device.
+    Building,
     Golden,
 }
 
@@ -183,6 +185,9 @@ fn start(
     let ring = Ring::open(whole, layout).map_err(unmapped)?.leak();
     if let Some(cap) = orders.cap {
         own_memory.cap(cap).map_err(|e| format!("memory cannot be capped: {e}"))?;
+    }
+    if contained(|| Ok(engine.must_build(opened.network, &manifest)))? {
+        report(control, &Report::Phase(Phase::Building));
     }
     let network = contained(|| engine.load(opened.network, &manifest))?;
     let network: Arc<dyn Model> = Arc::from(network);

@@ -11,7 +11,9 @@ use crate::confine;
 use crate::edition::Edition;
 use crate::events::{Events, HostEvent};
 use crate::house::House;
-use crate::limits::{LOAD_TIMEOUT, MAX_REPORT, MAX_SLOTS, QUARANTINE, STUCK_GRACE, WORKER_STACK};
+use crate::limits::{
+    BUILD_TIMEOUT, LOAD_TIMEOUT, MAX_REPORT, MAX_SLOTS, QUARANTINE, STUCK_GRACE, WORKER_STACK,
+};
 use crate::ring::{Completion, Layout, Ring, Slot, Status};
 use crate::served::{EngineInfo, InferError, Timing};
 use crate::stats::{End, Stats};
@@ -69,8 +71,8 @@ pub enum StartError {
     #[error("the engine host ended while it loaded the model: {0}")]
     Ended(String),
     /// It took too long.
-    #[error("the engine host did not get ready within {} s", LOAD_TIMEOUT.as_secs())]
-    Late,
+    #[error("the engine host did not get ready within {} s", .0.as_secs())]
+    Late(Duration),
     /// The model wants engines this program does not have.
     #[error("it wants engine {}, this image has {}", names(.wanted), names(.has))]
     Engine { wanted: Vec<Rung>, has: Vec<EngineKind> },
@@ -82,7 +84,7 @@ pub enum StartError {
 impl StartError {
     /// Whether the engine's device may be to blame, when it has one: not for a model that is refused.
     pub fn is_the_devices(&self) -> bool {
-        matches!(self, Self::Refused(Refusal::Device(_)) | Self::Ended(_) | Self::Late)
+        matches!(self, Self::Refused(Refusal::Device(_)) | Self::Ended(_) | Self::Late(_))
     }
 }
 
@@ -258,9 +260,9 @@ impl Host {
         let events = plan.house.events.clone();
 
         let mut reports = BufReader::new(control);
-        let ready = tokio::time::timeout(LOAD_TIMEOUT, hear_ready(&mut reports, phase)).await;
+        let ready = hear_ready(&mut reports, phase).await;
         let Ready { version, device, library, agreement } = match ready {
-            Ok(Ok(ready)) => ready,
+            Ok(ready) => ready,
             other => {
                 let _ = child.start_kill();
                 let status = child.wait().await;
@@ -269,14 +271,15 @@ impl Host {
                 let mut ended = None;
                 let e = match other {
                     // An engine that is refused memory may say so itself before it falls.
-                    Ok(Err(Some(refusal))) => match ring.refused() {
+                    Err(Unready::Refused(refusal)) => match ring.refused() {
                         Some(_) => {
                             let reason = format!("{}; {refusal}", over_cap(&ring, cap));
                             StartError::Memory { cap, reason }
                         }
                         None => StartError::Refused(refusal),
                     },
-                    Ok(Err(None)) => {
+                    Err(Unready::Late(allowed)) => StartError::Late(allowed),
+                    _ => {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
                         plan.edition.observed.ended(end);
@@ -287,7 +290,6 @@ impl Host {
                             _ => StartError::Ended(reason),
                         }
                     }
-                    _ => StartError::Late,
                 };
                 let reason = e.to_string();
                 events.tell(match ended {
@@ -794,25 +796,49 @@ struct Ready {
     agreement: Agreement,
 }
 
-/// Reads reports until the host is ready. `Err(Some)`: it refused; `Err(None)`: it ended.
-async fn hear_ready(
-    reports: &mut BufReader<UnixStream>,
-    phase: impl Fn(Phase),
-) -> Result<Ready, Option<Refusal>> {
+/// Why a host is not ready.
+enum Unready {
+    Refused(Refusal),
+    Ended,
+    /// It took longer than this.
+    Late(Duration),
+}
+
+/// Reads reports until the host is ready, or its time is up: [`LOAD_TIMEOUT`] in all, and [`BUILD_TIMEOUT`] on top for building an
+/// engine.
+async fn hear_ready(reports: &mut BufReader<UnixStream>, phase: impl Fn(Phase)) -> Result<Ready, Unready> {
     let mut line = String::new();
+    let (mut deadline, mut allowed) = (tokio::time::Instant::now() + LOAD_TIMEOUT, LOAD_TIMEOUT);
+    let mut built = false;
     loop {
         line.clear();
-        match (&mut *reports).take(MAX_REPORT).read_line(&mut line).await {
-            Ok(n) if n > 0 => {}
-            _ => return Err(None),
+        let mut short = (&mut *reports).take(MAX_REPORT);
+        match tokio::time::timeout_at(deadline, short.read_line(&mut line)).await {
+            Ok(Ok(n)) if n > 0 => {}
+            Ok(_) => return Err(Unready::Ended),
+            Err(_) => return Err(Unready::Late(allowed)),
         }
         match parse_report(&line) {
-            Ok(Report::Phase(p)) => phase(p),
-            Ok(Report::Refused(why)) => return Err(Some(why)),
+            Ok(Report::Phase(Phase::Building)) if !built => {
+                built = true;
+                (deadline, allowed) = (deadline + BUILD_TIMEOUT, LOAD_TIMEOUT + BUILD_TIMEOUT);
+                phase(Phase::Building);
+            }
+            Ok(Report::Phase(p)) => {
+                // What building took is not taken from the rest.
+                if built {
+                    deadline = tokio::time::Instant::now() + LOAD_TIMEOUT;
+                }
+                phase(p);
+            }
+            Ok(Report::Refused(why)) => return Err(Unready::Refused(why)),
             Ok(Report::Ready { version, device, library, cosine, max_abs }) => {
                 return Ok(Ready { version, device, library, agreement: Agreement { cosine, max_abs } });
             }
-            Err(e) => return Err(Some(Refusal::Load(format!("the engine host spoke out of turn: {e}")))),
+            Err(e) => {
+                let why = format!("the engine host spoke out of turn: {e}");
+                return Err(Unready::Refused(Refusal::Load(why)));
+            }
         }
     }
 }

@@ -16,8 +16,10 @@ pub const MAX_WORDS: usize = 184;
 pub const MAX_ONNX_BYTES: u64 = 1 << 30;
 /// Largest golden-vector or head file that is read.
 pub const MAX_SIDE_FILE_BYTES: u64 = 256 << 20;
-/// How long a host may take from its start to passing its golden vectors.
+/// How long a host may take from its start to passing its golden vectors, the building of an engine aside.
 pub const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to build an engine: minutes for a large network on a small device.
+pub const BUILD_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// How long a host that is replaced may take to finish what it has; then it is killed.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Added to a model's deadline before a worker counts as stuck: scheduling on a busy machine is not the model's fault.

@@ -585,6 +585,7 @@ impl Served {
             if first {
                 let phase = match phase {
                     Phase::Loading => "loading the model",
+                    Phase::Building => "building the engine",
                     Phase::Golden => "running the golden vectors",
                 };
                 lock(&self.shown).state = State::Starting { phase, since: Instant::now() };

@@ -184,7 +184,7 @@ fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
     listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
 }
 
-/// Where the libraries of vendors' engines are, for the program that has them.
+/// Where the libraries of vendors' engines are, and where built engines are kept, for the program that has them.
 fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
     let hosts = &config.hosts;
     let libraries = [
@@ -193,7 +193,9 @@ fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
         ("INFERD_CUDA_LIB", &hosts.cuda),
     ];
     let named = libraries.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
-    named.map(|(name, path)| (name.to_owned(), path.clone().into_os_string())).collect()
+    let named = named.map(|(name, path)| (name, path.clone()));
+    let kept = ("INFERD_ENGINE_CACHE", config.updates.data_dir.join("engines"));
+    named.chain([kept]).map(|(name, path)| (name.to_owned(), path.into_os_string())).collect()
 }
 
 fn hosts_config(
