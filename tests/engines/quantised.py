@@ -53,7 +53,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def ladder(to, engines, cosine=0.95, max_abs=5.0):
+def ladder(to, engines, cosine=0.7, max_abs=0.5):
     """A copy of the default model with the variant int8 and this list of rungs."""
     shutil.copytree(places.DEFAULT_MODEL, to)
     quantise(to)

@@ -44,14 +44,14 @@ def test_the_best_rung_serves_and_everything_names_it(native, with_ort, tmp_path
     assert daemon.request("/healthz").json()["engine"] == "ort-int8"
     parameters = daemon.request("/v2/models/imu-motion").json()["parameters"]
     assert parameters["engine"] == "ort-int8"
-    assert parameters["golden"]["cosine_at_least"] == 0.95, "the tolerance is the variant's"
+    assert parameters["golden"]["cosine_at_least"] == 0.7, "the tolerance is the variant's"
     assert parameters["golden"]["cosine"] < 0.99999, "and it is needed: this is no f32 network"
     assert any('engine="ort-int8"' in line for line in metric(daemon, "inferd_model_info"))
     states = metric(daemon, "inferd_breaker_state")
     assert [name for name in LADDER for line in states if f'engine="{name}"' in line] == LADDER
     answer = daemon.request("/infer", walk)
     assert answer.status == 200 and "X-Inferd-Engine" not in answer.headers
-    assert daemon.request("/test").json()["parity"]["least_cosine"] == 0.95
+    assert daemon.request("/test", {}).json()["parity"]["least_cosine"] == 0.7
 
 
 def test_int8_answers_are_near_those_of_the_network_itself(native, with_ort, tmp_path, walk):
@@ -137,7 +137,7 @@ def test_the_built_in_engine_is_right_on_qdq_or_refuses(native, tmp_path, walk):
     daemon = native(models=[folder])
     seen = model(daemon)
     if seen["fallback"] is None:
-        assert seen["engine"]["rung"] == "cpu-int8" and seen["golden"]["cosine"] >= 0.95
+        assert seen["engine"]["rung"] == "cpu-int8" and seen["golden"]["cosine"] >= 0.7
     else:
         assert seen["engine"]["rung"] == "cpu" and seen["fallback"]["reason"]
     assert daemon.request("/infer", walk).status == 200

@@ -1,6 +1,6 @@
 //! The operator's tool, on a laptop or on the board.
 //!
-//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`bundle`], [`root`], [`push`], [`slots`],
+//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`quantize`], [`bundle`], [`root`], [`push`], [`slots`],
 //! [`records`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
@@ -21,6 +21,7 @@ mod key;
 mod meter;
 mod model;
 mod push;
+mod quantize;
 mod records;
 mod root;
 mod secure;
@@ -79,6 +80,8 @@ enum Command {
     /// Make and check model directories; needs no daemon
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Make quantised variants of a model, measured and proven; needs no daemon
+    Quantize(Box<quantize::Quantize>),
     /// Make API keys and their digests; needs no daemon
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
     let json = cli.json;
     let command = match cli.command {
         Command::Model(command) => return model::run(command, json),
+        Command::Quantize(command) => return end(command.run(json)),
         Command::Keygen(command) => return end(command.run(json)),
         Command::Key(command) => return end(command.run(json)),
         Command::Root(command) => return end(command.run(json)),
@@ -163,6 +167,7 @@ fn main() -> ExitCode {
             Command::Telemetry(command) => command.run(&client, json),
             Command::Capture(command) => command.run(&client, json),
             Command::Model(_)
+            | Command::Quantize(_)
             | Command::Keygen(_)
             | Command::Key(_)
             | Command::Root(_)

@@ -7,10 +7,10 @@ use crate::kernel;
 use crate::slots;
 use crate::watch;
 use inferd_api::oip::fuzz as oip;
-use inferd_engine::{CpuEngine, Engine};
+use inferd_engine::{CpuEngine, Engine, NetworkFile};
 use inferd_model::{Golden, GoldenWriter, Manifest, Motif};
 use inferd_tasks::imu::{ImuPlan, Numbers, WindowKey};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{LazyLock, Mutex};
@@ -93,6 +93,13 @@ fn manifest(data: &[u8]) {
             assert_eq!(spec.limit_per_channel().len(), spec.channel_count());
         }
     }
+    let files: BTreeSet<&str> = first.networks().map(|n| n.file).collect();
+    assert_eq!(files.len(), first.variants.len() + 1, "every network has a file of its own");
+    for &rung in &first.engines {
+        let network = first.network(rung).expect("every rung runs something");
+        assert_eq!(network.format, inferd_model::NetworkFormat::of(rung.engine));
+        assert_eq!(rung.to_string().parse(), Ok(rung));
+    }
     let _ = ImuPlan::new(&first, None, 12);
 }
 
@@ -108,7 +115,7 @@ fn golden(data: &[u8]) {
         };
         assert!(fits(&case.inputs, &model.inputs) && fits(&case.outputs, &model.outputs));
         let outputs: Vec<&[u8]> = case.outputs.iter().map(Vec::as_slice).collect();
-        let same = golden.compare(i, &outputs, model);
+        let same = golden.compare(i, &outputs, model, model.golden.tolerance());
         assert!(same.is_ok(), "vectors do not agree with themselves: {same:?}");
         writer.push(case.clone());
     }
@@ -155,7 +162,7 @@ fn network(data: &[u8]) {
         // SAFETY: `load` wants memory that outlives the model; `file` does, since the model is dropped before this
         // closure ends, whether it returns or unwinds, and nothing else keeps the slice.
         let file: &'static [u8] = unsafe { std::mem::transmute::<&[u8], &'static [u8]>(file) };
-        let loaded = CpuEngine::new().load(file, model);
+        let loaded = CpuEngine::new().load(NetworkFile::onnx(file), model);
         assert!(described.is_ok() || loaded.is_err(), "a network was loaded that cannot be described");
     }));
     if let Err(panic) = outcome {
