@@ -1,7 +1,7 @@
 //! libnvinfer: its two C functions, and objects with its tables.
 
 use crate::{code, cuda, fault, plan};
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Model};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Model, NetworkFile};
 use inferd_model::{DType, Manifest, TensorSpec};
 use inferd_tensorrt_abi::tables::{
     ContextTable, LoggerTable, Object, PlanTable, Public, PublicTable, RuntimeTable, Unused,
@@ -134,7 +134,7 @@ fn open(bytes: &[u8], logger: Log) -> Result<Network, String> {
     // The real one copies what it needs too; the engine wants memory that stays.
     let onnx: &'static [u8] = plan::read(bytes)?.to_vec().leak();
     let manifest = plan::manifest(onnx)?;
-    let model = CpuEngine::new().load(onnx, &manifest).map_err(|e| e.to_string())?;
+    let model = CpuEngine::new().load(NetworkFile::onnx(onnx), &manifest).map_err(|e| e.to_string())?;
     let name = |t: &TensorSpec| CString::new(t.name.clone()).map_err(|e| e.to_string());
     let names = manifest.inputs.iter().chain(&manifest.outputs).map(name).collect::<Result<_, _>>()?;
     Ok(Network { logger, manifest, names, model })

@@ -3,8 +3,8 @@
 //!     drive plan MODEL_DIR OUT [TENSORRT [ARCHITECTURE]]   makes a plan of a model's network
 //!     drive run TENSORRT CUDA MODEL_DIR PLAN               golden vectors, then two threads with different inputs
 
-use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Model, Runner, TensorrtEngine};
-use inferd_model::{Golden, Manifest};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine, Model, NetworkFile, Runner, TensorrtEngine};
+use inferd_model::{Golden, Manifest, NetworkFormat};
 use inferd_tensorrt_double::plan;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,11 +52,14 @@ fn run(tensorrt: &str, cuda: &str, dir: &str, plan: &str) -> Result<String, Stri
     let (manifest, onnx, golden) = model(dir)?;
     let engine = TensorrtEngine::new(Some(tensorrt.into()), Some(cuda.into()));
     engine.set_up().map_err(|e| format!("set-up: {e}"))?;
-    let loaded = engine.load(read(plan)?.leak(), &manifest).map_err(|e| format!("load: {e}"))?;
+    let plan = NetworkFile { bytes: read(plan)?.leak(), format: NetworkFormat::Plan };
+    let loaded = engine.load(plan, &manifest).map_err(|e| format!("load: {e}"))?;
     let manifest = Arc::new(manifest);
     let mut runner = Runner::new(&*loaded, manifest.clone()).map_err(|e| format!("session: {e}"))?;
-    let agreement = runner.check_golden(&golden).map_err(|e| format!("golden: {e}"))?;
-    let reference = CpuEngine::new().load(onnx.leak(), &manifest).map_err(|e| e.to_string())?;
+    let agreement =
+        runner.check_golden(&golden, manifest.golden.tolerance()).map_err(|e| format!("golden: {e}"))?;
+    let reference =
+        CpuEngine::new().load(NetworkFile::onnx(onnx.leak()), &manifest).map_err(|e| e.to_string())?;
     std::thread::scope(|scope| {
         let threads: Vec<_> = (1..=2u8)
             .map(|n| {
