@@ -11,6 +11,9 @@ import pytest
 import qemu
 from helpers import Native, inferctl_program
 
+# The tests' own ONNX Runtime sends nothing to its maker.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 
 @pytest.fixture
 def native(tmp_path):

@@ -66,7 +66,9 @@ pub fn compare(
         return unavailable(format!("{} cannot be written: {e}", scratch.0.display()));
     }
     // -I: nothing of the current folder or the user's environment is imported by accident.
-    let ran = Command::new(python).args(["-I", "-c", SCRIPT]).arg(&scratch.0).output();
+    // ONNX Runtime from 1.29 on would tell its maker what it runs.
+    let quiet = ("ORT_DISABLE_TELEMETRY", "1");
+    let ran = Command::new(python).args(["-I", "-c", SCRIPT]).arg(&scratch.0).envs([quiet]).output();
     let output = match ran {
         Ok(output) => output,
         Err(e) => return unavailable(format!("{python} cannot be run: {e}")),
