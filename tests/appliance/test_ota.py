@@ -320,7 +320,7 @@ def test_power_lost_in_the_middle_leaves_the_old_model_or_the_new_one_and_the_up
         assert status < 300, answer
         assert answer["bundle"]["saved"]["resumed"] > 0, f"nothing was kept of the interrupted transfer: {answer}"
     page = unit.settle()
-    assert page["serving"]["bundle"] == bundle and served(unit, walk) == new
+    assert page["serving"]["bundle"] == bundle and served(unit, walk) == new, page["verdicts"]
     assert page["floors"]["collar"] == version
     assert not [v for v in page["verdicts"] if v["bundle"] == bundle and v["outcome"] in ("refuse", "reverse")]
 
