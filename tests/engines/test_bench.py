@@ -22,7 +22,9 @@ def daemon_of(native, with_ort, tmp_path):
     """A daemon with both engines, whose benchmarks are kept in the same place when it is started again."""
 
     def start(**options):
-        return native(config=with_ort(more=f'[updates]\ndata_dir = "{tmp_path}/data"\n'), **options)
+        daemon = native(config=with_ort(more=f'[updates]\ndata_dir = "{tmp_path}/data"\n'), **options)
+        until(lambda: daemon.request(JOBS).status == 200, "what was kept to be read")
+        return daemon
 
     return start
 
@@ -123,7 +125,7 @@ def test_a_benchmark_measures_both_engines_and_its_reports_stay_the_same(daemon_
     assert model["decision"]["rung"] == fastest and model["decision"]["record_id"] == done["record_id"]
     assert model["fallback"] is None and model["engine"]["kind"] == "ort", "what serves is as it was"
     metrics = daemon.request("/metrics").body.decode()
-    assert f'inference_engine_selected{{model="imu-motion",engine="{fastest}"}} 1' in metrics
+    assert f'inferd_engine_selected{{model="imu-motion",engine="{fastest}"}} 1' in metrics
     assert 'inferd_benchmark_jobs{state="completed"} 1' in metrics
     assert daemon.request("/infer", walk).status == 200
 

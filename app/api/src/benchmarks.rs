@@ -41,8 +41,8 @@ const MOST_QUICK: u32 = 10_000;
 /// When to ask again while there is no place.
 const RETRY: Duration = Duration::from_secs(15);
 
-/// Lets benchmarks run on this endpoint's models; what they leave is kept in `dir`. Within the runtime that serves. Only the first
-/// call counts.
+/// Lets benchmarks run on this endpoint's models, once what is kept of them in `dir` has been read: a slow medium holds nothing else
+/// up. Within the runtime that serves; only the first call counts.
 pub fn start_benchmarks(app: &Arc<App>, dir: &Path, permit: Arc<dyn Permit>) {
     let (weak, monitor): (Weak<App>, _) = (Arc::downgrade(app), app.monitor.clone());
     let around = Surroundings {
@@ -53,7 +53,10 @@ pub fn start_benchmarks(app: &Arc<App>, dir: &Path, permit: Arc<dyn Permit>) {
         }),
     };
     let device = Arc::new(HostsDevice::new(app.hosts.clone(), around));
-    let _ = app.benchmarks.set(Jobs::start(device, dir, permit));
+    let (benchmarks, dir) = (app.benchmarks.clone(), dir.to_owned());
+    tokio::spawn(async move {
+        let _ = benchmarks.set(Jobs::start(device, &dir, permit).await);
+    });
 }
 
 /// What the newest reading says; what it does not say stays absent.
@@ -374,7 +377,7 @@ impl Collector for Numbers {
             latency,
         )?;
         out.gauge(
-            "inference_engine_selected",
+            "inferd_engine_selected",
             "1 for the engine that the newest benchmark of a model selected, 0 for the others it had",
             selected,
         )

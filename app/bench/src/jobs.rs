@@ -157,10 +157,15 @@ fn clock_ms() -> u64 {
 }
 
 impl<D: Device> Jobs<D> {
-    /// Reads what is kept in `dir` and lets jobs run. Within a tokio runtime. Blocking for as long as the reading takes.
-    pub fn start(device: Arc<D>, dir: &Path, permit: Arc<dyn Permit>) -> Arc<Self> {
+    /// Reads what is kept in `dir`, away from the runtime, and lets jobs run.
+    pub async fn start(device: Arc<D>, dir: &Path, permit: Arc<dyn Permit>) -> Arc<Self> {
         let store = Store::new(dir, permit);
-        let found = store.open().unwrap_or_else(|e| {
+        let reading = {
+            let store = store.clone();
+            tokio::task::spawn_blocking(move || store.open())
+        };
+        let read = reading.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        let found = read.unwrap_or_else(|e| {
             tracing::error!(error = %e, dir = %dir.display(), "benchmarks that were kept cannot be read");
             crate::store::Found { next: 1, ..Default::default() }
         });
@@ -333,29 +338,27 @@ impl<D: Device> Jobs<D> {
         );
         let outcome = protocol::run(&self.device, &request, &baselines, &reins).await;
         drop(place);
-        let ended = self.change(number, |kept| {
-            kept.ended_ms = Some(clock_ms());
-            kept.status = match outcome {
-                Ok(record) if record.to_json().len() > crate::record::MAX_BYTES / 2 => {
-                    JobState::Failed { reason: "its record is too large to be kept".into() }
-                }
-                Ok(record) => {
-                    tracing::info!(job = number, decision = record.decision.because, "a benchmark is done");
-                    kept.record = Some(record);
-                    JobState::Completed
-                }
-                Err(Ended::Cancelled) => JobState::Cancelled,
-                Err(Ended::Failed(reason)) => {
-                    tracing::warn!(job = number, reason, "a benchmark failed");
-                    JobState::Failed { reason }
-                }
-            };
-        });
-        let Some(kept) = ended else { return };
-        if let Some(record) = &kept.record {
-            self.remember_baselines(number, record).await;
-        }
-        self.write(kept).await;
+        let Some(mut kept) = self.get(number).map(|view| Kept::clone(&view.kept)) else { return };
+        kept.ended_ms = Some(clock_ms());
+        kept.status = match outcome {
+            Ok(record) if record.to_json().len() > crate::record::MAX_BYTES / 2 => {
+                JobState::Failed { reason: "its record is too large to be kept".into() }
+            }
+            Ok(record) => {
+                tracing::info!(job = number, decision = record.decision.because, "a benchmark is done");
+                self.remember_baselines(number, &record).await;
+                kept.record = Some(record);
+                JobState::Completed
+            }
+            Err(Ended::Cancelled) => JobState::Cancelled,
+            Err(Ended::Failed(reason)) => {
+                tracing::warn!(job = number, reason, "a benchmark failed");
+                JobState::Failed { reason }
+            }
+        };
+        // Kept first, then shown: who sees it done may cut the power.
+        self.write(Arc::new(kept.clone())).await;
+        let _ = self.change(number, |shown| *shown = kept);
         self.wake.notify_one();
     }
 

@@ -352,8 +352,8 @@ fn heavy_work_has_two_places_and_one_while_requests_are_answered() {
 
 // ------------------------------------------------------------------------------------------------------------- jobs
 
-fn start(device: &Arc<Fake>, dir: &tempfile::TempDir) -> Arc<Jobs<Fake>> {
-    Jobs::start(device.clone(), &dir.path().join("benchmarks"), Arc::new(Unlimited))
+async fn start(device: &Arc<Fake>, dir: &tempfile::TempDir) -> Arc<Jobs<Fake>> {
+    Jobs::start(device.clone(), &dir.path().join("benchmarks"), Arc::new(Unlimited)).await
 }
 
 async fn over(jobs: &Jobs<Fake>, number: u64) -> JobState {
@@ -373,7 +373,7 @@ fn states(jobs: &Jobs<Fake>) -> BTreeMap<&'static str, u64> {
 #[tokio::test(start_paused = true)]
 async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_first() {
     let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let first = jobs.submit(request(&[], &[])).await.unwrap();
     assert_eq!(over(&jobs, first).await, JobState::Completed);
     let record = jobs.get(first).unwrap().kept.record.clone().unwrap();
@@ -381,7 +381,7 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     assert!(record.regressions.iter().all(|r| r.level == Level::NoBaseline) && record.regressions.len() == 4);
 
     let slower = Fake::new(ladder().into_iter().map(|(n, m)| (n, Made { ms: m.ms * 2, ..m })).collect());
-    let jobs = start(&slower, &dir);
+    let jobs = start(&slower, &dir).await;
     assert_eq!(jobs.get(first).unwrap().kept.record.as_ref(), Some(&record), "read back");
     for _ in 0..2 {
         let second = jobs.submit(request(&["cpu"], &[])).await.unwrap();
@@ -403,7 +403,7 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     assert_eq!((number, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
     // Another file under the same rung: neither the decision nor the baseline is about it.
     let other = Fake::new(vec![("cpu", Made { network: "cd", ..made(10) })]);
-    let jobs = start(&other, &dir);
+    let jobs = start(&other, &dir).await;
     assert!(jobs.decision("m").is_none());
     let fifth = jobs.submit(request(&["cpu"], &[])).await.unwrap();
     over(&jobs, fifth).await;
@@ -417,7 +417,7 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
 #[tokio::test(start_paused = true)]
 async fn two_run_at_once_and_one_while_requests_are_answered() {
     let (device, dir) = (Fake::new(vec![("cpu", made(50))]), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     // The device answers all the time.
     let traffic = {
         let device = device.clone();
@@ -445,7 +445,7 @@ async fn two_run_at_once_and_one_while_requests_are_answered() {
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded_and_what_waits_can_be_cancelled() {
     let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let mut taken = Vec::new();
     let refused = loop {
         match jobs.submit(request(&[], &[])).await {
@@ -469,11 +469,11 @@ async fn the_queue_is_bounded_and_what_waits_can_be_cancelled() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_a_restart_ends_has_failed_with_the_reason() {
     let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let running = jobs.submit(request(&[], &[])).await.unwrap();
     let waiting = jobs.submit(request(&[], &[])).await.unwrap();
     // The daemon is gone; another one begins.
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     for job in [running, waiting] {
         let JobState::Failed { reason } = jobs.get(job).unwrap().kept.status.clone() else { panic!() };
         assert_eq!(reason, "the daemon ended before the benchmark did");
@@ -489,7 +489,7 @@ async fn what_is_damaged_is_set_aside() {
     for (name, content) in [("job-00000007.json", "{"), ("baselines-00000001.json", "[{}]"), ("other", "x")] {
         std::fs::write(place.join(name), content).unwrap();
     }
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     assert!(jobs.list().is_empty());
     assert!(place.join("job-00000007.bad").exists() && place.join("baselines-00000001.bad").exists());
     assert!(place.join("other").exists(), "what is not ours is left alone");
@@ -499,7 +499,7 @@ async fn what_is_damaged_is_set_aside() {
 #[tokio::test(start_paused = true)]
 async fn nothing_begins_while_optional_work_is_shed_and_what_runs_pauses() {
     let (device, dir) = (Fake::new(vec![("cpu", made(10))]), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let job = jobs.submit(request(&[], &[])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     device.shedding.store(true, SeqCst);
@@ -513,7 +513,7 @@ async fn nothing_begins_while_optional_work_is_shed_and_what_runs_pauses() {
 #[tokio::test(start_paused = true)]
 async fn a_device_that_never_has_room_ends_the_job() {
     let (device, dir) = (Fake::new(vec![("cpu", made(10))]), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let job = jobs.submit(request(&[], &[])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     device.shedding.store(true, SeqCst);
@@ -524,7 +524,7 @@ async fn a_device_that_never_has_room_ends_the_job() {
 #[tokio::test(start_paused = true)]
 async fn an_unknown_model_or_rung_is_refused_with_those_there_are() {
     let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let model = Request { model: "x".into(), ..Request::default() };
     assert_eq!(jobs.submit(model).await, Err(Refused::Model(vec!["m".into()])));
     let rung = jobs.submit(request(&["warp"], &[])).await.unwrap_err();
@@ -537,7 +537,7 @@ async fn an_unknown_model_or_rung_is_refused_with_those_there_are() {
 #[tokio::test(start_paused = true)]
 async fn a_quick_one_measures_every_rung_within_its_time() {
     let (device, dir) = (Fake::new(ladder()), tempfile::tempdir().unwrap());
-    let jobs = start(&device, &dir);
+    let jobs = start(&device, &dir).await;
     let before = Instant::now();
     let (subject, rungs) = jobs.quick("", 10_000, Duration::from_secs(20)).await.unwrap();
     assert!(before.elapsed() < Duration::from_secs(20));

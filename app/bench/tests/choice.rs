@@ -200,6 +200,16 @@ fn a_record_read_back_is_the_same_and_decides_the_same() {
     }
 }
 
+/// Measured by a device once, and committed: an order that changes would change what devices have decided.
+#[test]
+fn a_record_of_old_still_gives_its_decision() {
+    let text = include_str!("../../../tests/data/benchmark_record.json");
+    let record = Record::parse(text.as_bytes()).unwrap();
+    assert_eq!(record.to_json(), text.trim_end());
+    assert_eq!(record.replay(), record.decision);
+    assert!(record.rungs.len() >= 2 && record.steps.len() == 9);
+}
+
 #[test]
 fn what_is_no_record_is_refused() {
     let good = record(vec![rung("cpu", None)], &[]).to_json();

@@ -5,6 +5,7 @@
 
 #![no_main]
 
+mod bench;
 mod bundle;
 mod fetch;
 mod kernel;

@@ -1,5 +1,6 @@
 //! One function per parser.
 
+use crate::bench;
 use crate::bundle;
 use crate::fetch;
 use crate::inferd::config::{Arguments, Loaded};
@@ -41,6 +42,7 @@ pub const ALL: &[Target] = &[
     ("kernel", kernel::kernel),
     ("history", watch::history),
     ("keeper", watch::keeper),
+    ("benchmark", bench::benchmark),
 ];
 
 /// A manifest of this repository.
