@@ -1,6 +1,6 @@
 //! The operator's tool, on a laptop or on the board.
 //!
-//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`quantize`], [`bundle`], [`root`], [`push`], [`slots`],
+//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`quantize`], [`compile`], [`bundle`], [`root`], [`push`], [`slots`],
 //! [`records`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
@@ -12,6 +12,7 @@ mod alive;
 mod bench;
 mod bundle;
 mod client;
+mod compile;
 mod device;
 mod fail;
 mod files;
@@ -82,6 +83,8 @@ enum Command {
     Model(model::ModelCommand),
     /// Make quantised variants of a model, measured and proven; needs no daemon
     Quantize(Box<quantize::Quantize>),
+    /// Compile a model for a Hailo chip with Hailo's own compiler; needs no daemon
+    Compile(compile::Compile),
     /// Make API keys and their digests; needs no daemon
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
     let command = match cli.command {
         Command::Model(command) => return model::run(command, json),
         Command::Quantize(command) => return end(command.run(json)),
+        Command::Compile(command) => return end(command.run(json)),
         Command::Keygen(command) => return end(command.run(json)),
         Command::Key(command) => return end(command.run(json)),
         Command::Root(command) => return end(command.run(json)),
@@ -168,6 +172,7 @@ fn main() -> ExitCode {
             Command::Capture(command) => command.run(&client, json),
             Command::Model(_)
             | Command::Quantize(_)
+            | Command::Compile(_)
             | Command::Keygen(_)
             | Command::Key(_)
             | Command::Root(_)

@@ -4,9 +4,9 @@
 //! decided whether a variant may be kept ([`judge`]), and a new model directory is written with the variants, what they cost, and
 //! the rungs that run them. The directory that was given is only read.
 
-mod environment;
+pub mod environment;
 mod judge;
-mod script;
+pub mod script;
 
 use crate::{fail::Failure, show};
 use inferd_engine::{CpuEngine, Engine as _, NetworkFile, Runner};

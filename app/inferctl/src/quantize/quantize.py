@@ -451,7 +451,9 @@ def main():
     say(f"{len(data.samples)} samples to calibrate with and {len(golden.samples)} golden vectors")
     calibration = [normalised(s, specs) for s in data.samples]
     if args.export_calibration:
-        np.save(args.export_calibration, np.concatenate([s[specs[0]["name"]] for s in calibration]))
+        windows = np.concatenate([s[specs[0]["name"]] for s in calibration])
+        # Images are [N, C, H, W] in ONNX, and channels last for Hailo's compiler.
+        np.save(args.export_calibration, windows.transpose(0, 2, 3, 1) if windows.ndim == 4 else windows)
         return {"samples": len(calibration), "data_sha256": data.digest.hexdigest()}
     golden_inputs = [normalised(s, specs) for s in golden.samples]
     source, converted = modern(model, args.model, args.work, golden_inputs + calibration[:64])
