@@ -39,6 +39,11 @@ class Board:
     sizes: dict
     qemu: Qemu
 
+    @property
+    def architecture_in_rust(self):
+        """Rust's name of its processor: aarch64, x86_64."""
+        return self.rust_target.split("-")[0]
+
 
 def names():
     """Every board there is."""

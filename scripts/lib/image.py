@@ -1,4 +1,5 @@
-"""Assembles a board's image: kernel and BusyBox from Debian packages, our overlay, our daemon, one GPT disk image.
+"""Assembles a board's image: kernel and BusyBox from Debian packages, our overlay, our daemon, the engines of vendors, one GPT
+disk image.
 
 Needs no root and mounts nothing. The same inputs give the same bytes: times come from SOURCE_DATE_EPOCH (default: the
 last commit's), identifiers are fixed or derived from names. Beside FILE stands FILE.json, which says what is in it.
@@ -20,12 +21,13 @@ import board as boards
 import cpio
 import debian
 import devkeys
+import engines
 import hosttools
 import layout as layouts
 import modules
-import musl
 import places
 import rust
+import targets
 from steps import Failure, main, run, say, step
 
 MODELS_IN_IMAGE = "usr/share/inferd/models"
@@ -41,6 +43,7 @@ class Recipe:
     board: boards.Board
     inferd: Path
     models: list
+    vendors: engines.Engines | None = None  # those of vendors; without them only the built-in one serves
     dev: bool = False
     root: Path | None = None  # the root document it is born with; without one it accepts no bundle
     api_key: str | None = None  # dev images only: lets other machines than the appliance change it
@@ -78,7 +81,8 @@ def assemble(recipe, output):
     with step("Unpacking the image tools, the kernel and BusyBox from Debian packages (nothing is installed)") as remark:
         tools = hosttools.Tools(hosttools.IMAGE, refresh=recipe.refresh)
         packages = packages_of(recipe.board, recipe.refresh)
-        remark += [f"{name} {version}" for name, version in packages.versions.items()]
+        versions = packages.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
+        remark += [f"{name} {version}" for name, version in versions.items()]
     work = output.with_name(output.name + ".work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -102,7 +106,9 @@ def assemble(recipe, output):
         "inferd_bytes": recipe.inferd.stat().st_size,
         "image_bytes": output.stat().st_size,
         "image_bytes_written": output.stat().st_blocks * 512,
-        "packages": packages.versions,
+        "minimal": recipe.vendors is None,
+        **(recipe.vendors.facts() if recipe.vendors else {}),
+        "packages": dict(sorted(versions.items())),
         "tools": {name: tools.versions[name] for name in hosttools.IMAGE},
         "models": sorted(path.name for path in (work / "rootfs" / MODELS_IN_IMAGE).iterdir()),
     }
@@ -118,7 +124,7 @@ def packages_of(board, refresh=False):
 
 
 def rootfs(recipe, packages, tools, work):
-    """The read-only root: overlay, BusyBox, daemon, models, as squashfs."""
+    """The read-only root: overlay, BusyBox, daemon, engines, models, as squashfs."""
     stage = work / "rootfs"
     for folder in FOLDERS:
         (stage / folder).mkdir(parents=True, exist_ok=True)
@@ -127,6 +133,8 @@ def rootfs(recipe, packages, tools, work):
     shutil.copytree(places.OVERLAY, stage, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
     install_busybox(packages, stage / "usr/bin")
     shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
+    if recipe.vendors:
+        recipe.vendors.install(stage)
     for name, folder in named_models(recipe.models).items():
         shutil.copytree(folder, stage / MODELS_IN_IMAGE / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     version = tomllib.loads((places.ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
@@ -314,18 +322,22 @@ def digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+MINIMAL = "without the engines of vendors and the C library they need: only the built-in engine serves"
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/image",
         description="Assemble a bootable image for a board: Debian's kernel and BusyBox, the init scripts of "
-        "rootfs-overlay, the static daemon and its models. Needs no root.",
+        "rootfs-overlay, the static daemon, the engines of vendors and models. Needs no root.",
     )
     parser.add_argument("--board", required=True, choices=boards.names(), help="which board")
     parser.add_argument("-o", "--output", type=Path, help="image file (default: target/image/BOARD.img)")
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="one more model; repeatable")
     parser.add_argument("--no-default-model", action="store_true", help="only the models named with --model")
     parser.add_argument("--inferd", type=Path, metavar="FILE", help="use this daemon instead of building it")
+    parser.add_argument("--minimal", action="store_true", help=MINIMAL)
     parser.add_argument(
         "--root", type=Path, metavar="FILE", help="the root document whose keys it believes (`inferctl root create`); without one "
         "it accepts no bundle (default with --dev: this machine's developer keys)",
@@ -343,11 +355,13 @@ def cli():
     options = arguments()
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
+    vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
     models = ([] if options.no_default_model else [places.DEFAULT_MODEL]) + options.model
     root, api_key = trusted(options.root, options.dev)
-    output = (options.output or places.images() / f"{board.name}{'-dev' if options.dev else ''}.img").absolute()
+    output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    facts = assemble(Recipe(board, inferd, models, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh), output)
+    recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh)
+    facts = assemble(recipe, output)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
     if root is None:
         say("accepts no bundle: it was made without --root")
@@ -364,9 +378,14 @@ def trusted(root, dev, inferctl=None):
     return root or keys.root, keys.api_key
 
 
+def default_output(board, *, dev, minimal):
+    """Where an image is written when no file is named."""
+    return places.images() / f"{board.name}{'-minimal' if minimal else ''}{'-dev' if dev else ''}.img"
+
+
 def built_daemon(board):
     """The static daemon for a board, built now."""
-    musl.ensure([board.rust_target])
+    targets.ensure([board.rust_target])
     with step(f"Building the daemon for {board.rust_target} (static; the first build takes some minutes)"):
         return rust.build("inferd", board.rust_target)
 

@@ -21,11 +21,12 @@ from pathlib import Path
 import board as boards
 import debian
 import devkeys
+import engines
 import image
-import musl
 import places
 import qemu
 import rust
+import targets
 from steps import Failure, main, say, step
 
 DEFAULT_PORT = 9000
@@ -34,7 +35,7 @@ WINDOW = places.ROOT / "tests/data/imu_walk.json"
 LATENT, MOTIFS = 64, 12
 READY_TIMEOUT_S = 240
 ANSWER_TIMEOUT_S = 60
-NATIVE_TARGETS = {"amd64": "x86_64-unknown-linux-musl", "arm64": "aarch64-unknown-linux-musl"}
+NATIVE = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def arguments():
@@ -54,6 +55,7 @@ def arguments():
         "--root", type=Path, metavar="FILE", help="an image as it is shipped, that believes this root document: no root shell, no "
         "developer's keys (default: an image made with --dev)",
     )
+    parser.add_argument("--minimal", action="store_true", help=image.MINIMAL)
     parser.add_argument("--kvm", action="store_true", help="use KVM if it really runs this image here (default: emulation)")
     options = parser.parse_args()
     if options.native and (options.root or options.kvm):
@@ -83,12 +85,13 @@ def appliance(options, port, models, started):
     board = boards.load(options.board)
     with beside_inferctl() as wait_for_inferctl:
         inferd = image.built_daemon(board)
+        vendors = None if options.minimal else engines.prepare(board.architecture_in_rust)
         inferctl = wait_for_inferctl()
     dev = options.root is None
     root, api_key = image.trusted(options.root, dev, inferctl)
-    output = places.images() / f"{board.name}{'-dev' if dev else ''}.img"
+    output = image.default_output(board, dev=dev, minimal=options.minimal)
     output.parent.mkdir(parents=True, exist_ok=True)
-    image.assemble(image.Recipe(board, inferd, models, dev=dev, root=root, api_key=api_key), output)
+    image.assemble(image.Recipe(board, inferd, models, vendors, dev=dev, root=root, api_key=api_key), output)
     kvm = options.kvm and probe_kvm(board, output)
     serial = output.with_suffix(".console.log")
     # One that stays comes back after a reset, as a board does, on what it has written.
@@ -149,13 +152,22 @@ def watch(machine):
 
 def native(options, port, models, started):
     """The daemon alone, on this machine."""
-    target = NATIVE_TARGETS.get(debian.host_architecture())
-    if target is None:
+    architecture = NATIVE.get(debian.host_architecture())
+    if architecture is None:
         raise Failure("--native works on amd64 and arm64")
-    musl.ensure([target])
+    target = f"{architecture}-unknown-linux-musl"
+    targets.ensure([target])
+    # The slots are files here, and what serves is judged by the developer's keys of this machine.
+    environment = {**os.environ, "INFERD_UPDATES_ALLOW_DEV": "true"}
     with beside_inferctl() as wait_for_inferctl:
         with step(f"Building the daemon for {target} (static; the first build takes some minutes)"):
             inferd = rust.build("inferd", target)
+        if not options.minimal:
+            with step(f"Building {engines.PACKAGE} for this machine"):
+                host = rust.build_for_host(engines.PACKAGE, release=True)
+            # What the caller names goes before.
+            environment.setdefault("INFERD_HOSTS_ENGINE_HOST", str(host))
+            environment.setdefault("INFERD_HOSTS_ONNXRUNTIME", str(engines.onnxruntime(architecture).library))
         inferctl = wait_for_inferctl()
     log = places.target() / "run" / "inferd.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +176,6 @@ def native(options, port, models, started):
     for folder in models:
         command += ["--models", str(folder)]
     url = f"http://127.0.0.1:{port}"
-    # The slots are files here, and what serves is judged by the developer's keys of this machine.
-    environment = {**os.environ, "INFERD_UPDATES_ALLOW_DEV": "true"}
     with (
         open(log, "wb") as out,
         subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process,
@@ -284,6 +294,7 @@ def report(answer, url, inferctl, options, started):
     numbers = " ".join(f"{value:.3f}" for value in answer["latent"][:8])
     say(f"\n  sent    {WINDOW.relative_to(places.ROOT)}: one second of synthetic walking, 100 samples of 9 axes")
     say(f"  model   {contract['model']} {contract['model_version']}")
+    say(f"  engine  {engine_of(url, contract['model'])}")
     say(f"  latent  {numbers} ... ({LATENT} numbers)")
     if contract["motif_source"] == "none":
         say(f"  motifs  none: this model has no motif head, its {MOTIFS} scores are zeros")
@@ -316,10 +327,18 @@ def keep_flags(options):
     """The flags that start the same thing again and keep it."""
     flags = ["--keep"]
     flags += ["--native"] if options.native else ["--board", options.board] if options.board != "qemu-aarch64" else []
+    flags += ["--minimal"] if options.minimal else []
     flags += ["--root", str(options.root)] if options.root else []
     for folder in options.model:
         flags += ["--model", str(folder)]
     return " ".join(flags)
+
+
+def engine_of(url, model):
+    """Which engine serves a model: `ort on cpu, onnxruntime 1.31.1`."""
+    with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:
+        engine = next(found["engine"] for found in json.load(answer)["models"] if found["name"] == model)
+    return f"{engine['kind']} on {engine['device']}, {engine['version']}"
 
 
 def asked(url):

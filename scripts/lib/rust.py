@@ -5,10 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import elf
 import places
 from steps import Failure, main, run, say, step
-
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
 def ensure_toolchain():
@@ -24,40 +23,35 @@ def ensure_toolchain():
         run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "gcc", "libc6-dev"])
 
 
-def build(package, rust_target, *, profile="release"):
-    """Builds one package for a target and returns the program."""
+def build(package, rust_target, *, profile="release", flags=()):
+    """Builds one package for a target and returns the program. `flags` are rustc's, instead of those that stand elsewhere."""
     ensure_toolchain()
-    flags = ["--release"] if profile == "release" else []
-    run(["cargo", "build", "--locked", *flags, "--target", rust_target, "-p", package], show=True, cwd=places.ROOT)
+    command = ["cargo", "build", "--locked", *(["--release"] if profile == "release" else [])]
+    command += ["--target", rust_target, "-p", package]
+    given = {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags)} if flags else {}
+    run(command, show=True, cwd=places.ROOT, env=given)
     return places.target() / rust_target / profile / package
 
 
-def build_for_host(package):
-    """Builds a tool for this machine, unoptimised: quick to build, and its own speed does not matter here.
+def build_for_host(package, *, release=False):
+    """Builds a program for this machine, unoptimised unless asked: a tool is quick to build then, and its speed does not matter.
 
     Cargo's output is kept back, so that this can run beside another build.
     """
     ensure_toolchain()
-    run(["cargo", "build", "--locked", "-p", package], cwd=places.ROOT)
-    return places.target() / "debug" / package
+    run(["cargo", "build", "--locked", *(["--release"] if release else []), "-p", package], cwd=places.ROOT)
+    return places.target() / ("release" if release else "debug") / package
 
 
 def check_static(program, rust_target):
     """Refuses a program that needs anything of the system it runs on: an interpreter or a shared library."""
-    elf = program.read_bytes()
-    machine = ELF_MACHINES[rust_target.split("-")[0]]
-    if elf[:6] != b"\x7fELF\x02\x01" or int.from_bytes(elf[18:20], "little") != machine:
+    file = elf.read(program)
+    if not file.is_for(rust_target.split("-")[0]):
         raise Failure(f"{program} is no 64-bit program for {rust_target}")
-    table = int.from_bytes(elf[32:40], "little")
-    width, count = int.from_bytes(elf[54:56], "little"), int.from_bytes(elf[56:58], "little")
-    for at in range(table, table + width * count, width):
-        kind = int.from_bytes(elf[at : at + 4], "little")
-        offset, size = int.from_bytes(elf[at + 8 : at + 16], "little"), int.from_bytes(elf[at + 32 : at + 40], "little")
-        if kind == 3:
-            raise Failure(f"{program} is not static: it names the loader {elf[offset : offset + size - 1].decode()}")
-        tags = range(offset, offset + size, 16) if kind == 2 else ()
-        if any(int.from_bytes(elf[tag : tag + 8], "little") == 1 for tag in tags):
-            raise Failure(f"{program} is not static: it needs shared libraries")
+    if file.interpreter is not None:
+        raise Failure(f"{program} is not static: it names the loader {file.interpreter}")
+    if file.needed:
+        raise Failure(f"{program} is not static: it needs shared libraries")
 
 
 def cli():

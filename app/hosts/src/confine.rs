@@ -22,7 +22,7 @@
 //! code, at load and later. [`Profile::Wide`] therefore lists what none of them has a reason for and allows the rest: programs,
 //! processes, other processes' memory, sockets that leave the machine, mounts and namespaces, io_uring, BPF, userfaultfd, keys,
 //! kernel modules, clocks. It is there before the model is read and stays as it is. What such a library writes to is left to the
-//! permissions of the daemon's user: no image has one yet, so nothing is known to list.
+//! permissions of the daemon's user, on an image whose root filesystem cannot be written.
 //!
 //! `RLIMIT_NPROC` counts all tasks of a user; it is what the machine runs at the start of the host and 256 more. Where a cgroup
 //! has `pids.max` that is the narrower limit. It does not hold for root.
@@ -50,9 +50,14 @@ pub const TRAPPED: u8 = 4;
 /// When it has made eight arenas for as many threads, glibc's allocator reads the number of cores out of `/sys` to see how many
 /// more it may make, unless it was told. (musl's has none, and knows no such variable.) A worker and the engine's thread for it
 /// have one each, as they had.
-pub fn environment(workers: usize) -> [(&'static str, String); 1] {
-    [("MALLOC_ARENA_MAX", (2 * workers + 8).to_string())]
+pub fn environment(workers: usize) -> [(&'static str, String); 2] {
+    let (name, on) = NO_REPORTS;
+    [("MALLOC_ARENA_MAX", (2 * workers + 8).to_string()), (name, on.to_owned())]
 }
+
+/// ONNX Runtime from 1.29 on opens a connection to its maker and reports what it runs, unless this is set before it is loaded
+/// (its documentation of privacy). Nothing that a device computes is anybody else's business, and a host that tries is ended.
+pub const NO_REPORTS: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
 
 /// Gives up every privilege and most resources. Before any thread is started.
 ///

@@ -2,6 +2,7 @@
 //!
 //! The answer is a program's, and the program opens libraries of vendors: it gets little time, and what it says is taken with care.
 
+use crate::confine;
 use inferd_engine::{CpuEngine, Engine as _};
 use inferd_model::EngineKind;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,7 @@ async fn ask(program: &Path, environment: &[(String, OsString)]) -> Result<Vec<E
     let mut child = Command::new(program)
         .arg("engines")
         .env_clear()
+        .envs([confine::NO_REPORTS])
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -121,5 +123,11 @@ mod tests {
         assert_eq!(engines[1].library.as_deref(), Some(Path::new("/x/lib.so")));
         let crowd = of("yes | head -c 200000").await;
         assert_eq!(crowd.len(), 1, "a long answer is cut, and then none");
+    }
+
+    #[tokio::test]
+    async fn the_program_is_told_to_report_nothing_to_anybody() {
+        let answer = r#"[{\"engine\":\"ort\",\"version\":\"$ORT_DISABLE_TELEMETRY\",\"library\":null,\"providers\":[],\"problem\":null}]"#;
+        assert_eq!(of(&format!("echo \"{answer}\"")).await[1].version.as_deref(), Some("1"));
     }
 }

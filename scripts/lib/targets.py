@@ -1,11 +1,13 @@
-"""Makes `cargo build --target {x86_64,aarch64}-unknown-linux-musl` work, also where rustup cannot fetch targets.
+"""Makes `cargo build --target {x86_64,aarch64}-unknown-linux-{musl,gnu}` work, also where rustup cannot fetch targets.
+
+musl is for the daemon, gnu for the program with the engines of vendors (`engines`).
 
 1. The targets are there: nothing to do.
 2. `rustup target add` works (the normal machine): done.
 3. Otherwise the very same std is built once from Debian's rust-src package of exactly this compiler's version, and put
-   where rustup would have put it, with musl's start files and libc (Debian's musl-dev) and an unwinder built from the
-   LLVM sources that PyPI's ziglang carries. About two minutes of CPU time and 500 MB of downloads; the compiler itself
-   is not changed.
+   where rustup would have put it; for musl with its start files and libc (Debian's musl-dev) and an unwinder built from the
+   LLVM sources that PyPI's ziglang carries. About two minutes of CPU time and 500 MB of downloads for musl, a minute
+   for gnu, whose C library is no part of a target; the compiler itself is not changed.
 """
 
 import argparse
@@ -15,12 +17,14 @@ import shutil
 from pathlib import Path
 
 import debian
+import glibc
 import places
 import venv
 from steps import Failure, main, run, say, step
 
-TARGETS = ("aarch64-unknown-linux-musl", "x86_64-unknown-linux-musl")
-DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}
+MUSL = ("aarch64-unknown-linux-musl", "x86_64-unknown-linux-musl")
+GNU = ("aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu")
+TARGETS = MUSL + GNU
 SUITES = ("trixie", "trixie-backports", "forky", "sid")
 ZIG = "ziglang==0.17.0"
 START_FILES = ("crt1.o", "rcrt1.o", "Scrt1.o", "crti.o", "crtn.o", "libc.a")
@@ -40,9 +44,9 @@ def sysroot():
 
 
 def present(target, root):
-    """Whether a target's std and unwinder are installed."""
+    """Whether a target's std is installed, for musl with its unwinder."""
     lib = root / "lib/rustlib" / target / "lib"
-    return any(lib.glob("libstd-*.rlib")) and (lib / "self-contained/libunwind.a").is_file()
+    return any(lib.glob("libstd-*.rlib")) and (target in GNU or (lib / "self-contained/libunwind.a").is_file())
 
 
 def ensure(targets=TARGETS, *, use_rustup=True):
@@ -59,7 +63,7 @@ def ensure(targets=TARGETS, *, use_rustup=True):
                 remark.append(f"rustup cannot: {str(failure).splitlines()[-1]}")
         missing = [target for target in missing if not present(target, root)]
     if missing:
-        with places.locked(places.cache() / "musl"):
+        with places.locked(places.cache() / "std"):
             build_from_debian(missing, root)
 
 
@@ -67,18 +71,21 @@ def build_from_debian(targets, root):
     """Builds std for `targets` from Debian's sources and installs it into the sysroot `root`."""
     version = run([os.environ.get("RUSTC", "rustc"), "-V"], cwd=places.ROOT).split()[1]
     if not os.access(root, os.W_OK):
-        raise Failure(f"{root} is not writable; as the toolchain's owner run scripts/musl-targets once")
-    work = places.cache() / "musl" / version
+        raise Failure(f"{root} is not writable; as the toolchain's owner run scripts/rust-targets once")
+    work = places.cache() / "std" / version
     work.mkdir(parents=True, exist_ok=True)
-    with step(f"Getting the sources of Rust {version}'s std and musl from Debian"):
+    with step(f"Getting the sources of Rust {version}'s std from Debian, and C libraries to link with"):
         library = rust_library(version)
-        musl = {target: musl_files(target) for target in targets}
-    with step(f"Getting {ZIG} from PyPI (a C compiler and the unwinder's sources)"):
-        zig = ziglang()
+        flags = {target: glibc.Glibc(target.split("-")[0]).library_flags() for target in targets if target in GNU}
+        musl = {target: musl_files(target) for target in targets if target in MUSL}
+    zig = None
+    if musl:
+        with step(f"Getting {ZIG} from PyPI (a C compiler and the unwinder's sources)"):
+            zig = ziglang()
     for target in targets:
         with step(f"Building std {version} for {target}"):
-            rlibs = build_std(library, target, work)
-            install(target, root, rlibs, musl[target], zig, work)
+            rlibs = build_std(library, target, work, flags.get(target, []))
+            install(target, root, rlibs, musl.get(target), zig, work)
     shutil.rmtree(work / "std", ignore_errors=True)
 
 
@@ -90,13 +97,13 @@ def rust_library(version):
         if match:
             tree = archive.tree([f"rust-src={match}"], only="./usr/src/rustc-*/library/*")
             return next(tree.path.glob("usr/src/rustc-*/library"))
-    raise Failure(f"rustup cannot add the musl targets here, and Debian has no rust-src of version {version}")
+    raise Failure(f"rustup cannot add targets here, and Debian has no rust-src of version {version}")
 
 
 def musl_files(target):
     """musl's start files and libc for a target."""
     arch = target.split("-")[0]
-    tree = debian.Archive(DEBIAN[arch], SUITES[:1]).tree(["musl-dev"])
+    tree = debian.Archive(glibc.DEBIAN[arch], SUITES[:1]).tree(["musl-dev"])
     return tree.path / f"usr/lib/{arch}-linux-musl"
 
 
@@ -106,20 +113,19 @@ def ziglang():
     return next(home.glob("lib/python3*/site-packages/ziglang/zig"))
 
 
-def build_std(library, target, work):
-    """The rlibs of std for a target."""
-    variable = f"CARGO_TARGET_{target.upper().replace('-', '_')}_RUSTFLAGS"
+def build_std(library, target, work, flags):
+    """The rlibs of std for a target; `flags` link its shared library, which cargo makes as well."""
     run(
         [os.environ.get("CARGO", "cargo"), "build", "-q", "--locked", "--profile", "dist"]
         + ["--features", "panic-unwind backtrace", "--target", target],
         cwd=library / "sysroot",
         env={
             "RUSTC_BOOTSTRAP": "1",
-            variable: STD_FLAGS,
+            "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*STD_FLAGS.split(), *flags]),
             "__CARGO_DEFAULT_LIB_METADATA": "inferdstd",
             "CARGO_TARGET_DIR": work / "std",
         },
-        drop=["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"],
+        drop=["RUSTFLAGS"],
     )
     return sorted((work / "std" / target / "dist/deps").glob("*.rlib"))
 
@@ -132,9 +138,10 @@ def install(target, root, rlibs, musl, zig, work):
     own.mkdir(parents=True)
     for rlib in rlibs:
         shutil.copy(rlib, stage / "lib")
-    for name in START_FILES:
-        shutil.copy(musl / name, own)
-    unwinder(target, zig, work / "unwind", own)
+    if musl is not None:
+        for name in START_FILES:
+            shutil.copy(musl / name, own)
+        unwinder(target, zig, work / "unwind", own)
     final = root / "lib/rustlib" / target
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(stage, final.with_name(final.name + ".new"), dirs_exist_ok=True)
@@ -169,15 +176,15 @@ def unwinder(target, zig, work, into):
 
 
 def cli():
-    """scripts/musl-targets"""
+    """scripts/rust-targets"""
     parser = argparse.ArgumentParser(
-        prog="scripts/musl-targets",
-        description="Install the Rust targets for static-musl builds: with rustup, else by building std from Debian's "
-        "sources of the same version. Does nothing when they are there.",
+        prog="scripts/rust-targets",
+        description="Install the Rust targets of the boards' programs, static ones (musl) and dynamic ones (gnu): with rustup, "
+        "else by building std from Debian's sources of the same version. Does nothing when they are there.",
     )
     parser.add_argument("--no-rustup", action="store_true", help="build from Debian's sources at once")
     ensure(use_rustup=not parser.parse_args().no_rustup)
-    say(f"{' and '.join(TARGETS)} are installed in {sysroot()}")
+    say(f"{', '.join(TARGETS)} are installed in {sysroot()}")
     return 0
 
 
