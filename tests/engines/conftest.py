@@ -7,6 +7,8 @@ import onnxruntime
 import places
 import pytest
 
+from engines import chip as double
+
 
 @pytest.fixture(scope="session")
 def engine_host():
@@ -29,5 +31,44 @@ def with_ort(engine_host, onnxruntime_library):
 
     def config(library=onnxruntime_library, more=""):
         return f'[hosts]\nengine_host = "{engine_host}"\nonnxruntime = "{library}"\n{more}'
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def built_double():
+    """The double of libhailort and the program that makes containers for it."""
+    return double.build()
+
+
+@pytest.fixture(scope="session")
+def pack_program(built_double):
+    """The program that makes containers."""
+    return built_double[1]
+
+
+@pytest.fixture
+def chip(built_double, tmp_path):
+    """A chip of this test's own."""
+    return double.Chip(tmp_path / "chip", built_double[0])
+
+
+@pytest.fixture
+def hailo_model(pack_program, tmp_path):
+    """Folders of models with a container: `hailo_model()`, `hailo_model(deadline_ms=200)`."""
+
+    def make(name=None, **options):
+        return double.model(pack_program, tmp_path / "models" / (name or "imu-motion"), name=name, **options)
+
+    (tmp_path / "models").mkdir()
+    return make
+
+
+@pytest.fixture
+def with_chip(engine_host, chip):
+    """Configuration of a daemon with that chip: `with_chip()`, or with another library."""
+
+    def config(library=None):
+        return f'[hosts]\nengine_host = "{engine_host}"\nhailort = "{library or chip.library}"\nbreaker_pause_s = 1\n'
 
     return config

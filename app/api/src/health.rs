@@ -89,9 +89,15 @@ fn unavailable(words: &Words, extra: Map<String, Value>) -> Reply {
         .with_retry_after(words.retry_after.unwrap_or(Duration::from_secs(1)))
 }
 
-/// What is wrong with this device beside its model, where something is: it serves all the same.
+/// What is wrong with this device, where something is: it serves all the same.
 fn problems(app: &App) -> Option<(String, Value)> {
-    let problems = app.listening.load().problems();
+    let mut problems = app.listening.load().problems();
+    for model in app.hosts.list() {
+        if let Some(f) = model.fallback() {
+            let name = &model.manifest().name;
+            problems.push(format!("model {name} is served by {} instead of {}: {}", f.to, f.from, f.reason));
+        }
+    }
     (!problems.is_empty()).then(|| ("degraded".to_owned(), json!(problems)))
 }
 

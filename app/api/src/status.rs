@@ -3,8 +3,8 @@
 use crate::health::{default_words, ms, words};
 use crate::{App, Reply};
 use hyper::StatusCode;
-use inferd_hosts::{InferError, Origin, Served};
-use inferd_model::{Agreement, Limit, Normalization, Tolerance};
+use inferd_hosts::{DEVICE_EVENTS, DeviceState, InferError, Origin, Served};
+use inferd_model::{Agreement, EngineKind, Limit, Normalization, Tolerance};
 use inferd_tasks::imu::LATENT_CLIP;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 /// Version of the seed's HTTP contract.
 const API_VERSION: &str = "1.0.0";
-/// What this build can run models on.
-const HAILORT: bool = false;
 
 pub(crate) fn root(app: &App) -> Reply {
     let (model, words) = default_words(app);
@@ -61,7 +59,8 @@ pub(crate) fn status(app: &App) -> Reply {
     set("api_version", json!(API_VERSION));
     set("version", json!(env!("CARGO_PKG_VERSION")));
     set("uptime_s", json!(app.started.elapsed().as_secs()));
-    set("hailort_available", json!(HAILORT));
+    let hailort = app.config.engines.iter().any(|e| e.engine == EngineKind::Hailo && e.version.is_some());
+    set("hailort_available", json!(hailort));
     let plan = model.as_ref().and_then(|m| app.imu_plan(m).ok()).map(|(_, p)| p);
     set("num_motifs", json!(plan.as_ref().map_or(app.config.motifs_without_head, |p| p.motif().len())));
     set("motif_source", json!(plan.as_ref().map(|p| p.motif().source())));
@@ -158,6 +157,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
             "network": network.map(|n| json!({ "file": n.file, "sha256": n.sha256, "format": n.format })),
         },
         "variants": manifest.variants,
+        "device": n.device.as_ref().map(device_of),
         "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),
         "motif_source": plan.as_ref().map(|p| p.motif().source()),
         "motif_labels": plan.as_ref().map(|p| p.motif().labels()),
@@ -201,6 +201,18 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "quarantined_inputs": model.quarantined(),
         "last_load_error": app.hosts.last_load_error(manifest.name.as_str()),
     })
+}
+
+/// How the accelerator is that a model runs on.
+fn device_of(device: &DeviceState) -> Value {
+    let told: Map<String, Value> =
+        DEVICE_EVENTS.iter().zip(device.events).map(|(event, n)| ((*event).to_owned(), json!(n))).collect();
+    let zone = match device.zone {
+        0 => "normal",
+        1 => "high",
+        _ => "too-high",
+    };
+    json!({ "celsius": device.temperature, "watts": device.power, "temperature": zone, "told": told })
 }
 
 /// The bundle a model came in, if it did.

@@ -6,8 +6,8 @@
 //!     inferd-engine-host engine-host ORDERS      started by the daemon
 //!     inferd-engine-host engines                 what this program has, and what works here, as JSON
 //!
-//! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where engines are kept
-//! that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`.
+//! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_HAILORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where
+//! engines are kept that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`.
 
 #![forbid(unsafe_code)]
 
@@ -49,18 +49,27 @@ fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
             let (tensorrt, cuda) = (library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));
             Some(Box::new(inferd_engine::TensorrtEngine::new(tensorrt, cuda)))
         }
+        #[cfg(feature = "hailo")]
+        EngineKind::Hailo => Some(Box::new(inferd_engine::HailoEngine::new(library("INFERD_HAILORT_LIB")))),
         _ => None,
     }
 }
 
-#[cfg_attr(not(any(feature = "ort", feature = "tensorrt")), allow(dead_code))]
+#[cfg_attr(not(any(feature = "ort", feature = "hailo", feature = "tensorrt")), allow(dead_code))]
 fn library(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
 /// What is known of an engine before any model; nothing of one that this program does not have.
 fn look(engine: EngineKind) -> Option<EngineHere> {
-    let mut here = EngineHere { engine, version: None, library: None, providers: Vec::new(), problem: None };
+    let mut here = EngineHere {
+        engine,
+        version: None,
+        library: None,
+        providers: Vec::new(),
+        problem: None,
+        waits: false,
+    };
     match engine {
         #[cfg(feature = "ort")]
         EngineKind::Ort => match inferd_engine::OrtLibrary::open(library("INFERD_ORT_LIB").as_deref()) {
@@ -83,6 +92,21 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
                 Err(why) => here.problem = Some(why.to_string()),
             }
         }
+        #[cfg(feature = "hailo")]
+        EngineKind::Hailo => match inferd_engine::HailoEngine::new(library("INFERD_HAILORT_LIB")).look() {
+            Ok(found) => {
+                here.version = Some(found.version);
+                here.library = Some(found.library);
+                match found.chip {
+                    Ok(chip) => here.providers = vec![chip],
+                    Err(why) => {
+                        here.waits = why.may_pass();
+                        here.problem = Some(why.to_string());
+                    }
+                }
+            }
+            Err(why) => here.problem = Some(why.to_string()),
+        },
         _ => return None,
     }
     Some(here)

@@ -30,6 +30,18 @@ pub enum EngineError {
     /// The engine's device does not answer, or is gone: it may come back when its driver or its bus is reset.
     #[error("the device is lost: {0}")]
     Device(String),
+    /// The engine's device is there and cannot be used now: another process has it, or it is too hot. Nothing has to be done about it
+    /// but to wait.
+    #[error("the device cannot be used now: {0}")]
+    Busy(String),
     #[error("inference failed: {0}")]
     Run(String),
+}
+
+impl EngineError {
+    /// Whether it is the device's, which may be well again later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Device(_) | Self::Busy(_))
+    }
 }

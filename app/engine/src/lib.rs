@@ -19,11 +19,13 @@ mod cpu;
 mod error;
 mod fit;
 mod graph;
+#[cfg(feature = "hailo")]
+mod hailo;
 mod onnx;
 #[cfg(feature = "ort")]
 mod ort;
 mod runner;
-#[cfg(any(feature = "ort", feature = "tensorrt", test))]
+#[cfg(any(feature = "ort", feature = "hailo", feature = "tensorrt", test))]
 mod shared;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
@@ -35,6 +37,8 @@ pub use cache::{EngineCache, Entry};
 pub use cpu::CpuEngine;
 pub use error::EngineError;
 pub use graph::{DimInfo, GraphInfo, TensorInfo};
+#[cfg(feature = "hailo")]
+pub use hailo::{COOL, HailoEngine, HailoHere};
 #[cfg(feature = "ort")]
 pub use ort::{OrtEngine, OrtLibrary, Provider};
 pub use runner::{GoldenCheckError, Runner};
@@ -110,6 +114,11 @@ pub trait Engine: Send + Sync {
     /// outputs are not those of the manifest.
     fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError>;
 
+    /// How its device is, when it has one that says so. Asked from a thread of its own, while models are loaded and run.
+    fn device_state(&self) -> Option<DeviceState> {
+        None
+    }
+
     /// Runs a worker's whole life on a thread this engine computes well on, and returns when it is over. A panic in
     /// `life` comes out here.
     ///
@@ -119,6 +128,32 @@ pub trait Engine: Send + Sync {
         life();
     }
 }
+
+/// How an accelerator is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceState {
+    /// Degrees Celsius of the hotter sensor, when it answers.
+    pub temperature: Option<f32>,
+    /// Watts, where it can measure them.
+    pub power: Option<f32>,
+    /// What it said of its temperature last: 0 normal, 1 high, 2 too high.
+    pub zone: u32,
+    /// How often it has told each of [`DEVICE_EVENTS`] since it was opened.
+    pub events: [u64; DEVICE_EVENTS.len()],
+}
+
+/// What a device may tell, as metrics call it.
+pub const DEVICE_EVENTS: [&str; 9] = [
+    "temperature_alarm",
+    "dataflow_shutdown",
+    "overcurrent",
+    "ecc_corrected",
+    "ecc_uncorrectable",
+    "cpu_ecc",
+    "cpu_ecc_fatal",
+    "clock_changed",
+    "run_time_error",
+];
 
 /// A loaded network, shared by all workers.
 pub trait Model: Send + Sync {

@@ -26,7 +26,7 @@ pub struct Candidate {
 
 impl Candidate {
     pub(crate) async fn start(served: Arc<Served>, edition: &Arc<Edition>) -> Result<Self, StartError> {
-        let host = served.start(edition, |_| ()).await?;
+        let host = served.start(edition, true, |_| ()).await?;
         served.show_alone(edition, &host);
         Ok(Self { served, edition: edition.clone(), host, promoted: false })
     }

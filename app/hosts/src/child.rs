@@ -23,6 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 /// What the daemon tells a host on its command line, as JSON: descriptors and sizes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub enum Refusal {
     /// The engine's device does not answer or is gone.
     #[error("{0}")]
     Device(String),
+    /// The engine's device is there and cannot be used now.
+    #[error("{0}")]
+    Busy(String),
     /// A golden vector did not come out. The numbers are those of the first output that disagreed; absent when the engine
     /// failed on the vector, or where they are no numbers (an answer that is not finite).
     #[error("{reason}")]
@@ -86,6 +90,12 @@ pub enum Phase {
 
 /// Exit status of a host that refused its model; everything else that ends a host is a fault.
 pub const REFUSED: u8 = 3;
+
+/// Exit status of a host whose device is lost or cannot be used for a while.
+pub const WITHOUT_DEVICE: u8 = 5;
+
+/// How often a device is asked how it is.
+const DEVICE_LOOK: Duration = Duration::from_secs(1);
 
 /// Makes the engines that a host program has.
 pub type Engines = fn(EngineKind) -> Option<Box<dyn Engine>>;
@@ -218,10 +228,29 @@ fn start(
         let a = told.recv().map_err(|_| "a worker ended while it ran the golden vectors".to_owned())??;
         worst = Agreement { cosine: worst.cosine.min(a.cosine), max_abs: worst.max_abs.max(a.max_abs) };
     }
+    watch_device(&engine, ring)?;
     let (version, device, library) = (engine.version(), engine.device(), engine.library());
     limit_calls(Stage::Serving)?;
     let Agreement { cosine, max_abs } = worst;
     report(control, &Report::Ready { version, device, library, cosine, max_abs });
+    Ok(())
+}
+
+/// Leaves how the engine's device is in the ring, again and again, if it has one that says so.
+fn watch_device(engine: &Arc<dyn Engine>, ring: &'static Ring) -> Result<(), Refusal> {
+    let Some(first) = engine.device_state() else { return Ok(()) };
+    ring.device().store(&first);
+    let engine = engine.clone();
+    let watch = move || {
+        loop {
+            std::thread::sleep(DEVICE_LOOK);
+            if let Some(state) = engine.device_state() {
+                ring.device().store(&state);
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("device".into()).stack_size(WORKER_STACK);
+    thread.spawn(watch).map_err(|e| format!("the device's thread cannot be started: {e}"))?;
     Ok(())
 }
 
@@ -255,6 +284,7 @@ fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Refusal
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(r) => r.map_err(|e| match e {
             EngineError::Device(_) => Refusal::Device(e.to_string()),
+            EngineError::Busy(_) => Refusal::Busy(e.to_string()),
             e => Refusal::Load(e.to_string()),
         }),
         Err(_) => Err(Refusal::Load("the engine panicked while it loaded the model".to_owned())),
@@ -265,6 +295,7 @@ fn disagreed(e: GoldenCheckError) -> Refusal {
     let reason = e.to_string();
     match e {
         GoldenCheckError::Engine { error: EngineError::Device(_), .. } => Refusal::Device(reason),
+        GoldenCheckError::Engine { error: EngineError::Busy(_), .. } => Refusal::Busy(reason),
         GoldenCheckError::Engine { .. } => Refusal::Golden { reason, cosine: None, max_abs: None },
         GoldenCheckError::Mismatch(m) => {
             let number = |v: f64| v.is_finite().then_some(v);
@@ -337,6 +368,11 @@ impl Worker {
             Ok(Ok(())) => self.ring.finish(job, self.index, Status::Ok, "", &wake),
             Ok(Err(e @ EngineError::Value { .. })) => {
                 self.ring.finish(job, self.index, Status::Value, &e.to_string(), &wake);
+            }
+            // Nothing more comes of it. What is in the host is told that it ended, and nobody is told an answer.
+            Ok(Err(e @ (EngineError::Device(_) | EngineError::Busy(_)))) => {
+                self.ring.say(&e.to_string());
+                sys::exit_now(WITHOUT_DEVICE.into())
             }
             Ok(Err(e)) => self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake),
             Err(_) => {

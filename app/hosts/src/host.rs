@@ -6,7 +6,7 @@
 
 use crate::breaker::Breaker;
 use crate::cgroup::{Group, GroupView};
-use crate::child::{Orders, Phase, REFUSED, Refusal, Report, parse_report};
+use crate::child::{Orders, Phase, REFUSED, Refusal, Report, WITHOUT_DEVICE, parse_report};
 use crate::confine;
 use crate::edition::Edition;
 use crate::events::{Events, HostEvent};
@@ -85,6 +85,13 @@ impl StartError {
     /// Whether the engine's device may be to blame, when it has one: not for a model that is refused.
     pub fn is_the_devices(&self) -> bool {
         matches!(self, Self::Refused(Refusal::Device(_)) | Self::Ended(_) | Self::Late(_))
+    }
+}
+
+impl StartError {
+    /// Whether the engine refused the model itself: its file, or what it computes.
+    pub fn is_the_models(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::Load(_) | Refusal::Golden { .. }))
     }
 }
 
@@ -867,6 +874,9 @@ fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: 
                 (End::Seccomp, format!("it tried a system call that engine hosts may not make{words}"))
             }
             (Some(n), _) => (End::Crash, format!("it crashed with signal {n}{words}")),
+            (None, Some(c)) if c == i32::from(WITHOUT_DEVICE) => {
+                (End::Device, ring.last_words().unwrap_or_else(|| "its device cannot be used".to_owned()))
+            }
             (None, Some(c)) if c == i32::from(REFUSED) => (End::Crash, format!("it refused to serve{words}")),
             (None, code) => (End::Crash, format!("it ended with status {}{words}", code.unwrap_or(-1))),
         },

@@ -51,6 +51,7 @@ pub use breaker::{BreakerRules, BreakerState, BreakerView};
 pub use candidate::{Candidate, PeakMemory, PrepareError, PromoteError, Promotion};
 pub use child::{Engines, engine_host_main, engine_host_main_with};
 pub use events::HostEvent;
+pub use inferd_engine::{DEVICE_EVENTS, DeviceState};
 pub use observe::{Drift, Latencies, Observation, Outputs};
 pub use package::{LoadError, ModelSource, OpenFile, Origin};
 pub use programs::{EngineHere, engines_here};

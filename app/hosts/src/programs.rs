@@ -31,6 +31,9 @@ pub struct EngineHere {
     pub providers: Vec<String>,
     /// Why it is not used.
     pub problem: Option<String>,
+    /// The problem is its device's and may pass: where a device is known to be on the bus the engine is tried all the same.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// Every engine of this image, the built-in one first. Those with a problem are named and not used.
@@ -41,6 +44,7 @@ pub async fn engines_here(program: Option<&Path>, environment: &[(String, OsStri
         library: None,
         providers: vec!["cpu".to_owned()],
         problem: None,
+        waits: false,
     }];
     let Some(program) = program.filter(|p| p.exists()) else { return engines };
     match ask(program, environment).await {

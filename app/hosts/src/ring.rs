@@ -25,6 +25,7 @@
 
 use crate::limits::{MAX_SLOTS, MAX_WORDS, MAX_WORKERS};
 use crate::sys::{self, Mapping, futex_wait, futex_wake, now_ns};
+use inferd_engine::{DEVICE_EVENTS, DeviceState};
 use inferd_model::{MAX_TENSORS, TensorSpec};
 use std::fs::File;
 use std::io;
@@ -134,6 +135,46 @@ impl WorkerBlock {
     }
 }
 
+/// How a host's device is. Numbers only, so whatever is written there is a number.
+#[repr(C, align(128))]
+pub struct DeviceBlock {
+    /// Thousandths of a degree Celsius; the least number when it is not known.
+    temperature: AtomicI64,
+    /// Milliwatts; the least number when it is not known.
+    power: AtomicI64,
+    zone: AtomicU32,
+    /// 1 when a device was ever there.
+    is_there: AtomicU32,
+    events: [AtomicU64; DEVICE_EVENTS.len()],
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // thousandths of what is below a million
+impl DeviceBlock {
+    /// The host's side.
+    pub fn store(&self, state: &DeviceState) {
+        let thousandths =
+            |v: Option<f32>| v.filter(|v| v.abs() < 1e6).map_or(i64::MIN, |v| (v * 1e3).round() as i64);
+        self.temperature.store(thousandths(state.temperature), Relaxed);
+        self.power.store(thousandths(state.power), Relaxed);
+        self.zone.store(state.zone, Relaxed);
+        for (to, &n) in self.events.iter().zip(&state.events) {
+            to.store(n, Relaxed);
+        }
+        self.is_there.store(1, Release);
+    }
+
+    /// The daemon's side.
+    pub fn load(&self) -> Option<DeviceState> {
+        let number = |v: &AtomicI64| Some(v.load(Relaxed)).filter(|&v| v != i64::MIN).map(|v| v as f32 / 1e3);
+        (self.is_there.load(Acquire) == 1).then(|| DeviceState {
+            temperature: number(&self.temperature),
+            power: number(&self.power),
+            zone: self.zone.load(Relaxed),
+            events: std::array::from_fn(|i| self.events[i].load(Relaxed)),
+        })
+    }
+}
+
 #[repr(C)]
 struct Header {
     /// Next FIFO position the daemon writes.
@@ -155,6 +196,7 @@ struct Header {
     last_words: Words,
     done: [AtomicU64; MAX_SLOTS / 64],
     workers: [WorkerBlock; MAX_WORKERS],
+    device: DeviceBlock,
     fifo: [AtomicU32; MAX_SLOTS],
 }
 
@@ -458,6 +500,11 @@ impl Ring {
     /// A worker's numbers.
     pub fn worker(&self, i: usize) -> &WorkerBlock {
         &self.header().workers[i]
+    }
+
+    /// How its engine's device is.
+    pub fn device(&self) -> &DeviceBlock {
+        &self.header().device
     }
 
     /// Bytes of the allocation that was refused before the host ended, if one was.

@@ -6,7 +6,7 @@
 //! itself when nothing is in flight any more, and who was just about to take a slot in it looks again.
 
 use crate::breaker::{Admitted, Breaker, BreakerView, Failure};
-use crate::child::Phase;
+use crate::child::{Phase, Refusal};
 use crate::edition::Edition;
 use crate::events::HostEvent;
 use crate::host::{Closed, Host, Plan, StartError, Submitted};
@@ -22,6 +22,7 @@ use crate::shadow::Mirror;
 use crate::stats::Stats;
 use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use inferd_engine::DeviceState;
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest, Rung, Tolerance};
 use std::path::PathBuf;
 use std::sync::atomic::{
@@ -160,6 +161,8 @@ pub struct Snapshot {
     pub host_rss: Option<u64>,
     /// The host's process id, if it runs.
     pub host_pid: Option<u32>,
+    /// How its engine's device is, when it has one that says so.
+    pub device: Option<DeviceState>,
 }
 
 /// One worker thread of a host.
@@ -327,6 +330,7 @@ impl Served {
             snapshot.memory_cap_kind = host.cap_kind;
             snapshot.host_pid = Some(host.pid);
             snapshot.host_rss = resident(host.pid);
+            snapshot.device = ring.device().load();
             let worker = |i| {
                 let (live_bytes, peak_bytes, requests, _) = ring.worker(i).read();
                 WorkerSnapshot { live_bytes, peak_bytes, requests }
@@ -480,10 +484,12 @@ impl Served {
         }
     }
 
-    /// Starts a host of `edition` that counts in `stats`.
+    /// Starts a host of `edition` that counts in `stats`. While it is `new`, an engine that refuses a network that was compiled for it
+    /// refuses the model: another engine would serve, but what was made for this one would never be what it is for.
     pub(crate) async fn start(
         &self,
         edition: &Arc<Edition>,
+        new: bool,
         phase: impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         let usable = self.usable(edition);
@@ -496,6 +502,9 @@ impl Served {
             let alone = usable.len() == 1;
             match self.start_on(edition, breaker.rung, alone, &phase).await {
                 Ok(host) => return Ok(host),
+                Err(e) if new && breaker.rung.engine == EngineKind::Hailo && e.is_the_models() => {
+                    return Err(e);
+                }
                 Err(e) => {
                     if !alone {
                         if !breaker.is_open() {
@@ -559,11 +568,25 @@ impl Served {
         let Some(program) = self.house.program(rung.engine) else {
             return Err(StartError::System(format!("no program here has engine {}", rung.engine)));
         };
+        let made_for = manifest.network(rung).and_then(|n| n.variant?.made_for.as_ref());
+        if let (Some(made_for), Some(device)) = (made_for, self.house.config.devices.get(&rung.engine))
+            && made_for.device != *device
+        {
+            let why = format!(
+                "its network for {rung} was compiled for {}, this device is {device}",
+                made_for.device
+            );
+            return Err(StartError::Refused(Refusal::Load(why)));
+        }
         let stands_in = self.usable(edition).first().is_some_and(|b| b.rung != rung);
-        let workers = workers
-            .or(manifest.budget.workers.map(usize::from))
-            .unwrap_or(self.house.config.workers)
-            .clamp(1, MAX_WORKERS);
+        let workers = match rung.engine {
+            // A network on a Hailo chip is one row of frames.
+            EngineKind::Hailo => 1,
+            _ => workers
+                .or(manifest.budget.workers.map(usize::from))
+                .unwrap_or(self.house.config.workers)
+                .clamp(1, MAX_WORKERS),
+        };
         let stride = Layout::new(&manifest.inputs, &manifest.outputs, 1).stride();
         let slots = match manifest.budget.queue {
             Some(q) => usize::from(q).min(MAX_RING_BYTES / stride),
@@ -591,7 +614,7 @@ impl Served {
                 lock(&self.shown).state = State::Starting { phase, since: Instant::now() };
             }
         };
-        self.start(edition, show).await
+        self.start(edition, true, show).await
     }
 
     /// Makes a host the one that requests go to. `shown` is the lock on ours.
@@ -766,7 +789,7 @@ impl Served {
                     shown.state = State::Restarting { reason: reason.clone(), retry_at, failures };
                 }
                 tokio::time::sleep(pause).await;
-                match self.start(&edition, |_| ()).await {
+                match self.start(&edition, false, |_| ()).await {
                     Ok(h) => {
                         let unneeded = {
                             let mut shown = lock(&self.shown);

@@ -47,6 +47,8 @@ pub struct HostsConfig {
     pub breaker: BreakerRules,
     /// Programs that have other engines than `cpu`, run as `PROGRAM engine-host` too.
     pub engines: BTreeMap<EngineKind, PathBuf>,
+    /// What the devices of engines are, where that is known: `hailo8`. A network that was compiled for another one is refused.
+    pub devices: BTreeMap<EngineKind, String>,
     /// Environment variables of those programs: where their libraries are.
     pub environment: Vec<(String, OsString)>,
     /// How devices of engines are recovered; `None`: not at all.
@@ -65,6 +67,7 @@ impl Default for HostsConfig {
             seccomp: true,
             breaker: BreakerRules::default(),
             engines: BTreeMap::new(),
+            devices: BTreeMap::new(),
             environment: Vec::new(),
             ladder: None,
         }

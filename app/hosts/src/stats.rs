@@ -32,12 +32,14 @@ pub enum End {
     Protocol,
     /// It tried a system call that hosts may not make.
     Seccomp,
+    /// It ended by itself because its device is lost or cannot be used for a while.
+    Device,
 }
 
 impl End {
     /// Every way, in the order metrics show them.
-    pub const ALL: [Self; 6] =
-        [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol, Self::Seccomp];
+    pub const ALL: [Self; 7] =
+        [Self::Oom, Self::Deadline, Self::Signal, Self::Crash, Self::Protocol, Self::Seccomp, Self::Device];
 
     /// Its name in metrics.
     #[must_use]
@@ -49,6 +51,7 @@ impl End {
             Self::Crash => "crash",
             Self::Protocol => "protocol",
             Self::Seccomp => "seccomp",
+            Self::Device => "device",
         }
     }
 }

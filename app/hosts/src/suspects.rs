@@ -44,8 +44,8 @@ impl std::fmt::Display for Digest {
 /// Whether a request that was running when the host ended this way, after so long in it, may be why.
 pub fn may_have_ended(how: End, been_in: Duration, deadline: Duration) -> bool {
     match how {
-        // A signal from elsewhere says nothing about what was computed.
-        End::Signal => false,
+        // A signal from elsewhere says nothing about what was computed, and neither does a device that is gone.
+        End::Signal | End::Device => false,
         // Who came later was in a worker beside the culprit.
         End::Deadline => been_in >= deadline,
         End::Oom | End::Crash | End::Protocol | End::Seccomp => true,
@@ -185,10 +185,11 @@ mod tests {
     fn a_deadline_is_the_fault_of_those_that_are_past_it_and_a_signal_of_nobody() {
         let (short, deadline) = (Duration::from_millis(499), Duration::from_millis(500));
         for how in End::ALL {
-            assert_eq!(may_have_ended(how, deadline, deadline), how != End::Signal, "{how:?}");
+            let blameless = matches!(how, End::Signal | End::Device);
+            assert_eq!(may_have_ended(how, deadline, deadline), !blameless, "{how:?}");
             assert_eq!(
                 may_have_ended(how, short, deadline),
-                !matches!(how, End::Signal | End::Deadline),
+                !matches!(how, End::Signal | End::Device | End::Deadline),
                 "{how:?}"
             );
         }

@@ -133,6 +133,8 @@ pub struct Hosts {
     pub tensorrt: Option<PathBuf>,
     /// The libcuda it needs; the one that is found when `None`.
     pub cuda: Option<PathBuf>,
+    /// The libhailort of the engine hailo.
+    pub hailort: Option<PathBuf>,
 }
 
 /// Bundles over the air.
@@ -630,6 +632,13 @@ impl Config {
                     "",
                     "an absolute path",
                     "The libcuda of the engine tensorrt; empty: the first that is found at the usual places.",
+                    |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                hailort: r.text(
+                    "hosts.hailort",
+                    "",
+                    "an absolute path",
+                    "The libhailort of the engine hailo, of 4.21 to 4.23; empty: the first that is found at the usual places.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
                 ),
                 breaker_pause: Duration::from_secs(r.integer(

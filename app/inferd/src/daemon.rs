@@ -189,13 +189,16 @@ fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
     let hosts = &config.hosts;
     let libraries = [
         ("INFERD_ORT_LIB", &hosts.onnxruntime),
+        ("INFERD_HAILORT_LIB", &hosts.hailort),
         ("INFERD_TENSORRT_LIB", &hosts.tensorrt),
         ("INFERD_CUDA_LIB", &hosts.cuda),
     ];
     let named = libraries.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
     let named = named.map(|(name, path)| (name, path.clone()));
     let kept = ("INFERD_ENGINE_CACHE", config.updates.data_dir.join("engines"));
-    named.chain([kept]).map(|(name, path)| (name.to_owned(), path.into_os_string())).collect()
+    // libhailort would write a file of its own to the working directory.
+    let quiet = [("HAILORT_LOGGER_PATH", "NONE".into()), ("HAILORT_CONSOLE_LOGGER_LEVEL", "warning".into())];
+    named.chain([kept]).chain(quiet).map(|(name, path)| (name.to_owned(), path.into_os_string())).collect()
 }
 
 fn hosts_config(
@@ -205,7 +208,10 @@ fn hosts_config(
     environment: Vec<(String, OsString)>,
     ladder: Arc<dyn Ladder>,
 ) -> HostsConfig {
-    let others = engines.iter().filter(|e| e.engine != EngineKind::Cpu && e.problem.is_none());
+    let may_work = |e: &&EngineHere| e.problem.is_none() || (e.waits && ladder.device(e.engine).is_some());
+    let others = engines.iter().filter(|e| e.engine != EngineKind::Cpu).filter(may_work);
+    // Its architecture is all that a Hailo says it computes on.
+    let chip = engines.iter().find(|e| e.engine == EngineKind::Hailo).and_then(|e| e.providers.first());
     let program_of = |e: &EngineHere| Some((e.engine, config.hosts.engine_host.clone()?));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     HostsConfig {
@@ -217,6 +223,7 @@ fn hosts_config(
         seccomp: config.hosts.seccomp,
         breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
         engines: others.filter_map(program_of).collect(),
+        devices: chip.map(|chip| (EngineKind::Hailo, chip.clone())).into_iter().collect(),
         environment,
         ladder: Some(ladder),
         ..HostsConfig::default()

@@ -3,7 +3,7 @@
 use crate::container::{Page, Stream};
 use crate::control::{self, FrameFault};
 use hailort_abi::types::FORMAT_TYPE_FLOAT32;
-use inferd_engine::{NetworkFile, AlignedBuffer, CpuEngine, Engine as _};
+use inferd_engine::{AlignedBuffer, CpuEngine, Engine as _, NetworkFile};
 use inferd_model::{Budget, DType, EngineKind, FileRef, GoldenRef, Manifest, SCHEMA, Task, TensorSpec};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -164,7 +164,8 @@ impl Core {
 
     fn run(&self, onnx: &'static [u8], tell: &std::sync::mpsc::Sender<Result<(), String>>) {
         let manifest = manifest(&self.page);
-        let made = CpuEngine::new().load(NetworkFile::onnx(onnx), &manifest).and_then(|model| model.session());
+        let made =
+            CpuEngine::new().load(NetworkFile::onnx(onnx), &manifest).and_then(|model| model.session());
         let mut session = match made {
             Ok(session) => {
                 let _ = tell.send(Ok(()));

@@ -1,7 +1,7 @@
 //! Numbers read at the moment `/metrics` is asked: models and their hosts, this process; temperatures of the monitor's newest reading.
 
 use crate::{ApiConfig, device, health};
-use inferd_hosts::{BreakerView, Hosts, Served, Snapshot};
+use inferd_hosts::{BreakerView, DEVICE_EVENTS, DeviceState, Hosts, Served, Snapshot};
 use inferd_model::Manifest;
 use inferd_watch::monitor::{Monitor, Temperature};
 use prometheus_client::collector::Collector;
@@ -420,10 +420,45 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperatur
     )?;
     // The seed's name is that of the device models run on. While that is the CPU, the zones above are it.
     let on_cpu = models.iter().any(|m| m.engine == "cpu");
+    let zones =
+        temperatures.iter().filter(|_| on_cpu).map(|t| (vec![("device_id", t.sensor.as_str())], t.celsius));
+    // A device has one owner, so it is in one model.
+    let devices: Vec<(&Seen, &DeviceState)> =
+        models.iter().filter_map(|m| Some((m, m.numbers.device.as_ref()?))).collect();
+    let degrees = || devices.iter().filter_map(|(m, d)| Some((m.device.as_str(), f64::from(d.temperature?))));
     out.gauge(
         "hailo_device_temperature_celsius",
         "Temperature of the device that runs models",
-        temperatures.iter().filter(|_| on_cpu).map(|t| (vec![("device_id", t.sensor.as_str())], t.celsius)),
+        zones.chain(degrees().map(|(device, t)| (vec![("device_id", device)], t))),
+    )?;
+    out.gauge(
+        "hailo_hardware_temperature_celsius",
+        "Temperature of the accelerator: the hotter of its sensors",
+        degrees().map(|(device, t)| (vec![("chip_id", device)], t)),
+    )?;
+    out.gauge(
+        "hailo_hailort_status",
+        "Whether the accelerator told its temperature when it was asked last",
+        devices.iter().map(|(m, d)| (vec![("device_id", m.device.as_str())], yes(d.temperature.is_some()))),
+    )?;
+    out.gauge(
+        "inferd_device_power_watts",
+        "What the accelerator draws, where it can measure it",
+        devices.iter().filter_map(|(m, d)| Some((vec![("device", m.device.as_str())], f64::from(d.power?)))),
+    )?;
+    out.gauge(
+        "inferd_device_temperature_zone",
+        "What the accelerator said of its temperature last: 0 normal, 1 high, 2 too high",
+        devices.iter().map(|(m, d)| (vec![("device", m.device.as_str())], f64::from(d.zone))),
+    )?;
+    // A gauge: it begins anew with every host.
+    out.gauge(
+        "inferd_device_notifications",
+        "What the accelerator has told since its engine host opened it: heat, throttling, errors",
+        devices.iter().flat_map(|(m, d)| {
+            let told = DEVICE_EVENTS.iter().zip(d.events);
+            told.map(|(event, n)| (vec![("device", m.device.as_str()), ("event", *event)], float(n)))
+        }),
     )?;
     let p = device::process();
     if let Some(seconds) = p.cpu_seconds {

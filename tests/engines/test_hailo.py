@@ -1,0 +1,395 @@
+"""The daemon with a Hailo chip that is a double: numbers, faults, and what a model must be before it serves.
+
+What is compared are answers to inputs that are far from each other, each with its own reference: whatever a chip does, an answer is
+the one to its own input, or there is none.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import until
+
+from engines import chip as double
+
+
+
+def entry(daemon, name="imu-motion"):
+    return next(m for m in daemon.request("/status").json()["models"] if m["name"] == name)
+
+
+def serving(daemon, name="imu-motion"):
+    return entry(daemon, name)["engine"]["kind"]
+
+
+def here(daemon):
+    return next(e for e in daemon.request("/status").json()["engines"] if e["engine"] == "hailo")
+
+
+def ask(daemon, window):
+    """An answer: its status, its latent, and the engine that stood in."""
+    answer = daemon.request("/infer", {"x": window})
+    latent = np.array(answer.json()["latent"]) if answer.status == 200 else None
+    return answer.status, latent, answer.headers.get("X-Inferd-Engine")
+
+
+@pytest.fixture(scope="session")
+def windows(walk):
+    """Windows whose answers differ by more than quantisation can blur."""
+    x = np.array(walk["x"])
+    still = np.zeros_like(x)
+    still[:, 2] = 9.81
+    return [window.round(6).tolist() for window in (x, still, 2.5 * x, -x, x[::-1] * 0.3 + still)]
+
+
+@pytest.fixture
+def right(native, windows):
+    """The answers of the built-in engine, and how far a chip's may be from them."""
+    daemon = native()
+    answers = [ask(daemon, w)[1] for w in windows]
+    daemon.stop()
+    return Right(answers)
+
+
+class Right:
+    """Which answer belongs to which input."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        apart = [np.linalg.norm(a - b) for i, a in enumerate(answers) for b in answers[:i]]
+        self.far = min(apart)
+
+    def check(self, index, latent):
+        """It is the answer to this input and to no other."""
+        off = [float(np.linalg.norm(latent - a)) for a in self.answers]
+        assert off[index] < 0.4 * self.far, f"an answer to input {index} is {off} away from the right ones"
+
+
+class Load:
+    """Requests without a pause from several clients, until the end of the block; every answer is checked."""
+
+    def __init__(self, daemon, windows, right, clients=3):
+        self.daemon, self.windows, self.right, self.clients = daemon, windows, right, clients
+        self.over, self.statuses, self.engines, self.wrong = threading.Event(), {}, {}, []
+
+    def __enter__(self):
+        self.pool = ThreadPoolExecutor(self.clients)
+        self.running = [self.pool.submit(self._client, i) for i in range(self.clients)]
+        return self
+
+    def _client(self, index):
+        while not self.over.is_set():
+            index = (index + 1) % len(self.windows)
+            status, latent, engine = ask(self.daemon, self.windows[index])
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            if status == 200:
+                self.engines[engine] = self.engines.get(engine, 0) + 1
+                try:
+                    self.right.check(index, latent)
+                except AssertionError as e:
+                    self.wrong.append(str(e))
+
+    def answered(self, engine):
+        """Waits until 20 more answers have come from this engine (`None`: from the preferred one)."""
+        before = self.engines.get(engine, 0)
+        until(lambda: self.engines.get(engine, 0) >= before + 20, self.daemon)
+
+    def __exit__(self, *failed):
+        self.over.set()
+        self.pool.shutdown()
+        if not any(failed):
+            [r.result() for r in self.running]
+            assert self.wrong == []
+            assert set(self.statuses) <= {200, 500, 503}, self.statuses
+
+
+# ------------------------------------------------------------------------------------------------------------ it serves
+
+
+def test_a_model_is_served_by_the_chip_and_all_of_it_is_shown(native, with_chip, hailo_model, windows, right, chip):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    engine = entry(daemon)["engine"]
+    assert (engine["kind"], engine["version"], engine["device"]) == ("hailo", "hailort 4.23.0", "hailo8")
+    assert engine["library"] == str(chip.library)
+    assert here(daemon) | {"library": None} == {
+        "engine": "hailo", "version": "hailort 4.23.0", "library": None, "providers": ["hailo8"], "problem": None, "waits": False,
+    }
+    for index, window in enumerate(windows):
+        status, latent, stand_in = ask(daemon, window)
+        assert (status, stand_in) == (200, None)
+        right.check(index, latent)
+    device = entry(daemon)["device"]
+    assert (device["celsius"], device["watts"], device["temperature"]) == (45.0, None, "normal")
+    text = daemon.request("/metrics").body.decode()
+    assert 'hailo_device_temperature_celsius{device_id="hailo8"} 45' in text
+    assert 'hailo_hailort_status{device_id="hailo8"} 1' in text
+    assert 'inferd_device_notifications{device="hailo8",event="overcurrent"} 0' in text
+    assert daemon.request("/status").json()["hailort_available"] is True
+    daemon.stop()
+    assert chip.misuse() == ""
+
+
+def test_what_the_chip_tells_is_shown_and_stops_nothing(native, with_chip, hailo_model, chip):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    chip.has(temperature=101, notify=[{"id": 1, "word": 1}, {"id": 3}, {"id": 4}, {"id": 10}])
+    told = until(lambda: (d := entry(daemon)["device"]) and d["celsius"] == 101 and d["told"]["clock_changed"] and d, daemon)
+    assert told["temperature"] == "high" and told["told"]["overcurrent"] == told["told"]["ecc_corrected"] == 1
+    assert serving(daemon) == "hailo" and entry(daemon)["host"]["starts"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ it fails
+
+
+def goes_and_comes_back(daemon, chip, windows, right, **faults):
+    """Under load the chip gets a fault: the built-in engine serves and says so. The fault passes: the chip serves again."""
+    with Load(daemon, windows, right) as load:
+        load.answered(None)
+        chip.has(**faults)
+        load.answered("cpu")
+        assert entry(daemon)["fallback"]["from"] == "hailo"
+        health = daemon.request("/healthz")
+        assert health.status == 200 and health.json()["degraded"], "it answers, and not as it should"
+        assert 'inferd_engine_fallback{model="imu-motion",from="hailo",to="cpu"} 1' in daemon.request("/metrics").body.decode()
+        chip.is_well()
+        load.answered(None)
+    assert entry(daemon)["fallback"] is None and serving(daemon) == "hailo"
+
+
+def test_a_chip_that_is_pulled_out_under_load_costs_no_wrong_answer(native, with_chip, hailo_model, windows, right, chip):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    for _ in range(2):
+        goes_and_comes_back(daemon, chip, windows, right, lost=True)
+    assert entry(daemon)["host"]["ends"]["device"] >= 2
+    assert entry(daemon)["quarantined_inputs"] == 0, "no input is to blame"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"lost": True, "stuck": True},
+        {"hung": True},
+        {"notify": [{"id": 5}], "hung": True},
+        {"notify": [{"id": 7}], "lost": True},
+        {"notify": [{"id": 12}], "frames": [{"dropped": True}]},
+        {"driver_mismatch": True, "frames": [{"dropped": True}]},
+        {"frames": [{"nan": True}]},
+        {"frames": [{"after": 5, "abort": True}]},
+        {"frames": [{"after": 5, "segv": True}]},
+    ],
+    ids=["stuck", "hung", "memory", "processor", "sequencer", "driver", "no numbers", "abort", "segv"],
+)
+def test_whatever_fails_the_next_engine_serves_until_it_is_well(native, with_chip, hailo_model, windows, right, chip, faults):
+    daemon = native(models=[hailo_model(deadline_ms=200)], config=with_chip())
+    goes_and_comes_back(daemon, chip, windows, right, **faults)
+
+
+@pytest.mark.parametrize("mute", [False, True], ids=["told", "not told"])
+def test_a_chip_that_stopped_by_heat_serves_again_when_it_has_cooled_down(
+    native, with_chip, hailo_model, windows, right, chip, mute
+):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    with Load(daemon, windows, right) as load:
+        load.answered(None)
+        chip.has(temperature=123, shut_down=True, mute=mute, notify=[{"id": 1, "word": 2}, {"id": 2}])
+        load.answered("cpu")
+        # The dataflow would go again, but it is still hot: that is no matter for the ladder of a lost device.
+        chip.has(temperature=99)
+        opened = entry(daemon)["breakers"][0]["opened_total"]
+        hot = until(lambda: (b := entry(daemon)["breakers"][0])["opened_total"] > opened and b, daemon)
+        assert "99 degrees" in hot["reason"] and serving(daemon) == "cpu"
+        chip.has(temperature=60)
+        load.answered(None)
+    assert "inferd_device_recovery_steps" not in daemon.request("/metrics").body.decode()
+
+
+def test_a_frame_that_is_late_is_nobodys_answer(native, with_chip, hailo_model, windows, right, chip):
+    # 3/4 of the deadline is what a frame may take.
+    daemon = native(models=[hailo_model(deadline_ms=400)], config=with_chip())
+    with Load(daemon, windows, right) as load:
+        load.answered(None)
+        for _ in range(3):
+            chip.has(frames=[{"after": 5, "count": 1, "delay_ms": 330}, {"after": 9, "count": 1, "dropped": True}])
+            load.answered(None)
+            chip.is_well()
+            load.answered(None)
+    assert load.statuses.get(500, 0) + load.statuses.get(503, 0) > 0, "frames were late"
+    assert chip.misuse() == ""
+
+
+def test_answers_of_another_request_are_seen_by_these_tests(native, with_chip, hailo_model, windows, right, chip):
+    """The check itself: a chip that answers with the frame before is caught by it."""
+    daemon = native(models=[hailo_model()], config=with_chip())
+    ask(daemon, windows[0])
+    chip.has(frames=[{"after": 1, "repeats": True}])
+    ask(daemon, windows[0])
+    _, latent, _ = ask(daemon, windows[1])
+    with pytest.raises(AssertionError):
+        right.check(1, latent)
+
+
+def test_a_host_that_is_killed_gives_the_chip_back(native, with_chip, hailo_model, windows, right):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    with Load(daemon, windows, right) as load:
+        for _ in range(3):
+            load.answered(None)
+            os.kill(entry(daemon)["host"]["pid"], signal.SIGKILL)
+        load.answered(None)
+
+
+# ---------------------------------------------------------------------------------------------------- one chip, one owner
+
+
+def test_a_second_model_and_a_second_daemon_use_the_next_engine(native, with_chip, hailo_model, windows, right):
+    both = [hailo_model(), hailo_model(name="another")]
+    daemon = native(models=both, config=with_chip())
+    until(lambda: all(m["state"] == "ready" for m in daemon.request("/status").json()["models"]), daemon)
+    kinds = sorted(serving(daemon, name) for name in ("imu-motion", "another"))
+    assert kinds == ["cpu", "hailo"]
+    second = next(name for name in ("imu-motion", "another") if serving(daemon, name) == "cpu")
+    assert "another process has the chip" in entry(daemon, second)["fallback"]["reason"]
+    other = native(models=both[:1], config=with_chip())
+    assert serving(other) == "cpu" and "another process has the chip" in here(other)["problem"]
+    right.check(0, ask(other, windows[0])[1])
+
+
+# ------------------------------------------------------------------------------------------------------------- libraries
+
+
+def _changed(library, to, old, new):
+    spoiled = library.read_bytes()
+    assert old in spoiled
+    to.write_bytes(spoiled.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda library, to: None, "No such file"),
+        (lambda library, to: to.write_bytes(library.read_bytes()[:300_000]), "it was cut short"),
+        (lambda library, to: _changed(library, to, library.read_bytes()[:20], _other_processor(library)), "it is for "),
+        (lambda library, to: to.write_bytes(b"not a library" * 100), "it is no shared object of 64 bits"),
+        (lambda library, to: _changed(library, to, b"\0hailo_configure_vdevice\0", b"\0hailo_configure_nothing\0"), "no function"),
+    ],
+    ids=["absent", "cut short", "another processor", "no library", "no symbol"],
+)
+def test_a_library_that_cannot_be_used_is_said_and_the_next_engine_serves(
+    native, with_chip, hailo_model, chip, tmp_path, walk, spoil, said
+):
+    library = tmp_path / "other.so"
+    spoil(chip.library, library)
+    daemon = native(models=[hailo_model()], config=with_chip(library))
+    assert serving(daemon) == "cpu" and said in here(daemon)["problem"]
+    assert daemon.request("/infer", walk).status == 200
+
+
+def _other_processor(library):
+    spoiled = bytearray(library.read_bytes()[:20])
+    # ELF's numbers of x86_64 and aarch64.
+    spoiled[18] = {62: 183, 183: 62}[spoiled[18]]
+    return bytes(spoiled)
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"version": [4, 20, 1]}, "HailoRT 4.20.1; 4.21, 4.22 and 4.23 are supported"),
+        ({"version": [5, 2, 0]}, "HailoRT 5.2.0"),
+        ({"driver_mismatch": True}, "library, driver and firmware must be of one version"),
+        ({"lost": True}, "there is none"),
+        ({"hung": True}, "HAILO_DRIVER_TIMEOUT (87)"),
+    ],
+    ids=["older", "newer", "driver", "no chip", "hung"],
+)
+def test_why_there_is_no_chip_to_be_used_is_said(native, with_chip, hailo_model, chip, walk, faults, said):
+    chip.has(**faults)
+    daemon = native(models=[hailo_model()], config=with_chip())
+    assert serving(daemon) == "cpu" and said in here(daemon)["problem"]
+    assert daemon.request("/infer", walk).status == 200
+
+
+def test_the_program_tells_the_same_of_the_real_library(engine_host):
+    """Where a developer has a real libhailort and no chip."""
+    library = os.environ.get("INFERD_HAILORT_LIB")
+    if not library:
+        pytest.skip("INFERD_HAILORT_LIB names no libhailort")
+    environment = {"INFERD_HAILORT_LIB": library, "HAILORT_LOGGER_PATH": "NONE"}
+    run = subprocess.run([engine_host, "engines"], env=environment, capture_output=True, text=True, check=True)
+    assert '"engine":"hailo"' in run.stdout and "there is none" in run.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- admission
+
+
+def _flipped(folder, program):
+    spoiled = bytearray((folder / "model.hef").read_bytes())
+    spoiled[len(spoiled) // 2] ^= 4
+    (folder / "model.hef").write_bytes(spoiled)
+
+
+def _cut(folder, program):
+    (folder / "model.hef").write_bytes((folder / "model.hef").read_bytes()[:5000])
+
+
+def _no_hef(folder, program):
+    (folder / "model.hef").write_bytes(b"\0" * 5000)
+
+
+def _page(folder, old, new):
+    """Changes the container's page to one of the same length, with the checksum that belongs to it."""
+    whole = (folder / "model.hef").read_bytes()
+    assert old in whole and len(old) == len(new)
+    whole = whole.replace(old, new)
+    crc = zlib.crc32(whole[12:]).to_bytes(4, "little")
+    (folder / "model.hef").write_bytes(whole[:8] + crc + whole[12:])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_flipped, "HAILO_HEF_FILE_CORRUPTED (91)"),
+        (_cut, "HAILO_HEF_FILE_CORRUPTED (91)"),
+        (_no_hef, "HAILO_HEF_NOT_SUPPORTED (92)"),
+        (lambda folder, program: _page(folder, b'"shape":[1,100,9]', b'"shape":[5,180,1]'), "another shape"),
+        (lambda folder, program: _page(folder, b"imu-motion/latent_embeddings", b"imu-motion/latent_embeddingz"), "tensor latent"),
+    ],
+    ids=["flipped", "cut", "no hef", "shape", "names"],
+)
+def test_a_container_that_does_not_fit_is_refused_and_the_old_one_serves_on(
+    native, with_chip, hailo_model, pack_program, windows, right, spoil, said
+):
+    folder = hailo_model()
+    daemon = native(models=[folder], config=with_chip())
+    pid = entry(daemon)["host"]["pid"]
+    spoil(folder, pack_program)
+    double.with_variant(folder)
+    refused = daemon.request("/v2/repository/models/imu-motion/load", {})
+    assert refused.status >= 400 and said in refused.body.decode(), refused.body
+    assert entry(daemon)["host"]["pid"] == pid and serving(daemon) == "hailo"
+    right.check(1, ask(daemon, windows[1])[1])
+
+
+def test_a_container_for_another_chip_is_refused(native, with_chip, hailo_model, pack_program, windows, right):
+    folder = hailo_model()
+    daemon = native(models=[folder], config=with_chip())
+    double.pack(pack_program, folder, "hailo8l")
+    double.with_variant(folder, device="hailo8l")
+    refused = daemon.request("/v2/repository/models/imu-motion/load", {})
+    assert refused.status >= 400 and "hailo8l" in refused.body.decode(), refused.body
+    assert serving(daemon) == "hailo"
+    right.check(1, ask(daemon, windows[1])[1])
+
+
+def test_a_new_edition_of_a_model_gets_the_chip_when_the_old_one_has_left_it(native, with_chip, hailo_model, windows, right):
+    folder = hailo_model()
+    daemon = native(models=[folder], config=with_chip())
+    with Load(daemon, windows, right) as load:
+        load.answered(None)
+        assert daemon.request("/v2/repository/models/imu-motion/load", {}).status == 200
+        until(lambda: serving(daemon) == "hailo" and entry(daemon)["fallback"] is None, daemon)
+        load.answered(None)
+    assert set(load.statuses) == {200}, "nobody noticed"
