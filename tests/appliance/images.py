@@ -1,5 +1,7 @@
 """Images for tests: every input pinned, the daemon and the tools built when they are missing."""
 
+import engines
+import glibc
 import image
 import places
 import rust
@@ -19,7 +21,17 @@ def inferctl():
     return program if program.is_file() else rust.build_for_host("inferctl")
 
 
-def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, **options):
+def vendors(board):
+    """The engines of vendors for a board, their program as it is; built when it is missing."""
+    architecture = board.architecture_in_rust
+    program = places.target() / f"{architecture}-unknown-linux-gnu/release" / engines.PACKAGE
+    if not program.is_file():
+        return engines.prepare(architecture)
+    return engines.Engines(program, engines.onnxruntime(architecture), glibc.Glibc(architecture))
+
+
+def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, minimal=False, **options):
     """Writes an image to `output`, with this daemon; returns the facts about it. `options` are those of image.Recipe."""
-    recipe = image.Recipe(board, inferd or daemon(board), list(models), epoch=EPOCH, build_id=BUILD_ID, **options)
+    parts = None if minimal else options.pop("vendors", None) or vendors(board)
+    recipe = image.Recipe(board, inferd or daemon(board), list(models), parts, epoch=EPOCH, build_id=BUILD_ID, **options)
     return image.assemble(recipe, output)

@@ -221,18 +221,20 @@ def test_models_are_named_by_their_manifests_and_two_of_one_name_are_refused(tmp
 
 
 def elf(program_type, content=b""):
-    """The least of an x86_64 ELF file with one program header."""
-    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    entry = struct.pack("<IIQQQQQQ", program_type, 4, 120, 0, 0, len(content), len(content), 8)
-    return head + entry + content
+    """The least of an x86_64 ELF file: one segment that is loaded, all of the file, and one of this type, from byte 176 on."""
+    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    whole = struct.pack("<IIQQQQQQ", 1, 4, 0, 0, 0, 176 + len(content), 176 + len(content), 8)
+    entry = struct.pack("<IIQQQQQQ", program_type, 4, 176, 176, 176, len(content), len(content), 8)
+    return head + whole + entry + content
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (elf(3, b"/lib64/ld-linux-x86-64.so.2\0"), "names the loader /lib64/ld-linux-x86-64.so.2"),
-        (elf(2, struct.pack("<QQQQ", 1, 7, 0, 0)), "needs shared libraries"),
-        (b"#!/bin/sh\n", "is no 64-bit program"),
+        (elf(2, struct.pack("<6Q", 1, 0, 5, 176 + 48, 0, 0) + b"libc.so.6\0"), "needs shared libraries"),
+        (elf(2, struct.pack("<4Q", 1, 7, 0, 0)), "is damaged: no names"),
+        (b"#!/bin/sh\n", "is no 64-bit ELF file"),
     ],
 )
 def test_a_program_that_is_not_static_is_refused_before_it_gets_into_an_image(tmp_path, content, says):

@@ -6,10 +6,13 @@ import re
 import stat
 import subprocess
 import tomllib
+from pathlib import Path
 
+import engines
+import glibc
 import hosttools
 import layout as layouts
-import musl
+import targets
 import places
 import pytest
 import qemu
@@ -114,6 +117,22 @@ def test_the_daemon_in_the_image_is_the_one_that_was_built(root, daemon_for_boar
     assert (root / "usr/bin/inferd").read_bytes() == daemon_for_board.read_bytes()
 
 
+def test_the_engines_in_the_image_are_whole(root, board, production_image):
+    facts, folder = production_image[1], root / engines.FOLDER
+    assert not facts["minimal"] and facts["onnxruntime"] == engines.ONNXRUNTIME
+    libraries = glibc.Glibc(board.architecture_in_rust)
+    assert facts["packages"].items() >= libraries.versions.items()
+    host, library = folder / engines.PACKAGE, folder / f"libonnxruntime.so.{engines.ONNXRUNTIME}"
+    assert host.stat().st_mode & 0o111 and library.read_bytes() == engines.onnxruntime(board.architecture_in_rust).library.read_bytes()
+    assert (folder / "libonnxruntime.so").readlink() == Path(library.name), "the engine looks for this name"
+    needed = glibc.together([host, library], libraries)
+    there = root / f"usr/lib/{board.architecture_in_rust}-linux-gnu"
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == {name: file.read_bytes() for name, file in needed.libraries.items()}
+    loader = root / needed.loader.lstrip("/")
+    assert loader.resolve() == there / loader.name
+    assert {file.name for file in (root / engines.LICENSES).iterdir()} == {"LICENSE", "ThirdPartyNotices.txt"}
+
+
 def test_the_models_in_the_image_are_whole(root):
     models = list((root / "usr/share/inferd/models").iterdir())
     assert [model.name for model in models] == ["imu-motion"]
@@ -123,7 +142,7 @@ def test_the_models_in_the_image_are_whole(root):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest[part]["sha256"]
 
 
-@pytest.mark.parametrize("target", musl.TARGETS)
+@pytest.mark.parametrize("target", targets.MUSL)
 def test_the_shipped_daemon_is_static(target):
     program = places.target() / target / "release/inferd"
     if not program.is_file():

@@ -37,6 +37,13 @@ def test_a_model_that_prefers_ort_is_served_by_it_and_status_says_by_which(nativ
     assert answer.status == 200 and "X-Inferd-Engine" not in answer.headers, "it stands in for no other"
 
 
+def test_a_host_of_ort_is_told_before_it_loads_the_library_to_report_nothing_to_its_maker(native, with_ort):
+    daemon = native(config=with_ort())
+    assert serving(daemon)["kind"] == "ort"
+    with open(f"/proc/{status(daemon)['models'][0]['host']['pid']}/environ", "rb") as variables:
+        assert b"ORT_DISABLE_TELEMETRY=1" in variables.read().split(b"\0")
+
+
 def test_both_engines_give_the_same_answer(native, with_ort, walk):
     ort, built_in = native(config=with_ort()), native()
     assert serving(built_in)["kind"] == "cpu"
