@@ -163,7 +163,10 @@ fn row(entry: &IndexEntry, metadata: &Value, stats: &Value) -> Vec<String> {
         if entry.version.is_empty() { "-".into() } else { entry.version.clone() },
         entry.state.clone(),
         text(&metadata["parameters"]["task"]),
-        text(&metadata["parameters"]["engine_version"]),
+        match metadata["parameters"]["engine"].as_str().filter(|rung| !rung.is_empty()) {
+            Some(rung) => format!("{rung} ({})", text(&metadata["parameters"]["engine_version"])),
+            None => text(&metadata["parameters"]["engine_version"]),
+        },
         tensors(&metadata["inputs"]),
         tensors(&metadata["outputs"]),
         number(counted("success", "count")),
