@@ -5,6 +5,7 @@ deadline is long, unless another is asked for: an emulated board on a busy machi
 """
 
 import hashlib
+import json
 import re
 import shutil
 
@@ -19,10 +20,10 @@ LATENT_BIAS = "latent_embeddings_bias"
 LOGITS = ("motif_logits_weight", "motif_logits_bias")
 
 
-def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion", ballast=0, deadline_ms=60_000):
+def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-motion", ballast=0, deadline_ms=60_000, engines=None):
     """A variant in `folder`. `shift` is added to every latent number, and the scores stay what they are: another answer of
     the same worth. `permuted`: the scores of the twelve motions change places. `golden=False` keeps the original's golden
-    vectors, which such a network cannot reproduce. `ballast`: bytes of weights that nothing uses."""
+    vectors, which such a network cannot reproduce. `ballast`: bytes of weights that nothing uses. `engines`: those it may be served by, instead of the original's."""
     shutil.copytree(places.DEFAULT_MODEL, folder)
     network = onnx.load(folder / "model.onnx")
     weights = {tensor.name: tensor for tensor in network.graph.initializer}
@@ -48,6 +49,8 @@ def make(folder, version, *, shift=0.0, permuted=False, golden=True, name="imu-m
     page = replaced(page, r'^name = ".*"', f'name = "{name}"')
     page = replaced(page, r'^version = ".*"', f'version = "{version}"')
     page = replaced(page, r"^deadline_ms = .*", f"deadline_ms = {deadline_ms}")
+    if engines:
+        page = replaced(page, r"^engines = .*", f"engines = {json.dumps(engines)}")
     for part in ("model.onnx", "golden.safetensors"):
         digest = hashlib.sha256((folder / part).read_bytes()).hexdigest()
         page = replaced(page, rf'(file = "{re.escape(part)}"\nsha256 = )".*"', rf'\1"{digest}"')

@@ -62,7 +62,7 @@ class QemuBoardDriver(
             medium.write_bytes(Path(self.target.env.config.resolve_path(self.board.image)).read_bytes())
         else:
             keys = devkeys.ensure(images.inferctl())
-            model = variants.make(Path(self.folder.name) / "imu-motion", "1.0.0", deadline_ms=updates.DEADLINE_MS)
+            model = variants.make(Path(self.folder.name) / "imu-motion", "1.0.0", deadline_ms=updates.DEADLINE_MS, engines=updates.ENGINES)
             images.assemble(board, medium, (model,), dev=True, root=keys.root, api_key=keys.api_key)
         self.machine = qemu.Machine(board, medium, dev=True, keep_writes=True, restarts=True)
 

@@ -7,6 +7,8 @@ from appliance import device, images, variants
 
 # Short enough to notice a host that stands still, long enough for an emulated board on a busy machine.
 DEADLINE_MS = 5000
+# One engine: what is done to a host must end that host and bring it back. With a second one the next would serve meanwhile.
+ENGINES = ["cpu"]
 EASY = {"probation_seconds": 5, "probation_max_p99_ratio": 1000}
 
 
@@ -22,7 +24,7 @@ class Updates:
         # A device takes nothing older than what it has committed, in whichever run that was.
         version = 1 + max([0, *unit.slots()["floors"].values()])
         name = f"update-{version}-{time.monotonic_ns()}"
-        model = variants.make(self.folder / name, f"1.{version}.0", shift=shift, deadline_ms=DEADLINE_MS)
+        model = variants.make(self.folder / name, f"1.{version}.0", shift=shift, deadline_ms=DEADLINE_MS, engines=ENGINES)
         return (*self.workshop.bundle(name, model, version, **{**EASY, **options}), self.keys.api_key)
 
     def install(self, unit, shift):
