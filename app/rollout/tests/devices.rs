@@ -285,7 +285,7 @@ async fn what_can_be_refused_before_the_payload_is_and_nothing_is_written() {
         (release(&good(0)), "floor refuse older-version"),
         (changed(|s| s.targets = vec!["other-board".into()]), "target refuse wrong-board"),
         (changed(|s| s.min_inferd = Some("999.0.0".into())), "target refuse inferd-too-old"),
-        (net(Net { engines: "[\"hailo\"]", ..GOOD }), "engine refuse engine-missing"),
+        (net(Net { engines: "[\"ort\"]", ..GOOD }), "engine refuse engine-missing"),
         (
             net(Net { engines: "[\"cpu\"]\nengine_versions = { cpu = \">=99\" }", ..GOOD }),
             "engine refuse engine-version",

@@ -1,0 +1,166 @@
+"""Plans of TensorRT through the daemon, on the double: what serves, and what happens when the GPU fails in the middle of it."""
+
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import places
+import pytest
+from helpers import until
+
+from engines.quantised import digest
+
+
+@pytest.fixture(scope="session")
+def built():
+    """The folder with the double and the program that makes its plans, built once."""
+    manifest, target = places.ROOT / "tests/tensorrt-double/Cargo.toml", places.target() / "tensorrt-double"
+    build = ["cargo", "build", "--locked", "--quiet", "--manifest-path", manifest, "--target-dir", target]
+    subprocess.run(build, check=True)
+    return target / "debug"
+
+
+@pytest.fixture
+def gpu(built, engine_host, tmp_path):
+    return Gpu(built, engine_host, tmp_path)
+
+
+class Gpu:
+    """A device of its own for each test: the double in a folder, beside it what fails."""
+
+    def __init__(self, built, engine_host, folder):
+        self.drive, self.engine_host, self.folder = built / "drive", engine_host, folder
+        self.library = folder / "libnvinfer.so.10"
+        shutil.copy(built / "libinferd_tensorrt_double.so", self.library)
+        # One object for both parts: they share the device's memory.
+        (folder / "libcuda.so.1").symlink_to(self.library.name)
+
+    def fails(self, *faults):
+        new = self.folder / "faults.new"
+        new.write_text("".join(f"{fault}\n" for fault in faults))
+        os.rename(new, self.folder / "faults")
+
+    def config(self):
+        return (
+            f'[hosts]\nengine_host = "{self.engine_host}"\ntensorrt = "{self.library}"\n'
+            f'cuda = "{self.folder / "libcuda.so.1"}"\nbreaker_pause_s = 1\n'
+        )
+
+    def model(self, engines=("tensorrt", "cpu"), *bound_to):
+        """The default model with a plan; `bound_to` is the version, then the architecture, that the plan is for."""
+        to = self.folder / "model"
+        shutil.copytree(places.DEFAULT_MODEL, to)
+        subprocess.run([self.drive, "plan", to, to / "model.plan", *bound_to], check=True, stdout=subprocess.DEVNULL)
+        page = (to / "manifest.toml").read_text()
+        old = 'engines = ["ort", "cpu"]'
+        assert old in page
+        page = page.replace(old, f"engines = {list(engines)}".replace("'", '"'))
+        page += f'''
+[[variants]]
+name = "orin"
+format = "plan"
+precision = "fp32"
+file = "model.plan"
+sha256 = "{digest(to / "model.plan")}"
+golden = {{ cosine = 0.999, max_abs = 0.01 }}
+made_for = {{ device = "sm_87", runtime = ">=10.3, <10.4" }}
+'''
+        (to / "manifest.toml").write_text(page)
+        return to
+
+
+def model(daemon):
+    return daemon.request("/status").json()["models"][0]
+
+
+def rung(daemon):
+    return model(daemon)["engine"]["rung"]
+
+
+def test_a_plan_serves_and_status_says_on_what(native, gpu, walk):
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    engine = model(daemon)["engine"]
+    assert (engine["rung"], engine["version"], engine["device"]) == (
+        "tensorrt",
+        "tensorrt 10.3.0",
+        "Double (sm_87, CUDA 12.6)",
+    )
+    assert engine["library"] == str(gpu.library.resolve())
+    built_in = native()
+    answers = [np.array(d.request("/infer", walk).json()["latent"]) for d in (daemon, built_in)]
+    assert np.abs(answers[0] - answers[1]).max() < 1e-4 and np.abs(answers[0]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "said"),
+    [
+        (("8.6.1",), "expecting library version 10.3.0 got 8.6.1"),
+        (("10.3.0", "sm_72"), "expecting compute sm_87 got compute sm_72"),
+    ],
+    ids=["another version", "another device"],
+)
+def test_a_plan_that_is_not_for_this_device_is_refused_and_the_next_rung_serves(native, gpu, walk, bound_to, said):
+    daemon = native(models=[gpu.model(("tensorrt", "cpu"), *bound_to)], config=gpu.config())
+    assert rung(daemon) == "cpu"
+    assert said in model(daemon)["fallback"]["reason"]
+    answer = daemon.request("/infer", walk)
+    assert answer.status == 200 and answer.headers["X-Inferd-Engine"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("devices=0", "CUDA finds no device"),
+        ("cuda-init=803", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("version=110400", "it is TensorRT 11.4.0, this program knows 10"),
+    ],
+)
+def test_without_a_gpu_or_with_another_library_the_next_rung_serves(native, gpu, walk, fault, said):
+    gpu.fails(fault)
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    assert rung(daemon) == "cpu"
+    here = next(e for e in daemon.request("/status").json()["engines"] if e["engine"] == "tensorrt")
+    assert said in here["problem"]
+    assert daemon.request("/infer", walk).status == 200
+
+
+def test_a_gpu_that_fails_under_load_gives_no_wrong_answer_and_is_gone_back_to(native, gpu, walk):
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    right = daemon.request("/infer", walk).json()["latent"]
+    assert rung(daemon) == "tensorrt"
+    # A kernel crashes: from then on the whole CUDA context is dead, and every new one with it.
+    gpu.fails("synchronize=719")
+    engines = set()
+
+    def fallen():
+        answer = daemon.request("/infer", walk)
+        assert answer.status in (200, 503), "computed or refused"
+        if answer.status == 200:
+            assert np.abs(np.array(answer.json()["latent"]) - right).max() < 1e-4
+            engines.add(answer.headers.get("X-Inferd-Engine"))
+        return answer.status == 200 and answer.headers.get("X-Inferd-Engine") == "cpu"
+
+    until(fallen, "the next rung")
+    assert "CUDA_ERROR_LAUNCH_FAILED" in model(daemon)["fallback"]["reason"]
+    gpu.fails()
+    until(lambda: rung(daemon) == "tensorrt", "the GPU again")
+    assert np.abs(np.array(daemon.request("/infer", walk).json()["latent"]) - right).max() < 1e-4
+
+
+def test_a_gpu_that_hangs_costs_its_host_and_never_an_answer(native, gpu, walk):
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    right = daemon.request("/infer", walk).json()["latent"]
+    gpu.fails("hang=1")
+    assert daemon.request("/infer", walk).status == 503
+    gpu.fails()
+    until(lambda: daemon.request("/infer", walk).status == 200, "an answer")
+    assert np.abs(np.array(daemon.request("/infer", walk).json()["latent"]) - right).max() < 1e-4
+
+
+def test_answers_that_are_no_numbers_are_refused(native, gpu, walk):
+    gpu.fails("output=nan")
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    assert rung(daemon) == "cpu"
+    assert "golden" in model(daemon)["fallback"]["reason"]
+    assert daemon.request("/infer", walk).status == 200
