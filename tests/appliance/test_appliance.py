@@ -9,12 +9,11 @@ import hosttools
 import layout as layouts
 import places
 import pytest
-from appliance.device import put_on_boot_partition
+from appliance.device import DAEMON, put_on_boot_partition
 from prometheus_client.parser import text_string_to_metric_families
 
 MANIFEST = tomllib.loads((places.DEFAULT_MODEL / "manifest.toml").read_text())
 LABELS = MANIFEST["imu"]["motif"]["labels"]
-DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
 
 
 def wait_until(condition, timeout=60):

@@ -8,6 +8,7 @@ import engines
 import numpy as np
 import places
 import pytest
+from appliance.device import DAEMON
 from helpers import until
 from safetensors.numpy import load_file
 
@@ -115,10 +116,9 @@ def test_a_library_that_is_cut_short_on_the_board_is_named_and_the_built_in_engi
 
 def restart(machine):
     """Ends the daemon, which is started again, and waits until it serves."""
-    daemon = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
-    before = machine.sh(daemon)
+    before = machine.sh(DAEMON)
     machine.sh(f"kill {before}")
-    until(lambda: machine.root(daemon)[1].strip() not in ("", before), "another daemon")
+    until(lambda: machine.root(DAEMON)[1].strip() not in ("", before), "another daemon")
     machine.wait_ready(120)
 
 

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from appliance.device import DAEMON
 
-DAEMON = "head -n 1 /sys/fs/cgroup/inferd/daemon/cgroup.procs"
 COMMAND = f"tr '\\0' '\\n' </proc/$({DAEMON})/cmdline"
 KEEPER = "cat /run/inferd/keeper/pid"
 # A PCI device of the class of displays, which the keeper takes for an accelerator. Nothing in the image uses it; the kernel's own driver binds it.
