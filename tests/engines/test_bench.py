@@ -4,12 +4,15 @@ import csv
 import html.parser
 import io
 import json
+import os
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import request, until
+
+from engines import quantised
 
 JOBS = "/api/v1/benchmarks"
 # Small, so that the suite stays quick; the numbers are not looked at.
@@ -136,6 +139,51 @@ def test_a_benchmark_measures_both_engines_and_its_reports_stay_the_same(daemon_
     assert [(r["rung"], r["baseline_job"]) for r in again["record"]["regressions"]] == [("cpu", int(number))]
     assert daemon.request(f"{JOBS}/{number}", method="DELETE").json() == {"removed": number}
     assert daemon.request(f"{JOBS}/{number}").status == 404
+
+
+def test_a_choice_by_measurement_serves_what_was_selected(native, with_ort, tmp_path, walk):
+    folder = quantised.ladder(tmp_path / "model", ["ort-int8", "ort", "cpu"])
+    settings = f'[updates]\ndata_dir = "{tmp_path}/data"\n'
+
+    def start(choice):
+        daemon = native(models=[folder], config=with_ort(more=settings).replace("[hosts]", f'[hosts]\nengine_choice = "{choice}"'))
+        until(lambda: daemon.request(JOBS).status == 200, "what was kept to be read")
+        return daemon
+
+    def model(daemon):
+        return daemon.request("/status").json()["models"][0]
+
+    def serves(daemon, rung):
+        until(lambda: (model(daemon)["engine"]["rung"], model(daemon)["state"]) == (rung, "ready"), f"{rung} serves")
+
+    daemon = start("measured")
+    serves(daemon, "ort-int8")
+    assert model(daemon)["preferred"] == {"rung": "ort-int8", "by": "manifest"}
+    # Whoever of the other two is faster: the constraint leaves them.
+    number = begin(daemon, **SMALL, constraints=["cosine>0.99999"])
+    chosen = over(daemon, number)["decision"]["rung"]
+    assert chosen in ("ort", "cpu")
+    serves(daemon, chosen)
+    seen = model(daemon)
+    assert seen["preferred"] == {"rung": chosen, "by": "measured"} and seen["fallback"] is None
+    answer = daemon.request("/infer", walk)
+    assert answer.status == 200 and "X-Inferd-Engine" not in answer.headers, "nothing has fallen back"
+    # A host that ends comes back on the same rung.
+    os.kill(seen["host"]["pid"], signal.SIGKILL)
+    until(lambda: model(daemon)["host"]["pid"] not in (None, seen["host"]["pid"]), "another host")
+    serves(daemon, chosen)
+
+    daemon.stop()
+    daemon = start("measured")
+    serves(daemon, chosen)
+    assert daemon.request(f"{JOBS}/{number}", method="DELETE").status == 200
+    serves(daemon, "ort-int8")
+
+    daemon.stop()
+    daemon = start("manifest")
+    number = begin(daemon, **SMALL, constraints=["cosine>0.99999"])
+    assert over(daemon, number)["decision"]["rung"] in ("ort", "cpu")
+    assert model(daemon)["preferred"] == {"rung": "ort-int8", "by": "manifest"} and model(daemon)["engine"]["rung"] == "ort-int8"
 
 
 def test_a_rung_that_cannot_start_is_a_result_with_its_reason(native, tmp_path):

@@ -43,9 +43,16 @@ const RETRY: Duration = Duration::from_secs(15);
 
 /// Lets benchmarks run on this endpoint's models, once what is kept of them in `dir` has been read: a slow medium holds nothing else
 /// up. Within the runtime that serves; only the first call counts.
-pub fn start_benchmarks(app: &Arc<App>, dir: &Path, permit: Arc<dyn Permit>) {
+pub fn start_benchmarks(
+    app: &Arc<App>,
+    dir: &Path,
+    permit: Arc<dyn Permit>,
+    firmware: String,
+    choice: Choice,
+) {
     let (weak, monitor): (Weak<App>, _) = (Arc::downgrade(app), app.monitor.clone());
     let around = Surroundings {
+        firmware,
         default_model: Box::new(move || weak.upgrade()?.default_model()),
         conditions: Box::new(move || {
             let view = monitor.get().map(|m| m.view().borrow().clone());
@@ -55,8 +62,21 @@ pub fn start_benchmarks(app: &Arc<App>, dir: &Path, permit: Arc<dyn Permit>) {
     let device = Arc::new(HostsDevice::new(app.hosts.clone(), around));
     let (benchmarks, dir) = (app.benchmarks.clone(), dir.to_owned());
     tokio::spawn(async move {
-        let _ = benchmarks.set(Jobs::start(device, &dir, permit).await);
+        let jobs = Jobs::start(device, &dir, permit).await;
+        let _ = benchmarks.set(jobs.clone());
+        if choice == Choice::Measured {
+            inferd_bench::hosts::follow(jobs).await;
+        }
     });
+}
+
+/// Who says which of a model's rungs serves while several are well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The manifest: its first one.
+    Manifest,
+    /// The newest benchmark of all its rungs that selected one; the manifest as long as there is none.
+    Measured,
 }
 
 /// What the newest reading says; what it does not say stays absent.

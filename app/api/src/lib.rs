@@ -52,7 +52,7 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
-pub use benchmarks::{Benchmarks, start_benchmarks};
+pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};

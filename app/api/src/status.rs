@@ -156,6 +156,10 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
             "kind": engine.kind, "version": engine.version, "device": engine.device, "library": engine.library,
             "network": network.map(|n| json!({ "file": n.file, "sha256": n.sha256, "format": n.format })),
         },
+        "preferred": model.preferred().map_or_else(
+            || json!({ "rung": model.breakers().first().map(|b| b.engine), "by": "manifest" }),
+            |rung| json!({ "rung": rung, "by": "measured" }),
+        ),
         "variants": manifest.variants,
         "device": n.device.as_ref().map(device_of),
         "golden": model.agreement().map(|a| json!({ "cosine": a.cosine, "max_abs": a.max_abs })),

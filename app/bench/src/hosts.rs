@@ -1,5 +1,6 @@
 //! The device of engine hosts: every rung in a host of its own, on the way requests take.
 
+use crate::jobs::Jobs;
 use crate::protocol::{About, Around, Device, NotStarted, Station};
 use crate::record::{Conditions, Peak, RungInfo, Subject};
 use inferd_hosts::{Candidate, Hosts, PrepareError, Served};
@@ -12,8 +13,13 @@ const AROUND_RUNS: usize = 30;
 /// Elements beyond which that is not measured: it would hold a thread for too long.
 const MOST_ELEMENTS: usize = 1 << 20;
 
+/// How often it is looked whether there is another choice.
+const FOLLOW: Duration = Duration::from_secs(1);
+
 /// What the rooms above tell.
 pub struct Surroundings {
+    /// The firmware: numbers of another one are not compared with its own.
+    pub firmware: String,
     /// The model that is meant when none is named.
     pub default_model: Box<dyn Fn() -> Option<Arc<Served>> + Send + Sync>,
     /// What the device is like now.
@@ -36,6 +42,21 @@ impl HostsDevice {
 
     fn model(&self, name: &str) -> Option<Arc<Served>> {
         if name.is_empty() { (self.around.default_model)() } else { self.hosts.get(name) }
+    }
+
+    fn subject_of(&self, manifest: &Manifest) -> Subject {
+        Subject { firmware: self.around.firmware.clone(), ..subject(manifest) }
+    }
+}
+
+/// Has every model served by the rung that its newest benchmark of all rungs selected, as long as there is one. Never ends.
+pub async fn follow(jobs: Arc<Jobs<HostsDevice>>) {
+    loop {
+        for served in jobs.device().hosts.list() {
+            let rung = jobs.choice(served.manifest().name.as_str());
+            served.prefer(rung.and_then(|rung| rung.parse().ok()));
+        }
+        tokio::time::sleep(FOLLOW).await;
     }
 }
 
@@ -61,7 +82,7 @@ fn subject(manifest: &Manifest) -> Subject {
         sha256: manifest.onnx.sha256.clone(),
         task: manifest.task.name().to_owned(),
         inputs: manifest.inputs.iter().map(input).collect(),
-        firmware: env!("CARGO_PKG_VERSION").to_owned(),
+        firmware: String::new(),
         arch: std::env::consts::ARCH.to_owned(),
         cores: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
     }
@@ -106,7 +127,7 @@ impl Device for HostsDevice {
 
     fn subject(&self, model: &str) -> Option<(Subject, Vec<RungInfo>)> {
         let manifest = self.model(model)?.manifest();
-        Some((subject(&manifest), rungs(&manifest)))
+        Some((self.subject_of(&manifest), rungs(&manifest)))
     }
 
     fn models(&self) -> Vec<String> {
@@ -117,7 +138,7 @@ impl Device for HostsDevice {
         let no = |reason: &str| NotStarted { reason: reason.to_owned(), out_of_memory: false };
         let manifest =
             self.hosts.get(&wanted.model).ok_or_else(|| no("the model is not served any more"))?.manifest();
-        if subject(&manifest) != *wanted {
+        if self.subject_of(&manifest) != *wanted {
             return Err(no("the model was replaced while it was measured"));
         }
         let found = manifest.engines.iter().find(|r| r.to_string() == rung);

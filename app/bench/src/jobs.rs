@@ -458,6 +458,22 @@ impl<D: Device> Jobs<D> {
         state.jobs.iter().rev().find(|(_, job)| fits(&job.kept)).map(|(n, job)| (*n, job.kept.clone()))
     }
 
+    /// The rung that the newest such record of every rung of a model selected: what was compared with some of them only is no choice among
+    /// all.
+    #[must_use]
+    pub fn choice(&self, model: &str) -> Option<String> {
+        let (subject, rungs) = self.device.subject(model)?;
+        let state = lock(&self.state);
+        let whole = |r: &&Record| {
+            r.decision.outcome == Outcome::Selected
+                && r.subject == subject
+                && r.rungs.len() == rungs.len()
+                && r.rungs.iter().all(|r| rungs.contains(&r.info))
+        };
+        let newest = state.jobs.values().rev().filter_map(|job| job.kept.record.as_ref()).find(whole)?;
+        newest.decision.rung.clone()
+    }
+
     /// Measures every rung of a model once, at once: for those who wait for the answer. All of it takes `limit` at most, a host's start
     /// aside.
     ///

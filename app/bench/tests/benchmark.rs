@@ -379,6 +379,10 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     let record = jobs.get(first).unwrap().kept.record.clone().unwrap();
     assert_eq!(record.request.rungs, ALL, "none named means all");
     assert!(record.regressions.iter().all(|r| r.level == Level::NoBaseline) && record.regressions.len() == 4);
+    let all = record.decision.rung.clone().unwrap();
+    assert_ne!(all, "cpu");
+    assert_eq!(jobs.choice("m").as_ref(), Some(&all));
+    assert_eq!(jobs.choice("nobody"), None);
 
     let slower = Fake::new(ladder().into_iter().map(|(n, m)| (n, Made { ms: m.ms * 2, ..m })).collect());
     let jobs = start(&slower, &dir).await;
@@ -401,10 +405,11 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     assert_eq!((r.level, r.baseline_job), (Level::Ok, Some(third)));
     let (number, kept) = jobs.decision("m").unwrap();
     assert_eq!((number, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
+    assert_eq!(jobs.choice("m"), Some(all), "cpu was compared with nobody");
     // Another file under the same rung: neither the decision nor the baseline is about it.
     let other = Fake::new(vec![("cpu", Made { network: "cd", ..made(10) })]);
     let jobs = start(&other, &dir).await;
-    assert!(jobs.decision("m").is_none());
+    assert!(jobs.decision("m").is_none() && jobs.choice("m").is_none());
     let fifth = jobs.submit(request(&["cpu"], &[])).await.unwrap();
     over(&jobs, fifth).await;
     assert_eq!(

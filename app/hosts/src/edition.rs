@@ -8,8 +8,8 @@ use crate::observe::{Observation, Observed};
 use crate::package::Package;
 use crate::suspects::Suspects;
 use inferd_model::Rung;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Numbers of editions, unique in this daemon.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -18,8 +18,10 @@ pub struct Edition {
     pub number: u64,
     pub package: Arc<Package>,
     pub observed: Observed,
-    /// One per rung, the preferred one first.
+    /// One per rung, in the manifest's order.
     pub breakers: Vec<Arc<Breaker>>,
+    /// The rung that goes before the manifest's order.
+    preferred: Mutex<Option<Rung>>,
     pub suspects: Suspects,
 }
 
@@ -39,7 +41,19 @@ impl Edition {
         let breaker = |&rung| Arc::new(Breaker::new(name.to_string(), rung, rules.clone(), events.clone()));
         let breakers = package.manifest.engines.iter().map(breaker).collect();
         let suspects = Suspects::default();
-        Self { number: NEXT.fetch_add(1, Relaxed), package, observed, breakers, suspects }
+        let preferred = Mutex::new(None);
+        Self { number: NEXT.fetch_add(1, Relaxed), package, observed, breakers, preferred, suspects }
+    }
+
+    /// The rung that goes before the manifest's order, if there is one.
+    pub fn preferred(&self) -> Option<Rung> {
+        *self.preferred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has this rung go before the manifest's order, or none; whether that is news.
+    pub fn prefer(&self, rung: Option<Rung>) -> bool {
+        let mut preferred = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *preferred, rung) != rung
     }
 
     /// The breaker of a rung its manifest names.

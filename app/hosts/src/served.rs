@@ -524,7 +524,38 @@ impl Served {
 
     /// The breakers of the engines this image has, of those the manifest names; the preferred one first.
     fn usable(&self, edition: &Edition) -> Vec<Arc<Breaker>> {
-        edition.breakers.iter().filter(|b| self.house.program(b.rung.engine).is_some()).cloned().collect()
+        let here = |b: &&Arc<Breaker>| self.house.program(b.rung.engine).is_some();
+        let mut usable: Vec<_> = edition.breakers.iter().filter(here).cloned().collect();
+        if let Some(preferred) = edition.preferred() {
+            usable.sort_by_key(|b| b.rung != preferred);
+        }
+        usable
+    }
+
+    /// Has this rung go before the manifest's order from now on, or none; as long as this edition serves. It serves as soon as a host of
+    /// it has come up beside the one that serves now and has answered a golden vector. What the manifest does not name is none.
+    pub fn prefer(&self, rung: Option<Rung>) {
+        let shown = &mut *lock(&self.shown);
+        let (edition, host) = self.of_route(|r| (r.edition.clone(), r.host.clone()));
+        let rung = rung.filter(|rung| edition.breakers.iter().any(|b| b.rung == *rung));
+        if !edition.prefer(rung) {
+            return;
+        }
+        let model = &edition.package.manifest.name;
+        match rung {
+            Some(rung) => tracing::info!(%model, %rung, "this rung is preferred"),
+            None => tracing::info!(%model, "the manifest's order of rungs holds"),
+        }
+        // Who fell back from another rung to this one serves as it should.
+        if let Some(host) = host.filter(|h| shown.fallback.as_ref().is_some_and(|f| f.to == h.rung)) {
+            self.show_fallback(shown, &host);
+        }
+    }
+
+    /// The rung that goes before the manifest's order, if there is one.
+    #[must_use]
+    pub fn preferred(&self) -> Option<Rung> {
+        self.edition().preferred()
     }
 
     /// Starts a host of this rung. When its device is to blame that none comes up, and `recover`: puts it right, step by step.
@@ -643,6 +674,10 @@ impl Served {
         shown.ready_since.get_or_insert_with(Instant::now);
         shown.agreement = Some(host.agreement);
         shown.engine = host.engine_info();
+        self.show_fallback(shown, host);
+    }
+
+    fn show_fallback(&self, shown: &mut Shown, host: &Host) {
         let best = preferred(&self.usable(&host.edition), &host.edition);
         let (from, to, model) = (best.rung, host.rung, host.manifest.name.to_string());
         match &shown.fallback {
@@ -675,7 +710,7 @@ impl Served {
             let standby = tokio::select! {
                 biased;
                 ended = host.ended() => return Some(ended),
-                standby = self.better(edition, host), if several => standby,
+                standby = self.better(edition, host, generation), if several => standby,
             };
             let Some(new) = standby.host() else { continue };
             let old = {
@@ -694,19 +729,24 @@ impl Served {
 
     /// Waits until a host of another rung should serve instead of `host`: a preferred one that is well again, or the next one
     /// when this one's breaker is open.
-    async fn better(&self, edition: &Arc<Edition>, host: &Host) -> Standby {
-        let usable = self.usable(edition);
-        let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
+    async fn better(&self, edition: &Arc<Edition>, host: &Host, generation: u64) -> Standby {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
+            let usable = self.usable(edition);
+            let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
             for breaker in &usable[..here] {
                 let recovers = self.house.recovers(breaker.rung.engine);
-                if (recovers || !breaker.is_open())
-                    && let Some(standby) = self.try_again(edition, breaker, recovers).await
-                {
-                    return standby;
+                if recovers || !breaker.is_open() {
+                    if let Some(standby) = self.try_again(edition, breaker, recovers).await {
+                        return standby;
+                    }
+                    // One that is preferred since a moment ago and does not come up has been fallen back from only now.
+                    let shown = &mut *lock(&self.shown);
+                    if breaker.is_open() && shown.generation == generation {
+                        self.show_fallback(shown, host);
+                    }
                 }
             }
             if !host.breaker.is_open() {

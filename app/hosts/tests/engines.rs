@@ -36,6 +36,8 @@ fn main() -> ExitCode {
         an_engine_this_image_lacks_is_no_fallback,
         an_engine_that_cannot_start_is_replaced_and_gone_back_to,
         an_engine_whose_breaker_opens_is_replaced_and_gone_back_to,
+        a_preferred_rung_goes_before_the_manifests_order,
+        a_preferred_rung_that_does_not_come_up_is_fallen_back_from,
         a_fallback_must_pass_the_golden_vectors_too,
         without_any_engine_the_reason_is_the_preferred_ones,
         a_host_of_the_fallback_that_ends_is_started_again,
@@ -379,6 +381,67 @@ async fn an_engine_whose_breaker_opens_is_replaced_and_gone_back_to() {
         golden(&served).await.unwrap();
     }
     golden(&served).await.unwrap();
+    hosts.shutdown().await;
+}
+
+async fn a_preferred_rung_goes_before_the_manifests_order() {
+    let bench = Bench::new("ort cpu");
+    let (hosts, served) = bench.serve(both()).await;
+    let mut events = hosts.events();
+    let first = served.snapshot().host_pid;
+    served.prefer(Some(rung("hailo")));
+    assert_eq!(served.preferred(), None, "the manifest does not name it");
+    served.prefer(Some(rung("cpu")));
+    while served.engine().kind != "cpu" {
+        golden(&served).await.expect("nothing fails on the way");
+    }
+    assert_eq!((served.fallback(), served.preferred()), (None, Some(rung("cpu"))));
+    assert_eq!(served.breakers().iter().map(|b| b.engine).collect::<Vec<_>>(), [rung("cpu"), rung("ort")]);
+    // Its host ends: the same rung again.
+    let second = served.snapshot().host_pid;
+    assert_ne!(first, second);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(second.unwrap().cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    while served.snapshot().host_pid.is_none_or(|pid| Some(pid) == second) || served.state() != State::Ready {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!((served.engine().kind, served.fallback()), ("cpu", None));
+    // Preferred no more.
+    served.prefer(None);
+    while served.engine().kind != "ort" {
+        golden(&served).await.expect("nothing fails on the way back");
+    }
+    assert_eq!(served.fallback(), None);
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let changes =
+        told.filter(|e| matches!(e, HostEvent::FellBack { .. } | HostEvent::WentBack { .. })).count();
+    assert_eq!(changes, 0, "nobody fell back");
+    hosts.shutdown().await;
+}
+
+async fn a_preferred_rung_that_does_not_come_up_is_fallen_back_from() {
+    let bench = Bench::new("cpu ort");
+    let (hosts, served) = bench.serve(both()).await;
+    bench.tell("refuse");
+    served.prefer(Some(rung("ort")));
+    while served.fallback().is_none() {
+        golden(&served).await.expect("what served goes on");
+    }
+    let f = served.fallback().unwrap();
+    assert_eq!((f.from, f.to), (rung("ort"), rung("cpu")));
+    assert!(f.reason.contains("not this one"), "{}", f.reason);
+    // As soon as nobody prefers it any more, what serves is right.
+    served.prefer(None);
+    assert_eq!(served.fallback(), None);
+    served.prefer(Some(rung("ort")));
+    bench.tell("ok");
+    while served.engine().kind != "ort" {
+        golden(&served).await.unwrap();
+    }
+    assert_eq!(served.fallback(), None);
     hosts.shutdown().await;
 }
 

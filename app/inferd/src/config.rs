@@ -11,7 +11,7 @@ pub use layers::Entry;
 #[cfg(test)]
 use layers::{Source, env_name};
 
-use inferd_api::{Key, Role, digest_from_hex, limits};
+use inferd_api::{Choice, Key, Role, digest_from_hex, limits};
 use inferd_model::ModelName;
 use inferd_watch::keeper::judge::Limits;
 use inferd_watch::{alerts::Severity, monitor::Thresholds};
@@ -135,6 +135,8 @@ pub struct Hosts {
     pub cuda: Option<PathBuf>,
     /// The libhailort of the engine hailo.
     pub hailort: Option<PathBuf>,
+    /// Who says which rung serves.
+    pub engine_choice: Choice,
 }
 
 /// Bundles over the air.
@@ -640,6 +642,12 @@ impl Config {
                     "an absolute path",
                     "The libhailort of the engine hailo, of 4.21 to 4.23; empty: the first that is found at the usual places.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                engine_choice: r.choice(
+                    "hosts.engine_choice",
+                    Choice::Manifest,
+                    &[("manifest", Choice::Manifest), ("measured", Choice::Measured)],
+                    "Which rung of a model serves: the manifest's first, or the one the newest benchmark of all of them on this device selected.",
                 ),
                 breaker_pause: Duration::from_secs(r.integer(
                     "hosts.breaker_pause_s",

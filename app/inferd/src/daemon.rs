@@ -15,6 +15,7 @@ use crate::{
     logging::Levels,
     models, panel,
     records::{self, Records},
+    release::Release,
     tls, updates,
     ways::{self, Identity, Puller, Receiver},
 };
@@ -118,6 +119,8 @@ pub fn run(
             &app,
             &config.updates.data_dir.join("benchmarks"),
             records::permit(&app),
+            Release::of_this_system().firmware(),
+            config.hosts.engine_choice,
         );
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)

@@ -4,9 +4,10 @@
 //! daemon that it starts says what is wrong.
 
 use crate::config::{self, Loaded};
+use crate::release::Release;
 use clap::Parser;
 use inferd_watch::keeper::{self, Identity, Log, Settings, board::Restart, judge::Limits};
-use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 use tracing_subscriber::fmt::time::Uptime;
 
 /// What the daemon takes to end beside the requests in flight.
@@ -111,7 +112,7 @@ fn settings(cli: Cli) -> Result<Settings, String> {
         user,
         group: cli.cgroup,
         log: if cli.stderr { Log::StandardError } else { Log::Kernel },
-        tests_allowed: cli.allow_tests || is_dev_image(),
+        tests_allowed: cli.allow_tests || Release::of_this_system().is_dev,
         restart: cli.restart_with.map_or(Restart::Board, Restart::Program),
         remarks,
     })
@@ -124,10 +125,4 @@ fn identity(name: &str) -> Result<Identity, String> {
         Ok(None) => Err(format!("there is no user {name}")),
         Err(errno) => Err(format!("the user {name}: {errno}")),
     }
-}
-
-/// Whether the image was made with --dev, as it says itself.
-fn is_dev_image() -> bool {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    release.lines().any(|line| line == "VARIANT_ID=dev") && release.lines().any(|line| line == "ID=inferd")
 }

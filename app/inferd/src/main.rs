@@ -16,6 +16,7 @@ mod logging;
 mod models;
 mod panel;
 mod records;
+mod release;
 mod tls;
 mod updates;
 mod ways;
