@@ -124,6 +124,10 @@ pub struct Host {
     pub stands_in: bool,
     /// Guards its rung.
     pub breaker: Arc<Breaker>,
+    /// Requests were sent to it: its end is held against the model.
+    served: AtomicBool,
+    /// It ended because its device is lost.
+    lost_device: AtomicBool,
     ring: Ring,
     cells: Mutex<Cells>,
     /// Where it counts: a candidate's own, then those of the name it serves under.
@@ -289,7 +293,6 @@ impl Host {
                     _ => {
                         let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
                         plan.stats.ended(end);
-                        plan.edition.observed.ended(end);
                         plan.edition.breaker(rung).ended(end, &plan.stats);
                         ended = Some(end);
                         match end {
@@ -320,6 +323,8 @@ impl Host {
             group: group.as_ref().map(Group::view),
             stands_in: plan.stands_in,
             breaker: plan.edition.breaker(rung).clone(),
+            served: AtomicBool::new(false),
+            lost_device: AtomicBool::new(false),
             edition: plan.edition,
             cells: Mutex::new(Cells {
                 busy: (0..free.len()).map(|_| None).collect(),
@@ -346,6 +351,17 @@ impl Host {
 
     fn cells(&self) -> MutexGuard<'_, Cells> {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on requests are sent to it.
+    pub fn serves(&self) {
+        self.served.store(true, Relaxed);
+        self.edition.observed.has_host();
+    }
+
+    /// Whether this failure of a request in it is its device's.
+    pub fn is_the_devices(&self, e: &InferError) -> bool {
+        matches!(e, InferError::HostLost { .. }) && self.lost_device.load(Relaxed)
     }
 
     /// From now on it counts for the name it serves under.
@@ -604,7 +620,10 @@ impl Host {
         };
         if !asked {
             self.stats.load().ended(how);
-            self.edition.observed.ended(how);
+            self.lost_device.store(how == End::Device, Relaxed);
+            if self.served.load(Relaxed) {
+                self.edition.observed.ended(how);
+            }
             self.breaker.ended(how, &self.stats.load());
             tracing::warn!(model = %self.manifest.name, pid = self.pid, reason, "engine host ended");
         }

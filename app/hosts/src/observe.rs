@@ -159,6 +159,8 @@ pub struct Observation {
     pub success: u64,
     /// Compute times of these.
     pub compute: Latencies,
+    /// Those of answers that no other rung gave in the place of the preferred one.
+    pub compute_preferred: Latencies,
     /// What they looked like.
     pub outputs: Outputs,
     failures: [u64; InferError::KINDS.len()],
@@ -176,6 +178,7 @@ impl Observation {
             edition: self.edition,
             success: self.success.saturating_sub(earlier.success),
             compute: self.compute.since(&earlier.compute),
+            compute_preferred: self.compute_preferred.since(&earlier.compute_preferred),
             outputs: self.outputs.since(&earlier.outputs),
             failures: std::array::from_fn(|i| self.failures[i].saturating_sub(earlier.failures[i])),
             ends: std::array::from_fn(|i| self.ends[i].saturating_sub(earlier.ends[i])),
@@ -188,12 +191,13 @@ impl Observation {
         self.edition == other.edition
     }
 
-    /// Requests that failed, by [`InferError::kind`], in the order of [`InferError::KINDS`].
+    /// Requests that failed, by [`InferError::kind`], in the order of [`InferError::KINDS`]; not those that a lost device cost.
     pub fn failures(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         InferError::KINDS.iter().copied().zip(self.failures)
     }
 
-    /// Ends of the host by cause (`oom`, `deadline`, `signal`, `crash`, `protocol`); those that were asked for do not count.
+    /// Ends of hosts that served, by cause ([`End::ALL`]). Those that were asked for do not count, and neither does a lost device:
+    /// it says nothing about the model.
     pub fn ends(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         End::ALL.iter().map(|e| e.name()).zip(self.ends)
     }
@@ -301,6 +305,8 @@ fn mean_shift(m0: f64, v0: f64, m1: f64, v1: f64) -> f64 {
 pub struct Observed {
     /// Nothing is counted before the model serves: a candidate's trial runs are nobody's requests.
     serving: AtomicBool,
+    /// The host that served lost its device, and no other one serves yet: what is refused meanwhile is not the model's.
+    without_device: AtomicBool,
     /// The output that looks like scores.
     scores: Option<usize>,
     /// Per output how many elements it has, and whether it can hold values that are not finite.
@@ -322,6 +328,7 @@ struct Look {
 struct Tally {
     success: u64,
     compute: Latencies,
+    compute_preferred: Latencies,
     classes: Box<[u64]>,
     non_finite: u64,
     elements: u64,
@@ -359,6 +366,7 @@ impl Observed {
         };
         Self {
             serving: AtomicBool::new(false),
+            without_device: AtomicBool::new(false),
             scores,
             looks: manifest.outputs.iter().map(look).collect(),
             failures: std::array::from_fn(|_| AtomicU64::default()),
@@ -374,12 +382,17 @@ impl Observed {
         self.serving.store(true, Relaxed);
     }
 
+    /// A host serves.
+    pub fn has_host(&self) {
+        self.without_device.store(false, Relaxed);
+    }
+
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an answer.
-    pub fn answered<'a>(&self, compute: Duration, output: impl Fn(usize) -> &'a [u8]) {
+    /// Counts an answer; `stood_in`: of another rung than the preferred one.
+    pub fn answered<'a>(&self, compute: Duration, stood_in: bool, output: impl Fn(usize) -> &'a [u8]) {
         if !self.serving.load(Relaxed) {
             return;
         }
@@ -404,6 +417,9 @@ impl Observed {
         let mut t = self.tally();
         t.success += 1;
         t.compute.record(compute);
+        if !stood_in {
+            t.compute_preferred.record(compute);
+        }
         t.non_finite += u64::from(!finite);
         t.elements += sums_of_judged.finite;
         t.sum += sums_of_judged.sum;
@@ -414,15 +430,20 @@ impl Observed {
     }
 
     pub fn failed(&self, e: &InferError) {
+        let lost = matches!(e, InferError::NotReady { .. }) && self.without_device.load(Relaxed);
         if self.serving.load(Relaxed)
+            && !lost
             && let Some(i) = InferError::KINDS.iter().position(|&k| k == e.kind())
         {
             self.failures[i].fetch_add(1, Relaxed);
         }
     }
 
+    /// The host that served ended.
     pub fn ended(&self, how: End) {
-        if self.serving.load(Relaxed) {
+        if how == End::Device {
+            self.without_device.store(true, Relaxed);
+        } else if self.serving.load(Relaxed) {
             self.ends[how as usize].fetch_add(1, Relaxed);
         }
     }
@@ -433,6 +454,7 @@ impl Observed {
             edition,
             success: t.success,
             compute: t.compute.clone(),
+            compute_preferred: t.compute_preferred.clone(),
             outputs: Outputs {
                 classes: t.classes.to_vec(),
                 non_finite: t.non_finite,
@@ -616,7 +638,7 @@ mod tests {
         let (latent, mut scores) = (vec![9.0_f32; manifest.outputs[0].elements()], [0.0_f32; 12]);
         scores[7] = 1.2;
         let bytes = [latent.as_bytes(), scores.as_bytes()];
-        observed.answered(Duration::from_millis(1), |i| bytes[i]);
+        observed.answered(Duration::from_millis(1), false, |i| bytes[i]);
         let outputs = observed.read(1).outputs;
         assert_eq!(outputs.classes, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
         assert!((outputs.mean().unwrap() - 0.1).abs() < 1e-6, "the mean is that of the scores");

@@ -651,6 +651,7 @@ impl Served {
     /// Makes a host the one that requests go to. `shown` is the lock on ours.
     fn install(&self, shown: &mut Shown, edition: Arc<Edition>, host: Arc<Host>) {
         self.show(shown, &host);
+        host.serves();
         self.way.store(Arc::new(Way::Straight(Route { edition, host: Some(host) })));
     }
 
@@ -946,6 +947,7 @@ pub(crate) fn turn_all(turns: Vec<Turn>) -> Vec<Arc<Host>> {
             turn.served.stats.forget_latencies();
             edition.observed.begin();
             host.count_in(&turn.served.stats);
+            host.serves();
         }
     }
     turned.store(true, SeqCst);
@@ -1055,7 +1057,8 @@ impl Ticket {
                     admitted.succeeded();
                 }
                 self.served.stats.succeeded(answer.timing);
-                self.host.edition.observed.answered(answer.timing.compute, |i| answer.output(i));
+                let observed = &self.host.edition.observed;
+                observed.answered(answer.timing.compute, self.host.stands_in, |i| answer.output(i));
             }
             Err(e) => {
                 // A host that ended has told the breaker itself, once for all that were in it.
@@ -1068,7 +1071,9 @@ impl Ticket {
                     admitted.failed(failure, &self.served.stats);
                 }
                 self.served.stats.failed(e);
-                self.host.edition.observed.failed(e);
+                if !self.host.is_the_devices(e) {
+                    self.host.edition.observed.failed(e);
+                }
             }
         }
         outcome

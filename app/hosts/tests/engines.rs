@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         a_fallback_must_pass_the_golden_vectors_too,
         without_any_engine_the_reason_is_the_preferred_ones,
         a_host_of_the_fallback_that_ends_is_started_again,
+        a_lost_device_is_not_held_against_the_model,
         a_device_is_recovered_while_the_fallback_serves,
         a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
         a_model_that_is_refused_touches_no_device,
@@ -112,6 +113,7 @@ impl Session for SecondSession {
         match told(&self.1).as_str() {
             "fail" => return Err(EngineError::Run("as it was told".into())),
             "abort" => std::process::abort(),
+            "lost" => return Err(EngineError::Device("it does not answer".into())),
             // A hundredth off: what a variant may be.
             "off" => {
                 self.0.run(inputs, outputs)?;
@@ -492,6 +494,52 @@ async fn a_host_of_the_fallback_that_ends_is_started_again() {
         golden(&served).await.unwrap();
         assert_eq!(served.fallback().unwrap().to, rung("cpu"));
     }
+    hosts.shutdown().await;
+}
+
+async fn a_lost_device_is_not_held_against_the_model() {
+    let bench = Bench::new("ort cpu");
+    let (hosts, served) = bench.serve(both()).await;
+    for _ in 0..5 {
+        golden(&served).await.unwrap();
+    }
+    bench.tell("lost");
+    // What is in the host, and what comes until the other engine is up.
+    assert_eq!(golden(&served).await.unwrap_err().kind(), "host_lost");
+    while served.fallback().is_none() || served.state() != State::Ready {
+        let _ = golden(&served).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..5 {
+        golden(&served).await.unwrap();
+    }
+    let none_ended = |what: &str| {
+        let seen = served.observe();
+        assert!(seen.ends().all(|(_, n)| n == 0), "{what}: {seen:?}");
+        assert_eq!(seen.faults(), 0, "{what}: {seen:?}");
+        assert!(seen.success >= 10 && seen.compute.count() == seen.success);
+        assert_eq!(
+            seen.compute_preferred.count(),
+            5,
+            "what the other engine computes says nothing of this one"
+        );
+    };
+    none_ended("lost");
+    assert_eq!(served.snapshot().ends.iter().find(|(how, _)| *how == "device"), Some(&("device", 1)));
+    // Hosts that are only tried end as they like.
+    bench.tell("exit");
+    let opened = served.breakers()[0].opened_total;
+    while served.breakers()[0].opened_total < opened + 2 {
+        golden(&served).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    none_ended("tried");
+    assert!(served.snapshot().ends.iter().any(|(how, n)| *how == "crash" && *n > 0));
+    // One that serves does not.
+    let old = pid(&served).await;
+    nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGABRT).unwrap();
+    replaced(&served, old).await;
+    assert_eq!(served.observe().ends().map(|(_, n)| n).sum::<u64>(), 1);
     hosts.shutdown().await;
 }
 

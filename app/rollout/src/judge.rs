@@ -52,6 +52,8 @@ fn end_words(cause: &str) -> &'static str {
         "deadline" => "a request took longer than the model's deadline",
         "signal" => "the system killed it",
         "protocol" => "it broke the rules of the ring",
+        "seccomp" => "it tried a system call that engine hosts may not make",
+        "device" => "its device was lost",
         _ => "it crashed",
     }
 }
@@ -117,13 +119,14 @@ fn latency(
     before: &Observation,
     over: bool,
 ) -> Option<Finding> {
-    let enough = |n: u64| seen.compute.count() >= n && before.compute.count() >= n;
+    // What another rung computed in the place of the preferred one says nothing about the model: its device was ill, or had another owner.
+    let (new, old) = (&seen.compute_preferred, &before.compute_preferred);
+    let enough = |n: u64| new.count() >= n && old.count() >= n;
     // The median tells early; the 99th percentile needs its tail.
     let quantiles =
         [(0.5, "median", enough(ENOUGH)), (0.99, "p99", enough(ENOUGH_FOR_P99) || (over && enough(100)))];
     for (q, name, known) in quantiles {
-        let (Some(now), Some(then), true) = (seen.compute.quantile(q), before.compute.quantile(q), known)
-        else {
+        let (Some(now), Some(then), true) = (new.quantile(q), old.quantile(q), known) else {
             continue;
         };
         if now.as_secs_f64() <= then.as_secs_f64() * policy.max_p99_ratio + SLACK.as_secs_f64() {
@@ -138,7 +141,7 @@ fn latency(
         );
         let evidence = json!({
             "model": model, "quantile": name, "ms": millis(now), "before_ms": millis(then), "ratio": times,
-            "limit": policy.max_p99_ratio, "requests": seen.compute.count(), "requests_before": before.compute.count(),
+            "limit": policy.max_p99_ratio, "requests": new.count(), "requests_before": old.count(),
         });
         return Some(Finding::new("slower", sentence, evidence));
     }
@@ -355,6 +358,13 @@ mod tests {
         assert_eq!(judge(&seen(1000, 11), Some(&seen(1000, 11)), true), None, "the old model did so too");
         assert_eq!(judge(&seen(2, 2), None, false), None, "two are too few to say");
         assert_eq!(judge(&seen(2, 2), None, true), found(), "but at the end they count");
+    }
+
+    #[test]
+    fn every_end_of_a_host_is_said_in_its_own_words() {
+        let words: std::collections::BTreeSet<_> =
+            inferd_hosts::End::ALL.iter().map(|how| end_words(how.name())).collect();
+        assert_eq!(words.len(), inferd_hosts::End::ALL.len(), "{words:?}");
     }
 
     #[test]
