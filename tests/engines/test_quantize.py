@@ -147,6 +147,8 @@ def test_an_older_operator_set_is_converted_and_quantised(images, tmp_path):
     scales = [n.input[1] for n in small.graph.node if n.op_type == "DequantizeLinear" and "w1" in n.input[0]]
     stored = {t.name: t for t in small.graph.initializer}
     assert [numpy_helper.to_array(stored[s]).shape for s in scales] == [(32,)], "a scale for each channel"
+    kinds = {stored[n.input[2]].data_type for n in small.graph.node if n.op_type == "QuantizeLinear"}
+    assert kinds == {TensorProto.UINT8}, "activations without a sign: the fast kernels of x86"
 
 
 def test_what_loses_too_much_is_refused_with_numbers_and_nothing_is_written(model, npz, tmp_path):
