@@ -8,14 +8,20 @@
 //!
 //! `hop MODEL_DIR count N [shadow] [unfiltered]` sends N requests one after the other and ends: for counting instructions
 //! (`valgrind --tool=callgrind`; the difference between two N is free of the start), and for timing from outside.
+//!
+//! `hop follow MODEL_DIR...` serves all of them, each on the first rung of its manifest, and follows commands: a line
+//! `NAME FLIGHTS RUNS` on standard input makes so many requests, so many in flight, and is answered by the figures as JSON. `INFERD_ENGINE_HOST`
+//! names the program that has the engine `ort`, `INFERD_ORT_LIB` its library. So a script puts rounds of other programs between ours.
 
 #![allow(clippy::unwrap_used)]
 
 use inferd_engine::{AlignedBuffer, CpuEngine, Engine, NetworkFile, Runner};
 use inferd_hosts::{CountingAllocator, Hosts, HostsConfig, ModelSource, Served, Shadow, ShadowPolicy};
-use inferd_model::{Golden, Manifest};
+use inferd_model::{EngineKind, Golden, Manifest};
 use nix::sys::resource::{UsageWho, getrusage};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +32,10 @@ fn main() -> std::process::ExitCode {
     let mut args = std::env::args().skip(1).peekable();
     match args.next() {
         Some(first) if first == "engine-host" => inferd_hosts::engine_host_main(),
+        Some(first) if first == "follow" => {
+            follow(&args.map(PathBuf::from).collect::<Vec<_>>());
+            std::process::ExitCode::SUCCESS
+        }
         Some(dir) if args.next_if(|a| a == "count").is_some() => {
             let requests = args.next().unwrap().parse().unwrap();
             let how: Vec<String> = args.collect();
@@ -39,7 +49,7 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::SUCCESS
         }
         None => {
-            eprintln!("usage: hop MODEL_DIR [SECONDS]");
+            eprintln!("usage: hop MODEL_DIR [SECONDS] | hop MODEL_DIR count N | hop follow MODEL_DIR...");
             std::process::ExitCode::from(2)
         }
     }
@@ -129,7 +139,8 @@ fn bare(dir: &Path, threads: usize, time: Duration) -> Figures {
     }
 }
 
-async fn hosted(served: &Arc<Served>, flights: usize, time: Duration) -> Figures {
+/// So many requests at a time, until that time is over or each flight has made so many.
+async fn hosted(served: &Arc<Served>, flights: usize, time: Duration, runs: usize) -> Figures {
     let host = served.snapshot().host_pid;
     let (begin, cpu_before) = (Instant::now(), cpu(host));
     let clients: Vec<_> = (0..flights)
@@ -138,7 +149,7 @@ async fn hosted(served: &Arc<Served>, flights: usize, time: Duration) -> Figures
             tokio::spawn(async move {
                 let golden = served.golden();
                 let mut latencies = Vec::with_capacity(1 << 16);
-                while begin.elapsed() < time {
+                while begin.elapsed() < time && latencies.len() < runs {
                     let t = Instant::now();
                     let mut ticket = served.begin(None).unwrap();
                     for (i, bytes) in golden.cases()[0].inputs.iter().enumerate() {
@@ -190,6 +201,36 @@ fn count(dir: &Path, requests: u64, shadowed: bool, seccomp: bool) {
     });
 }
 
+fn follow(dirs: &[PathBuf]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let program = std::env::var_os("INFERD_ENGINE_HOST").map(|p| (EngineKind::Ort, PathBuf::from(p)));
+    let library = std::env::var_os("INFERD_ORT_LIB").map(|l| ("INFERD_ORT_LIB".to_owned(), l));
+    runtime.block_on(async {
+        let hosts = Hosts::new(HostsConfig {
+            engines: program.into_iter().collect(),
+            environment: library.into_iter().collect(),
+            request_timeout: Duration::from_secs(60),
+            ..HostsConfig::default()
+        });
+        let mut models = BTreeMap::new();
+        for dir in dirs {
+            let served = hosts.load(dir).await.unwrap();
+            let (name, engine) = (served.manifest().name.to_string(), served.engine());
+            let rung = engine.rung.map(|r| r.to_string()).unwrap_or_default();
+            println!("{{\"name\": \"{name}\", \"rung\": \"{rung}\", \"version\": \"{}\"}}", engine.version);
+            models.insert(name, served);
+        }
+        println!("{{\"ready\": true}}");
+        for line in std::io::stdin().lock().lines() {
+            let line = line.unwrap();
+            let [name, flights, runs] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let (flights, runs): (usize, usize) = (flights.parse().unwrap(), runs.parse().unwrap());
+            println!("{}", hosted(&models[name], flights, Duration::MAX, runs).await.json());
+        }
+        hosts.shutdown().await;
+    });
+}
+
 fn compare(dir: &Path, round: Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cores = HostsConfig::default().workers;
@@ -215,16 +256,16 @@ fn compare(dir: &Path, round: Duration) {
             let mut figures = vec![
                 bare(dir, 1, round),
                 bare(dir, cores, round),
-                hosted(&served, 1, round).await,
-                hosted(&free, 1, round).await,
-                hosted(&served, 8, round).await,
-                hosted(&free, 8, round).await,
-                hosted(&served, 64, round).await,
-                hosted(&free, 64, round).await,
+                hosted(&served, 1, round, usize::MAX).await,
+                hosted(&free, 1, round, usize::MAX).await,
+                hosted(&served, 8, round, usize::MAX).await,
+                hosted(&free, 8, round, usize::MAX).await,
+                hosted(&served, 64, round, usize::MAX).await,
+                hosted(&free, 64, round, usize::MAX).await,
             ];
             let shadow = shadow(&hosts, dir).await;
             for flights in [1, 64] {
-                figures.push(hosted(&served, flights, round).await);
+                figures.push(hosted(&served, flights, round, usize::MAX).await);
             }
             drop(shadow);
             for (b, f) in best.iter_mut().zip(figures) {
