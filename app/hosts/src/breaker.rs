@@ -217,6 +217,8 @@ pub struct Machine {
     state: State,
     /// Counted up with every change of state.
     round: u64,
+    /// Times it opened.
+    openings: u64,
     /// How long it was open last.
     pause: Duration,
     why: Option<Why>,
@@ -225,7 +227,15 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(rules: BreakerRules, now: Instant) -> Self {
-        Self { rules, state: State::closed(), round: 0, pause: Duration::ZERO, why: None, epoch: now }
+        Self {
+            rules,
+            state: State::closed(),
+            round: 0,
+            openings: 0,
+            pause: Duration::ZERO,
+            why: None,
+            epoch: now,
+        }
     }
 
     /// A request wants to be let in.
@@ -341,6 +351,7 @@ impl Machine {
         }
         .min(self.rules.pause_max);
         self.why = Some(why.clone());
+        self.openings += 1;
         self.enter(State::Open { until: now + self.pause });
         Change::Opened { why, pause: self.pause }
     }
@@ -432,6 +443,11 @@ impl Breaker {
     /// Whether no request gets through now.
     pub fn is_open(&self) -> bool {
         self.machine().view(Instant::now()).0 == BreakerState::Open
+    }
+
+    /// Times it opened.
+    pub fn openings(&self) -> u64 {
+        self.machine().openings
     }
 
     /// Whether all do.

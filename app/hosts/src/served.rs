@@ -19,12 +19,13 @@ use crate::observe::Observation;
 use crate::package::Origin;
 use crate::ring::{Layout, Slot};
 use crate::shadow::Mirror;
-use crate::stats::Stats;
+use crate::stats::{End, Stats};
 use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_engine::DeviceState;
 use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest, Rung, Tolerance};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{
     AtomicBool,
     Ordering::{Relaxed, SeqCst},
@@ -707,11 +708,24 @@ impl Served {
         generation: u64,
     ) -> Option<crate::host::Ended> {
         let several = self.usable(edition).len() > 1;
+        let serving = ArcSwap::new(host.clone());
+        // Going up takes long when a device hangs or an engine is built: meanwhile what serves may fall, and going down waits for nothing.
+        let mut better = pin!(self.better(edition, &serving, generation));
         loop {
             let standby = tokio::select! {
                 biased;
                 ended = host.ended() => return Some(ended),
-                standby = self.better(edition, host, generation), if several => standby,
+                standby = &mut better, if several => {
+                    better.set(self.better(edition, &serving, generation));
+                    standby
+                }
+                standby = self.next(edition, host), if several => standby,
+                why = self.dead_inside(edition, host) => {
+                    let model = &edition.package.manifest.name;
+                    tracing::warn!(%model, pid = host.pid, why, "an engine host lives and does not compute; another one is started");
+                    finish(host, true).await;
+                    return Some(crate::host::Ended { how: End::Crash, reason: why });
+                }
             };
             let Some(new) = standby.host() else { continue };
             let old = {
@@ -721,6 +735,7 @@ impl Served {
                     return None;
                 }
                 self.install(&mut shown, edition.clone(), new.clone());
+                serving.store(new.clone());
                 std::mem::replace(host, new)
             };
             // What is in it is finished by it; nobody waits for that.
@@ -728,14 +743,13 @@ impl Served {
         }
     }
 
-    /// Waits until a host of another rung should serve instead of `host`: a preferred one that is well again, or the next one
-    /// when this one's breaker is open.
-    async fn better(&self, edition: &Arc<Edition>, host: &Host, generation: u64) -> Standby {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Waits until a host of a rung before that of `serving` should serve: one that is well again, or preferred now.
+    async fn better(&self, edition: &Arc<Edition>, serving: &ArcSwap<Host>, generation: u64) -> Standby {
+        let mut look = look();
         loop {
             look.tick().await;
             let usable = self.usable(edition);
+            let host = serving.load_full();
             let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
             for breaker in &usable[..here] {
                 let recovers = self.house.recovers(breaker.rung.engine);
@@ -746,13 +760,23 @@ impl Served {
                     // One that is preferred since a moment ago and does not come up has been fallen back from only now.
                     let shown = &mut *lock(&self.shown);
                     if breaker.is_open() && shown.generation == generation {
-                        self.show_fallback(shown, host);
+                        self.show_fallback(shown, &serving.load());
                     }
                 }
             }
+        }
+    }
+
+    /// Waits until a host of a rung after that of `host` should serve, because `host`'s breaker is open.
+    async fn next(&self, edition: &Arc<Edition>, host: &Host) -> Standby {
+        let mut look = look();
+        loop {
+            look.tick().await;
             if !host.breaker.is_open() {
                 continue;
             }
+            let usable = self.usable(edition);
+            let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
             for breaker in usable.iter().skip(here + 1).filter(|b| !b.is_open()) {
                 match self.start_on(edition, breaker.rung, false, &|_| ()).await {
                     Ok(host) => return Standby(Some(host)),
@@ -760,6 +784,39 @@ impl Served {
                         breaker.trip(format!("it cannot be started: {e}"), &self.stats);
                     }
                     Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Waits until `host`'s breaker has opened where no other rung can be turned to, and the host fails on its golden vectors as well:
+    /// its process lives, and what is in it does not come back by itself (a GPU's context is lost for good, say). One that answers them is
+    /// well, and what opened the breaker were the requests. The sentence says what it failed on.
+    async fn dead_inside(&self, edition: &Arc<Edition>, host: &Host) -> String {
+        let mut look = look();
+        let mut known = host.breaker.openings();
+        loop {
+            look.tick().await;
+            let openings = host.breaker.openings();
+            let others = |b: &&Arc<Breaker>| b.rung != host.rung;
+            if openings == known || self.usable(edition).iter().filter(others).any(|b| !b.is_open()) {
+                continue;
+            }
+            let golden = &edition.package.golden;
+            // Every worker is likely to get one.
+            let times = golden.cases().len().max(2 * host.workers);
+            known = openings;
+            for case in (0..golden.cases().len()).cycle().take(times) {
+                match golden_case(host, golden, case).await {
+                    Ok(()) => {}
+                    // Requests have all slots yet.
+                    Err(InferError::QueueFull { .. }) => {
+                        known = openings - 1;
+                        break;
+                    }
+                    // Who waits for its end hears of it.
+                    Err(InferError::HostLost { .. }) => break,
+                    Err(e) => return format!("it failed on requests and on golden case {case}: {e}"),
                 }
             }
         }
@@ -861,6 +918,12 @@ impl Served {
 /// How often a model that may run on several engines looks whether it should run on another one.
 const LOOK: Duration = Duration::from_millis(100);
 
+fn look() -> tokio::time::Interval {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    look
+}
+
 /// A host that nobody is sent to yet. Dropping it ends it.
 struct Standby(Option<Arc<Host>>);
 
@@ -886,7 +949,17 @@ fn preferred(usable: &[Arc<Breaker>], edition: &Edition) -> Arc<Breaker> {
 /// Runs one golden case through a host that serves nobody.
 async fn golden_case(host: &Host, golden: &Golden, case: usize) -> Result<(), InferError> {
     let not = |why: &str| InferError::Engine(why.to_owned());
-    let Ok(Some(mut slot)) = host.take() else { return Err(not("it gives no slot")) };
+    let mut slot = match host.take() {
+        Ok(Some(slot)) => slot,
+        Ok(None) => {
+            let slots = host.occupancy().1;
+            return Err(InferError::QueueFull { slots, retry_after: Duration::ZERO });
+        }
+        Err(Closed) => {
+            let reason = "it has ended".to_owned();
+            return Err(InferError::HostLost { reason, retry_after: Duration::ZERO });
+        }
+    };
     for (i, bytes) in golden.cases()[case].inputs.iter().enumerate() {
         host.ring().input_mut(&mut slot, i).copy_from_slice(bytes);
     }

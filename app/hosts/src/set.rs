@@ -1,7 +1,8 @@
 //! The set of models: loaded from directories, promoted from candidates, unloaded.
 //!
 //! Per name there is one change at a time (its *turn*, from the look-up until the replaced host is gone), so that there are
-//! never more than two hosts for one name, candidates aside. Who needs the turns of several names takes them in the order of
+//! never more than two hosts for one name, candidates aside (and for a moment a third: when what serves falls while a host of a better
+//! rung is being started, one of the next rung is started too). Who needs the turns of several names takes them in the order of
 //! the names. The routes themselves change under the lock of the set, all names of one change at one instant.
 
 use crate::breaker::BreakerRules;
@@ -209,7 +210,7 @@ impl Hosts {
 
     /// Loads the model of a directory, or replaces the one of the same name: the new one takes over only after its golden
     /// vectors passed; on any error the old one goes on serving. Requests in flight end on the old one, and this returns
-    /// when its host is gone, so there are never more than two hosts for one name.
+    /// when its host is gone.
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the operator.

@@ -16,6 +16,7 @@ use inferd_hosts::{
 use inferd_model::{EngineKind, MadeFor, Manifest, NetworkFormat, Precision, Rung, Tolerance, Variant};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("engine-host") {
         return engine_host_main_with(|kind| match kind {
             EngineKind::Cpu => Some(Box::new(CpuEngine::new())),
-            EngineKind::Ort => Some(Box::new(Second(CpuEngine::new()))),
+            EngineKind::Ort => Some(Box::new(Second(CpuEngine::new(), EngineKind::Ort))),
+            EngineKind::Hailo => Some(Box::new(Second(CpuEngine::new(), EngineKind::Hailo))),
             _ => None,
         });
     }
@@ -42,6 +44,9 @@ fn main() -> ExitCode {
         without_any_engine_the_reason_is_the_preferred_ones,
         a_host_of_the_fallback_that_ends_is_started_again,
         a_lost_device_is_not_held_against_the_model,
+        who_falls_while_a_better_rung_is_tried_is_replaced_at_once,
+        a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung,
+        a_host_that_is_well_outlives_a_breaker_that_bad_requests_open,
         a_device_is_recovered_while_the_fallback_serves,
         a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
         a_model_that_is_refused_touches_no_device,
@@ -59,11 +64,12 @@ fn told(file: &str) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-struct Second(CpuEngine);
+/// One of the engines that are told: `ort` by the file, `hailo` by the one beside it.
+struct Second(CpuEngine, EngineKind);
 
 impl Engine for Second {
     fn kind(&self) -> EngineKind {
-        EngineKind::Ort
+        self.1
     }
 
     fn version(&self) -> String {
@@ -79,9 +85,13 @@ impl Engine for Second {
     }
 
     fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
-        let file = manifest.summary.clone();
+        let file = match self.1 {
+            EngineKind::Hailo => format!("{}-chip", manifest.summary),
+            _ => manifest.summary.clone(),
+        };
+        let network = NetworkFile::onnx(network.bytes);
         // As long as it is told so.
-        while told(&file) == "build" {
+        while ["build", "hang"].contains(&told(&file).as_str()) {
             std::thread::sleep(Duration::from_millis(1));
         }
         match told(&file).as_str() {
@@ -108,9 +118,21 @@ impl Model for SecondModel {
 
 struct SecondSession(Box<dyn Session>, String);
 
+/// This process computes no more, whatever it is told.
+static DEAD: AtomicBool = AtomicBool::new(false);
+
 impl Session for SecondSession {
     fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
+        if told(&self.1) == "die inside" {
+            DEAD.store(true, Relaxed);
+        }
+        if DEAD.load(Relaxed) {
+            return Err(EngineError::Run("the context is lost".into()));
+        }
         match told(&self.1).as_str() {
+            "picky" if inputs[0].iter().all(|&b| b == 0) => {
+                return Err(EngineError::Run("not these".into()));
+            }
             "fail" => return Err(EngineError::Run("as it was told".into())),
             "abort" => std::process::abort(),
             "lost" => return Err(EngineError::Device("it does not answer".into())),
@@ -194,6 +216,13 @@ impl Bench {
         std::fs::rename(new, self.file()).unwrap();
     }
 
+    /// From now on the third engine does this.
+    fn tell_chip(&self, what: &str) {
+        let new = self.dir.path().join("new");
+        std::fs::write(&new, what).unwrap();
+        std::fs::rename(new, self.dir.path().join("told-chip")).unwrap();
+    }
+
     async fn serve(&self, config: HostsConfig) -> (Arc<Hosts>, Arc<Served>) {
         let hosts = Hosts::new(config);
         let served = hosts.load(self.dir.path()).await.unwrap();
@@ -207,6 +236,22 @@ fn both() -> HostsConfig {
         breaker: BreakerRules { pause: Duration::from_millis(100), ..BreakerRules::default() },
         ..config()
     }
+}
+
+/// With a third engine, which runs containers.
+fn three() -> HostsConfig {
+    let program = PathBuf::from("/proc/self/exe");
+    HostsConfig {
+        engines: [(EngineKind::Ort, program.clone()), (EngineKind::Hailo, program)].into(),
+        ..both()
+    }
+}
+
+/// A model with a container, on three rungs.
+fn three_rungs() -> Bench {
+    let bench = Bench::with_variants("hailo ort cpu", |m| vec![compiled(m, NetworkFormat::Hef, "h8.hef")]);
+    std::fs::copy(bench.dir.path().join("model.onnx"), bench.dir.path().join("h8.hef")).unwrap();
+    bench
 }
 
 /// Waits until this engine serves.
@@ -540,6 +585,78 @@ async fn a_lost_device_is_not_held_against_the_model() {
     nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGABRT).unwrap();
     replaced(&served, old).await;
     assert_eq!(served.observe().ends().map(|(_, n)| n).sum::<u64>(), 1);
+    hosts.shutdown().await;
+}
+
+async fn who_falls_while_a_better_rung_is_tried_is_replaced_at_once() {
+    let bench = three_rungs();
+    let (hosts, served) = bench.serve(three()).await;
+    golden(&served).await.unwrap();
+    on(&served, "hailo").await;
+    bench.tell_chip("lost");
+    assert_eq!(golden(&served).await.unwrap_err().kind(), "host_lost");
+    on(&served, "ort").await;
+    // From now on a host of the first rung hangs while it loads. One that is being started may still have read what was said before.
+    bench.tell_chip("hang");
+    let starts = served.snapshot().starts;
+    while served.snapshot().starts == starts {
+        golden(&served).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let opened = served.breakers()[0].opened_total;
+    bench.tell("fail");
+    while served.engine().kind != "cpu" || golden(&served).await.is_err() {
+        let _ = golden(&served).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(
+        served.breakers()[0].opened_total <= opened + 1,
+        "nobody waited until the time for loading was over"
+    );
+    let f = served.fallback().unwrap();
+    assert_eq!((f.from, f.to), (rung("hailo"), rung("cpu")));
+    // What was being started is not started anew.
+    bench.tell_chip("ok");
+    while served.engine().kind != "hailo" {
+        golden(&served).await.unwrap();
+    }
+    assert_eq!(served.fallback(), None);
+    hosts.shutdown().await;
+}
+
+async fn a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung() {
+    let bench = Bench::new("ort");
+    let (hosts, served) = bench.serve(both()).await;
+    golden(&served).await.unwrap();
+    let first = pid(&served).await;
+    bench.tell("die inside");
+    while served.breakers()[0].opened_total == 0 {
+        let _ = golden(&served).await;
+    }
+    bench.tell("ok");
+    replaced(&served, first).await;
+    while golden(&served).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    hosts.shutdown().await;
+}
+
+async fn a_host_that_is_well_outlives_a_breaker_that_bad_requests_open() {
+    let bench = Bench::new("ort");
+    let (hosts, served) = bench.serve(both()).await;
+    let first = pid(&served).await;
+    bench.tell("picky");
+    while served.breakers()[0].opened_total < 3 {
+        if let Ok(mut ticket) = served.begin(None) {
+            ticket.input_mut(0).fill(0);
+            let _ = ticket.run().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    while golden(&served).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((pid(&served).await, served.snapshot().starts), (first, 1));
     hosts.shutdown().await;
 }
 
