@@ -1,0 +1,25 @@
+//! Live input: from a sensor's bytes, a recording or a generator to prepared windows of samples.
+//!
+//! Pure parts only: nothing here opens a port or a file, starts a thread or reads a clock. Bytes, samples and the time are
+//! handed in, so every behaviour can be tested to the microsecond, and whoever owns the port decides where time comes from.
+//!
+//! * [`frame`]: our framed serial protocol: encoder, decoder that finds its way after garbage, sequence numbers and time
+//!   unwrapped, a verdict on the line (wrong baud rate told from noise), and the legacy form without frames.
+//! * [`window`]: samples with sequence numbers into a fixed ring, windows of a length and a hop out of it; never across a
+//!   gap, never a stale one, the oldest dropped and counted when nobody takes them.
+//! * [`prepare`]: what a model was trained on: band-pass and notch filters, a fixed scaler or a z-score per window.
+//! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
+//! * [`synchrony`]: how alike two streams are, and which one lags.
+//!
+//! Every buffer has a size that is known when it is made. No input can cause a panic or an allocation that grows with it.
+
+#![forbid(unsafe_code)]
+
+pub mod frame;
+
+mod time;
+
+pub use time::Micros;
+
+/// The most channels of any source: two 16-channel amplifiers.
+pub const MAX_CHANNELS: usize = 32;
