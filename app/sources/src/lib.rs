@@ -17,7 +17,10 @@
 
 pub mod frame;
 
+pub mod prepare;
+
 mod time;
+pub mod window;
 
 pub use time::Micros;
 
