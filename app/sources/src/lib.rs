@@ -16,9 +16,9 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
-
+pub mod pace;
 pub mod prepare;
-
+pub mod synchrony;
 mod time;
 pub mod window;
 
