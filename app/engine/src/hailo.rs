@@ -15,13 +15,8 @@
 
 use crate::runner::check;
 use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, shared};
-use hailort_abi::types::{
-    FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8, NOTIFICATION_CLOCK_CHANGED,
-    NOTIFICATION_CPU_ECC_ERROR, NOTIFICATION_CPU_ECC_FATAL, NOTIFICATION_DATAFLOW_SHUTDOWN,
-    NOTIFICATION_LCU_ECC_CORRECTABLE, NOTIFICATION_LCU_ECC_UNCORRECTABLE, NOTIFICATION_OVERCURRENT_ALARM,
-    NOTIFICATION_RUN_TIME_ERROR, NOTIFICATION_TEMPERATURE_ALARM,
-};
-use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, StreamInfo, Streams};
+use hailort_abi::types::{FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8};
+use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, StreamInfo, Streams};
 use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -43,18 +38,8 @@ const PLACES: [&str; 8] = [
 /// cannot be asked for in C.
 pub const COOL: f32 = 95.0;
 
-/// The numbers of [`DEVICE_EVENTS`](crate::DEVICE_EVENTS) in the header.
-const EVENTS: [u32; 9] = [
-    NOTIFICATION_TEMPERATURE_ALARM,
-    NOTIFICATION_DATAFLOW_SHUTDOWN,
-    NOTIFICATION_OVERCURRENT_ALARM,
-    NOTIFICATION_LCU_ECC_CORRECTABLE,
-    NOTIFICATION_LCU_ECC_UNCORRECTABLE,
-    NOTIFICATION_CPU_ECC_ERROR,
-    NOTIFICATION_CPU_ECC_FATAL,
-    NOTIFICATION_CLOCK_CHANGED,
-    NOTIFICATION_RUN_TIME_ERROR,
-];
+// What the chip is asked to tell is what is shown of it, in the same order.
+const _: () = assert!(NOTIFICATIONS.len() == crate::DEVICE_EVENTS.len());
 
 /// The engine. Its library is opened by [`Engine::set_up`], or with the first model.
 pub struct HailoEngine {
@@ -175,7 +160,7 @@ impl Engine for HailoEngine {
             temperature: chip.temperature().ok(),
             power: chip.power(),
             zone: events.temperature_zone(),
-            events: EVENTS.map(|id| events.count(id)),
+            events: NOTIFICATIONS.map(|id| events.count(id)),
         })
     }
 }
