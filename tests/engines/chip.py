@@ -1,13 +1,13 @@
 """A Hailo chip for the daemon: the double of libhailort (tests/hailort-double), its faults, and a model with a container for it."""
 
-import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 
 import places
+
+from engines import variants
 
 
 def build():
@@ -49,34 +49,17 @@ class Chip:
         return file.read_text() if file.exists() else ""
 
 
-def digest(path):
-    """SHA-256 of a file, as manifests have it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def pack(program, folder, architecture="hailo8"):
     """Makes the container of the default model's network."""
     subprocess.run([str(part) for part in (program, places.DEFAULT_MODEL, folder / "model.hef", architecture)], check=True)
 
 
-def model(program, to, *, engines=("hailo", "cpu"), deadline_ms=1000, name=None, device="hailo8"):
+def model(program, to, *, engines=("hailo", "cpu"), deadline_ms=1000, name="imu-motion", device="hailo8"):
     """A copy of the default model with a container for the chip."""
-    shutil.copytree(places.DEFAULT_MODEL, to)
-    page = (to / "manifest.toml").read_text()
-    if name:
-        page = _replaced(r'(?m)^name = "imu-motion"$', f'name = "{name}"', page)
-    page = _replaced(r"(?m)^engines = .*$", f"engines = {json.dumps(list(engines))}", page)
-    page = _replaced(r"(?m)^deadline_ms = .*$", f"deadline_ms = {deadline_ms}", page)
-    (to / "manifest.toml").write_text(page)
+    variants.copy(to, engines, deadline_ms=deadline_ms, name=name)
     pack(program, to)
     with_variant(to, device)
     return to
-
-
-def _replaced(pattern, by, page):
-    page, count = re.subn(pattern, by, page, count=1)
-    assert count == 1, f"the manifest has no {pattern}"
-    return page
 
 
 def with_variant(folder, device="hailo8"):
@@ -84,15 +67,5 @@ def with_variant(folder, device="hailo8"):
 
     Scores of a motif that is not there are near 0 all together: in steps of 1/255 little is left of their direction, hence that cosine.
     """
-    page = (folder / "manifest.toml").read_text().split("\n[[variants]]")[0]
-    page += f'''
-[[variants]]
-name = "h8"
-format = "hef"
-precision = "int8"
-file = "model.hef"
-sha256 = "{digest(folder / "model.hef")}"
-golden = {{ cosine = 0.3, max_abs = 1.0 }}
-made_for = {{ device = "{device}", runtime = ">=4.21, <4.24" }}
-'''
-    (folder / "manifest.toml").write_text(page)
+    made_for = {"device": device, "runtime": ">=4.21, <4.24"}
+    variants.name(folder, "h8", "model.hef", "int8", {"cosine": 0.3, "max_abs": 1.0}, made_for)

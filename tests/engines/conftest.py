@@ -57,8 +57,8 @@ def chip(built_double, tmp_path):
 def hailo_model(pack_program, tmp_path):
     """Folders of models with a container: `hailo_model()`, `hailo_model(deadline_ms=200)`."""
 
-    def make(name=None, **options):
-        return double.model(pack_program, tmp_path / "models" / (name or "imu-motion"), name=name, **options)
+    def make(name="imu-motion", **options):
+        return double.model(pack_program, tmp_path / "models" / name, name=name, **options)
 
     (tmp_path / "models").mkdir()
     return make

@@ -1,13 +1,11 @@
 """Quantised copies of the default model, made with onnxruntime's own tools: what the rungs of a ladder run."""
 
-import hashlib
-import shutil
-
 import numpy as np
 import onnx
-import places
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from safetensors.numpy import load_file
+
+from engines import variants
 
 INT8 = "model.int8.onnx"
 
@@ -49,25 +47,9 @@ def quantise(folder):
     onnx.checker.check_model(folder / INT8)
 
 
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def ladder(to, engines, cosine=0.7, max_abs=0.5):
     """A copy of the default model with the variant int8 and this list of rungs."""
-    shutil.copytree(places.DEFAULT_MODEL, to)
+    variants.copy(to, engines)
     quantise(to)
-    page = (to / "manifest.toml").read_text()
-    assert 'engines = ["ort", "cpu"]' in page
-    page = page.replace('engines = ["ort", "cpu"]', f"engines = {engines}".replace("'", '"'))
-    page += f'''
-[[variants]]
-name = "int8"
-format = "onnx"
-precision = "int8"
-file = "{INT8}"
-sha256 = "{digest(to / INT8)}"
-golden = {{ cosine = {cosine}, max_abs = {max_abs} }}
-'''
-    (to / "manifest.toml").write_text(page)
+    variants.name(to, "int8", INT8, "int8", {"cosine": cosine, "max_abs": max_abs})
     return to

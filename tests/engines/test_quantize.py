@@ -1,6 +1,5 @@
 """`inferctl quantize` with the real tools of onnxruntime: what it makes is served and compared, what loses too much is refused."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,9 +16,7 @@ from helpers import inferctl_program
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+from engines.variants import digest
 
 
 def quantize(model, to, *options, python=sys.executable, env=None):

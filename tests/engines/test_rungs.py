@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import until
 
-from engines import quantised
+from engines import quantised, variants
 
 LADDER = ["ort-int8", "ort", "cpu"]
 
@@ -38,7 +38,7 @@ def test_the_best_rung_serves_and_everything_names_it(native, with_ort, tmp_path
     seen = model(daemon)
     assert seen["engines"] == LADDER and seen["fallback"] is None
     assert (seen["engine"]["rung"], seen["engine"]["kind"], seen["engine"]["variant"]) == ("ort-int8", "ort", "int8")
-    assert seen["engine"]["network"]["sha256"] == quantised.digest(folder / quantised.INT8)
+    assert seen["engine"]["network"]["sha256"] == variants.digest(folder / quantised.INT8)
     assert [b["engine"] for b in seen["breakers"]] == LADDER
     assert seen["variants"][0]["name"] == "int8"
     assert daemon.request("/healthz").json()["engine"] == "ort-int8"
@@ -92,10 +92,10 @@ def test_a_file_that_no_engine_here_can_run_need_not_be_there(native, tmp_path, 
 
 def test_a_variant_that_is_no_network_leaves_its_place_to_the_next_rung(native, with_ort, tmp_path, walk):
     folder = quantised.ladder(tmp_path / "model", LADDER)
-    right = quantised.digest(folder / quantised.INT8)
+    right = variants.digest(folder / quantised.INT8)
     (folder / quantised.INT8).write_bytes(b"signed, and still no network")
     page = (folder / "manifest.toml").read_text()
-    (folder / "manifest.toml").write_text(page.replace(right, quantised.digest(folder / quantised.INT8)))
+    (folder / "manifest.toml").write_text(page.replace(right, variants.digest(folder / quantised.INT8)))
     daemon = native(models=[folder], config=with_ort())
     seen = model(daemon)["fallback"]
     assert (seen["from"], seen["to"]) == ("ort-int8", "ort")

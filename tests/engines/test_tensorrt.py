@@ -9,7 +9,7 @@ import places
 import pytest
 from helpers import until
 
-from engines.quantised import digest
+from engines import variants
 
 
 @pytest.fixture(scope="session")
@@ -49,24 +49,10 @@ class Gpu:
 
     def model(self, engines=("tensorrt", "cpu"), *bound_to):
         """The default model with a plan; `bound_to` is the version, then the architecture, that the plan is for."""
-        to = self.folder / "model"
-        shutil.copytree(places.DEFAULT_MODEL, to)
+        to = variants.copy(self.folder / "model", engines)
         subprocess.run([self.drive, "plan", to, to / "model.plan", *bound_to], check=True, stdout=subprocess.DEVNULL)
-        page = (to / "manifest.toml").read_text()
-        old = 'engines = ["ort", "cpu"]'
-        assert old in page
-        page = page.replace(old, f"engines = {list(engines)}".replace("'", '"'))
-        page += f'''
-[[variants]]
-name = "orin"
-format = "plan"
-precision = "fp32"
-file = "model.plan"
-sha256 = "{digest(to / "model.plan")}"
-golden = {{ cosine = 0.999, max_abs = 0.01 }}
-made_for = {{ device = "sm_87", runtime = ">=10.3, <10.4" }}
-'''
-        (to / "manifest.toml").write_text(page)
+        golden, made_for = {"cosine": 0.999, "max_abs": 0.01}, {"device": "sm_87", "runtime": ">=10.3, <10.4"}
+        variants.name(to, "orin", "model.plan", "fp32", golden, made_for)
         return to
 
 
