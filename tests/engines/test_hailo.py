@@ -4,6 +4,7 @@ What is compared are answers to inputs that are far from each other, each with i
 the one to its own input, or there is none.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from helpers import until
 
 from engines import chip as double
 
+# What a chip that the driver shows and that has no node in /dev is told as.
+NO_NODE = "opening the chip: HAILO_DRIVER_OPERATION_FAILED (36)"
 
 
 def entry(daemon, name="imu-motion"):
@@ -301,9 +304,10 @@ def _other_processor(library):
         ({"version": [5, 2, 0]}, "HailoRT 5.2.0"),
         ({"driver_mismatch": True}, "library, driver and firmware must be of one version"),
         ({"lost": True}, "there is none"),
+        ({"no_node": True}, NO_NODE),
         ({"hung": True}, "HAILO_DRIVER_TIMEOUT (87)"),
     ],
-    ids=["older", "newer", "driver", "no chip", "hung"],
+    ids=["older", "newer", "driver", "no chip", "no node", "hung"],
 )
 def test_why_there_is_no_chip_to_be_used_is_said(native, with_chip, hailo_model, chip, walk, faults, said):
     chip.has(**faults)
@@ -312,14 +316,41 @@ def test_why_there_is_no_chip_to_be_used_is_said(native, with_chip, hailo_model,
     assert daemon.request("/infer", walk).status == 200
 
 
-def test_the_program_tells_the_same_of_the_real_library(engine_host):
-    """Where a developer has a real libhailort and no chip."""
+@pytest.fixture(scope="session")
+def real():
+    """A real libhailort, where a developer has one."""
     library = os.environ.get("INFERD_HAILORT_LIB")
     if not library:
         pytest.skip("INFERD_HAILORT_LIB names no libhailort")
-    environment = {"INFERD_HAILORT_LIB": library, "HAILORT_LOGGER_PATH": "NONE"}
-    run = subprocess.run([engine_host, "engines"], env=environment, capture_output=True, text=True, check=True)
-    assert '"engine":"hailo"' in run.stdout and "there is none" in run.stdout
+    return library
+
+
+def of_the_program(engine_host, library, *before):
+    """What the program tells of the engine, with the environment that the daemon gives it; `before` is what starts it."""
+    environment = {"INFERD_HAILORT_LIB": library, "HAILORT_LOGGER_PATH": "NONE", "PATH": os.environ["PATH"]}
+    run = subprocess.run([*before, engine_host, "engines"], env=environment, capture_output=True, text=True, check=True)
+    return next(e for e in json.loads(run.stdout) if e["engine"] == "hailo")
+
+
+def test_the_program_tells_the_same_of_the_real_library(engine_host, real):
+    told = of_the_program(engine_host, real)
+    assert told["version"].startswith("hailort 4.2") and "there is none" in told["problem"] and told["waits"]
+
+
+def test_a_chip_without_a_node_is_told_by_the_real_library_as_by_the_double(engine_host, real):
+    shown = "/sys/class/hailo_chardev/hailo0"
+    script = f"""mount --make-rprivate / && mount -t tmpfs none /sys/class && mkdir -p {shown} || exit 77
+        printf 0001:01:00.0 > {shown}/board_location; printf 0 > {shown}/accelerator_type; exec "$@" """
+    before = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    if subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    assert NO_NODE in of_the_program(engine_host, real, *before)["problem"]
+
+
+def test_the_real_library_without_a_chip_costs_a_model_its_first_rung_and_nothing_more(native, with_chip, hailo_model, real, walk):
+    daemon = native(models=[hailo_model()], config=with_chip(real))
+    assert serving(daemon) == "cpu" and "there is none" in here(daemon)["problem"]
+    assert daemon.request("/infer", walk).status == 200
 
 
 # ------------------------------------------------------------------------------------------------------------- admission

@@ -15,7 +15,9 @@
 
 use crate::runner::check;
 use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, shared};
-use hailort_abi::types::{FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8};
+use hailort_abi::types::{
+    FORMAT_ORDER_FCR, FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8, QuantInfo,
+};
 use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, StreamInfo, Streams};
 use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use std::path::{Path, PathBuf};
@@ -440,25 +442,30 @@ impl End {
             graph: format!("{}: {why}", describe(stream)),
             manifest: manifest(),
         };
-        if !matches!(stream.order, FORMAT_ORDER_NHWC | FORMAT_ORDER_NHW | FORMAT_ORDER_NC) {
+        if !matches!(stream.order, FORMAT_ORDER_NHWC | FORMAT_ORDER_FCR | FORMAT_ORDER_NHW | FORMAT_ORDER_NC)
+        {
             return Err(unfit(&format!("in an order that is not matched ({})", stream.order)));
         }
         let Some(shape) = stream.shape else { return Err(unfit("which is no tensor")) };
-        let (scale, zero) = (stream.quant.qp_scale, stream.quant.qp_zp);
-        if !(scale.is_finite() && scale > 0.0 && zero.is_finite()) {
+        if let Some(QuantInfo { qp_scale: scale, qp_zp: zero, .. }) = stream.quant
+            && !(scale.is_finite() && scale > 0.0 && zero.is_finite())
+        {
             return Err(unfit(&format!("its quantisation is none (scale {scale}, zero point {zero})")));
         }
-        let plain =
-            stream.format_type == FORMAT_TYPE_UINT8 && scale.to_bits() == 1.0_f32.to_bits() && zero == 0.0;
-        let elements = match spec.dtype {
-            DType::Fp32 => Elements::Float,
-            DType::Uint8 if plain => Elements::Raw,
-            DType::Uint8 => {
+        let elements = match (spec.dtype, stream.quant) {
+            // The library quantises, each feature by its own numbers where it has them.
+            (DType::Fp32, _) => Elements::Float,
+            (DType::Uint8, _) if stream.format_type != FORMAT_TYPE_UINT8 => {
+                return Err(unfit("its elements are no bytes"));
+            }
+            (DType::Uint8, Some(QuantInfo { qp_scale: 1.0, qp_zp: 0.0, .. })) => Elements::Raw,
+            (DType::Uint8, Some(QuantInfo { qp_scale: scale, qp_zp: zero, .. })) => {
                 return Err(unfit(&format!(
                     "a byte stands for {scale} times its distance from {zero}, not for itself"
                 )));
             }
-            _ => return Err(unfit("only FP32 and UINT8 tensors go to this chip")),
+            (DType::Uint8, None) => return Err(unfit("each feature has a quantisation of its own")),
+            (_, _) => return Err(unfit("only FP32 and UINT8 tensors go to this chip")),
         };
         let order = Order::of(&spec.shape, shape).map_err(unfit)?;
         Ok(Self { stream: stream.name.clone(), elements, order, size: spec.dtype.size() })
@@ -517,7 +524,7 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hailort_abi::types::QuantInfo;
+    use hailort_abi::types::FORMAT_TYPE_UINT16;
 
     fn stream(name: &str, is_input: bool, shape: [u32; 3], scale: f32, zero: f32) -> StreamInfo {
         let quant = QuantInfo { qp_zp: zero, qp_scale: scale, limvals_min: 0.0, limvals_max: 0.0 };
@@ -527,7 +534,7 @@ mod tests {
             format_type: FORMAT_TYPE_UINT8,
             order: FORMAT_ORDER_NHWC,
             shape: Some(shape),
-            quant,
+            quant: Some(quant),
         }
     }
 
@@ -591,8 +598,19 @@ mod tests {
         for (scale, zero) in [(0.5, 0.0), (1.0, 1.0)] {
             assert!(refused(&spec, &[&stream("x", true, [4, 4, 3], scale, zero)]).contains("not for itself"));
         }
+        let wide = StreamInfo { format_type: FORMAT_TYPE_UINT16, ..plain.clone() };
+        assert!(refused(&spec, &[&wide]).contains("no bytes"));
         let other = TensorSpec::plain("x", DType::Int32, &[1, 4, 4, 3]);
         assert!(refused(&other, &[&plain]).contains("only FP32 and UINT8"));
+    }
+
+    #[test]
+    fn features_with_a_quantisation_of_their_own_are_turned_into_numbers_by_the_library() {
+        let own =
+            StreamInfo { quant: None, order: FORMAT_ORDER_FCR, ..stream("x", false, [15, 20, 4], 1.0, 0.0) };
+        let spec = |dtype| TensorSpec::plain("x", dtype, &[1, 15, 20, 4]);
+        assert_eq!(End::of(&spec(DType::Fp32), &[&own], 1).unwrap().elements, Elements::Float);
+        assert!(refused(&spec(DType::Uint8), &[&own]).contains("of its own"));
     }
 
     #[test]

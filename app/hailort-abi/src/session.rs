@@ -160,7 +160,11 @@ impl Chip {
         let mut vdevice = null_mut();
         // SAFETY: the ids live as long as the call, which copies what it needs.
         let status = unsafe { (f.create_vdevice)(&raw mut params, &raw mut vdevice) };
-        library.check("opening the chip", status)?;
+        library.check("opening the chip", status).map_err(|e| match status {
+            // That is what it says of an address where nothing is: the chip was there a moment ago.
+            Status::INVALID_ARGUMENT => Failure { class: Class::DeviceLost, ..e },
+            _ => e,
+        })?;
         // From here on dropping it releases the device.
         let mut chip = Self {
             library,
@@ -316,8 +320,8 @@ pub struct StreamInfo {
     pub order: u32,
     /// Height, width, features; `None` for the result of non-maximum suppression.
     pub shape: Option<[u32; 3]>,
-    /// How its bytes stand for numbers.
-    pub quant: QuantInfo,
+    /// How its bytes stand for numbers; `None` where each feature has a quantisation of its own, which the library then keeps to itself.
+    pub quant: Option<QuantInfo>,
 }
 
 /// A compiled network that was read. It needs no chip.
@@ -338,6 +342,11 @@ impl Hef {
     /// # Errors
     /// [`Failure`], of class [`Class::Network`] when it is damaged or of a form the library does not know.
     pub fn read(library: &'static Library, bytes: &'static [u8]) -> Result<Self, Failure> {
+        if bytes.is_empty() {
+            // 4.23.0 ends the process by a bad access to memory when it is given nothing.
+            let text = "the file is empty".to_owned();
+            return Err(Failure { what: "reading the HEF", class: Class::Network, text });
+        }
         let f = library.functions();
         let mut handle = null_mut();
         // SAFETY: the bytes live for ever.
@@ -451,22 +460,20 @@ impl Network {
         // SAFETY: room for as many handles as there are parameters.
         let status = unsafe { (f.create_input_vstreams)(group, inputs.as_ptr(), n_in, handles.as_mut_ptr()) };
         library.check("opening the input streams", status)?;
-        streams.inputs = handles.into_iter().zip(&inputs).map(|(h, p)| (h, text(&p.name), 0)).collect();
+        streams.inputs = handles.into_iter().map(Open::new).collect();
         let mut handles = vec![null_mut(); n_out];
         // SAFETY: as above.
         let status =
             unsafe { (f.create_output_vstreams)(group, outputs.as_ptr(), n_out, handles.as_mut_ptr()) };
         library.check("opening the output streams", status)?;
-        streams.outputs = handles.into_iter().zip(&outputs).map(|(h, p)| (h, text(&p.name), 0)).collect();
-        for (handle, _, size) in &mut streams.inputs {
-            // SAFETY: an open stream; the library writes one number.
-            let status = unsafe { (f.get_input_vstream_frame_size)(*handle, &raw mut *size) };
-            library.check("asking for the size of a frame", status)?;
+        streams.outputs = handles.into_iter().map(Open::new).collect();
+        // The handles come in the library's order, not in that of the parameters: those of outputs that share a channel of the chip come
+        // together. So each is asked what it is.
+        for stream in &mut streams.inputs {
+            stream.ask(library, f.get_input_vstream_info, f.get_input_vstream_frame_size)?;
         }
-        for (handle, _, size) in &mut streams.outputs {
-            // SAFETY: as above.
-            let status = unsafe { (f.get_output_vstream_frame_size)(*handle, &raw mut *size) };
-            library.check("asking for the size of a frame", status)?;
+        for stream in &mut streams.outputs {
+            stream.ask(library, f.get_output_vstream_info, f.get_output_vstream_frame_size)?;
         }
         Ok(streams)
     }
@@ -487,7 +494,32 @@ impl Drop for Network {
 }
 
 /// A stream, its name in the HEF, and the bytes of its frame.
-type Open = (*mut c_void, String, usize);
+struct Open {
+    handle: *mut c_void,
+    name: String,
+    size: usize,
+}
+
+impl Open {
+    fn new(handle: *mut c_void) -> Self {
+        Self { handle, name: String::new(), size: 0 }
+    }
+
+    /// Asks the library what the stream is.
+    fn ask(
+        &mut self,
+        library: &Library,
+        info: unsafe extern "C" fn(*mut c_void, *mut VstreamInfo) -> Status,
+        size: unsafe extern "C" fn(*mut c_void, *mut usize) -> Status,
+    ) -> Result<(), Failure> {
+        let mut said = VstreamInfo::zeroed();
+        // SAFETY: an open stream of the direction these functions are for; the library fills the structure.
+        library.check("asking which stream it is", unsafe { info(self.handle, &raw mut said) })?;
+        self.name = text(&said.name);
+        // SAFETY: as above; the library writes one number.
+        library.check("asking for the size of a frame", unsafe { size(self.handle, &raw mut self.size) })
+    }
+}
 
 /// The open streams of a network: one frame at a time goes in and comes out.
 pub struct Streams {
@@ -503,12 +535,12 @@ unsafe impl Send for Streams {}
 impl Streams {
     /// Names and frame sizes of the inputs, in the order of [`Streams::infer`].
     pub fn inputs(&self) -> impl ExactSizeIterator<Item = (&str, usize)> {
-        self.inputs.iter().map(|(_, name, size)| (name.as_str(), *size))
+        self.inputs.iter().map(|s| (s.name.as_str(), s.size))
     }
 
     /// The same of the outputs.
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = (&str, usize)> {
-        self.outputs.iter().map(|(_, name, size)| (name.as_str(), *size))
+        self.outputs.iter().map(|s| (s.name.as_str(), s.size))
     }
 
     /// Sends one frame and waits for its answer.
@@ -531,8 +563,8 @@ impl Streams {
         }
         let fit = inputs.len() == self.inputs.len()
             && outputs.len() == self.outputs.len()
-            && inputs.iter().zip(&self.inputs).all(|(bytes, s)| bytes.len() == s.2)
-            && outputs.iter().zip(&self.outputs).all(|(bytes, s)| bytes.len() == s.2);
+            && inputs.iter().zip(&self.inputs).all(|(bytes, s)| bytes.len() == s.size)
+            && outputs.iter().zip(&self.outputs).all(|(bytes, s)| bytes.len() == s.size);
         if !fit {
             return refuse("the buffers are not those of the streams", Class::Request);
         }
@@ -556,14 +588,14 @@ impl Streams {
 
     fn exchange(&self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), Failure> {
         let (library, f) = (self.network.chip.library, self.network.chip.library.functions());
-        for (bytes, (handle, _, size)) in inputs.iter().zip(&self.inputs) {
+        for (bytes, s) in inputs.iter().zip(&self.inputs) {
             // SAFETY: an open stream, and a buffer of its frame's size that lives during the call.
-            let status = unsafe { (f.vstream_write_raw_buffer)(*handle, bytes.as_ptr().cast(), *size) };
+            let status = unsafe { (f.vstream_write_raw_buffer)(s.handle, bytes.as_ptr().cast(), s.size) };
             library.check("sending a frame", status)?;
         }
-        for (bytes, (handle, _, size)) in outputs.iter_mut().zip(&self.outputs) {
+        for (bytes, s) in outputs.iter_mut().zip(&self.outputs) {
             // SAFETY: the same; the buffer is ours alone.
-            let status = unsafe { (f.vstream_read_raw_buffer)(*handle, bytes.as_mut_ptr().cast(), *size) };
+            let status = unsafe { (f.vstream_read_raw_buffer)(s.handle, bytes.as_mut_ptr().cast(), s.size) };
             library.check("waiting for the answer", status)?;
         }
         Ok(())
@@ -573,7 +605,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         let f = self.network.chip.library.functions();
-        let handles = |streams: &[Open]| streams.iter().map(|s| s.0).collect::<Vec<_>>();
+        let handles = |streams: &[Open]| streams.iter().map(|s| s.handle).collect::<Vec<_>>();
         let (outputs, inputs) = (handles(&self.outputs), handles(&self.inputs));
         // SAFETY: open streams that are released once, here; the answers' first.
         unsafe {
@@ -605,7 +637,8 @@ impl StreamInfo {
             format_type: info.format.type_,
             order: info.format.order,
             shape: (!is_nms).then_some([image.height, image.width, image.features]),
-            quant: info.quant_info,
+            // All zeros is what it says where one quantisation is not all (`INVALID_QP` in hef.cpp of 4.23.0).
+            quant: (info.quant_info != QuantInfo::default()).then_some(info.quant_info),
         }
     }
 }

@@ -80,6 +80,7 @@ codes! {
     GET_CONTROL_RESPONSE_FAIL = 44 => DeviceLost,
     GET_D2H_EVENT_MESSAGE_FAIL = 45 => DeviceLost,
     SHUTDOWN_EVENT_SIGNALED = 57 => Poisoned,
+    NOT_FOUND = 61 => Network,
     COMMUNICATION_CLOSED = 62 => Poisoned,
     STREAM_ABORT = 63 => Poisoned,
     DRIVER_NOT_INSTALLED = 64 => Configuration,

@@ -255,6 +255,8 @@ pub const ARCH_HAILO8_A0: u32 = 0;
 pub const ARCH_HAILO8: u32 = 1;
 pub const ARCH_HAILO8L: u32 = 2;
 
+pub const STREAM_INTERFACE_PCIE: u32 = 0;
+
 pub const H2D_STREAM: u32 = 0;
 pub const D2H_STREAM: u32 = 1;
 
@@ -263,7 +265,10 @@ pub const FORMAT_TYPE_UINT8: u32 = 1;
 pub const FORMAT_TYPE_UINT16: u32 = 2;
 pub const FORMAT_TYPE_FLOAT32: u32 = 3;
 
+pub const FORMAT_ORDER_AUTO: u32 = 0;
 pub const FORMAT_ORDER_NHWC: u32 = 1;
+/// On the host the same as NHWC; the chip's own order differs, and the library turns one into the other.
+pub const FORMAT_ORDER_FCR: u32 = 3;
 pub const FORMAT_ORDER_NHW: u32 = 5;
 pub const FORMAT_ORDER_NC: u32 = 6;
 pub const FORMAT_ORDER_HAILO_NMS: u32 = 9;

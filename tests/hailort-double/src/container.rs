@@ -4,7 +4,7 @@
 //! "INFD" | version u32 | CRC-32 of the rest u32 | length of the page u32 | page (JSON) | network (ONNX)      little-endian
 //! ```
 
-use hailort_abi::types::{FORMAT_ORDER_NC, FORMAT_ORDER_NHWC};
+use hailort_abi::types::{FORMAT_ORDER_NC, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8};
 use inferd_model::DType;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: &[u8; 4] = b"INFD";
 const VERSION: u32 = 1;
 const HEAD: usize = 16;
+/// The real library calls anything shorter than this a damaged file: the header of a HEF.
+const SHORTEST: usize = 56;
 
 /// Why there is no container in some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +56,27 @@ pub struct Stream {
     pub dtype: DType,
     /// Whether the network has the features first.
     pub features_first: bool,
+    /// The channel of the chip, where several streams share one; else it has the stream's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// Type and order that are told, where they are not UINT8 and what follows from the shape. Such a stream can be read and not computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<[u32; 2]>,
 }
 
 impl Stream {
-    /// `FORMAT_ORDER_*`.
+    /// `FORMAT_TYPE_*` and `FORMAT_ORDER_*`.
     #[must_use]
-    pub fn order(&self) -> u32 {
-        if self.shape[0] == 1 && self.shape[1] == 1 { FORMAT_ORDER_NC } else { FORMAT_ORDER_NHWC }
+    pub fn format(&self) -> [u32; 2] {
+        let order =
+            if self.shape[0] == 1 && self.shape[1] == 1 { FORMAT_ORDER_NC } else { FORMAT_ORDER_NHWC };
+        self.format.unwrap_or([FORMAT_TYPE_UINT8, order])
+    }
+
+    /// The channel of the chip.
+    #[must_use]
+    pub fn channel(&self) -> &str {
+        self.channel.as_deref().unwrap_or(&self.name)
     }
 
     /// Elements of a frame.
@@ -119,7 +135,7 @@ pub fn pack(page: &Page, onnx: &[u8]) -> Vec<u8> {
 /// # Errors
 /// [`Bad`], as the real library tells damaged files from foreign ones.
 pub fn unpack(bytes: &[u8]) -> Result<(Page, &[u8]), Bad> {
-    if bytes.len() < HEAD {
+    if bytes.len() < SHORTEST {
         return Err(Bad::Corrupted);
     }
     let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -149,6 +165,8 @@ mod tests {
             dims: vec![1, 4, 2, 3],
             dtype: DType::Fp32,
             features_first: true,
+            channel: None,
+            format: None,
         };
         Page {
             network: "net".into(),

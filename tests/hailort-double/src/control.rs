@@ -17,7 +17,9 @@ pub struct Faults {
     pub version: Option<[u32; 3]>,
     /// The chip is off the bus: none is found, every call gives 36.
     pub lost: bool,
-    /// Beside that: who waits for a frame waits until the network is shut down, whatever its timeout.
+    /// The driver shows a chip that has no device node: it is found, and opening it gives 36.
+    pub no_node: bool,
+    /// Beside `lost`: who waits for a frame waits until the network is shut down, whatever its timeout.
     pub stuck: bool,
     /// The driver's version is another one: opening gives 76.
     pub driver_mismatch: bool,

@@ -200,13 +200,12 @@ impl Core {
                 eprintln!("hailort double: the network does not run: {e}");
                 std::process::abort();
             }
-            let mut answers: Vec<Answer> = self
-                .page
-                .outputs
-                .iter()
-                .zip(&outputs)
-                .map(|(stream, bytes)| Answer { bytes: fetch(stream, bytes.as_bytes()), nan: fault.nan })
-                .collect();
+            let answer = |stream: &Stream| {
+                let at = manifest.outputs.iter().position(|spec| spec.name == stream.tensor);
+                let tensor = &outputs[at.expect("the manifest was made of the streams")];
+                Answer { bytes: fetch(stream, tensor.as_bytes()), nan: fault.nan }
+            };
+            let mut answers: Vec<Answer> = self.page.outputs.iter().map(answer).collect();
             if let (true, Some(before)) = (fault.repeats, &before) {
                 answers.clone_from(before);
             }
@@ -291,8 +290,12 @@ fn fetch(stream: &Stream, bytes: &[u8]) -> Vec<u8> {
 /// What the built-in engine wants to know of the network.
 fn manifest(page: &Page) -> Manifest {
     let file = || FileRef { file: "network".into(), sha256: "0".repeat(64) };
+    // Several streams may show one tensor.
     let specs = |streams: &[Stream]| -> Vec<TensorSpec> {
-        streams.iter().map(|s| TensorSpec::plain(&s.tensor, s.dtype, &s.dims)).collect()
+        let mut all: Vec<TensorSpec> =
+            streams.iter().map(|s| TensorSpec::plain(&s.tensor, s.dtype, &s.dims)).collect();
+        all.dedup_by(|a, b| a.name == b.name);
+        all
     };
     let text = serde_json::json!({
         "schema": SCHEMA, "name": "double", "version": "1", "task": Task::Tensor, "engines": [EngineKind::Cpu],

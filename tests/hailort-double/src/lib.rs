@@ -1,4 +1,4 @@
-//! A double of libhailort for tests: the C interface of 4.23.0 as far as the host calls it (38 functions), and no chip.
+//! A double of libhailort for tests: the C interface of 4.23.0 as far as the host calls it (39 functions), and no chip.
 //!
 //! What stands for a HEF is a [`container`] with a network and the quantisation of its ends; the built-in engine computes it on a thread
 //! that stands for the chip ([`core`]). Faults come from a file beside the library ([`control`]). Layouts and constants are those of
@@ -51,7 +51,8 @@ struct Read {
 struct Opened {
     /// Locked as long as it is open: one process, one chip.
     _lock: File,
-    callbacks: Mutex<HashMap<u32, (NotificationCallback, usize)>>,
+    /// For each notification: the function, its word, and the device that it was given for.
+    callbacks: Mutex<HashMap<u32, (NotificationCallback, usize, usize)>>,
     groups: Mutex<Vec<Arc<Core>>>,
     closed: AtomicBool,
     sequence: AtomicU32,
@@ -134,6 +135,12 @@ fn put(to: &mut [c_char], text: &str) {
     }
 }
 
+/// Copies a text and its end, and leaves the rest of the array as it was: so does the real one where it fills configurations.
+fn put_name(to: &mut [c_char], text: &str) {
+    let end = text.len().min(to.len() - 1);
+    put(&mut to[..=end], text);
+}
+
 /// Writes an array for the caller, as long as there is room; `count` holds how many fit, and gets how many there are.
 ///
 /// # Safety
@@ -185,7 +192,14 @@ pub extern "C" fn hailo_get_status_message(status: Status) -> *const c_char {
 
 /// The one chip, unless it is off the bus.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hailo_scan_devices(_: *mut c_void, ids: *mut DeviceId, count: *mut usize) -> Status {
+pub unsafe extern "C" fn hailo_scan_devices(
+    params: *mut c_void,
+    ids: *mut DeviceId,
+    count: *mut usize,
+) -> Status {
+    if !params.is_null() {
+        return Status::INVALID_ARGUMENT;
+    }
     let mut id = DeviceId::zeroed();
     put(&mut id.id, ADDRESS);
     let all = if control::read().1.lost { vec![] } else { vec![id] };
@@ -214,6 +228,9 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
     if !params.is_null() {
         // SAFETY: not null, and filled by the caller.
         let params = unsafe { params.read() };
+        if params.device_count == 0 {
+            return Status::INVALID_ARGUMENT;
+        }
         if params.multi_process_service {
             return Status::INVALID_OPERATION;
         }
@@ -229,7 +246,11 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
     }
     let faults = control::read().1;
     if faults.lost {
-        return if named { Status::DRIVER_OPERATION_FAILED } else { Status::OUT_OF_PHYSICAL_DEVICES };
+        // Who names it names something that is not there.
+        return if named { Status::INVALID_ARGUMENT } else { Status::OUT_OF_PHYSICAL_DEVICES };
+    }
+    if faults.no_node {
+        return Status::DRIVER_OPERATION_FAILED;
     }
     if faults.driver_mismatch {
         return Status::INVALID_DRIVER_VERSION;
@@ -278,13 +299,13 @@ impl Opened {
     fn tell(&self, what: &control::Notify) {
         // Held during the call: who has taken its callback away is not called any more.
         let callbacks = lock(&self.callbacks);
-        let Some(&(callback, opaque)) = callbacks.get(&what.id) else { return };
+        let Some(&(callback, opaque, device)) = callbacks.get(&what.id) else { return };
         let mut body = [0; 20];
         body[..4].copy_from_slice(&what.word.to_ne_bytes());
         let sequence = self.sequence.fetch_add(1, SeqCst);
         let notification = Notification { id: what.id, sequence, body };
         // SAFETY: the callback was given for this, with this word, and is not taken away during the call.
-        unsafe { callback(std::ptr::null_mut(), &raw const notification, opaque as *mut c_void) };
+        unsafe { callback(device as Device, &raw const notification, opaque as *mut c_void) };
     }
 }
 
@@ -410,7 +431,7 @@ pub extern "C" fn hailo_set_notification_callback(
 ) -> Status {
     let opened = object!(device, Device);
     needs_chip!();
-    lock(&opened.callbacks).insert(id, (callback, opaque as usize));
+    lock(&opened.callbacks).insert(id, (callback, opaque as usize, device as usize));
     OK
 }
 
@@ -450,6 +471,10 @@ pub unsafe extern "C" fn hailo_create_hef_buffer(
     if buffer.is_null() {
         return Status::INVALID_ARGUMENT;
     }
+    if size == 0 {
+        // SAFETY: none: the real one does not survive it either.
+        unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+    }
     // SAFETY: the caller's, of this size.
     read_container(unsafe { std::slice::from_raw_parts(buffer.cast(), size) }, hef)
 }
@@ -485,9 +510,10 @@ pub extern "C" fn hailo_get_network_groups_infos(_: Hef, _: *mut c_void, _: *mut
 fn info(page: &Page, stream: &Stream, direction: u32) -> VstreamInfo {
     let mut made = VstreamInfo::zeroed();
     put(&mut made.name, &stream.name);
-    put(&mut made.network_name, &page.network);
+    put(&mut made.network_name, &network_name(page));
     made.direction = direction;
-    made.format = Format { type_: FORMAT_TYPE_UINT8, order: stream.order(), flags: 0 };
+    let [type_, order] = stream.format();
+    made.format = Format { type_, order, flags: 0 };
     let [height, width, features] = stream.shape;
     made.shape = Shape { image: ImageShape { height, width, features } };
     let (qp_zp, qp_scale) = (stream.zp, stream.scale);
@@ -496,20 +522,75 @@ fn info(page: &Page, stream: &Stream, direction: u32) -> VstreamInfo {
     made
 }
 
+/// The one network of a group: HailoRT names it after the group, twice.
+fn network_name(page: &Page) -> String {
+    format!("{0}/{0}", page.network)
+}
+
+/// Whether a caller means what there is: everything when nothing is named, else the group or its network.
+///
+/// # Safety
+/// `name` is null or a text with its end.
+unsafe fn is_meant(page: &Page, name: *const c_char) -> bool {
+    if name.is_null() {
+        return true;
+    }
+    // SAFETY: a text with its end.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    name.is_empty() || name == page.network.as_bytes() || name == network_name(page).as_bytes()
+}
+
 /// The streams of a container: inputs, then outputs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hailo_hef_get_all_vstream_infos(
     hef: Hef,
-    _: *const c_char,
+    name: *const c_char,
     infos: *mut VstreamInfo,
     count: *mut usize,
 ) -> Status {
     let read = object!(hef, Hef);
     let page = &read.page;
+    // SAFETY: the caller's.
+    if !unsafe { is_meant(page, name) } {
+        return Status::NOT_FOUND;
+    }
     let inputs = page.inputs.iter().map(|s| info(page, s, H2D_STREAM));
     let all = inputs.chain(page.outputs.iter().map(|s| info(page, s, D2H_STREAM))).collect();
     // SAFETY: the caller's.
     unsafe { put_all(all, infos, count) }
+}
+
+/// How a container's one group is configured when nobody says otherwise.
+///
+/// # Safety
+/// `params` is null or may be written.
+unsafe fn put_configuration(page: &Page, interface: u32, params: *mut ConfigureParams) -> Status {
+    if params.is_null() {
+        return Status::INVALID_ARGUMENT;
+    }
+    // SAFETY: not null, the caller's; every field is a number or an array of such.
+    let params = unsafe { &mut *params };
+    params.network_group_params_count = 1;
+    let group = &mut params.network_group_params[0];
+    put_name(&mut group.name, &page.network);
+    (group.batch_size, group.power_mode, group.latency) = (0, 0, 0);
+    group.network_params_by_name_count = 1;
+    put_name(&mut group.network_params_by_name[0].name, &network_name(page));
+    group.network_params_by_name[0].network_params.batch_size = 0;
+    // By their names, as a map of them is gone through.
+    let mut channels: Vec<(&str, u32)> = page.inputs.iter().map(|s| (s.channel(), H2D_STREAM)).collect();
+    channels.extend(page.outputs.iter().map(|s| (s.channel(), D2H_STREAM)));
+    channels.sort_unstable();
+    channels.dedup();
+    group.stream_params_by_name_count = channels.len();
+    for (to, (name, direction)) in group.stream_params_by_name.iter_mut().zip(channels) {
+        put_name(&mut to.name, name);
+        to.stream_params.stream_interface = interface;
+        to.stream_params.direction = direction;
+        to.stream_params.flags = 0;
+        to.stream_params.pcie_input_params = [0; 17];
+    }
+    OK
 }
 
 /// One network group, the library's choice of batch and power.
@@ -521,14 +602,20 @@ pub unsafe extern "C" fn hailo_init_configure_params_by_vdevice(
 ) -> Status {
     let read = object!(hef, Hef);
     let _ = object!(vdevice, Vdevice);
-    if params.is_null() {
-        return Status::INVALID_ARGUMENT;
-    }
-    // SAFETY: not null, the caller's; every field is a number or an array of such.
-    let params = unsafe { &mut *params };
-    params.network_group_params_count = 1;
-    put(&mut params.network_group_params[0].name, &read.page.network);
-    OK
+    // SAFETY: the caller's.
+    unsafe { put_configuration(&read.page, STREAM_INTERFACE_PCIE, params) }
+}
+
+/// The same without a chip. The host does not ask: it is here because the real one can be asked where there is no chip.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hailo_init_configure_params(
+    hef: Hef,
+    interface: u32,
+    params: *mut ConfigureParams,
+) -> Status {
+    let read = object!(hef, Hef);
+    // SAFETY: the caller's.
+    unsafe { put_configuration(&read.page, interface, params) }
 }
 
 /// Puts a network on the chip.
@@ -555,6 +642,10 @@ pub unsafe extern "C" fn hailo_configure_vdevice(
     };
     if read.page.architecture != fits {
         return Status::HEF_NOT_COMPATIBLE_WITH_DEVICE;
+    }
+    if read.page.inputs.iter().chain(&read.page.outputs).any(|s| s.format.is_some() || s.scale == 0.0) {
+        eprintln!("hailort double: only UINT8 with one quantisation is computed");
+        return Status::INTERNAL_FAILURE;
     }
     let core = match Core::start(read.page.clone(), &read.onnx) {
         Ok(core) => core,
@@ -606,9 +697,10 @@ pub extern "C" fn hailo_set_scheduler_priority(group: NetworkGroup, _: u8, _: *c
 
 // ---------------------------------------------------------------------------------------------------------------- streams
 
-fn default_params(stream: &Stream, format_type: u32) -> VstreamParams {
+/// The defaults of 4.23.0: 10 s, two frames, and an order that follows from the chip's.
+fn default_params(format_type: u32) -> VstreamParams {
     VstreamParams {
-        user_buffer_format: Format { type_: format_type, order: stream.order(), flags: 0 },
+        user_buffer_format: Format { type_: format_type, order: FORMAT_ORDER_AUTO, flags: 0 },
         timeout_ms: 10_000,
         queue_size: 2,
         vstream_stats_flags: 0,
@@ -617,8 +709,8 @@ fn default_params(stream: &Stream, format_type: u32) -> VstreamParams {
 }
 
 macro_rules! make_params {
-    ($name:ident, $list:ident, $params:ident) => {
-        /// The defaults of 4.23.0: 10 s, two frames.
+    ($name:ident, $of_hef:ident, $list:ident, $params:ident) => {
+        /// The defaults of 4.23.0, sorted by names.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(
             group: NetworkGroup,
@@ -628,21 +720,74 @@ macro_rules! make_params {
             count: *mut usize,
         ) -> Status {
             let group = object!(group, Group);
-            let made = |stream: &Stream| {
+            let all = by_name(&group.core.page.$list).into_iter().map(|at| {
                 let mut made = $params::zeroed();
-                put(&mut made.name, &stream.name);
-                made.params = default_params(stream, format_type);
+                put(&mut made.name, &group.core.page.$list[at].name);
+                made.params = default_params(format_type);
                 made
-            };
-            let all = group.core.page.$list.iter().map(made).collect();
+            });
             // SAFETY: the caller's.
-            unsafe { put_all(all, params, count) }
+            unsafe { put_all(all.collect(), params, count) }
+        }
+
+        /// The same without a chip. The host does not ask: it is here because the real one can be asked where there is no chip.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $of_hef(
+            hef: Hef,
+            name: *const c_char,
+            _: bool,
+            format_type: u32,
+            params: *mut $params,
+            count: *mut usize,
+        ) -> Status {
+            let read = object!(hef, Hef);
+            // SAFETY: the caller's.
+            if !unsafe { is_meant(&read.page, name) } {
+                return Status::NOT_FOUND;
+            }
+            let all = by_name(&read.page.$list).into_iter().map(|at| {
+                let mut made = $params::zeroed();
+                put(&mut made.name, &read.page.$list[at].name);
+                made.params = default_params(format_type);
+                made
+            });
+            // SAFETY: the caller's.
+            unsafe { put_all(all.collect(), params, count) }
         }
     };
 }
 
-make_params!(hailo_make_input_vstream_params, inputs, InputVstreamParamsByName);
-make_params!(hailo_make_output_vstream_params, outputs, OutputVstreamParamsByName);
+make_params!(
+    hailo_make_input_vstream_params,
+    hailo_hef_make_input_vstream_params,
+    inputs,
+    InputVstreamParamsByName
+);
+make_params!(
+    hailo_make_output_vstream_params,
+    hailo_hef_make_output_vstream_params,
+    outputs,
+    OutputVstreamParamsByName
+);
+
+/// The places of streams in a list, in the order of their names.
+fn by_name(streams: &[Stream]) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..streams.len()).collect();
+    all.sort_by_key(|&at| &streams[at].name);
+    all
+}
+
+/// The order in which the library opens streams, whatever the order they are named in: by name, but all that share a channel of the chip
+/// together, where the first of them is.
+fn as_opened(streams: &[Stream]) -> Vec<usize> {
+    let mut all = Vec::new();
+    for at in by_name(streams) {
+        if !all.contains(&at) {
+            all.extend((0..streams.len()).filter(|&i| streams[i].channel() == streams[at].channel()));
+        }
+    }
+    all
+}
 
 macro_rules! create_streams {
     ($name:ident, $list:ident, $params:ident, $handle:ident, $object:ident, $has:ident) => {
@@ -667,15 +812,20 @@ macro_rules! create_streams {
                 control::misuse("streams were opened twice");
                 return Status::INVALID_OPERATION;
             }
+            let mut wanted = HashMap::new();
             for i in 0..count {
                 // SAFETY: as many as the count says.
                 let one = unsafe { params.add(i).read() };
                 // SAFETY: a name ends within its array.
                 let name = unsafe { CStr::from_ptr(one.name.as_ptr()) }.to_string_lossy();
                 let Some(at) = known.iter().position(|s| s.name == name) else {
-                    return Status::INVALID_ARGUMENT;
+                    return Status::NOT_FOUND;
                 };
-                let stream = Vstream { group: group.clone(), at, params: one.params };
+                wanted.insert(at, one.params);
+            }
+            for (i, at) in as_opened(known).into_iter().enumerate() {
+                let Some(&params) = wanted.get(&at) else { return Status::NOT_FOUND };
+                let stream = Vstream { group: group.clone(), at, params };
                 // SAFETY: as many as the count says.
                 unsafe { streams.add(i).write(give(Object::$object(Arc::new(stream)))) };
             }
@@ -806,7 +956,7 @@ pub unsafe extern "C" fn hailo_vstream_write_raw_buffer(
         return Status::INVALID_ARGUMENT;
     }
     if size != stream.frame_size(&core.page.inputs[stream.at]) {
-        return Status::INSUFFICIENT_BUFFER;
+        return Status::INVALID_ARGUMENT;
     }
     // SAFETY: the caller's, of this size.
     let frame = unsafe { std::slice::from_raw_parts(buffer.cast(), size) };
@@ -827,7 +977,7 @@ pub unsafe extern "C" fn hailo_vstream_read_raw_buffer(
         return Status::INVALID_ARGUMENT;
     }
     if size != stream.frame_size(&core.page.outputs[stream.at]) {
-        return Status::INSUFFICIENT_BUFFER;
+        return Status::INVALID_ARGUMENT;
     }
     // SAFETY: the caller's, of this size, and nobody else's during the call.
     let frame = unsafe { std::slice::from_raw_parts_mut(buffer.cast(), size) };

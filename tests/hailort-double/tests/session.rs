@@ -1,8 +1,10 @@
 //! `app/hailort-abi` against the double, and against a real libhailort for what needs no chip, where `INFERD_HAILORT_LIB` names one.
 
-use hailort_abi::types::*;
+use hailort_abi::types::{self, *};
 use hailort_abi::{Chip, Class, Elements, Hef, Library, LibraryError, Network, Status, Streams};
+use hailort_double::ADDRESS;
 use hailort_double::container::{self, Page};
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,27 +121,64 @@ fn without_a_chip_both_libraries_say_the_same() {
                 (1, SCHEDULING_ALGORITHM_ROUND_ROBIN)
             );
             assert!(params.device_ids.is_null() && !params.multi_process_service);
-            assert_eq!(std::ffi::CStr::from_ptr(params.group_id), c"UNIQUE");
+            assert_eq!(CStr::from_ptr(params.group_id), c"UNIQUE");
+            let mut create = |change: &dyn Fn(&mut VdeviceParams)| {
+                let mut changed = params;
+                change(&mut changed);
+                (f.create_vdevice)(&raw mut changed, &raw mut vdevice)
+            };
+            assert_eq!(create(&|_| ()), Status::OUT_OF_PHYSICAL_DEVICES);
+            assert_eq!(create(&|p| p.device_count = 2), Status::OUT_OF_PHYSICAL_DEVICES);
+            assert_eq!(create(&|p| p.device_count = 0), Status::INVALID_ARGUMENT);
+            assert_eq!(create(&|p| p.multi_process_service = true), Status::INVALID_OPERATION);
+            // An address of a bus where nothing is, the one where the double's chip is when it is there, and two that are none.
+            for address in ["0009:09:00.0", ADDRESS, "", "rubbish"] {
+                let mut named = DeviceId { id: [0; 32] };
+                for (to, b) in named.id.iter_mut().zip(address.bytes()) {
+                    *to = core::ffi::c_char::from_ne_bytes([b]);
+                }
+                let named = &raw mut named;
+                assert_eq!(create(&|p| p.device_ids = named), Status::INVALID_ARGUMENT, "{address}");
+            }
             assert_eq!(
-                (f.create_vdevice)(&raw mut params, &raw mut vdevice),
+                (f.create_vdevice)(std::ptr::null_mut(), &raw mut vdevice),
                 Status::OUT_OF_PHYSICAL_DEVICES
             );
-            let mut unknown = DeviceId { id: [0; 32] };
-            for (to, b) in unknown.id.iter_mut().zip(b"0009:09:00.0") {
-                *to = core::ffi::c_char::from_ne_bytes([*b]);
-            }
-            params.device_ids = &raw mut unknown;
-            assert_eq!((f.create_vdevice)(&raw mut params, &raw mut vdevice), Status::INVALID_ARGUMENT);
-            params.device_ids = std::ptr::null_mut();
-            params.multi_process_service = true;
-            assert_eq!((f.create_vdevice)(&raw mut params, &raw mut vdevice), Status::INVALID_OPERATION);
         }
-        let hef = |bytes: &'static [u8]| Hef::read(library, bytes).err().map(|e| (e.class, e.text)).unwrap();
-        assert_eq!(hef(&[0; 4096]), (Class::Network, "HAILO_HEF_NOT_SUPPORTED (92)".into()));
-        assert_eq!(hef(&[1, 2, 3]), (Class::Network, "HAILO_HEF_FILE_CORRUPTED (91)".into()));
         let none = Chip::open(library).err().unwrap();
         assert_eq!(none.class, Class::DeviceLost);
         assert!(none.to_string().contains("there is none"), "{none}");
+    }
+}
+
+#[test]
+fn what_is_missing_in_a_call_is_an_invalid_argument_of_both() {
+    let double = Double::new();
+    for library in libraries(&double) {
+        let f = library.functions();
+        let (mut params, mut ids, mut count) = (VdeviceParams::zeroed(), [DeviceId { id: [0; 32] }; 8], 8);
+        let (mut hef, mut warmth, mut identity) =
+            (std::ptr::null_mut(), ChipTemperatureInfo::default(), DeviceIdentity::zeroed());
+        // SAFETY: null is what is tried; the rest is as the header has it.
+        let said = unsafe {
+            [
+                (f.scan_devices)(std::ptr::null_mut(), std::ptr::null_mut(), &raw mut count),
+                (f.scan_devices)(std::ptr::null_mut(), ids.as_mut_ptr(), std::ptr::null_mut()),
+                (f.scan_devices)((&raw mut count).cast(), ids.as_mut_ptr(), &raw mut count),
+                (f.init_vdevice_params)(std::ptr::null_mut()),
+                (f.create_vdevice)(&raw mut params, std::ptr::null_mut()),
+                (f.create_hef_buffer)(std::ptr::null_mut(), [0_u8; 4].as_ptr().cast(), 4),
+                (f.create_hef_buffer)(&raw mut hef, std::ptr::null(), 4),
+                (f.release_hef)(std::ptr::null_mut()),
+                (f.release_vdevice)(std::ptr::null_mut()),
+                (f.shutdown_network_group)(std::ptr::null_mut()),
+                (f.get_chip_temperature)(std::ptr::null_mut(), &raw mut warmth),
+                (f.identify)(std::ptr::null_mut(), &raw mut identity),
+                (f.vstream_write_raw_buffer)(std::ptr::null_mut(), [0_u8; 4].as_ptr().cast(), 4),
+                (f.vstream_read_raw_buffer)(std::ptr::null_mut(), [0_u8; 4].as_mut_ptr().cast(), 4),
+            ]
+        };
+        assert_eq!(said, [Status::INVALID_ARGUMENT; 14]);
     }
 }
 
@@ -150,24 +189,211 @@ fn every_status_has_the_name_that_the_library_gives_it() {
         for code in 0..94 {
             let Some(name) = Status(code).name() else { continue };
             // SAFETY: any number may be asked for, and a known one has a text.
-            let text =
-                unsafe { std::ffi::CStr::from_ptr((library.functions().get_status_message)(Status(code))) };
+            let text = unsafe { CStr::from_ptr((library.functions().get_status_message)(Status(code))) };
             assert_eq!(text.to_str().unwrap(), format!("HAILO_{name}"));
         }
     }
 }
 
-#[test]
-fn a_damaged_container_is_told_by_the_library() {
-    let library = Double::new().open();
-    let whole = identity();
-    for length in [4, 40, whole.len() - 1] {
-        assert_eq!(Hef::read(library, &whole[..length]).err().unwrap().class, Class::Network);
+/// Compiled networks by Hailo's own compiler, where `INFERD_HEFS` names some (with `:` between them); none is kept here.
+fn compiled() -> Vec<Vec<u8>> {
+    let named = std::env::var_os("INFERD_HEFS").unwrap_or_default();
+    std::env::split_paths(&named)
+        .filter(|p| !p.as_os_str().is_empty())
+        .map(|p| std::fs::read(p).unwrap())
+        .collect()
+}
+
+fn status_of(library: &'static Library, bytes: &[u8]) -> Status {
+    let bytes = bytes.to_vec().leak();
+    let (f, mut hef) = (library.functions(), std::ptr::null_mut());
+    // SAFETY: the bytes live for ever; what was made is given back.
+    unsafe {
+        let status = (f.create_hef_buffer)(&raw mut hef, bytes.as_ptr().cast(), bytes.len());
+        if status.is_success() {
+            assert_eq!((f.release_hef)(hef), Status::SUCCESS);
+        }
+        status
     }
-    for at in (8..whole.len()).step_by(7) {
-        let mut flipped = whole.to_vec();
-        flipped[at] ^= 0x10;
-        assert_eq!(Hef::read(library, flipped.leak()).err().unwrap().class, Class::Network, "{at}");
+}
+
+#[test]
+fn what_is_no_network_is_told_the_same_way_by_both() {
+    let double = Double::new();
+    for (at, library) in libraries(&double).into_iter().enumerate() {
+        for length in [1, 4, 12, 16, 40, 55] {
+            assert_eq!(status_of(library, &vec![0; length]), Status::HEF_FILE_CORRUPTED, "{length}");
+        }
+        assert_eq!(status_of(library, &[0; 56]), Status::HEF_NOT_SUPPORTED);
+        assert_eq!(status_of(library, &[0xff; 4096]), Status::HEF_NOT_SUPPORTED);
+        let nothing = Hef::read(library, b"").err().unwrap();
+        assert_eq!((nothing.class, nothing.text.as_str()), (Class::Network, "the file is empty"));
+        let whole = if at == 0 { vec![identity().to_vec()] } else { compiled() };
+        for whole in whole {
+            assert_eq!(status_of(library, &whole), Status::SUCCESS);
+            for length in [4, 40, 100, whole.len() / 2, whole.len() - 1] {
+                assert_eq!(status_of(library, &whole[..length]), Status::HEF_FILE_CORRUPTED, "{length}");
+            }
+            for (at, said) in [
+                (0, Status::HEF_NOT_SUPPORTED),
+                (4, Status::HEF_NOT_SUPPORTED),
+                (11, Status::HEF_FILE_CORRUPTED),
+                (100, Status::HEF_FILE_CORRUPTED),
+                (whole.len() / 2, Status::HEF_FILE_CORRUPTED),
+                (whole.len() - 1, Status::HEF_FILE_CORRUPTED),
+            ] {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 0x10;
+                assert_eq!(status_of(library, &flipped), said, "byte {at}");
+            }
+        }
+    }
+}
+
+/// What a library says of a compiled network where there is no chip.
+#[derive(Debug, PartialEq)]
+struct Said {
+    streams: Vec<Described>,
+    /// Asked for a network that is not in it.
+    unknown: Status,
+    /// Asked with room for one stream.
+    short: (Status, usize),
+    inputs: Vec<(String, VstreamParams)>,
+    outputs: Vec<(String, VstreamParams)>,
+    group: String,
+    /// Batch, power, latency.
+    defaults: (u16, u32, u32),
+    /// Channels of the chip: name, interface, direction, flags.
+    channels: Vec<(String, u32, u32, u32)>,
+    networks: Vec<(String, u16)>,
+}
+
+/// A stream.
+#[derive(Clone, Debug, PartialEq)]
+struct Described {
+    name: String,
+    network: String,
+    direction: u32,
+    format: Format,
+    shape: ImageShape,
+    zero: f32,
+    scale: f32,
+    /// The ends of the range, in hundredths; of bytes only.
+    range: Option<[f32; 2]>,
+}
+
+fn text(chars: &[core::ffi::c_char]) -> String {
+    // SAFETY: a name ends within its array.
+    unsafe { CStr::from_ptr(chars.as_ptr()) }.to_str().unwrap().to_owned()
+}
+
+type MakeParams<T> =
+    unsafe extern "C" fn(types::Hef, *const core::ffi::c_char, bool, u32, *mut T, *mut usize) -> Status;
+
+fn said(library: &'static Library, bytes: &'static [u8]) -> Said {
+    // SAFETY: it is open already.
+    let more = unsafe { libloading::Library::new(library.path()) }.unwrap();
+    let f = library.functions();
+    let mut hef = std::ptr::null_mut();
+    // SAFETY: as the header has it; every array has as many elements as its count says.
+    unsafe {
+        assert_eq!((f.create_hef_buffer)(&raw mut hef, bytes.as_ptr().cast(), bytes.len()), Status::SUCCESS);
+        let infos = |name: *const core::ffi::c_char, room: usize| {
+            let (mut all, mut count) = (vec![VstreamInfo::zeroed(); 80], room);
+            let status = (f.hef_get_all_vstream_infos)(hef, name, all.as_mut_ptr(), &raw mut count);
+            (status, count, all)
+        };
+        let (status, count, mut all) = infos(std::ptr::null(), 80);
+        assert_eq!(status, Status::SUCCESS);
+        all.truncate(count);
+        let streams = all.iter().map(|info| Described {
+            name: text(&info.name),
+            network: text(&info.network_name),
+            direction: info.direction,
+            format: info.format,
+            shape: info.shape.image,
+            zero: info.quant_info.qp_zp,
+            scale: info.quant_info.qp_scale,
+            range: (info.format.type_ == FORMAT_TYPE_UINT8).then(|| {
+                [info.quant_info.limvals_min, info.quant_info.limvals_max].map(|x| (x * 100.0).round())
+            }),
+        });
+        let short = infos(std::ptr::null(), 1);
+
+        let make =
+            more.get::<MakeParams<InputVstreamParamsByName>>(b"hailo_hef_make_input_vstream_params").unwrap();
+        let (mut inputs, mut count) = (vec![InputVstreamParamsByName::zeroed(); 40], 40);
+        let of = std::ptr::null();
+        assert_eq!(
+            make(hef, of, false, FORMAT_TYPE_AUTO, inputs.as_mut_ptr(), &raw mut count),
+            Status::SUCCESS
+        );
+        inputs.truncate(count);
+        let make = more
+            .get::<MakeParams<OutputVstreamParamsByName>>(b"hailo_hef_make_output_vstream_params")
+            .unwrap();
+        let (mut outputs, mut count) = (vec![OutputVstreamParamsByName::zeroed(); 40], 40);
+        assert_eq!(
+            make(hef, of, false, FORMAT_TYPE_FLOAT32, outputs.as_mut_ptr(), &raw mut count),
+            Status::SUCCESS
+        );
+        outputs.truncate(count);
+
+        type Configure = unsafe extern "C" fn(types::Hef, u32, *mut ConfigureParams) -> Status;
+        let configure = more.get::<Configure>(b"hailo_init_configure_params").unwrap();
+        let mut params = vec![ConfigureParams::zeroed()];
+        assert_eq!(configure(hef, STREAM_INTERFACE_PCIE, params.as_mut_ptr()), Status::SUCCESS);
+        assert_eq!(params[0].network_group_params_count, 1);
+        let group = &params[0].network_group_params[0];
+        let channels = group.stream_params_by_name.iter().take(group.stream_params_by_name_count).map(|c| {
+            let p = c.stream_params;
+            (text(&c.name), p.stream_interface, p.direction, p.flags)
+        });
+        let networks = group.network_params_by_name.iter().take(group.network_params_by_name_count);
+        let said = Said {
+            streams: streams.collect(),
+            unknown: infos(c"nothing".as_ptr(), 80).0,
+            short: (short.0, short.1),
+            inputs: inputs.iter().map(|p| (text(&p.name), p.params)).collect(),
+            outputs: outputs.iter().map(|p| (text(&p.name), p.params)).collect(),
+            group: text(&group.name),
+            defaults: (group.batch_size, group.power_mode, group.latency),
+            channels: channels.collect(),
+            networks: networks.map(|n| (text(&n.name), n.network_params.batch_size)).collect(),
+        };
+        assert_eq!((f.release_hef)(hef), Status::SUCCESS);
+        said
+    }
+}
+
+/// A container of the same streams. Nothing computes it.
+fn container_like(said: &Said) -> &'static [u8] {
+    let streams = |direction: u32| -> Vec<serde_json::Value> {
+        let of = said.streams.iter().filter(|s| s.direction == direction);
+        of.map(|s| {
+            let ImageShape { height, width, features } = s.shape;
+            serde_json::json!({
+                "name": s.name, "shape": [height, width, features], "zp": s.zero, "scale": s.scale, "tensor": s.name,
+                "format": [s.format.type_, s.format.order],
+                "dims": [height, width, features], "dtype": "FP32", "features_first": false
+            })
+        })
+        .collect()
+    };
+    let page: Page = serde_json::from_value(serde_json::json!({
+        "network": said.group, "architecture": "hailo8", "inputs": streams(H2D_STREAM), "outputs": streams(D2H_STREAM),
+    }))
+    .unwrap();
+    container::pack(&page, b"").leak()
+}
+
+#[test]
+fn a_container_with_the_streams_of_a_real_network_says_the_same_as_it() {
+    let double = Double::new();
+    let [double, real] = libraries(&double)[..] else { return };
+    for bytes in compiled() {
+        let truth = said(real, bytes.leak());
+        assert_eq!(said(double, container_like(&truth)), truth);
     }
 }
 
@@ -241,8 +467,47 @@ fn raw_frames_are_the_bytes_of_the_chip() {
     streams.infer(&[&[0; 6]], &mut [&mut answer]).expect("a wrong length costs nothing but its call");
 }
 
+/// `y = x` with three outputs in steps of their own; the first and the last in the order of names share a channel of the chip.
+fn shared_channel() -> &'static [u8] {
+    let stream = |name: &str, tensor: &str, scale: f32, channel: Option<&str>| {
+        serde_json::json!({
+            "name": format!("net/{name}"), "shape": [1, 2, 3], "zp": 128.0, "scale": scale, "tensor": tensor, "dims": [2, 3],
+            "dtype": "FP32", "features_first": false, "channel": channel
+        })
+    };
+    let page: Page = serde_json::from_value(serde_json::json!({
+        "network": "net", "architecture": "hailo8", "inputs": [stream("x", "x", 0.125, None)],
+        "outputs": [stream("b", "y", 1.0, None), stream("a", "y", 0.5, Some("mux")), stream("c", "y", 0.25, Some("mux"))],
+    }))
+    .unwrap();
+    container::pack(&page, IDENTITY).leak()
+}
+
 #[test]
-fn a_frame_of_a_wrong_size_is_status_5() {
+fn a_stream_is_what_the_library_says_and_not_where_its_handle_lies() {
+    // The library opens what shares a channel together: asked for a, b and c it gives handles of a, c and b, all with frames of one size.
+    let double = Double::new();
+    let library = double.open();
+    let hef = Arc::new(Hef::read(library, shared_channel()).unwrap());
+    let network = Arc::new(Arc::new(Chip::open(library).unwrap()).configure(hef).unwrap());
+    let mut streams = network.open(1000, &|_| Elements::Float).unwrap();
+    let names: Vec<String> = streams.outputs().map(|(name, _)| name.to_owned()).collect();
+    assert_eq!(names, ["net/a", "net/c", "net/b"], "as the real one, or this test shows nothing");
+    let frame: Vec<u8> = [1.25_f32; 6].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut answers = [[0; 24]; 3];
+    let [first, second, third] = &mut answers;
+    streams.infer(&[&frame], &mut [first, second, third]).unwrap();
+    for (name, answer) in names.iter().zip(&answers) {
+        let got = f32::from_le_bytes([answer[0], answer[1], answer[2], answer[3]]);
+        let steps = [("net/a", 1.5), ("net/b", 1.0), ("net/c", 1.25)];
+        assert!(steps.contains(&(name.as_str(), got)), "{name}: {got}");
+    }
+    drop(streams);
+    assert_eq!(double.misuse(), "");
+}
+
+#[test]
+fn a_handle_that_is_none_is_refused() {
     let double = Double::new();
     let library = double.open();
     let f = library.functions();

@@ -97,5 +97,7 @@ fn stream(network: &str, spec: &TensorSpec, values: &[f32]) -> Result<Stream, St
         dims: spec.shape.clone(),
         dtype: spec.dtype,
         features_first,
+        channel: None,
+        format: None,
     })
 }
