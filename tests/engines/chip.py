@@ -12,7 +12,7 @@ from engines import variants
 
 def build():
     """The double and the program that makes containers, built once: their paths."""
-    target = places.target() / "hailort-double"
+    target = places.target() / "doubles"
     manifest = places.ROOT / "tests/hailort-double/Cargo.toml"
     # Beside the other builds' caches; a build that has nothing to do takes no second.
     print("building tests/hailort-double", flush=True)

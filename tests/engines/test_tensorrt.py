@@ -15,7 +15,7 @@ from engines import variants
 @pytest.fixture(scope="session")
 def built():
     """The folder with the double and the program that makes its plans, built once."""
-    manifest, target = places.ROOT / "tests/tensorrt-double/Cargo.toml", places.target() / "tensorrt-double"
+    manifest, target = places.ROOT / "tests/tensorrt-double/Cargo.toml", places.target() / "doubles"
     build = ["cargo", "build", "--locked", "--quiet", "--manifest-path", manifest, "--target-dir", target]
     subprocess.run(build, check=True)
     return target / "debug"
