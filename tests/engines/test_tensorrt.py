@@ -50,7 +50,7 @@ class Gpu:
     def model(self, engines=("tensorrt", "cpu"), *bound_to):
         """The default model with a plan; `bound_to` is the version, then the architecture, that the plan is for."""
         to = variants.copy(self.folder / "model", engines)
-        subprocess.run([self.drive, "plan", to, to / "model.plan", *bound_to], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([self.drive, "plan", places.DEFAULT_MODEL, to / "model.plan", *bound_to], check=True, stdout=subprocess.DEVNULL)
         golden, made_for = {"cosine": 0.999, "max_abs": 0.01}, {"device": "sm_87", "runtime": ">=10.3, <10.4"}
         variants.name(to, "orin", "model.plan", "fp32", golden, made_for)
         return to
