@@ -25,8 +25,13 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    pub(crate) async fn start(served: Arc<Served>, edition: &Arc<Edition>) -> Result<Self, StartError> {
-        let host = served.start(edition, true, |_| ()).await?;
+    /// `new`: it never served here, see [`Served::start`].
+    pub(crate) async fn start(
+        served: Arc<Served>,
+        edition: &Arc<Edition>,
+        new: bool,
+    ) -> Result<Self, StartError> {
+        let host = served.start(edition, new, |_| ()).await?;
         served.show_alone(edition, &host);
         Ok(Self { served, edition: edition.clone(), host, promoted: false })
     }
@@ -45,7 +50,7 @@ impl Candidate {
 
     /// The same model in another host.
     pub(crate) async fn again(&self) -> Result<Self, StartError> {
-        Self::start(self.served.clone(), &self.edition).await
+        Self::start(self.served.clone(), &self.edition, true).await
     }
 
     pub(crate) fn promoted(mut self) -> (Arc<Edition>, Arc<Host>) {
@@ -97,6 +102,13 @@ impl Candidate {
     #[must_use]
     pub fn engine(&self) -> EngineInfo {
         self.host.engine_info()
+    }
+
+    /// The rungs this image can run that its golden vectors have not passed on, and why, where they were tried: the first one of the
+    /// ladder that comes up is the one that is proven.
+    #[must_use]
+    pub fn unproven(&self) -> Vec<(Rung, Option<String>)> {
+        self.served.unproven(&self.host)
     }
 
     /// The process id of its host.
@@ -232,6 +244,8 @@ pub enum PrepareError {
         cosine: Option<f64>,
         /// The largest difference there was; `None` likewise.
         max_abs: Option<f64>,
+        /// The limits of the network that ran, which may be a variant's own.
+        limits: Tolerance,
     },
 }
 
@@ -258,8 +272,8 @@ impl From<Unfit> for PrepareError {
 impl From<StartError> for PrepareError {
     fn from(e: StartError) -> Self {
         match e {
-            StartError::Refused(Refusal::Golden { reason, cosine, max_abs }) => {
-                Self::Golden { reason, cosine, max_abs }
+            StartError::Refused(Refusal::Golden { reason, cosine, max_abs, limits }) => {
+                Self::Golden { reason, cosine, max_abs, limits }
             }
             StartError::Memory { cap, reason } => Self::Memory { cap, reason },
             StartError::Engine { wanted, has } => Self::Engine { wanted, has },

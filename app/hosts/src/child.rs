@@ -60,6 +60,9 @@ pub enum Refusal {
     /// The engine cannot run it.
     #[error("{0}")]
     Load(String),
+    /// The engine's library is not there, or does not fit driver and device: that says nothing about the model.
+    #[error("{0}")]
+    Library(String),
     /// The engine's device does not answer or is gone.
     #[error("{0}")]
     Device(String),
@@ -67,9 +70,9 @@ pub enum Refusal {
     #[error("{0}")]
     Busy(String),
     /// A golden vector did not come out. The numbers are those of the first output that disagreed; absent when the engine
-    /// failed on the vector, or where they are no numbers (an answer that is not finite).
+    /// failed on the vector, or where they are no numbers (an answer that is not finite). `limits`: those of the network that ran.
     #[error("{reason}")]
-    Golden { reason: String, cosine: Option<f64>, max_abs: Option<f64> },
+    Golden { reason: String, cosine: Option<f64>, max_abs: Option<f64>, limits: Tolerance },
 }
 
 impl From<String> for Refusal {
@@ -285,21 +288,23 @@ fn contained<T>(f: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Refusal
         Ok(r) => r.map_err(|e| match e {
             EngineError::Device(_) => Refusal::Device(e.to_string()),
             EngineError::Busy(_) => Refusal::Busy(e.to_string()),
+            EngineError::Library(_) => Refusal::Library(e.to_string()),
             e => Refusal::Load(e.to_string()),
         }),
         Err(_) => Err(Refusal::Load("the engine panicked while it loaded the model".to_owned())),
     }
 }
 
-fn disagreed(e: GoldenCheckError) -> Refusal {
+fn disagreed(e: GoldenCheckError, limits: Tolerance) -> Refusal {
     let reason = e.to_string();
     match e {
         GoldenCheckError::Engine { error: EngineError::Device(_), .. } => Refusal::Device(reason),
         GoldenCheckError::Engine { error: EngineError::Busy(_), .. } => Refusal::Busy(reason),
-        GoldenCheckError::Engine { .. } => Refusal::Golden { reason, cosine: None, max_abs: None },
+        GoldenCheckError::Engine { error: EngineError::Library(_), .. } => Refusal::Library(reason),
+        GoldenCheckError::Engine { .. } => Refusal::Golden { reason, cosine: None, max_abs: None, limits },
         GoldenCheckError::Mismatch(m) => {
             let number = |v: f64| v.is_finite().then_some(v);
-            Refusal::Golden { reason, cosine: number(m.cosine), max_abs: number(m.max_abs) }
+            Refusal::Golden { reason, cosine: number(m.cosine), max_abs: number(m.max_abs), limits }
         }
     }
 }
@@ -319,10 +324,11 @@ impl Worker {
         let first = contained(|| self.runner()).and_then(|mut runner| {
             let agreement =
                 match catch_unwind(AssertUnwindSafe(|| runner.check_golden(&golden, self.tolerance))) {
-                    Ok(r) => r.map_err(disagreed)?,
+                    Ok(r) => r.map_err(|e| disagreed(e, self.tolerance))?,
                     Err(_) => {
                         let reason = "the engine panicked on the golden vectors".to_owned();
-                        return Err(Refusal::Golden { reason, cosine: None, max_abs: None });
+                        let limits = self.tolerance;
+                        return Err(Refusal::Golden { reason, cosine: None, max_abs: None, limits });
                     }
                 };
             Ok((runner, agreement))

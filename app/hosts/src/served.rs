@@ -23,7 +23,7 @@ use crate::stats::{End, Stats};
 use crate::suspects::Digest;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_engine::DeviceState;
-use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest, Rung, Tolerance};
+use inferd_model::{Agreement, DType, EngineKind, Golden, Manifest, NetworkFormat, Rung, Tolerance};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{
@@ -441,6 +441,12 @@ impl Served {
         self.edition().suspects.count()
     }
 
+    /// The rungs this image can run and that have not come up in `host`, and why, where they were tried.
+    pub(crate) fn unproven(&self, host: &Host) -> Vec<(Rung, Option<String>)> {
+        let usable = self.usable(&host.edition);
+        usable.iter().filter(|b| b.rung != host.rung).map(|b| (b.rung, b.why())).collect()
+    }
+
     /// Requests per second all workers together finish, from measured service times.
     fn drain_rate(&self, host: &Host) -> Option<f64> {
         let service = self.stats.service_time()?.as_secs_f64();
@@ -486,7 +492,8 @@ impl Served {
     }
 
     /// Starts a host of `edition` that counts in `stats`. While it is `new`, an engine that refuses a network that was compiled for it
-    /// refuses the model: another engine would serve, but what was made for this one would never be what it is for.
+    /// refuses the model: another engine would serve, but what was made for this one would never be what it is for. What is not new
+    /// served before, or nothing else does: then serving on another rung is better than not at all.
     pub(crate) async fn start(
         &self,
         edition: &Arc<Edition>,
@@ -503,7 +510,7 @@ impl Served {
             let alone = usable.len() == 1;
             match self.start_on(edition, breaker.rung, alone, &phase).await {
                 Ok(host) => return Ok(host),
-                Err(e) if new && breaker.rung.engine == EngineKind::Hailo && e.is_the_models() => {
+                Err(e) if new && is_compiled(edition, breaker.rung) && e.is_the_models() => {
                     return Err(e);
                 }
                 Err(e) => {
@@ -646,7 +653,7 @@ impl Served {
                 lock(&self.shown).state = State::Starting { phase, since: Instant::now() };
             }
         };
-        self.start(edition, true, show).await
+        self.start(edition, !first, show).await
     }
 
     /// Makes a host the one that requests go to. `shown` is the lock on ours.
@@ -917,6 +924,12 @@ impl Served {
 
 /// How often a model that may run on several engines looks whether it should run on another one.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Whether what this rung runs was compiled for a device.
+fn is_compiled(edition: &Edition, rung: Rung) -> bool {
+    let network = edition.package.manifest.network(rung);
+    network.is_some_and(|n| n.variant.is_some_and(|v| v.format != NetworkFormat::Onnx))
+}
 
 fn look() -> tokio::time::Interval {
     let mut look = tokio::time::interval(LOOK);

@@ -282,17 +282,29 @@ impl Hosts {
     }
 
     /// Starts a model beside what is served: its golden vectors pass in its own host, under its own cap, and nobody is sent
-    /// to it. What is served is not touched.
+    /// to it. What is served is not touched. A network that was compiled for an engine here and is refused by it refuses the model.
     ///
     /// # Errors
     /// [`PrepareError`]: why it may not serve.
     pub async fn prepare(&self, source: ModelSource) -> Result<Candidate, PrepareError> {
+        self.prepared(source, true).await
+    }
+
+    /// The same for a model that was accepted before and has to serve: on whichever rung comes up.
+    ///
+    /// # Errors
+    /// [`PrepareError`]: why it cannot serve.
+    pub async fn prepare_again(&self, source: ModelSource) -> Result<Candidate, PrepareError> {
+        self.prepared(source, false).await
+    }
+
+    async fn prepared(&self, source: ModelSource, new: bool) -> Result<Candidate, PrepareError> {
         let house = self.house.clone();
         let here = move |engine| house.program(engine).is_some();
         let read = tokio::task::spawn_blocking(move || Package::read(source, here)).await;
         let package = read.map_err(|e| PrepareError::Load(format!("the model was not read: {e}")))??;
         let edition = Arc::new(Edition::new(package, &self.house));
-        Ok(Candidate::start(self.fresh(&edition), &edition).await?)
+        Ok(Candidate::start(self.fresh(&edition), &edition, new).await?)
     }
 
     /// Starts the model that is served under this name once more, in a host of its own on this rung and no other, under its own

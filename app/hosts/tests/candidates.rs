@@ -269,7 +269,7 @@ async fn every_refusal_says_which_gate_it_is() {
         other => open(other),
     });
     let e = hosts.prepare(wrong).await.unwrap_err();
-    let PrepareError::Golden { reason, cosine: Some(cosine), max_abs: Some(max_abs) } = &e else {
+    let PrepareError::Golden { reason, cosine: Some(cosine), max_abs: Some(max_abs), .. } = &e else {
         panic!("{e:?}")
     };
     assert!(*cosine < -0.99 && (*max_abs - 2.0).abs() < 1e-6 && reason.contains("golden case 0"), "{e:?}");

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             EngineKind::Cpu => Some(Box::new(CpuEngine::new())),
             EngineKind::Ort => Some(Box::new(Second(CpuEngine::new(), EngineKind::Ort))),
             EngineKind::Hailo => Some(Box::new(Second(CpuEngine::new(), EngineKind::Hailo))),
-            _ => None,
+            EngineKind::Tensorrt => Some(Box::new(Second(CpuEngine::new(), EngineKind::Tensorrt))),
         });
     }
     run_all![
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         a_host_of_the_fallback_that_ends_is_started_again,
         a_lost_device_is_not_held_against_the_model,
         who_falls_while_a_better_rung_is_tried_is_replaced_at_once,
+        a_compiled_network_that_is_refused_refuses_what_is_new,
         a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung,
         a_host_that_is_well_outlives_a_breaker_that_bad_requests_open,
         a_device_is_recovered_while_the_fallback_serves,
@@ -64,7 +65,7 @@ fn told(file: &str) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-/// One of the engines that are told: `ort` by the file, `hailo` by the one beside it.
+/// One of the engines that are told: `ort` by the file, those that run compiled networks by the one beside it.
 struct Second(CpuEngine, EngineKind);
 
 impl Engine for Second {
@@ -86,7 +87,7 @@ impl Engine for Second {
 
     fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
         let file = match self.1 {
-            EngineKind::Hailo => format!("{}-chip", manifest.summary),
+            EngineKind::Hailo | EngineKind::Tensorrt => format!("{}-chip", manifest.summary),
             _ => manifest.summary.clone(),
         };
         let network = NetworkFile::onnx(network.bytes);
@@ -97,6 +98,7 @@ impl Engine for Second {
         match told(&file).as_str() {
             "lost" => return Err(EngineError::Device("it does not answer".into())),
             "refuse" => return Err(EngineError::Load("not this one".into())),
+            "library" => return Err(EngineError::Library("it is of another version".into())),
             "exit" => std::process::exit(77),
             _ => {}
         }
@@ -238,11 +240,13 @@ fn both() -> HostsConfig {
     }
 }
 
-/// With a third engine, which runs containers.
+/// With engines that run compiled networks, too.
 fn three() -> HostsConfig {
     let program = PathBuf::from("/proc/self/exe");
     HostsConfig {
-        engines: [(EngineKind::Ort, program.clone()), (EngineKind::Hailo, program)].into(),
+        engines: [EngineKind::Ort, EngineKind::Hailo, EngineKind::Tensorrt]
+            .map(|e| (e, program.clone()))
+            .into(),
         ..both()
     }
 }
@@ -622,6 +626,43 @@ async fn who_falls_while_a_better_rung_is_tried_is_replaced_at_once() {
     }
     assert_eq!(served.fallback(), None);
     hosts.shutdown().await;
+}
+
+async fn a_compiled_network_that_is_refused_refuses_what_is_new() {
+    for (engine, format) in [("hailo", NetworkFormat::Hef), ("tensorrt-plan", NetworkFormat::Plan)] {
+        let limits = Tolerance { cosine: 0.99, max_abs: 0.5 };
+        let bench = Bench::with_variants(&format!("{engine} cpu"), |m| {
+            vec![Variant { golden: limits, ..compiled(m, format, "compiled") }]
+        });
+        std::fs::copy(bench.dir.path().join("model.onnx"), bench.dir.path().join("compiled")).unwrap();
+        let hosts = Hosts::new(three());
+        let source = || inferd_hosts::ModelSource::directory(bench.dir.path()).unwrap();
+        for (told, why) in [("refuse", "not this one"), ("wrong", "golden case 0")] {
+            bench.tell_chip(told);
+            let e = hosts.prepare(source()).await.unwrap_err();
+            assert!(e.to_string().contains(why), "{engine}: {e}");
+            if let inferd_hosts::PrepareError::Golden { limits: held_against, .. } = e {
+                assert_eq!(held_against, limits, "the variant's own");
+            }
+            // What was accepted before has to serve, and so has what is the only one.
+            assert_eq!(hosts.prepare_again(source()).await.unwrap().engine().kind, "cpu");
+        }
+        // What the model is not to blame for.
+        for (told, why) in [("library", "of another version"), ("lost", "does not answer"), ("exit", "77")] {
+            bench.tell_chip(told);
+            let candidate = hosts.prepare(source()).await.unwrap();
+            assert_eq!(candidate.engine().kind, "cpu");
+            let [(unproven, Some(said))] = &candidate.unproven()[..] else { panic!("{engine}") };
+            assert!(*unproven == rung(engine) && said.contains(why), "{engine}: {said}");
+        }
+        bench.tell_chip("refuse");
+        let served = hosts.load(bench.dir.path()).await.unwrap();
+        assert_eq!(served.fallback().unwrap().to, rung("cpu"));
+        let e = hosts.load(bench.dir.path()).await.err().unwrap().to_string();
+        assert!(e.contains("not this one"), "{e}");
+        golden(&served).await.unwrap();
+        hosts.shutdown().await;
+    }
 }
 
 async fn a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung() {

@@ -12,6 +12,7 @@ use inferd_model::{MANIFEST_FILE, Manifest};
 use inferd_slots::{FileMedium, OpenSlot, SlotError, SlotId, Step};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,8 +43,9 @@ fn of_slot_error(e: &SlotError) -> Finding {
     Finding::new(e.code(), e.to_string(), json!({}))
 }
 
-/// The models of a bundle, started beside what serves: each loaded from verified memory, its golden vectors passed.
-pub async fn prepare(open: &OpenSlot<FileMedium>, core: &Core) -> Result<Vec<Candidate>, Fault> {
+/// The models of a bundle, started beside what serves: each loaded from verified memory, its golden vectors passed. `new`: it is on
+/// trial, and what was compiled for an engine here must be right for it.
+pub async fn prepare(open: &OpenSlot<FileMedium>, core: &Core, new: bool) -> Result<Vec<Candidate>, Fault> {
     let bundle = open.bundle();
     let mut candidates = Vec::new();
     // One after the other: two models that load at once would need the memory of both loads at once.
@@ -52,7 +54,11 @@ pub async fn prepare(open: &OpenSlot<FileMedium>, core: &Core) -> Result<Vec<Can
             .parse()
             .map_err(|e| (Gate::Engine, gates::refused(&e, json!({ "model": entry.name.as_str() }))))?;
         let source = source(open, bundle, entry);
-        match core.hosts.prepare(source).await {
+        let prepared = match new {
+            true => core.hosts.prepare(source).await,
+            false => core.hosts.prepare_again(source).await,
+        };
+        match prepared {
             Ok(candidate) => candidates.push(candidate),
             Err(e) => return Err(rotten(open).await.unwrap_or_else(|| unfit(&manifest, e))),
         }
@@ -102,8 +108,7 @@ fn unfit(manifest: &Manifest, e: PrepareError) -> Fault {
         PrepareError::Load(_) => {
             (Gate::Load, Finding::new("load-failed", sentence, json!({ "model": model })))
         }
-        PrepareError::Golden { cosine, max_abs, .. } => {
-            let limits = &manifest.golden;
+        PrepareError::Golden { cosine, max_abs, limits, .. } => {
             let evidence = json!({
                 "model": model, "cosine": cosine, "min_cosine": limits.cosine,
                 "max_abs": max_abs, "limit_max_abs": limits.max_abs,
@@ -118,6 +123,7 @@ pub fn measured(candidates: &[Candidate]) -> Result<Vec<Fault>, Fault> {
     let mut loaded = Map::new();
     let mut agreement = Map::new();
     let mut memory = Map::new();
+    let mut unproven = Vec::new();
     for c in candidates {
         let name = c.name();
         let engine = c.engine();
@@ -126,11 +132,16 @@ pub fn measured(candidates: &[Candidate]) -> Result<Vec<Fault>, Fault> {
             json!({ "engine": engine.rung, "version": engine.version, "device": engine.device }),
         );
         let (a, limits) = (c.agreement(), c.tolerance());
+        let others = c.unproven();
+        let why = |why: &Option<String>| why.clone().unwrap_or_else(|| "a rung before it came up".into());
+        unproven.extend(others.iter().map(|(rung, _)| format!("{name} on {rung}")));
+        let others: Map<String, Value> =
+            others.iter().map(|(rung, told)| (rung.to_string(), why(told).into())).collect();
         agreement.insert(
             name.clone(),
             json!({
                 "cosine": a.cosine, "min_cosine": limits.cosine, "max_abs": a.max_abs, "limit_max_abs": limits.max_abs,
-                "cases": c.golden().cases().len(),
+                "cases": c.golden().cases().len(), "proven": engine.rung, "not_proven": others,
             }),
         );
         let Some(peak) = c.peak_memory() else {
@@ -151,10 +162,14 @@ pub fn measured(candidates: &[Candidate]) -> Result<Vec<Fault>, Fault> {
         memory.insert(name, evidence);
     }
     let n = candidates.len();
+    let mut reproduced = format!("{n} model(s) reproduce their golden vectors on this device");
+    if !unproven.is_empty() {
+        let _ = write!(reproduced, "; not tried or not to be had: {}", unproven.join(", "));
+    }
     let ok = |gate, sentence, evidence| (gate, Finding::new("ok", sentence, Value::Object(evidence)));
     Ok(vec![
         ok(Gate::Load, format!("{n} model(s) read from the slot and loaded"), loaded),
-        ok(Gate::Golden, format!("{n} model(s) reproduce their golden vectors on this device"), agreement),
+        ok(Gate::Golden, reproduced, agreement),
         ok(Gate::MemoryMeasured, format!("{n} model(s) kept to their memory"), memory),
     ])
 }
@@ -207,13 +222,13 @@ pub async fn take_over(core: &Arc<Core>, mut candidates: Vec<Candidate>) -> Resu
 
 async fn of_directory(core: &Core, dir: PathBuf) -> Result<Candidate, String> {
     let source = blocking(move || ModelSource::directory(&dir)).await.map_err(|e| e.to_string())?;
-    core.hosts.prepare(source).await.map_err(|e| e.to_string())
+    core.hosts.prepare_again(source).await.map_err(|e| e.to_string())
 }
 
 /// Serves the bundle of a slot, its gates up to the measured memory passed again.
 pub async fn slot(core: &Arc<Core>, slot: SlotId) -> Result<(), Fault> {
     let open = open(core, slot).await?;
-    let candidates = prepare(&open, core).await?;
+    let candidates = prepare(&open, core, false).await?;
     measured(&candidates)?;
     take_over(core, candidates).await.map_err(|f| (Gate::Flip, f))?;
     publish(core, ServingFrom::Slot, Some(&open));

@@ -352,7 +352,7 @@ impl Shell {
         policy.seconds = own.seconds.unwrap_or(policy.seconds);
         policy.requests = own.requests.unwrap_or(policy.requests);
         open.bundle = Some(bundle.clone());
-        let candidates = serve::prepare(&bundle, &self.core).await?;
+        let candidates = serve::prepare(&bundle, &self.core, true).await?;
         let passed = serve::measured(&candidates)?;
         let verdicts = passed.into_iter().map(|(g, f)| (g, Outcome::Pass, f)).collect();
         let (core, about) = (self.core.clone(), open.about.clone());
