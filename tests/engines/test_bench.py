@@ -186,6 +186,40 @@ def test_a_choice_by_measurement_serves_what_was_selected(native, with_ort, tmp_
     assert model(daemon)["preferred"] == {"rung": "ort-int8", "by": "manifest"} and model(daemon)["engine"]["rung"] == "ort-int8"
 
 
+def test_a_chip_that_serves_is_measured_where_it_serves_and_keeps_serving(native, with_chip, hailo_model, chip, tmp_path, walk, inferctl):
+    settings = f'[updates]\ndata_dir = "{tmp_path}/data"\n'
+    config = with_chip().replace("[hosts]", '[hosts]\nengine_choice = "measured"') + settings
+    daemon = native(models=[hailo_model()], config=config)
+    until(lambda: daemon.request(JOBS).status == 200, "what was kept to be read")
+
+    def model():
+        return daemon.request("/status").json()["models"][0]
+
+    before = model()
+    assert before["engine"]["rung"] == "hailo"
+    run = inferctl("bench", "--engines", "all", "--iterations", "40", "--soak", "1", "--json", url=daemon.url)
+    assert run.returncode == 0, run.stderr
+    hailo, cpu = json.loads(run.stdout)["record"]["rungs"]
+    assert hailo["measured"]["device"] == "hailo8" and hailo["measured"]["requests"] == 0, hailo
+    assert cpu["rung"] == "cpu" and "requests" not in cpu["measured"]
+    # The same host all the time, and nothing of it in the model's numbers.
+    after = model()
+    assert after["host"]["pid"] == before["host"]["pid"] and after["host"]["starts"] == 1
+    assert after["requests"] == before["requests"]
+    # Requests go on meanwhile, and are counted.
+    number = begin(daemon, **{**LONG, "rungs": ["hailo"]})
+    until(lambda: job(daemon, number).get("progress", {}).get("rung") == "hailo", "the chip to be measured")
+    for _ in range(20):
+        answer = daemon.request("/infer", walk)
+        assert answer.status == 200 and "X-Inferd-Engine" not in answer.headers
+    daemon.request(f"{JOBS}/{number}", method="DELETE")
+    assert over(daemon, number)["state"] == "cancelled"
+    assert model()["host"]["pid"] == before["host"]["pid"], "cancelling ends no host that serves"
+    assert daemon.request("/infer", walk).status == 200
+    daemon.stop()
+    assert chip.misuse() == ""
+
+
 def test_a_rung_that_cannot_start_is_a_result_with_its_reason(native, tmp_path):
     daemon = native(config=f'[updates]\ndata_dir = "{tmp_path}/data"\n')
     done = over(daemon, begin(daemon, **SMALL))

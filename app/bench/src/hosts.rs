@@ -91,17 +91,22 @@ fn subject(manifest: &Manifest) -> Subject {
 /// A host that is measured.
 pub struct Auditioned {
     candidate: Candidate,
+    /// The model, when its host is the one that serves.
+    lent: Option<Arc<Served>>,
 }
 
 impl Station for Auditioned {
     fn about(&self) -> About {
         let (engine, agreement) = (self.candidate.engine(), self.candidate.agreement());
+        // Half of its slots are left to requests.
+        let half = || u32::try_from(self.candidate.slots() / 2).unwrap_or(u32::MAX).max(1);
         About {
             library: engine.version,
             device: engine.device,
             workers: u32::try_from(self.candidate.workers()).unwrap_or(u32::MAX),
             cosine: Some(agreement.cosine),
             max_abs: Some(agreement.max_abs),
+            most_in_flight: self.lent.as_ref().map(|_| half()),
         }
     }
 
@@ -120,6 +125,10 @@ impl Station for Auditioned {
         let peak = self.candidate.peak_memory()?;
         Some(Peak { peak_bytes: peak.bytes, cap_bytes: peak.cap, how: peak.how.to_owned() })
     }
+
+    fn requests(&self) -> Option<u64> {
+        self.lent.as_ref().map(|served| served.snapshot().success)
+    }
 }
 
 impl Device for HostsDevice {
@@ -135,9 +144,9 @@ impl Device for HostsDevice {
     }
 
     async fn start(&self, wanted: &Subject, rung: &str, workers: u32) -> Result<Auditioned, NotStarted> {
-        let no = |reason: &str| NotStarted { reason: reason.to_owned(), out_of_memory: false };
-        let manifest =
-            self.hosts.get(&wanted.model).ok_or_else(|| no("the model is not served any more"))?.manifest();
+        let no = |reason: &str| NotStarted { reason: reason.to_owned(), ..NotStarted::default() };
+        let served = self.hosts.get(&wanted.model).ok_or_else(|| no("the model is not served any more"))?;
+        let manifest = served.manifest();
         if self.subject_of(&manifest) != *wanted {
             return Err(no("the model was replaced while it was measured"));
         }
@@ -145,11 +154,12 @@ impl Device for HostsDevice {
         let rung = *found.ok_or_else(|| no("the manifest has no such rung"))?;
         let workers = (workers > 0).then_some(workers as usize);
         match self.hosts.audition(&wanted.model, rung, workers).await {
-            Ok(candidate) => Ok(Auditioned { candidate }),
-            Err(e) => {
-                let out_of_memory = matches!(e, PrepareError::Memory { .. });
-                Err(NotStarted { reason: e.to_string(), out_of_memory })
-            }
+            Ok(candidate) => Ok(Auditioned { lent: candidate.serves().then_some(served), candidate }),
+            Err(e) => Err(NotStarted {
+                reason: e.to_string(),
+                out_of_memory: matches!(e, PrepareError::Memory { .. }),
+                busy: matches!(e, PrepareError::Busy(_)),
+            }),
         }
     }
 

@@ -459,7 +459,7 @@ impl<D: Device> Jobs<D> {
     }
 
     /// The rung that the newest such record of every rung of a model selected: what was compared with some of them only is no choice among
-    /// all.
+    /// all, and neither is one that was made while the device of a rung could not be had.
     #[must_use]
     pub fn choice(&self, model: &str) -> Option<String> {
         let (subject, rungs) = self.device.subject(model)?;
@@ -468,7 +468,7 @@ impl<D: Device> Jobs<D> {
             r.decision.outcome == Outcome::Selected
                 && r.subject == subject
                 && r.rungs.len() == rungs.len()
-                && r.rungs.iter().all(|r| rungs.contains(&r.info))
+                && r.rungs.iter().all(|r| rungs.contains(&r.info) && !r.busy)
         };
         let newest = state.jobs.values().rev().filter_map(|job| job.kept.record.as_ref()).find(whole)?;
         newest.decision.rung.clone()
@@ -509,9 +509,7 @@ impl<D: Device> Jobs<D> {
         for rung in &rungs {
             // Nobody holds these reins; only a device that sheds work for 10 minutes ends it.
             let result = protocol::quick(&self.device, &subject, rung, &request, &reins).await;
-            let failed =
-                |e: Ended| RungResult { info: rung.clone(), measured: None, reason: Some(e.to_string()) };
-            results.push(result.unwrap_or_else(failed));
+            results.push(result.unwrap_or_else(|e| RungResult::none(rung, e.to_string())));
         }
         drop(place);
         Ok((subject, results))

@@ -2,8 +2,9 @@
 //!
 //! 1 baseline f32 · 2 graph optimisation (the same network on engines that rewrite it) · 3 FP16 and INT8 · 4 accelerator · 5 batch ·
 //! 6 pre- and post-processing · 7 peak memory · 8 concurrency · 9 stability. Each gives numbers or the reason why there are none.
-//! Every rung is measured in a host of its own, one after the other, and its host ends before the next begins: an accelerator has one
-//! owner, and two rungs must not heat each other. Steps 6, 8 and 9 are about the rung that the numbers of 1 to 4 select.
+//! Every rung is measured in a host of its own, one after the other, and its host ends before the next begins: two rungs must not heat
+//! each other. Only where a device has one owner and the model is served on it, the host that serves is measured, and how many requests
+//! it answered meanwhile is told. Steps 6, 8 and 9 are about the rung that the numbers of 1 to 4 select.
 //!
 //! The **stop rules** after a step: the best so far is less than 10 % faster than the best before, its runs agree within 5 %, no
 //! rung of the step was out of memory, and it keeps to the constraints of latency. When all hold, optimising further is not worth it; a request
@@ -35,12 +36,14 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const SOAK_SAMPLES: usize = 1 << 14;
 
 /// Why a rung has no host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NotStarted {
     /// One sentence.
     pub reason: String,
     /// It was over its memory cap.
     pub out_of_memory: bool,
+    /// Its device is there and could not be had.
+    pub busy: bool,
 }
 
 /// What a host says of itself once it is up.
@@ -52,9 +55,11 @@ pub struct About {
     pub workers: u32,
     pub cosine: Option<f64>,
     pub max_abs: Option<f64>,
+    /// The most inferences it may be given at once, when others need it too.
+    pub most_in_flight: Option<u32>,
 }
 
-/// A host that runs one rung and serves nobody.
+/// A host that runs one rung.
 pub trait Station: Send + Sync + 'static {
     /// What it is.
     fn about(&self) -> About;
@@ -64,6 +69,8 @@ pub trait Station: Send + Sync + 'static {
     fn cpu(&self) -> Option<Duration>;
     /// Its most memory so far.
     fn peak(&self) -> Option<Peak>;
+    /// Requests of the model that were answered so far, when it is the host that serves.
+    fn requests(&self) -> Option<u64>;
 }
 
 /// What is spent around the computing of one inference.
@@ -361,9 +368,7 @@ impl<D: Device> Run<'_, D> {
                 let after: Step = after;
                 let reason = format!("the stop rules held after step {} ({})", after.number(), after.words());
                 for info in mine {
-                    let result =
-                        RungResult { info: info.clone(), measured: None, reason: Some(reason.clone()) };
-                    self.results.push(result);
+                    self.results.push(RungResult::none(info, reason.clone()));
                     self.done += 1;
                 }
                 self.skip(step, &reason);
@@ -456,8 +461,14 @@ impl<D: Device> Run<'_, D> {
             self.skip(Step::Concurrency, "it was not asked for");
             return Ok(());
         }
+        let most = station.about().most_in_flight;
         let (mut points, mut stopped): (Vec<LoadPoint>, _) = (Vec::new(), None);
         for &n in &self.request.in_flight {
+            if most.is_some_and(|most| n > most) {
+                stopped =
+                    Some("more in flight would take the places of requests, which its host serves".into());
+                break;
+            }
             self.room().await?;
             let point = self.load(station, n).await?;
             let before = points.last().map(|p| p.throughput_per_s.value());
@@ -595,14 +606,14 @@ impl<D: Device> Run<'_, D> {
             p.percent = percent;
         });
         self.room().await?;
-        let none = |reason| RungResult { info: info.clone(), measured: None, reason: Some(reason) };
+        let none = |reason| RungResult::none(info, reason);
         let before = self.device.conditions();
         let starting = self.device.start(self.subject, &info.rung, self.request.workers);
         let station = match self.reins.unless_cancelled(starting).await? {
             Ok(station) => station,
             Err(e) => {
                 self.oom |= e.out_of_memory;
-                return Ok(none(e.reason));
+                return Ok(RungResult { busy: e.busy, ..none(e.reason) });
             }
         };
         let about = station.about();
@@ -610,7 +621,7 @@ impl<D: Device> Run<'_, D> {
             Times { last_error: Some(e), total, .. } if total.is_empty() => return Ok(none(e)),
             _ => {}
         }
-        let cpu = station.cpu();
+        let (cpu, requests) = (station.cpu(), station.requests());
         let (mut runs, mut means, mut inferences) = (Vec::new(), Vec::new(), 0_u64);
         let repeats = self.request.repeats as usize;
         let (mut errors, mut last_error) = (0, None);
@@ -634,6 +645,9 @@ impl<D: Device> Run<'_, D> {
             }
         }
         let cpu = station.cpu().zip(cpu).map(|(now, then)| nanos(now.saturating_sub(then)));
+        let requests = station.requests().zip(requests).map(|(now, then)| now.saturating_sub(then));
+        // Requests use the host's processor time, too.
+        inferences += requests.unwrap_or_default();
         let kept = &means[means.len() - runs.len()..];
         let count: usize = runs.iter().map(|r| r.total.len()).sum();
         let wall = runs.iter().map(|r| r.wall).sum();
@@ -660,10 +674,11 @@ impl<D: Device> Run<'_, D> {
             cosine: about.cosine.and_then(Number::new),
             max_abs: about.max_abs.and_then(Number::new),
             power_w: None,
+            requests,
             before,
             after: self.device.conditions(),
         };
-        Ok(RungResult { info: info.clone(), measured: Some(measured), reason: None })
+        Ok(RungResult::of(info, measured))
     }
 
     /// So many inferences one after the other, fewer when the time is over or too many fail in a row.

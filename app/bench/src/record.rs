@@ -128,6 +128,10 @@ pub struct Measured {
     /// Power while it ran, where it can be measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Number>,
+    /// Requests of clients that its host answered meanwhile: it is the host that serves, because its device has one owner. Absent for a
+    /// host of the rung's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
     /// The device before.
     pub before: Conditions,
     /// The device after.
@@ -146,6 +150,23 @@ pub struct RungResult {
     /// Why there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// There are none because its device is there and could not be had: that says nothing about the rung.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub busy: bool,
+}
+
+impl RungResult {
+    /// One that was measured.
+    #[must_use]
+    pub fn of(info: &RungInfo, measured: Measured) -> Self {
+        Self { info: info.clone(), measured: Some(measured), reason: None, busy: false }
+    }
+
+    /// One that could not be measured, and why.
+    #[must_use]
+    pub fn none(info: &RungInfo, reason: String) -> Self {
+        Self { info: info.clone(), measured: None, reason: Some(reason), busy: false }
+    }
 }
 
 /// The steps of the protocol, in their order.

@@ -22,6 +22,10 @@ struct Made {
     precision: &'static str,
     network: &'static str,
     fails_to_start: Option<(&'static str, bool)>,
+    /// It fails to start because its device cannot be had.
+    busy: bool,
+    /// Its host serves: one request for each inference.
+    serves: bool,
     fails_after: Option<usize>,
     workers: usize,
     /// Added after so many inferences.
@@ -76,6 +80,7 @@ impl Station for FakeHost {
             workers: 2,
             cosine: Some(0.999),
             max_abs: Some(1e-5),
+            most_in_flight: self.made.serves.then_some(2),
         }
     }
     async fn infer(&self, _: usize) -> Result<Duration, String> {
@@ -94,6 +99,9 @@ impl Station for FakeHost {
     }
     fn peak(&self) -> Option<Peak> {
         Some(Peak { peak_bytes: 1 << 20, cap_bytes: 1 << 21, how: "proc".into() })
+    }
+    fn requests(&self) -> Option<u64> {
+        self.made.serves.then(|| self.count.load(SeqCst) as u64)
     }
 }
 
@@ -123,7 +131,7 @@ impl Device for Fake {
         let made = self.rungs.iter().find(|(n, _)| *n == rung).unwrap().1.clone();
         tokio::time::sleep(Duration::from_millis(5)).await;
         if let Some((reason, out_of_memory)) = made.fails_to_start {
-            return Err(NotStarted { reason: reason.into(), out_of_memory });
+            return Err(NotStarted { reason: reason.into(), out_of_memory, busy: made.busy });
         }
         let up = self.up.fetch_add(1, SeqCst) + 1;
         self.most_up.fetch_max(up, SeqCst);
@@ -417,6 +425,40 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
         Level::NoBaseline
     );
     assert!(jobs.decision("m").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_without_a_rung_whose_device_was_taken_is_no_choice() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = Made { fails_to_start: Some(("another process has the chip", false)), busy: true, ..made(1) };
+    let jobs = start(&Fake::new(vec![("hailo", taken), ("ort", made(8)), ("cpu", made(10))]), &dir).await;
+    let first = jobs.submit(request(&[], &[])).await.unwrap();
+    assert_eq!(over(&jobs, first).await, JobState::Completed);
+    let kept = jobs.get(first).unwrap().kept.clone();
+    let record = kept.record.as_ref().unwrap();
+    assert_eq!((record.decision.rung.as_deref(), record.rungs[0].busy), (Some("ort"), true));
+    assert_eq!(jobs.choice("m"), None, "the chip may be the better one");
+    // One that cannot run at all has lost.
+    let broken = Made { fails_to_start: Some(("its file is damaged", false)), ..made(1) };
+    let device = Fake::new(vec![("hailo", broken), ("ort", made(8)), ("cpu", made(10))]);
+    let jobs = start(&device, &dir).await;
+    assert_eq!(jobs.choice("m"), None, "read back it is none either");
+    let second = jobs.submit(request(&[], &[])).await.unwrap();
+    assert_eq!(over(&jobs, second).await, JobState::Completed);
+    assert_eq!(jobs.choice("m").as_deref(), Some("ort"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_serves_keeps_places_for_requests_and_they_are_told() {
+    let device = Fake::new(vec![("hailo", Made { serves: true, ..made(2) }), ("cpu", made(10))]);
+    let record = benchmark(&device, &request(&["hailo", "cpu"], &[])).await;
+    let hailo = record.rung("hailo").unwrap().measured.as_ref().unwrap();
+    assert_eq!(hailo.requests, Some(120), "as many as there were inferences in three runs");
+    assert_eq!(hailo.cpu_per_inference.unwrap().ms(), 0.5, "half of the processor time is theirs");
+    assert_eq!(record.rung("cpu").unwrap().measured.as_ref().unwrap().requests, None);
+    let Found::Load { points, stopped, .. } = found(&record, Step::Concurrency) else { panic!() };
+    assert_eq!(points.iter().map(|p| p.in_flight).collect::<Vec<_>>(), [1, 2], "not 4");
+    assert!(stopped.as_ref().unwrap().contains("requests"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,6 +43,7 @@ fn measured(p50_us: u64, throughput: f64, memory_mib: Option<u64>, cosine: f64) 
         cosine: Some(n(cosine)),
         max_abs: Some(n(0.000_1)),
         power_w: None,
+        requests: None,
         before: Conditions::default(),
         after: Conditions { celsius: Some(n(61.25)), throttled: Some(false), ..Conditions::default() },
     }
@@ -52,7 +53,7 @@ fn rung(name: &str, measured: Option<Measured>) -> RungResult {
     let engine = name.split('-').next().unwrap().to_owned();
     let reason = measured.is_none().then(|| "its library is not here".to_owned());
     let info = RungInfo { rung: name.into(), engine, precision: "fp32".into(), sha256: "ab".into() };
-    RungResult { info, measured, reason }
+    RungResult { info, measured, reason, busy: false }
 }
 
 fn constraints(texts: &[&str]) -> Vec<Constraint> {

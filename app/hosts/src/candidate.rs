@@ -7,6 +7,7 @@ use crate::package::{LoadError, Origin, Unfit};
 use crate::served::{Answer, EngineInfo, InferError, Served, finish};
 use crate::stats::End;
 use crate::sys;
+use inferd_engine::DeviceState;
 use inferd_model::{Agreement, EngineKind, Golden, Manifest, Rung, Tolerance};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Candidate {
     host: Arc<Host>,
     /// The host lives on without us.
     promoted: bool,
+    /// It is the host that serves.
+    serves: bool,
 }
 
 impl Candidate {
@@ -33,7 +36,7 @@ impl Candidate {
     ) -> Result<Self, StartError> {
         let host = served.start(edition, new, |_| ()).await?;
         served.show_alone(edition, &host);
-        Ok(Self { served, edition: edition.clone(), host, promoted: false })
+        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false })
     }
 
     /// On this rung and no other.
@@ -45,7 +48,13 @@ impl Candidate {
     ) -> Result<Self, StartError> {
         let host = served.start_audition(edition, rung, workers).await?;
         served.show_audition(edition, &host);
-        Ok(Self { served, edition: edition.clone(), host, promoted: false })
+        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false })
+    }
+
+    /// The host that serves, where its device has one owner: it goes on serving, and lives on when this is dropped.
+    pub(crate) fn that_serves(served: Arc<Served>, edition: &Arc<Edition>, host: Arc<Host>) -> Self {
+        served.show_audition(edition, &host);
+        Self { served, edition: edition.clone(), host, promoted: true, serves: true }
     }
 
     /// The same model in another host.
@@ -128,6 +137,25 @@ impl Candidate {
     #[must_use]
     pub fn peak_memory(&self) -> Option<PeakMemory> {
         PeakMemory::of(&self.host)
+    }
+
+    /// Whether its host is the one that serves, because no other can have the device: then requests run in it too, and its peak of
+    /// memory and its processor time are theirs as well.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.serves
+    }
+
+    /// How its engine's device is, when it has one that says so.
+    #[must_use]
+    pub fn device(&self) -> Option<DeviceState> {
+        self.host.ring().device().load()
+    }
+
+    /// How many requests its host takes at once.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.host.occupancy().1
     }
 
     /// Worker threads of its host.
@@ -232,6 +260,9 @@ pub enum PrepareError {
         /// What was too much.
         reason: String,
     },
+    /// The engine's device is there and cannot be had now: another host or process has it, or it is too hot.
+    #[error("{0}")]
+    Busy(String),
     /// It cannot be loaded: a file is missing or damaged, the engine refuses the network, its host ended or took too long.
     #[error("{0}")]
     Load(String),
@@ -275,6 +306,7 @@ impl From<StartError> for PrepareError {
             StartError::Refused(Refusal::Golden { reason, cosine, max_abs, limits }) => {
                 Self::Golden { reason, cosine, max_abs, limits }
             }
+            StartError::Refused(Refusal::Busy(reason)) => Self::Busy(reason),
             StartError::Memory { cap, reason } => Self::Memory { cap, reason },
             StartError::Engine { wanted, has } => Self::Engine { wanted, has },
             other => Self::Load(other.to_string()),

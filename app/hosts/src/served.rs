@@ -42,6 +42,8 @@ pub struct Served {
     /// Whether `mirror` is set: all a request looks at while it is not.
     mirrored: AtomicBool,
     mirror: ArcSwapOption<Mirror>,
+    /// Its inferences are nobody's requests: what is observed of an edition leaves them out.
+    only_measured: AtomicBool,
     /// What changes together with `way`: both only under this lock.
     shown: Mutex<Shown>,
 }
@@ -209,6 +211,7 @@ impl Served {
             way: ArcSwap::from_pointee(Way::Straight(Route { edition, host: None })),
             mirrored: AtomicBool::new(false),
             mirror: ArcSwapOption::empty(),
+            only_measured: AtomicBool::new(false),
             shown: Mutex::new(Shown {
                 generation: 0,
                 state: State::Starting { phase: "starting", since: Instant::now() },
@@ -666,6 +669,7 @@ impl Served {
     /// The face of a host that is only tried: whatever its rung, nothing has fallen back.
     pub(crate) fn show_audition(&self, edition: &Arc<Edition>, host: &Arc<Host>) {
         let mut shown = lock(&self.shown);
+        self.only_measured.store(true, Relaxed);
         shown.state = State::Ready;
         shown.agreement = Some(host.agreement);
         shown.engine = host.engine_info();
@@ -1137,14 +1141,16 @@ impl Ticket {
     pub async fn run(mut self) -> Result<Answer, InferError> {
         let outcome = self.run_inner().await;
         let admitted = self.admitted.take();
+        let observed = (!self.served.only_measured.load(Relaxed)).then_some(&self.host.edition.observed);
         match &outcome {
             Ok(answer) => {
                 if let Some(admitted) = admitted {
                     admitted.succeeded();
                 }
                 self.served.stats.succeeded(answer.timing);
-                let observed = &self.host.edition.observed;
-                observed.answered(answer.timing.compute, self.host.stands_in, |i| answer.output(i));
+                if let Some(observed) = observed {
+                    observed.answered(answer.timing.compute, self.host.stands_in, |i| answer.output(i));
+                }
             }
             Err(e) => {
                 // A host that ended has told the breaker itself, once for all that were in it.
@@ -1157,8 +1163,8 @@ impl Ticket {
                     admitted.failed(failure, &self.served.stats);
                 }
                 self.served.stats.failed(e);
-                if !self.host.is_the_devices(e) {
-                    self.host.edition.observed.failed(e);
+                if let Some(observed) = observed.filter(|_| !self.host.is_the_devices(e)) {
+                    observed.failed(e);
                 }
             }
         }

@@ -311,6 +311,10 @@ impl Hosts {
     /// cap, with so many workers (or as it is served): to be measured. Its golden vectors have passed in it; nobody is sent to it, no
     /// breaker hears of it, and a device that does not work is not put right for it.
     ///
+    /// A Hailo chip has one owner. Where the model is served on this very rung of one, the host that serves is lent instead
+    /// ([`Candidate::serves`]): requests go on, and what is run for the measurement is in no number of the model's. Its breaker hears of
+    /// a failure then: that the device does not work is no matter of who asked.
+    ///
     /// # Errors
     /// [`PrepareError`]: why it cannot run there.
     pub async fn audition(
@@ -320,11 +324,19 @@ impl Hosts {
         workers: Option<usize>,
     ) -> Result<Candidate, PrepareError> {
         let gone = || PrepareError::Load(format!("no model is called {name:?}"));
-        let package = self.get(name).ok_or_else(gone)?.edition().package.clone();
+        let served = self.get(name).ok_or_else(gone)?;
+        let package = served.edition().package.clone();
         if !package.manifest.engines.contains(&rung) {
             return Err(PrepareError::Load(format!("the manifest of {name} does not name {rung}")));
         }
-        let edition = Arc::new(Edition::to_be_measured(package, &self.house));
+        let edition = Arc::new(Edition::to_be_measured(package.clone(), &self.house));
+        if rung.engine == EngineKind::Hailo
+            && let Some(host) = served.host()
+            && host.rung == rung
+            && Arc::ptr_eq(&host.edition.package, &package)
+        {
+            return Ok(Candidate::that_serves(self.fresh(&edition), &edition, host));
+        }
         Ok(Candidate::audition(self.fresh(&edition), &edition, rung, workers).await?)
     }
 

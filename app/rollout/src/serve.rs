@@ -105,7 +105,7 @@ fn unfit(manifest: &Manifest, e: PrepareError) -> Fault {
                 json!({ "model": model, "cap_bytes": cap, "budget_mib": manifest.budget.memory_mib });
             (Gate::MemoryMeasured, Finding::new("memory-over-budget", sentence, evidence))
         }
-        PrepareError::Load(_) => {
+        PrepareError::Busy(_) | PrepareError::Load(_) => {
             (Gate::Load, Finding::new("load-failed", sentence, json!({ "model": model })))
         }
         PrepareError::Golden { cosine, max_abs, limits, .. } => {
