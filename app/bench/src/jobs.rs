@@ -132,6 +132,8 @@ struct Job {
 struct State {
     jobs: BTreeMap<u64, Job>,
     queue: VecDeque<u64>,
+    /// Jobs that are being written before they wait.
+    coming: usize,
     next: u64,
     baselines: Vec<Baseline>,
     traffic: Traffic,
@@ -231,16 +233,17 @@ impl<D: Device> Jobs<D> {
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn submit(&self, request: Request) -> Result<u64, Refused> {
+    pub async fn submit(self: &Arc<Self>, request: Request) -> Result<u64, Refused> {
         let request = self.resolve(request.checked()?)?;
         if self.device.is_shedding() {
             return Err(Refused::Shedding);
         }
         let kept = {
             let mut state = lock(&self.state);
-            if state.queue.len() >= MOST_QUEUED {
+            if state.queue.len() + state.coming >= MOST_QUEUED {
                 return Err(Refused::Full);
             }
+            state.coming += 1;
             let job = state.next;
             state.next += 1;
             let kept = Arc::new(Kept {
@@ -255,10 +258,19 @@ impl<D: Device> Jobs<D> {
             state.jobs.insert(job, Job { kept: kept.clone(), reins: Arc::default() });
             kept
         };
-        self.write(kept.clone()).await;
-        lock(&self.state).queue.push_back(kept.job);
-        self.wake.notify_one();
-        Ok(kept.job)
+        // Whoever asked may leave meanwhile: what has been numbered is queued all the same.
+        let (this, job) = (self.clone(), kept.job);
+        let queued = tokio::spawn(async move {
+            this.write(kept.clone()).await;
+            {
+                let mut state = lock(&this.state);
+                state.coming -= 1;
+                state.queue.push_back(job);
+            }
+            this.wake.notify_one();
+        });
+        let _ = queued.await;
+        Ok(job)
     }
 
     /// Keeps a job on the medium; a medium that does not take it costs the kept record, not the job.

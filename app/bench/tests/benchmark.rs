@@ -514,6 +514,33 @@ async fn the_queue_is_bounded_and_what_waits_can_be_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_who_ask_at_once_fill_the_queue_and_no_more() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let jobs = jobs.clone();
+        asking.spawn(async move { jobs.submit(request(&[], &[])).await });
+    }
+    let answers = asking.join_all().await;
+    let taken = answers.iter().filter(|a| a.is_ok()).count();
+    assert!((MOST_QUEUED..=MOST_QUEUED + 2).contains(&taken), "{taken} taken: two may run by now");
+    assert!(answers.iter().all(|a| a.is_ok() || *a == Err(Refused::Full)));
+    assert!(states(&jobs)["queued"] <= MOST_QUEUED as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_while_a_job_is_written_has_queued_it() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(1))]), tempfile::tempdir().unwrap());
+    let jobs = start(&device, &dir).await;
+    {
+        let mut asking = Box::pin(jobs.submit(request(&[], &[])));
+        assert!(std::future::poll_fn(|c| std::task::Poll::Ready(asking.as_mut().poll(c))).await.is_pending());
+    }
+    assert_eq!(over(&jobs, 1).await, JobState::Completed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_a_restart_ends_has_failed_with_the_reason() {
     let (device, dir) = (Fake::new(vec![("cpu", made(1000))]), tempfile::tempdir().unwrap());
     let jobs = start(&device, &dir).await;
