@@ -374,17 +374,18 @@ impl<D: Device> Jobs<D> {
         self.wake.notify_one();
     }
 
-    /// Stores the first numbers of each rung, or these when they were asked to be the baseline.
+    /// Stores the first good numbers of each rung, or these when they were asked to be the baseline.
     async fn remember_baselines(&self, job: u64, record: &Record) {
         let list = {
             let mut state = lock(&self.state);
             let mut changed = false;
             for rung in &record.rungs {
-                let Some(m) = &rung.measured else { continue };
+                let asked = record.request.baseline;
+                let Some(m) = rung.measured.as_ref().filter(|m| Baseline::may_be(m, asked)) else { continue };
                 let key = Key::of(&record.subject, &rung.info);
                 let known = state.baselines.iter().position(|b| b.key == key);
                 match known {
-                    Some(_) if !record.request.baseline => continue,
+                    Some(at) if !asked && state.baselines[at].is_enough() => continue,
                     Some(at) => drop(state.baselines.remove(at)),
                     None => {}
                 }

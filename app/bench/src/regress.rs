@@ -1,6 +1,8 @@
 //! Is it slower than it was? A measurement against the stored baseline of the same network, rung and firmware.
 //!
-//! A baseline is stored when there is none, or when somebody asks for it; a better measurement never takes its place by itself.
+//! A baseline is stored when there is none, or when somebody asks for it; a better measurement never takes its place by itself. It has
+//! [`LEAST_SAMPLES`] at least. One that nobody asked for is of runs that agreed, on a device that was not throttled: everything later is held
+//! against it.
 
 use crate::record::{Measured, RungInfo, Subject};
 use crate::units::{Number, Time};
@@ -60,6 +62,19 @@ pub struct Baseline {
 }
 
 impl Baseline {
+    /// Whether these numbers may be one that was asked for, or (not `asked`) one that is stored by itself.
+    #[must_use]
+    pub fn may_be(m: &Measured, asked: bool) -> bool {
+        let throttled = [&m.before, &m.after].iter().any(|c| c.throttled == Some(true));
+        m.latency.samples >= LEAST_SAMPLES && (asked || (m.stable && !throttled))
+    }
+
+    /// Whether anything can be compared with it; what older programs stored need not have enough samples.
+    #[must_use]
+    pub fn is_enough(&self) -> bool {
+        self.samples >= LEAST_SAMPLES
+    }
+
     /// Of this measurement.
     #[must_use]
     pub fn of(key: Key, job: u64, m: &Measured) -> Self {

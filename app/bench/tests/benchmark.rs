@@ -428,6 +428,30 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_poor_first_benchmark_is_no_baseline_and_one_that_was_kept_gives_way() {
+    let (device, dir) = (Fake::new(vec![("cpu", made(10))]), tempfile::tempdir().unwrap());
+    let measure = async |iterations, jobs: &Arc<Jobs<Fake>>| {
+        let number = jobs.submit(Request { iterations, ..request(&[], &[]) }).await.unwrap();
+        over(jobs, number).await;
+        let kept = jobs.get(number).unwrap().kept.clone();
+        let r = kept.record.as_ref().unwrap().regressions[0].clone();
+        (number, r.level, r.baseline_job)
+    };
+    let jobs = start(&device, &dir).await;
+    // 3 runs of 5 are 15 samples.
+    assert_eq!(measure(5, &jobs).await, (1, Level::NoBaseline, None));
+    assert_eq!(measure(10, &jobs).await, (2, Level::NoBaseline, None), "the first was too small to be one");
+    assert_eq!(measure(10, &jobs).await, (3, Level::Ok, Some(2)));
+    // An older program kept any.
+    let file = dir.path().join("benchmarks/baselines-00000001.json");
+    let small = std::fs::read_to_string(&file).unwrap().replace("\"samples\":30", "\"samples\":15");
+    std::fs::write(&file, small).unwrap();
+    let jobs = start(&device, &dir).await;
+    assert_eq!(measure(10, &jobs).await, (4, Level::TooFew, Some(2)));
+    assert_eq!(measure(10, &jobs).await, (5, Level::Ok, Some(4)), "it gave way");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_record_without_a_rung_whose_device_was_taken_is_no_choice() {
     let dir = tempfile::tempdir().unwrap();
     let taken = Made { fails_to_start: Some(("another process has the chip", false)), busy: true, ..made(1) };

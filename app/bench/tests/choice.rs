@@ -285,3 +285,19 @@ fn a_regression_has_its_limits() {
     assert_eq!(level(&few), Level::TooFew);
     assert_eq!(check("cpu", None, &few).level, Level::NoBaseline);
 }
+
+#[test]
+fn what_may_be_a_baseline() {
+    let good = measured(1000, 100.0, None, 1.0);
+    let mut few = good.clone();
+    few.latency.samples = 29;
+    let unstable = Measured { stable: false, ..good.clone() };
+    let hot = Conditions { throttled: Some(true), ..Conditions::default() };
+    let throttled = Measured { before: hot, ..good.clone() };
+    for (m, asked, by_itself) in
+        [(&good, true, true), (&few, false, false), (&unstable, true, false), (&throttled, true, false)]
+    {
+        assert_eq!((Baseline::may_be(m, true), Baseline::may_be(m, false)), (asked, by_itself), "{m:?}");
+    }
+    assert!(baseline(&good).is_enough() && !baseline(&few).is_enough());
+}
