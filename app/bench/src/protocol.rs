@@ -624,7 +624,6 @@ impl<D: Device> Run<'_, D> {
         let (cpu, requests) = (station.cpu(), station.requests());
         let (mut runs, mut means, mut inferences) = (Vec::new(), Vec::new(), 0_u64);
         let repeats = self.request.repeats as usize;
-        let (mut errors, mut last_error) = (0, None);
         loop {
             self.room().await?;
             let run = self.times(&station, self.request.iterations).await?;
@@ -633,8 +632,6 @@ impl<D: Device> Run<'_, D> {
             }
             means.push(mean(&run.total));
             inferences += run.total.len() as u64 + run.errors;
-            errors += run.errors;
-            last_error = run.last_error.clone().or(last_error);
             runs.push(run);
             if runs.len() > repeats {
                 runs.remove(0);
@@ -667,8 +664,8 @@ impl<D: Device> Run<'_, D> {
             stable: agree(kept, repeats) && spread.value() < STABLE_PERCENT,
             spread_percent: spread,
             run_means_ms: means,
-            errors,
-            last_error,
+            errors: runs.iter().map(|r| r.errors).sum(),
+            last_error: runs.iter().rev().find_map(|r| r.last_error.clone()),
             cpu_per_inference: cpu.and_then(|c| c.checked_div(inferences)).map(Time::from_nanos),
             memory: station.peak(),
             cosine: about.cosine.and_then(Number::new),

@@ -108,7 +108,7 @@ pub struct Measured {
     pub spread_percent: Number,
     /// Whether that is below 5 %.
     pub stable: bool,
-    /// Inferences that failed.
+    /// Inferences of the kept runs that failed; `latency` has the others.
     pub errors: u64,
     /// Why the last of them did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

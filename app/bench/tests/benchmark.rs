@@ -27,6 +27,10 @@ struct Made {
     /// Its host serves: one request for each inference.
     serves: bool,
     fails_after: Option<usize>,
+    /// Every so many-th inference fails.
+    fails_each: Option<usize>,
+    /// Milliseconds that each inference takes longer than the one before.
+    grows: u64,
     workers: usize,
     /// Added after so many inferences.
     slower_after: Option<(usize, u64)>,
@@ -86,11 +90,13 @@ impl Station for FakeHost {
     async fn infer(&self, _: usize) -> Result<Duration, String> {
         let n = self.count.fetch_add(1, SeqCst);
         let _worker = self.workers.acquire().await.unwrap();
-        if self.made.fails_after.is_some_and(|after| n >= after) {
+        if self.made.fails_after.is_some_and(|after| n >= after)
+            || self.made.fails_each.is_some_and(|each| n.is_multiple_of(each))
+        {
             return Err("the device is gone".into());
         }
         let more = self.made.slower_after.filter(|(after, _)| n >= *after).map_or(0, |(_, ms)| ms);
-        let time = Duration::from_millis(self.made.ms + more);
+        let time = Duration::from_millis(self.made.ms + more + self.made.grows * n as u64);
         tokio::time::sleep(time).await;
         Ok(time)
     }
@@ -262,6 +268,20 @@ async fn runs_that_do_not_agree_are_repeated_and_then_marked() {
     let ort = record.rung("ort").unwrap().measured.as_ref().unwrap();
     assert_eq!(ort.run_means_ms.len(), 4);
     assert!(!ort.stable && ort.spread_percent.value() > 5.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_are_counted_in_the_runs_that_are_kept() {
+    let often = Made { fails_each: Some(20), ..made(100) };
+    let device = Fake::new(vec![("cpu", often.clone()), ("ort", Made { grows: 1, ..often })]);
+    let wanted = Request { most_repeats: 20, in_flight: vec![], soak_s: 0, ..request(&["cpu", "ort"], &[]) };
+    let record = benchmark(&device, &wanted).await;
+    for (rung, runs) in [("cpu", 3), ("ort", 20)] {
+        let m = record.rung(rung).unwrap().measured.as_ref().unwrap();
+        assert_eq!(m.run_means_ms.len(), runs);
+        assert_eq!((m.latency.samples, m.errors), (114, 6), "1 of 20 in 3 runs of 40, {rung}");
+        assert_eq!(m.last_error.as_deref(), Some("the device is gone"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
