@@ -40,6 +40,6 @@ pub use regress::{
     WARN_PERCENT, check,
 };
 pub use request::{BadRequest, MAX_BODY, MAX_SOAK_S, Request};
-pub use select::{Decision, Outcome, Verdict, decide};
+pub use select::{Decision, Outcome, TIE_PERCENT, Verdict, decide};
 pub use stats::{STABLE_PERCENT, Summary, Thinned, agree, mean, nearest_rank, spread_percent};
 pub use units::{Number, Time};

@@ -6,14 +6,14 @@
 use crate::constraint::Constraint;
 use crate::regress::Regression;
 use crate::request::Request;
-use crate::select::{self, Decision};
+use crate::select::{self, Decision, Rule};
 use crate::stats::Summary;
 use crate::units::{Number, Time};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// The form of records.
-pub const SCHEMA: u32 = 1;
+/// The form of records. In form 1 any difference decided; its records are read, and decided as they were.
+pub const SCHEMA: u32 = 2;
 /// The largest record that is read.
 pub const MAX_BYTES: usize = 256 << 10;
 /// The most rungs of one record.
@@ -358,9 +358,7 @@ impl Record {
     }
 
     fn checked(self) -> Result<Self, NoRecord> {
-        if self.schema != SCHEMA {
-            return Err(NoRecord(format!("its form is {}, this program reads {SCHEMA}", self.schema)));
-        }
+        check_form(self.schema)?;
         if self.rungs.len() > MAX_RUNGS || self.steps.len() > Step::ALL.len() {
             return Err(NoRecord("it has more rungs or steps than there can be".into()));
         }
@@ -377,7 +375,8 @@ impl Record {
     /// Makes the decision again from the numbers.
     #[must_use]
     pub fn replay(&self) -> Decision {
-        select::decide(&self.request.constraints, &self.rungs)
+        let rule = if self.schema == 1 { Rule::Exact } else { Rule::Classes };
+        select::decide_by(rule, &self.request.constraints, &self.rungs)
     }
 
     /// The constraints that held.
@@ -411,6 +410,13 @@ impl Record {
             s
         })
     }
+}
+
+fn check_form(form: u32) -> Result<(), NoRecord> {
+    if !(1..=SCHEMA).contains(&form) {
+        return Err(NoRecord(format!("its form is {form}, this program reads 1 to {SCHEMA}")));
+    }
+    Ok(())
 }
 
 fn check_size(bytes: &[u8]) -> Result<(), NoRecord> {
@@ -490,9 +496,7 @@ impl Kept {
     pub fn parse(bytes: &[u8]) -> Result<Self, NoRecord> {
         check_size(bytes)?;
         let mut kept: Self = serde_json::from_slice(bytes).map_err(|e| NoRecord(e.to_string()))?;
-        if kept.schema != SCHEMA {
-            return Err(NoRecord(format!("its form is {}, this program reads {SCHEMA}", kept.schema)));
-        }
+        check_form(kept.schema)?;
         kept.record = kept.record.map(Record::checked).transpose()?;
         Ok(kept)
     }

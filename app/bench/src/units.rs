@@ -81,6 +81,12 @@ impl Number {
         if whole == 0 { Self(0) } else { Self::new(part as f64 / whole as f64).unwrap_or_default() }
     }
 
+    /// In billionths.
+    #[must_use]
+    pub(crate) fn steps(self) -> i128 {
+        self.0.into()
+    }
+
     /// As a number.
     #[must_use]
     #[allow(clippy::cast_precision_loss)] // below 2^53
