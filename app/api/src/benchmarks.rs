@@ -143,7 +143,7 @@ fn shown(view: &View, whole: bool) -> Value {
         set("progress", json!({ "step": step, "rung": p.rung, "percent": p.percent }));
     }
     if let Some(record) = &kept.record {
-        set("record_id", json!(record.id()));
+        set("record_id", json!(view.record_id.as_deref()));
         set("decision", json!(record.decision));
     }
     if whole {
@@ -334,11 +334,11 @@ pub(crate) async fn quick(app: &App, req: &Req) -> Reply {
 
 /// What `/status` says of a model's last decision.
 pub(crate) fn decision(app: &App, model: &str) -> Option<Value> {
-    let (job, kept) = app.benchmarks.get()?.decision(model)?;
+    let View { kept, record_id, .. } = app.benchmarks.get()?.decision(model)?;
     let record = kept.record.as_ref()?;
     Some(json!({
-        "benchmark": job.to_string(),
-        "record_id": record.id(),
+        "benchmark": kept.job.to_string(),
+        "record_id": record_id.as_deref(),
         "rung": record.decision.rung,
         "because": record.decision.because,
         "ended_ms": kept.ended_ms,

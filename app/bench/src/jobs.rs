@@ -106,6 +106,8 @@ fn words(names: &[String]) -> String {
 pub struct View {
     /// What is kept of it.
     pub kept: Arc<Kept>,
+    /// [`Record::id`], once it has a record.
+    pub record_id: Option<Arc<str>>,
     /// Where it is, while it runs.
     pub progress: Option<Progress>,
     /// Of those that wait, how many are before it.
@@ -125,7 +127,16 @@ pub enum Removed {
 
 struct Job {
     kept: Arc<Kept>,
+    /// Of its record. Everybody who looks is shown it, and to make it takes all of the record's text.
+    record_id: Option<Arc<str>>,
     reins: Arc<Reins>,
+}
+
+impl Job {
+    fn of(kept: Arc<Kept>) -> Self {
+        let record_id = kept.record.as_ref().map(|r| r.id().into());
+        Self { kept, record_id, reins: Arc::default() }
+    }
 }
 
 #[derive(Default)]
@@ -164,24 +175,22 @@ impl<D: Device> Jobs<D> {
         let store = Store::new(dir, permit);
         let reading = {
             let store = store.clone();
-            tokio::task::spawn_blocking(move || store.open())
+            tokio::task::spawn_blocking(move || {
+                let mut found = store.open()?;
+                let kept = std::mem::take(&mut found.jobs).into_iter();
+                let jobs: BTreeMap<u64, Job> = kept.map(|(n, kept)| (n, Job::of(Arc::new(kept)))).collect();
+                Ok((found, jobs))
+            })
         };
         let read = reading.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        let found = read.unwrap_or_else(|e| {
+        let (found, jobs) = read.unwrap_or_else(|e| {
             tracing::error!(error = %e, dir = %dir.display(), "benchmarks that were kept cannot be read");
-            crate::store::Found { next: 1, ..Default::default() }
+            (crate::store::Found { next: 1, ..Default::default() }, BTreeMap::new())
         });
         for bad in &found.bad {
             tracing::warn!("benchmarks: {bad}");
         }
-        let jobs =
-            found.jobs.into_iter().map(|(n, kept)| (n, Job { kept: Arc::new(kept), reins: Arc::default() }));
-        let state = State {
-            jobs: jobs.collect(),
-            next: found.next.max(1),
-            baselines: found.baselines,
-            ..State::default()
-        };
+        let state = State { jobs, next: found.next.max(1), baselines: found.baselines, ..State::default() };
         let jobs = Arc::new(Self {
             device,
             store: Arc::new(store),
@@ -255,7 +264,7 @@ impl<D: Device> Jobs<D> {
                 request,
                 record: None,
             });
-            state.jobs.insert(job, Job { kept: kept.clone(), reins: Arc::default() });
+            state.jobs.insert(job, Job::of(kept.clone()));
             kept
         };
         // Whoever asked may leave meanwhile: what has been numbered is queued all the same.
@@ -352,11 +361,14 @@ impl<D: Device> Jobs<D> {
         drop(place);
         let Some(mut kept) = self.get(number).map(|view| Kept::clone(&view.kept)) else { return };
         kept.ended_ms = Some(clock_ms());
+        let text = outcome.as_ref().map(Record::to_json).unwrap_or_default();
+        let mut record_id = None;
         kept.status = match outcome {
-            Ok(record) if record.to_json().len() > crate::record::MAX_BYTES / 2 => {
+            Ok(_) if text.len() > crate::record::MAX_BYTES / 2 => {
                 JobState::Failed { reason: "its record is too large to be kept".into() }
             }
             Ok(record) => {
+                record_id = Some(Record::id_of(&text).into());
                 tracing::info!(job = number, decision = record.decision.because, "a benchmark is done");
                 self.remember_baselines(number, &record).await;
                 kept.record = Some(record);
@@ -370,7 +382,9 @@ impl<D: Device> Jobs<D> {
         };
         // Kept first, then shown: who sees it done may cut the power.
         self.write(Arc::new(kept.clone())).await;
-        let _ = self.change(number, |shown| *shown = kept);
+        if let Some(job) = lock(&self.state).jobs.get_mut(&number) {
+            (job.kept, job.record_id) = (Arc::new(kept), record_id);
+        }
         self.wake.notify_one();
     }
 
@@ -455,10 +469,10 @@ impl<D: Device> Jobs<D> {
         Removed::Cancelled
     }
 
-    /// The newest record of a model that selected a rung: the job's number and the record. Only of the model as it is served now, file
-    /// for file, and of this firmware.
+    /// The job with the newest record of a model that selected a rung. Only of the model as it is served now, file for file, and of this
+    /// firmware.
     #[must_use]
-    pub fn decision(&self, model: &str) -> Option<(u64, Arc<Kept>)> {
+    pub fn decision(&self, model: &str) -> Option<View> {
         let (subject, rungs) = self.device.subject(model)?;
         let state = lock(&self.state);
         let fits = |kept: &Kept| {
@@ -468,7 +482,8 @@ impl<D: Device> Jobs<D> {
                     && r.rungs.iter().all(|r| rungs.contains(&r.info))
             })
         };
-        state.jobs.iter().rev().find(|(_, job)| fits(&job.kept)).map(|(n, job)| (*n, job.kept.clone()))
+        let (number, _) = state.jobs.iter().rev().find(|(_, job)| fits(&job.kept))?;
+        view(&state, *number)
     }
 
     /// The rung that the newest such record of every rung of a model selected: what was compared with some of them only is no choice among
@@ -542,6 +557,7 @@ fn view(state: &State, number: u64) -> Option<View> {
     let running = matches!(job.kept.status, JobState::Running);
     Some(View {
         kept: job.kept.clone(),
+        record_id: job.record_id.clone(),
         progress: running.then(|| job.reins.progress()),
         ahead: state.queue.iter().position(|n| *n == number),
     })

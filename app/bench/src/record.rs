@@ -403,8 +403,13 @@ impl Record {
     /// The first 16 hex digits of the SHA-256 of the canonical text.
     #[must_use]
     pub fn id(&self) -> String {
+        Self::id_of(&self.to_json())
+    }
+
+    /// The same of a text that is there already.
+    pub(crate) fn id_of(canonical: &str) -> String {
         use std::fmt::Write as _;
-        let digest = Sha256::digest(self.to_json().as_bytes());
+        let digest = Sha256::digest(canonical.as_bytes());
         digest.iter().take(8).fold(String::new(), |mut s, b| {
             let _ = write!(s, "{b:02x}");
             s

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, Refused, Removed};
+use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, Refused, Removed, View};
 use inferd_bench::protocol::{About, Around, Device, Ended, NotStarted, Reins, Station, run, stop_rules};
 use inferd_bench::{
     Conditions, Found, JobState, Level, Outcome, Peak, Record, Request, RungInfo, Step, Subject,
@@ -414,7 +414,9 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
 
     let slower = Fake::new(ladder().into_iter().map(|(n, m)| (n, Made { ms: m.ms * 2, ..m })).collect());
     let jobs = start(&slower, &dir).await;
-    assert_eq!(jobs.get(first).unwrap().kept.record.as_ref(), Some(&record), "read back");
+    let read = jobs.get(first).unwrap();
+    assert_eq!(read.kept.record.as_ref(), Some(&record), "read back");
+    assert_eq!(read.record_id.as_deref(), Some(record.id().as_str()));
     for _ in 0..2 {
         let second = jobs.submit(request(&["cpu"], &[])).await.unwrap();
         assert!(second > first);
@@ -431,8 +433,9 @@ async fn a_job_is_kept_across_a_restart_and_later_ones_are_compared_with_the_fir
     let view = jobs.get(fourth).unwrap();
     let r = &view.kept.record.as_ref().unwrap().regressions[0];
     assert_eq!((r.level, r.baseline_job), (Level::Ok, Some(third)));
-    let (number, kept) = jobs.decision("m").unwrap();
-    assert_eq!((number, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
+    let View { kept, record_id, .. } = jobs.decision("m").unwrap();
+    assert_eq!(record_id.as_deref(), Some(kept.record.as_ref().unwrap().id().as_str()));
+    assert_eq!((kept.job, kept.record.as_ref().unwrap().decision.rung.as_deref()), (fourth, Some("cpu")));
     assert_eq!(jobs.choice("m"), Some(all), "cpu was compared with nobody");
     // Another file under the same rung: neither the decision nor the baseline is about it.
     let other = Fake::new(vec![("cpu", Made { network: "cd", ..made(10) })]);
