@@ -32,7 +32,7 @@ use std::time::Duration;
 /// The benchmarks of a daemon.
 pub type Benchmarks = Jobs<HostsDevice>;
 
-/// How long `/benchmark` measures at most, beside the start of its hosts.
+/// How long `/benchmark` measures at most; with the start of its hosts it takes `QUICK_WHOLE` at most.
 const QUICK: Duration = Duration::from_secs(20);
 /// What `/benchmark` does when nobody says how much: the seed's number.
 const QUICK_ITERATIONS: u32 = 1000;

@@ -24,6 +24,8 @@ pub const MOST_HEAVY: usize = 2;
 pub const MOST_HEAVY_BUSY: usize = 1;
 /// Jobs that may wait.
 pub const MOST_QUEUED: usize = 8;
+/// How long somebody waits at most who waits for a benchmark's answer.
+pub const QUICK_WHOLE: Duration = Duration::from_secs(60);
 /// A device that has answered nobody for so long has no live traffic.
 const QUIET: Duration = Duration::from_secs(2);
 /// How often a waiting job looks whether it may begin.
@@ -502,8 +504,8 @@ impl<D: Device> Jobs<D> {
         newest.decision.rung.clone()
     }
 
-    /// Measures every rung of a model once, at once: for those who wait for the answer. All of it takes `limit` at most, a host's start
-    /// aside.
+    /// Measures every rung of a model once, at once: for those who wait for the answer. The measuring takes `limit` at most, and all of
+    /// it [`QUICK_WHOLE`]: a host that has not come up in its rung's share of that, as one that builds an engine, is that rung's reason.
     ///
     /// # Errors
     /// [`Refused`].
@@ -534,9 +536,19 @@ impl<D: Device> Jobs<D> {
         };
         let reins = Reins::default();
         let mut results = Vec::with_capacity(rungs.len());
-        for rung in &rungs {
-            // Nobody holds these reins; only a device that sheds work for 10 minutes ends it.
-            let result = protocol::quick(&self.device, &subject, rung, &request, &reins).await;
+        let until = tokio::time::Instant::now() + QUICK_WHOLE;
+        for (left, rung) in (1..=rungs.len()).rev().zip(&rungs) {
+            let share = until.saturating_duration_since(tokio::time::Instant::now())
+                / u32::try_from(left).unwrap_or(u32::MAX);
+            let measured = protocol::quick(&self.device, &subject, rung, &request, &reins);
+            let Ok(result) = tokio::time::timeout(share, measured).await else {
+                results.push(RungResult::none(rung, format!(
+                    "it was not measured within {} s: its host did not come up (it may be building an engine, which is done once and \
+                     takes minutes), or the device had no room; a job of /api/v1/benchmarks waits for both",
+                    share.as_secs()
+                )));
+                continue;
+            };
             results.push(result.unwrap_or_else(|e| RungResult::none(rung, e.to_string())));
         }
         drop(place);

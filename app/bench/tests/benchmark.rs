@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, Refused, Removed, View};
+use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, QUICK_WHOLE, Refused, Removed, View};
 use inferd_bench::protocol::{About, Around, Device, Ended, NotStarted, Reins, Station, run, stop_rules};
 use inferd_bench::{
     Conditions, Found, JobState, Level, Outcome, Peak, Record, Request, RungInfo, Step, Subject,
@@ -22,6 +22,8 @@ struct Made {
     precision: &'static str,
     network: &'static str,
     fails_to_start: Option<(&'static str, bool)>,
+    /// Seconds until its host is up.
+    starts_s: u64,
     /// It fails to start because its device cannot be had.
     busy: bool,
     /// Its host serves: one request for each inference.
@@ -135,7 +137,7 @@ impl Device for Fake {
     }
     async fn start(&self, _: &Subject, rung: &str, _: u32) -> Result<FakeHost, NotStarted> {
         let made = self.rungs.iter().find(|(n, _)| *n == rung).unwrap().1.clone();
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5) + Duration::from_secs(made.starts_s)).await;
         if let Some((reason, out_of_memory)) = made.fails_to_start {
             return Err(NotStarted { reason: reason.into(), out_of_memory, busy: made.busy });
         }
@@ -675,4 +677,28 @@ async fn a_quick_one_measures_every_rung_within_its_time() {
     held.notified().await;
     assert_eq!(jobs.quick("", 100, Duration::from_secs(20)).await.unwrap_err(), Refused::Busy);
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_one_waits_for_no_engine_that_is_built_and_for_no_room() {
+    let slow = Made { starts_s: 1200, ..made(1) };
+    let device = Fake::new(vec![("ort", made(8)), ("tensorrt", slow), ("cpu", made(10))]);
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = start(&device, &dir).await;
+    let before = Instant::now();
+    let (_, rungs) = jobs.quick("", 50, Duration::from_secs(20)).await.unwrap();
+    assert!(before.elapsed() < QUICK_WHOLE);
+    assert!(rungs[0].measured.is_some() && rungs[2].measured.is_some(), "it takes nobody else's time");
+    assert!(rungs[1].reason.as_ref().unwrap().contains("building an engine"), "{:?}", rungs[1].reason);
+    assert_eq!((jobs.heavy(), device.up.load(SeqCst)), (0, 0), "its place and its hosts are given back");
+    // Room is gone just after it began.
+    let quick = {
+        let jobs = jobs.clone();
+        tokio::spawn(async move { jobs.quick("", 50, Duration::from_secs(20)).await })
+    };
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    device.shedding.store(true, SeqCst);
+    let (before, (_, rungs)) = (Instant::now(), quick.await.unwrap().unwrap());
+    assert!(before.elapsed() <= QUICK_WHOLE);
+    assert!(rungs.iter().all(|r| r.reason.is_some()));
 }
