@@ -43,8 +43,8 @@ def compiler(tmp_path):
     return install
 
 
-def compile_model(model, to, *options, path=None):
-    command = [inferctl_program(), "compile", model, "-o", to, "--target", "hailo8", "--python", sys.executable, *options]
+def compile_model(model, to, *options, path=None, target="hailo8"):
+    command = [inferctl_program(), "compile", model, "-o", to, "--target", target, "--python", sys.executable, *options]
     environment = {**os.environ, "PATH": f"{path}:/usr/bin:/bin" if path else "/nowhere"}
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
 
@@ -80,6 +80,34 @@ def test_hailos_compiler_is_driven_and_its_file_becomes_the_first_rung(native, m
     served = daemon.request("/status").json()["models"][0]
     assert (served["engine"]["rung"], served["engines"]) == ("cpu", ["hailo", "ort", "cpu"])
     assert daemon.request("/infer", walk).status == 200, "a device without the chip serves it as before"
+
+
+def test_a_second_chip_has_a_network_of_its_own(native, model, compiler, tmp_path, walk):
+    log, path = compiler(STAND_IN)
+    first, both = tmp_path / "first", tmp_path / "both"
+    for source, to, target in ((model, first, "hailo8"), (first, both, "hailo8l")):
+        done = compile_model(source, to, path=path, target=target)
+        assert done.returncode == 0, done.stderr
+    page = tomllib.loads((both / "manifest.toml").read_text())
+    assert page["engines"] == ["hailo-hailo8l", "hailo-hailo8", "ort", "cpu"]
+    assert [(v["name"], v["made_for"]["device"]) for v in page["variants"]] == [("hailo8", "hailo8"), ("hailo8l", "hailo8l")]
+    daemon = native(models=[both])
+    assert daemon.request("/infer", walk).status == 200
+    log.unlink()
+    again = compile_model(both, to := tmp_path / "again", path=path)
+    assert again.returncode == 1 and "has a network for hailo8 already" in again.stderr
+    assert not log.exists() and nothing_is_left(to), "said before the compiler has worked for hours"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(("--cosine", "2"), "cosine"), (("--max-abs", "nan"), "max_abs"), (("--runtime", "new"), "runtime"), (("--runtime", ""), "runtime")],
+)
+def test_what_a_manifest_may_not_say_is_refused_before_the_compiler_runs(model, compiler, tmp_path, option, said):
+    log, path = compiler(STAND_IN)
+    done = compile_model(model, to := tmp_path / "new", *option, path=path)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert not log.exists() and nothing_is_left(to)
 
 
 def test_without_hailos_compiler_it_says_how_to_get_it(model, tmp_path):

@@ -82,6 +82,9 @@ impl Compile {
     pub fn run(&self, json: bool) -> Result<(), Failure> {
         let directory = Directory::read(&self.model)?;
         must_be_new(&self.output)?;
+        // The compiler takes hours: whatever can be wrong with the manifest is found before.
+        let name = directory.free_name(&format!("model.{}.hef", self.target.name()));
+        let mut whole = self.manifest(&directory.manifest, &name)?;
         let Some(compiler) = on_path("hailo") else { return Err(Failure::Other(HOW.to_owned())) };
         let manifest = &directory.manifest;
         if manifest.inputs.len() != 1 {
@@ -115,9 +118,10 @@ impl Compile {
         for name in directory.files() {
             fs::copy(self.model.join(name), dir.join(name)).map_err(|e| file(&self.model.join(name), &e))?;
         }
-        let name = directory.free_name(&format!("model.{}.hef", self.target.name()));
         fs::write(dir.join(&name), &hef).map_err(|e| file(&dir, &e))?;
-        let whole = self.manifest(&directory.manifest, name, &hef)?;
+        if let Some(made) = whole.variants.last_mut() {
+            made.sha256 = Sha256::digest(&hef).iter().map(|b| format!("{b:02x}")).collect();
+        }
         fs::write(dir.join(MANIFEST_FILE), whole.to_toml()).map_err(|e| file(&dir, &e))?;
         scratch.become_directory(&self.output)?;
         if json {
@@ -173,13 +177,22 @@ impl Compile {
         fs::read(hef).map_err(|e| file(hef, &e))
     }
 
-    /// The manifest with the variant in it, first on the ladder.
-    fn manifest(&self, old: &Manifest, name: String, hef: &[u8]) -> Result<Manifest, Failure> {
+    /// The manifest with the variant in it, the last of all and first on the ladder; the digest of its file is not known yet.
+    fn manifest(&self, old: &Manifest, name: &str) -> Result<Manifest, Failure> {
         let mut new = old.clone();
         let variant =
             self.target.name().parse().map_err(|e: inferd_model::RungError| Failure::Other(e.to_string()))?;
-        let only = old.variants.iter().all(|v| v.format != NetworkFormat::Hef);
-        let rung = Rung { engine: EngineKind::Hailo, variant: (!only).then_some(variant) };
+        let others = || old.variants.iter().filter(|v| v.format == NetworkFormat::Hef);
+        if others().any(|v| v.name == variant) {
+            return Err(Failure::Other(format!(
+                "the model has a network for {variant} already (variant {variant} of its manifest): compile the model it was made of"
+            )));
+        }
+        // An engine without a variant's name means the only file for it: with a second one the first needs its name.
+        for rung in new.engines.iter_mut().filter(|r| **r == Rung::bare(EngineKind::Hailo)) {
+            rung.variant = others().next().map(|v| v.name);
+        }
+        let rung = Rung { engine: EngineKind::Hailo, variant: others().next().map(|_| variant) };
         let max_abs = match self.max_abs {
             Some(limit) => limit,
             None => 0.1 * self.largest(old)?,
@@ -188,8 +201,8 @@ impl Compile {
             name: variant,
             format: NetworkFormat::Hef,
             precision: Precision::Int8,
-            file: name,
-            sha256: Sha256::digest(hef).iter().map(|b| format!("{b:02x}")).collect(),
+            file: name.to_owned(),
+            sha256: "0".repeat(64),
             golden: Tolerance { cosine: self.cosine, max_abs },
             made_for: Some(MadeFor { device: self.target.name().to_owned(), runtime: self.runtime.clone() }),
             measured: None,
