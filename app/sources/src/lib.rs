@@ -8,6 +8,7 @@
 //! * [`window`]: samples with sequence numbers into a fixed ring, windows of a length and a hop out of it; never across a
 //!   gap, never a stale one, the oldest dropped and counted when nobody takes them.
 //! * [`prepare`]: what a model was trained on: band-pass and notch filters, a fixed scaler or a z-score per window.
+//! * [`recording`]: MAT v5, NPY and CSV, read into bounded memory.
 //! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
 //! * [`synchrony`]: how alike two streams are, and which one lags.
 //!
@@ -18,6 +19,7 @@
 pub mod frame;
 pub mod pace;
 pub mod prepare;
+pub mod recording;
 pub mod synchrony;
 mod time;
 pub mod window;
