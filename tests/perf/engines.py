@@ -12,7 +12,9 @@ per channel, calibrated with generated inputs). Each is run in turns by
     cpu         the built-in engine through inferd
 
 and, to check the first, by ONNX Runtime's Python binding with bound inputs and outputs. One network of a single Identity shows what each way
-costs by itself.
+costs by itself. Whoever computes on 1 thread is kept on one core, daemon and host alike; `apart` is the same with the host kept
+on another core than the daemon. Between the two lies what a scheduler makes of it, and `a wake-up` says why they differ on this machine: what it takes
+to send a byte to a process that sleeps and to get it back, both on one core, and on two.
 
 How to read it. All figures are CPU time per inference in microseconds, kernel and all processes included, of requests that carry their
 input in and their output out; medians over the rounds, in brackets the middle half of them. `added` is what inferd costs on top of the
@@ -53,6 +55,7 @@ THREADS = (1, 2)
 # Inputs to calibrate with and to judge with.
 CALIBRATION = {"yolo11n": 16, "mobilenetv2": 32}
 HELD_OUT = {"yolo11n": 16, "mobilenetv2": 64}
+CORES = sorted(os.sched_getaffinity(0))[:2]
 # Seconds a round should take.
 ROUND = 0.08
 
@@ -171,6 +174,37 @@ class Python:
         return {"cpu_us": (time.thread_time_ns() - begin) / 1e3 / runs}
 
 
+def place(process, cores):
+    """Keeps all threads of a process on these cores."""
+    for task in os.listdir(f"/proc/{process}/task"):
+        os.sched_setaffinity(int(task), cores)
+
+
+def wake_up(cores):
+    """Microseconds of CPU time for a byte to a sleeping process and back."""
+    (there, to), (back, home) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.sched_setaffinity(0, {cores[-1]})
+        os.close(to)
+        while byte := os.read(there, 1):
+            os.write(home, byte)
+        os._exit(0)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores[0]})
+    begin, times = time.process_time_ns(), 5000
+    for _ in range(times):
+        os.write(to, b"x")
+        os.read(back, 1)
+    own = time.process_time_ns() - begin
+    os.sched_setaffinity(0, before)
+    os.close(to)
+    _, _, usage = os.wait4(child, 0)
+    for end in (there, back, home):
+        os.close(end)
+    return own / 1e3 / times + (usage.ru_utime + usage.ru_stime) * 1e6 / times
+
+
 class Follower:
     """A program that makes a round when it is told to, and tells what it took."""
 
@@ -195,6 +229,14 @@ class Follower:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         return self.line()
 
+    def ask_on(self, cores, others, *words):
+        """The same, with the program on these cores and the hosts it started on others."""
+        place(self.process.pid, cores)
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as children:
+            for host in children.read().split():
+                place(host, others)
+        return self.ask(*words)
+
     def stop(self):
         self.process.stdin.close()
         self.process.wait()
@@ -210,6 +252,8 @@ def contenders(folder, name):
     ran = {s["name"]: s["rung"] for s in ring.said}
     assert all(ran[d.name] == tomllib.loads((d / "manifest.toml").read_text())["engines"][0] for d in directories), ran
     programs, calls = [ring], {}
+    both = set(CORES)
+    on = {1: {CORES[0]}, 2: both}
     for p in precisions:
         ort, cpu = rungs[p]
         file = files(folder, name)[precisions.index(p)]
@@ -217,13 +261,15 @@ def contenders(folder, name):
         for who, what in (("bare", ["library"]), ("rten", ["cpu"]), ("direct", ["ort"])):
             programs.append(bare := Follower("bare", file.parent, *what, *network))
             for n in THREADS:
-                calls[p, who, n] = lambda runs, bare=bare, n=n: bare.ask(n, runs)
+                calls[p, who, n] = lambda runs, bare=bare, n=n: bare.ask_on(on[n], on[n], n, runs)
         programs.append(split := Follower("bare", file.parent, "library", *network, "--intra", 2))
-        calls[p, "2 in one", 1] = lambda runs, split=split: split.ask(1, runs)
+        calls[p, "2 in one", 1] = lambda runs, split=split: split.ask_on(both, both, 1, runs)
         calls[p, "python", 1] = Python(file, given).ask
         for n in THREADS:
             for who, rung in (("ort", ort), ("cpu", cpu)):
-                calls[p, who, n] = lambda runs, rung=rung, n=n: ring.ask(f"{name}-{rung}-{n}", n, runs)
+                calls[p, who, n] = lambda runs, rung=rung, n=n: ring.ask_on(on[n], on[n], f"{name}-{rung}-{n}", n, runs)
+        apart = {CORES[-1]}
+        calls[p, "apart", 1] = lambda runs, ort=ort: ring.ask_on(on[1], apart, f"{name}-{ort}-1", 1, runs)
     return calls, programs
 
 
@@ -298,11 +344,11 @@ def tables(results):
                 row += [spread(cpu(found, (p, "rten", n))), spread(cpu(found, (p, "cpu", n))), added(found, p, "cpu", "rten", n)]
                 row += [spread(cpu(found, (p, "python", 1))) if n == 1 else ""]
                 print("| " + " | ".join(map(str, row)) + " |")
-    print("\n| model | our engine without the ring, added | one request: bare p50 | ort p50 | 2 in one: CPU | 2 in one: p50 |\n|---|---|---|---|---|---|")
+    print("\n| model | ort, apart: added | our engine without the ring, added | one request: bare p50 | ort p50 | 2 in one: CPU | 2 in one: p50 |\n|---|---|---|---|---|---|---|")
     for name, (found, _) in results.items():
         for p in dict.fromkeys(key[0] for key in found):
             latency = {who: number(middle([r["p50_us"] for r in found[p, who, 1]])[0]) for who in ("bare", "ort", "2 in one")}
-            row = [f"{name} {p}", added(found, p, "direct", "bare", 1), latency["bare"], latency["ort"]]
+            row = [f"{name} {p}", added(found, p, "apart", "bare", 1), added(found, p, "direct", "bare", 1), latency["bare"], latency["ort"]]
             row += [spread(cpu(found, (p, "2 in one", 1))), latency["2 in one"]]
             print("| " + " | ".join(row) + " |")
     print("\n| INT8 | faster: bare | ort | cpu | cosine | worst sample | same highest | size |\n|---|---|---|---|---|---|---|---|")
@@ -332,6 +378,7 @@ def main():
         print("not allowed to ask for a higher priority: figures will be spread wider", file=sys.stderr)
     processor = next(line.partition(": ")[2] for line in open("/proc/cpuinfo") if line.startswith("model name"))
     print(f"{os.uname().machine}, {os.cpu_count()} cores, {processor.strip()}; ONNX Runtime {onnxruntime.__version__}; {rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    print(f"a wake-up: {wake_up(CORES[:1]):.1f} us on one core, {wake_up(CORES):.1f} us on two")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
