@@ -316,6 +316,29 @@ def test_why_there_is_no_chip_to_be_used_is_said(native, with_chip, hailo_model,
     assert daemon.request("/infer", walk).status == 200
 
 
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ({"silent": True}, "no answer within 20 s"),
+        ({"crashes": True}, "its process ended with signal: "),
+        ({"prints": "[Hailo] [info] one chip"}, None),
+    ],
+    ids=["hangs", "crashes", "prints"],
+)
+def test_a_chip_that_hangs_or_kills_who_looks_for_it_takes_no_other_engine_away(
+    native, with_chip, hailo_model, chip, onnxruntime_library, walk, faults, said
+):
+    chip.has(**faults)
+    config = f'{with_chip()}onnxruntime = "{onnxruntime_library}"\n'
+    daemon = native(models=[hailo_model(engines=("hailo", "ort"))], config=config)
+    assert serving(daemon) == ("ort" if said else "hailo")
+    if said:
+        assert said in here(daemon)["problem"] and here(daemon)["waits"], "where it is on the bus it is tried again and again"
+    ort = next(e for e in daemon.request("/status").json()["engines"] if e["engine"] == "ort")
+    assert ort["problem"] is None and ort["providers"] == ["cpu"]
+    assert daemon.request("/infer", walk).status == 200
+
+
 @pytest.fixture(scope="session")
 def real():
     """A real libhailort, where a developer has one."""

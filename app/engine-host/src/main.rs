@@ -4,7 +4,8 @@
 //! a process of their own for each model, on the same ring and under the same supervision as any other host (see the hosts room).
 //!
 //!     inferd-engine-host engine-host ORDERS      started by the daemon
-//!     inferd-engine-host engines                 what this program has, and what works here, as JSON
+//!     inferd-engine-host engines ort             what works here of an engine of this program, as JSON; asked by the daemon
+//!     inferd-engine-host engines                 the same of all of them, for a person
 //!
 //! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_HAILORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where
 //! engines are kept that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`.
@@ -24,13 +25,9 @@ static ALLOCATOR: inferd_hosts::CountingAllocator = inferd_hosts::CountingAlloca
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("engine-host") => inferd_hosts::engine_host_main_with(engine),
-        Some("engines") => {
-            let all: Vec<EngineHere> = EngineKind::ALL.into_iter().filter_map(look).collect();
-            println!("{}", serde_json::to_string(&all).unwrap_or_default());
-            ExitCode::SUCCESS
-        }
+        Some("engines") => inferd_hosts::engines_main(look),
         _ => {
-            eprintln!("usage: inferd-engine-host engines (the daemon starts it with engine-host)");
+            eprintln!("usage: inferd-engine-host engines [ENGINE] (the daemon starts it with engine-host)");
             ExitCode::from(2)
         }
     }

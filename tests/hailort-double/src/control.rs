@@ -21,6 +21,12 @@ pub struct Faults {
     pub no_node: bool,
     /// Beside `lost`: who waits for a frame waits until the network is shut down, whatever its timeout.
     pub stuck: bool,
+    /// Who looks for chips waits forever.
+    pub silent: bool,
+    /// Who looks for chips ends by a bad access to memory.
+    pub crashes: bool,
+    /// Who looks for chips has this printed to standard output.
+    pub prints: Option<String>,
     /// The driver's version is another one: opening gives 76.
     pub driver_mismatch: bool,
     /// The firmware hangs: every call that talks to the chip gives 87.
