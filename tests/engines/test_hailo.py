@@ -224,6 +224,18 @@ def test_a_frame_that_is_late_is_nobodys_answer(native, with_chip, hailo_model, 
     assert chip.misuse() == ""
 
 
+def test_a_chip_that_was_closed_has_no_temperature_until_it_is_open_again(native, with_chip, hailo_model, windows, chip):
+    daemon = native(models=[hailo_model()], config=with_chip())
+    assert entry(daemon)["device"]["celsius"] == 45.0
+    chip.has(frames=[{"count": 1, "dropped": True}])
+    assert ask(daemon, windows[0])[0] in (500, 503)
+    until(lambda: entry(daemon)["device"]["celsius"] is None, daemon)
+    assert 'hailo_hailort_status{device_id="hailo8"} 0' in daemon.request("/metrics").body.decode()
+    chip.is_well()
+    until(lambda: ask(daemon, windows[0])[0] == 200 and serving(daemon) == "hailo", daemon)
+    until(lambda: entry(daemon)["device"]["celsius"] == 45.0, daemon)
+
+
 def test_answers_of_another_request_are_seen_by_these_tests(native, with_chip, hailo_model, windows, right, chip):
     """The check itself: a chip that answers with the frame before is caught by it."""
     daemon = native(models=[hailo_model()], config=with_chip())

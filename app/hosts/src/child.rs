@@ -11,7 +11,7 @@ use crate::limits::{MAX_WORKERS, WORKER_STACK};
 use crate::package;
 use crate::ring::{Layout, Ring, Status};
 use crate::sys::{self, Mapping, OwnMemory};
-use inferd_engine::{CpuEngine, Engine, EngineError, GoldenCheckError, Model, Runner};
+use inferd_engine::{CpuEngine, DeviceState, Engine, EngineError, GoldenCheckError, Model, Runner};
 use inferd_model::{Agreement, EngineKind, Golden, Manifest, Rung, Tolerance};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -241,20 +241,25 @@ fn start(
 
 /// Leaves how the engine's device is in the ring, again and again, if it has one that says so.
 fn watch_device(engine: &Arc<dyn Engine>, ring: &'static Ring) -> Result<(), Refusal> {
-    let Some(first) = engine.device_state() else { return Ok(()) };
-    ring.device().store(&first);
+    let Some(mut last) = engine.device_state() else { return Ok(()) };
+    ring.device().store(&last);
     let engine = engine.clone();
     let watch = move || {
         loop {
             std::thread::sleep(DEVICE_LOOK);
-            if let Some(state) = engine.device_state() {
-                ring.device().store(&state);
-            }
+            last = engine.device_state().unwrap_or_else(|| closed(last));
+            ring.device().store(&last);
         }
     };
     let thread = std::thread::Builder::new().name("device".into()).stack_size(WORKER_STACK);
     thread.spawn(watch).map_err(|e| format!("the device's thread cannot be started: {e}"))?;
     Ok(())
+}
+
+/// How a device is that is not open: after a frame that was late it is opened with the next request. What it told before stays told,
+/// but how warm it is nobody knows.
+fn closed(before: DeviceState) -> DeviceState {
+    DeviceState { temperature: None, power: None, ..before }
 }
 
 thread_local! {
