@@ -37,10 +37,13 @@ fn main() -> ExitCode {
 fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
     match kind {
         #[cfg(feature = "ort")]
-        EngineKind::Ort => Some(Box::new(inferd_engine::OrtEngine::new(
-            library("INFERD_ORT_LIB"),
-            library("INFERD_ENGINE_CACHE"),
-        ))),
+        EngineKind::Ort => {
+            let ort =
+                inferd_engine::OrtEngine::new(library("INFERD_ORT_LIB"), library("INFERD_ENGINE_CACHE"));
+            #[cfg(feature = "tensorrt")]
+            let ort = ort.with_gpu(library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));
+            Some(Box::new(ort))
+        }
         #[cfg(feature = "tensorrt")]
         EngineKind::Tensorrt => {
             let (tensorrt, cuda) = (library("INFERD_TENSORRT_LIB"), library("INFERD_CUDA_LIB"));

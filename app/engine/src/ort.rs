@@ -21,6 +21,7 @@ use ort::session::{
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
@@ -175,6 +176,9 @@ fn version_of(path: &Path) -> Result<String, String> {
 pub struct OrtEngine {
     library: Option<PathBuf>,
     cache: Option<EngineCache>,
+    /// Where TensorRT and CUDA are, when somebody says so.
+    #[cfg(feature = "tensorrt")]
+    gpu: (Option<PathBuf>, Option<PathBuf>),
     /// What the loaded model runs on.
     provider: Mutex<Option<Provider>>,
 }
@@ -184,7 +188,37 @@ impl OrtEngine {
     /// `cache`; without one they are built at every start.
     #[must_use]
     pub fn new(library: Option<PathBuf>, cache: Option<PathBuf>) -> Self {
-        Self { library, cache: cache.map(EngineCache::new), provider: Mutex::new(None) }
+        Self {
+            library,
+            cache: cache.map(EngineCache::new),
+            #[cfg(feature = "tensorrt")]
+            gpu: (None, None),
+            provider: Mutex::new(None),
+        }
+    }
+
+    /// With the TensorRT and the CUDA of these paths for its provider, instead of those that are found.
+    #[cfg(feature = "tensorrt")]
+    #[must_use]
+    pub fn with_gpu(mut self, tensorrt: Option<PathBuf>, cuda: Option<PathBuf>) -> Self {
+        self.gpu = (tensorrt, cuda);
+        self
+    }
+
+    /// What an engine that is built here is bound to: the libraries and the device; precision is the network's own. `None` when they
+    /// are not known, and what is built is not kept.
+    ///
+    /// They are loaded for that, and stay: the linker gives the provider, which asks for them by name, the ones that are there.
+    #[cfg(feature = "tensorrt")]
+    fn maker(&self, library: &OrtLibrary) -> Option<String> {
+        let (tensorrt, cuda) = &self.gpu;
+        let gpu = crate::TensorrtLibrary::open(tensorrt.as_deref(), cuda.as_deref()).ok()?;
+        Some(format!("onnxruntime {}; tensorrt {} on {}", library.version(), gpu.version(), gpu.device()))
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
+    fn maker(&self, _: &OrtLibrary) -> Option<String> {
+        None
     }
 }
 
@@ -220,8 +254,9 @@ impl Engine for OrtEngine {
         if !library.providers().contains(&Provider::TensorRt) {
             return false;
         }
-        let kept = self.cache.as_ref().and_then(|c| c.entry(network.bytes, &maker(library)).ok());
-        kept.is_none_or(|entry| !entry.is_complete())
+        let maker = self.maker(library);
+        let cache = self.cache.as_ref().zip(maker);
+        cache.is_none_or(|(cache, maker)| cache.must_build(network.bytes, &maker))
     }
 
     fn load(&self, network: NetworkFile, manifest: &Manifest) -> Result<Box<dyn Model>, EngineError> {
@@ -235,23 +270,28 @@ impl Engine for OrtEngine {
         let mut refused = Vec::new();
         for provider in library.providers() {
             let cache = self.cache.as_ref().filter(|_| provider == Provider::TensorRt);
+            let maker = cache.and_then(|_| self.maker(library));
             // Without a folder to write to it is built and not kept.
-            let mut kept = cache.and_then(|c| c.entry(onnx, &maker(library)).ok());
+            let kept = cache.zip(maker).and_then(|(cache, maker)| cache.entry(onnx, &maker).ok());
             let mut model = OrtModel {
                 library,
-                kept: kept.as_ref().map(|k| k.path().to_owned()),
+                kept: None,
                 onnx,
                 provider,
                 names: Arc::clone(&names),
                 manifest: manifest.clone(),
                 first: Mutex::new(None),
+                failures: Arc::default(),
             };
-            match model.open() {
+            let opened = match kept {
+                Some(mut kept) => kept.open(|folder| {
+                    model.kept = Some(folder.to_owned());
+                    model.open()
+                }),
+                None => model.open(),
+            };
+            match opened {
                 Ok(session) => {
-                    if let Some(built) = kept.as_mut().filter(|k| !k.is_complete()) {
-                        // What cannot be listed is built again the next time.
-                        let _ = built.finish();
-                    }
                     *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some(provider);
                     model.first = Mutex::new(Some(session));
                     return Ok(Box::new(model));
@@ -263,13 +303,31 @@ impl Engine for OrtEngine {
     }
 }
 
-/// What an engine that is built here is bound to: the libraries and the device. Precision is the network's own.
-fn maker(library: &OrtLibrary) -> String {
-    #[cfg(feature = "tensorrt")]
-    let device = crate::tensorrt::here();
-    #[cfg(not(feature = "tensorrt"))]
-    let device = "";
-    format!("onnxruntime {}; {device}", library.version())
+/// How many runs of an accelerator have failed in a row, on all workers together.
+///
+/// ONNX Runtime has one word for a run that fails: what it was given, a lack of memory and a CUDA context that is dead for the rest of
+/// the process look alike. Many in a row are taken for the last, whose cure is another process.
+#[derive(Debug, Default)]
+struct Failures(AtomicU32);
+
+impl Failures {
+    /// The device is lost with this one.
+    const LOST: u32 = 5;
+
+    fn passed(&self) {
+        self.0.store(0, Relaxed);
+    }
+
+    fn failed(&self, provider: Provider, why: String) -> EngineError {
+        if provider == Provider::Cpu {
+            return EngineError::Run(why);
+        }
+        let row = self.0.fetch_add(1, Relaxed).saturating_add(1);
+        match row < Self::LOST {
+            true => EngineError::Run(why),
+            false => EngineError::Device(format!("{} failed {row} times in a row: {why}", provider.name())),
+        }
+    }
 }
 
 /// A network on the provider that takes it.
@@ -284,6 +342,7 @@ struct OrtModel {
     manifest: Manifest,
     /// The session that proved the provider; the first worker takes it.
     first: Mutex<Option<OrtSession>>,
+    failures: Arc<Failures>,
 }
 
 impl OrtModel {
@@ -328,6 +387,8 @@ impl Model for OrtModel {
         Ok(Box::new(OrtWorker {
             session,
             options,
+            provider: self.provider,
+            failures: Arc::clone(&self.failures),
             order: order.collect(),
             inputs: self.manifest.inputs.iter().map(Shaped::of).collect(),
             outputs: self.manifest.outputs.iter().map(Shaped::of).collect(),
@@ -351,6 +412,8 @@ struct OrtWorker {
     session: OrtSession,
     /// With an output tensor for each output, made once.
     options: RunOptions<HasSelectedOutputs>,
+    provider: Provider,
+    failures: Arc<Failures>,
     /// For each input of the graph, which of the manifest's it is.
     order: Vec<usize>,
     inputs: Vec<Shaped>,
@@ -368,7 +431,8 @@ impl Session for OrtWorker {
         let answers = self
             .session
             .run_with_options(&values[..], &self.options)
-            .map_err(|e| EngineError::Run(e.to_string()))?;
+            .map_err(|e| self.failures.failed(self.provider, e.to_string()))?;
+        self.failures.passed();
         for (at, (tensor, out)) in self.outputs.iter().zip(outputs).enumerate() {
             output(tensor, &answers[at], out)?;
         }
@@ -470,4 +534,29 @@ fn refuse_external(graph: &Graph<'_>) -> Result<(), EngineError> {
         });
     }
     graph.nodes.iter().flat_map(|n| n.subgraphs()).try_for_each(refuse_external)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accelerator_that_only_fails_is_lost_and_one_that_fails_now_and_then_is_not() {
+        let failures = Failures::default();
+        let fail = |provider| failures.failed(provider, "CUDA failure 700".to_owned());
+        for _ in 0..20 {
+            assert!(matches!(fail(Provider::Cpu), EngineError::Run(_)), "the processor is never lost");
+        }
+        for _ in 0..3 {
+            for _ in 1..Failures::LOST {
+                assert!(matches!(fail(Provider::Cuda), EngineError::Run(_)));
+            }
+            failures.passed();
+        }
+        for _ in 1..Failures::LOST {
+            fail(Provider::TensorRt);
+        }
+        let EngineError::Device(why) = fail(Provider::TensorRt) else { panic!("it is lost") };
+        assert_eq!(why, "tensorrt failed 5 times in a row: CUDA failure 700");
+    }
 }

@@ -142,17 +142,6 @@ impl Engine for TensorrtEngine {
     }
 }
 
-/// TensorRT's file, whose name has its version, and the GPU with its driver, as far as they are found: what an engine that ONNX
-/// Runtime builds is bound to.
-#[cfg(feature = "ort")]
-pub(crate) fn here() -> String {
-    let library = Library::find(None).map(|p| p.display().to_string()).unwrap_or_default();
-    let device = Cuda::open(None)
-        .map(|c| format!("{} {} CUDA {}", c.name(), c.architecture(), c.driver()))
-        .unwrap_or_default();
-    format!("{library} on {device}")
-}
-
 fn cuda(e: CudaError) -> EngineError {
     match e {
         CudaError::Absent(_) | CudaError::Symbol { .. } => EngineError::Library(e.to_string()),
