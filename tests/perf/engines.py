@@ -24,6 +24,9 @@ made here. `2 in one` is what one bare call split over two threads takes, as CPU
 over INT8 of the same way, the median over rounds; cosine (least output over all samples together, and the worst single sample) and how many
 samples have the same highest score, of inputs that calibration has not seen, against f32.
 
+On a busy machine ask for priority in the shell before: `echo -10 > /proc/self/autogroup`, where the kernel groups processes by session
+(/proc/sys/kernel/sched_autogroup_enabled); the nice value this program asks for counts within a session only there.
+
 Needs the packages of tests/requirements.txt; `cargo` builds what is missing (INFERD_PERF_NO_BUILD: nothing). --quick is a look whether it works: its
 figures mean little.
 """
