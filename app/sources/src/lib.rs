@@ -9,18 +9,22 @@
 //!   gap, never a stale one, the oldest dropped and counted when nobody takes them.
 //! * [`prepare`]: what a model was trained on: band-pass and notch filters, a fixed scaler or a z-score per window.
 //! * [`recording`]: MAT v5, NPY and CSV, read into bounded memory.
+//! * [`synthetic`]: seeded EMG with gestures, for a device without a sensor, for tests and for training.
 //! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
 //! * [`synchrony`]: how alike two streams are, and which one lags.
 //!
-//! Every buffer has a size that is known when it is made. No input can cause a panic or an allocation that grows with it.
+//! Every buffer of a live source has a size that is known when it is made; a recording takes at most its limit. No input
+//! can cause a panic.
 
 #![forbid(unsafe_code)]
 
 pub mod frame;
 pub mod pace;
 pub mod prepare;
+mod random;
 pub mod recording;
 pub mod synchrony;
+pub mod synthetic;
 mod time;
 pub mod window;
 
