@@ -215,6 +215,7 @@ def test_a_chip_that_serves_is_measured_where_it_serves_and_keeps_serving(native
     assert run.returncode == 0, run.stderr
     hailo, cpu = json.loads(run.stdout)["record"]["rungs"]
     assert hailo["measured"]["device"] == "hailo8" and hailo["measured"]["requests"] == 0, hailo
+    assert hailo["measured"]["after"]["accelerator_celsius"] == 45 and hailo["measured"]["after"]["accelerator_hot"] is False
     assert cpu["rung"] == "cpu" and "requests" not in cpu["measured"]
     # The same host all the time, and nothing of it in the model's numbers.
     after = model()

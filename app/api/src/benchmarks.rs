@@ -91,6 +91,9 @@ fn conditions(sample: &Sample) -> Conditions {
         throttled: sample.power.throttled.map(|t| t.throttled || t.capped || t.soft_limit),
         under_voltage: sample.power.under_voltage,
         cpu_percent: sample.cpu_percent.and_then(Number::new),
+        // The host of each rung says these.
+        accelerator_celsius: None,
+        accelerator_hot: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! The device of engine hosts: every rung in a host of its own, on the way requests take.
 
 use crate::jobs::Jobs;
-use crate::protocol::{About, Around, Device, NotStarted, Station};
+use crate::protocol::{About, Around, Device, NotStarted, OfDevice, Station};
 use crate::record::{Conditions, Peak, RungInfo, Subject};
+use crate::units::Number;
 use inferd_hosts::{Candidate, Hosts, PrepareError, Served};
 use inferd_model::{DType, GoldenCase, Manifest, Precision, Rung};
 use std::sync::Arc;
@@ -124,6 +125,16 @@ impl Station for Auditioned {
     fn peak(&self) -> Option<Peak> {
         let peak = self.candidate.peak_memory()?;
         Some(Peak { peak_bytes: peak.bytes, cap_bytes: peak.cap, how: peak.how.to_owned() })
+    }
+
+    fn device(&self) -> Option<OfDevice> {
+        let state = self.candidate.device()?;
+        let number = |v: Option<f32>| v.and_then(|v| Number::new(v.into()));
+        Some(OfDevice {
+            celsius: number(state.temperature),
+            watts: number(state.power),
+            is_hot: state.zone != 0,
+        })
     }
 
     fn requests(&self) -> Option<u64> {

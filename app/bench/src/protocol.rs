@@ -59,6 +59,17 @@ pub struct About {
     pub most_in_flight: Option<u32>,
 }
 
+/// How the device of a host's engine is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OfDevice {
+    /// Its temperature, in degrees Celsius.
+    pub celsius: Option<Number>,
+    /// Its power, in watts, where it can measure it.
+    pub watts: Option<Number>,
+    /// It has said that it is too warm.
+    pub is_hot: bool,
+}
+
 /// A host that runs one rung.
 pub trait Station: Send + Sync + 'static {
     /// What it is.
@@ -71,6 +82,8 @@ pub trait Station: Send + Sync + 'static {
     fn peak(&self) -> Option<Peak>;
     /// Requests of the model that were answered so far, when it is the host that serves.
     fn requests(&self) -> Option<u64>;
+    /// How its engine's device is, when it has one that says so.
+    fn device(&self) -> Option<OfDevice>;
 }
 
 /// What is spent around the computing of one inference.
@@ -341,6 +354,22 @@ struct Times {
     last_error: Option<String>,
 }
 
+/// What the board says, and what the engine's device says.
+fn conditions(board: Conditions, device: Option<OfDevice>) -> Conditions {
+    Conditions {
+        accelerator_celsius: device.and_then(|d| d.celsius),
+        accelerator_hot: device.map(|d| d.is_hot),
+        ..board
+    }
+}
+
+/// The mean of what was read; nothing of nothing.
+#[allow(clippy::cast_precision_loss)] // a few readings
+fn mean_of(readings: &[Number]) -> Option<Number> {
+    let sum: f64 = readings.iter().map(|n| n.value()).sum();
+    if readings.is_empty() { None } else { Number::new(sum / readings.len() as f64) }
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -528,7 +557,7 @@ impl<D: Device> Run<'_, D> {
             self.skip(Step::Stability, "it was not asked for");
             return Ok(());
         }
-        let before = self.device.conditions();
+        let before = conditions(self.device.conditions(), station.device());
         let (start, limit) = (self.device.now(), Duration::from_secs(self.request.soak_s.into()));
         let (mut samples, mut errors, mut turn) = (Thinned::new(SOAK_SAMPLES), 0, 0);
         let share = 100 / self.units.max(1);
@@ -570,7 +599,7 @@ impl<D: Device> Run<'_, D> {
             latency: Summary::of(&mut kept.to_vec()),
             drift_percent: drift.flatten(),
             before,
-            after: self.device.conditions(),
+            after: conditions(self.device.conditions(), station.device()),
         };
         self.steps.push(StepResult { step: Step::Stability, found });
         self.done += 1;
@@ -608,6 +637,7 @@ impl<D: Device> Run<'_, D> {
         self.room().await?;
         let none = |reason| RungResult::none(info, reason);
         let before = self.device.conditions();
+        let mut watts = Vec::new();
         let starting = self.device.start(self.subject, &info.rung, self.request.workers);
         let station = match self.reins.unless_cancelled(starting).await? {
             Ok(station) => station,
@@ -616,7 +646,7 @@ impl<D: Device> Run<'_, D> {
                 return Ok(RungResult { busy: e.busy, ..none(e.reason) });
             }
         };
-        let about = station.about();
+        let (about, before) = (station.about(), conditions(before, station.device()));
         match self.times(&station, self.request.warm_up).await? {
             Times { last_error: Some(e), total, .. } if total.is_empty() => return Ok(none(e)),
             _ => {}
@@ -630,6 +660,7 @@ impl<D: Device> Run<'_, D> {
             if run.total.is_empty() {
                 return Ok(none(run.last_error.unwrap_or_else(|| "no inference ended within run_s".into())));
             }
+            watts.extend(station.device().and_then(|d| d.watts));
             means.push(mean(&run.total));
             inferences += run.total.len() as u64 + run.errors;
             runs.push(run);
@@ -670,10 +701,10 @@ impl<D: Device> Run<'_, D> {
             memory: station.peak(),
             cosine: about.cosine.and_then(Number::new),
             max_abs: about.max_abs.and_then(Number::new),
-            power_w: None,
+            power_w: mean_of(&watts),
             requests,
             before,
-            after: self.device.conditions(),
+            after: conditions(self.device.conditions(), station.device()),
         };
         Ok(RungResult::of(info, measured))
     }

@@ -72,6 +72,20 @@ pub struct Conditions {
     /// How busy the processors were when they were last looked at, in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<Number>,
+    /// The accelerator's temperature, in degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator_celsius: Option<Number>,
+    /// Whether the accelerator has said that it is too warm: it may throttle itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator_hot: Option<bool>,
+}
+
+impl Conditions {
+    /// Whether anything here may be slower than it can be, as far as is known.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.throttled == Some(true) || self.accelerator_hot == Some(true)
+    }
 }
 
 /// The most memory a host used.
@@ -125,7 +139,7 @@ pub struct Measured {
     /// The largest difference to them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_abs: Option<Number>,
-    /// Power while it ran, where it can be measured.
+    /// Mean of the accelerator's power, read after each run, where it can measure it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Number>,
     /// Requests of clients that its host answered meanwhile: it is the host that serves, because its device has one owner. Absent for a

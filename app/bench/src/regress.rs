@@ -65,7 +65,7 @@ impl Baseline {
     /// Whether these numbers may be one that was asked for, or (not `asked`) one that is stored by itself.
     #[must_use]
     pub fn may_be(m: &Measured, asked: bool) -> bool {
-        let throttled = [&m.before, &m.after].iter().any(|c| c.throttled == Some(true));
+        let throttled = m.before.is_held_back() || m.after.is_held_back();
         m.latency.samples >= LEAST_SAMPLES && (asked || (m.stable && !throttled))
     }
 

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use inferd_bench::jobs::{Heavy, Jobs, MOST_QUEUED, QUICK_WHOLE, Refused, Removed, View};
-use inferd_bench::protocol::{About, Around, Device, Ended, NotStarted, Reins, Station, run, stop_rules};
+use inferd_bench::protocol::{
+    About, Around, Device, Ended, NotStarted, OfDevice, Reins, Station, run, stop_rules,
+};
 use inferd_bench::{
-    Conditions, Found, JobState, Level, Outcome, Peak, Record, Request, RungInfo, Step, Subject,
+    Conditions, Found, JobState, Level, Number, Outcome, Peak, Record, Request, RungInfo, Step, Subject,
 };
 use inferd_watch::permit::Unlimited;
 use std::collections::BTreeMap;
@@ -26,6 +28,8 @@ struct Made {
     starts_s: u64,
     /// It fails to start because its device cannot be had.
     busy: bool,
+    /// Its device says how it is, and whether it measures its power.
+    watts: Option<bool>,
     /// Its host serves: one request for each inference.
     serves: bool,
     fails_after: Option<usize>,
@@ -107,6 +111,16 @@ impl Station for FakeHost {
     }
     fn peak(&self) -> Option<Peak> {
         Some(Peak { peak_bytes: 1 << 20, cap_bytes: 1 << 21, how: "proc".into() })
+    }
+    fn device(&self) -> Option<OfDevice> {
+        let n = |v| Number::new(v);
+        // A tenth of a watt more with each inference, and too warm from 100 on.
+        let count = self.count.load(SeqCst) as f64;
+        self.made.watts.map(|watts| OfDevice {
+            celsius: n(40.0 + count),
+            watts: watts.then(|| n(2.0 + count / 10.0).unwrap()),
+            is_hot: count >= 100.0,
+        })
     }
     fn requests(&self) -> Option<u64> {
         self.made.serves.then(|| self.count.load(SeqCst) as u64)
@@ -270,6 +284,30 @@ async fn runs_that_do_not_agree_are_repeated_and_then_marked() {
     let ort = record.rung("ort").unwrap().measured.as_ref().unwrap();
     assert_eq!(ort.run_means_ms.len(), 4);
     assert!(!ort.stable && ort.spread_percent.value() > 5.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_device_says_of_itself_is_recorded_and_can_be_constrained() {
+    let says = |watts| Made { watts: Some(watts), ..made(2) };
+    let device = Fake::new(vec![("hailo", says(true)), ("tensorrt", says(false)), ("cpu", made(10))]);
+    let wanted = Request { in_flight: vec![], ..request(&["hailo", "tensorrt", "cpu"], &["power_w<12"]) };
+    let record = benchmark(&device, &wanted).await;
+    let of = |rung| record.rung(rung).unwrap().measured.as_ref().unwrap();
+    // 2 to warm up and 3 runs of 40: read at 42, 82 and 122 inferences.
+    assert_eq!(of("hailo").power_w.unwrap().value(), 10.2);
+    let (before, after) = (&of("hailo").before, &of("hailo").after);
+    assert_eq!((before.accelerator_celsius.unwrap().value(), before.accelerator_hot), (40.0, Some(false)));
+    assert_eq!((after.accelerator_celsius.unwrap().value(), after.accelerator_hot), (162.0, Some(true)));
+    assert!(after.is_held_back() && !before.is_held_back());
+    assert_eq!((of("tensorrt").power_w, of("cpu").power_w), (None, None));
+    assert_eq!(of("cpu").after, Conditions::default(), "no device, no word of one");
+    assert_eq!(
+        record.decision.rung.as_deref(),
+        Some("hailo"),
+        "the others are out: nobody knows what they take"
+    );
+    let Found::Soak { after, .. } = found(&record, Step::Stability) else { panic!() };
+    assert_eq!(after.accelerator_hot, Some(true));
 }
 
 #[tokio::test(start_paused = true)]

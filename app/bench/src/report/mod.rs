@@ -299,12 +299,17 @@ fn conditions(c: &Conditions) -> String {
     if let Some(t) = c.celsius {
         words.push(format!("{:.1} C", t.value()));
     }
+    if let Some(t) = c.accelerator_celsius {
+        words.push(format!("accelerator {:.1} C", t.value()));
+    }
     if let Some(p) = c.cpu_percent {
         words.push(format!("processors {:.0} % busy", p.value()));
     }
-    for (flag, yes, no) in
-        [(c.throttled, "throttled", "not throttled"), (c.under_voltage, "supply too low", "supply good")]
-    {
+    for (flag, yes, no) in [
+        (c.throttled, "throttled", "not throttled"),
+        (c.under_voltage, "supply too low", "supply good"),
+        (c.accelerator_hot, "accelerator too warm", "accelerator not too warm"),
+    ] {
         words.extend(flag.map(|on| if on { yes } else { no }.to_owned()));
     }
     if words.is_empty() { "nothing here tells".into() } else { words.join(", ") }
