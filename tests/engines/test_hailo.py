@@ -315,11 +315,12 @@ def _other_processor(library):
         ({"version": [4, 20, 1]}, "HailoRT 4.20.1; 4.21, 4.22 and 4.23 are supported"),
         ({"version": [5, 2, 0]}, "HailoRT 5.2.0"),
         ({"driver_mismatch": True}, "library, driver and firmware must be of one version"),
+        ({"no_driver": True}, "HAILO_DRIVER_NOT_INSTALLED (64): no driver of it is loaded"),
         ({"lost": True}, "there is none"),
         ({"no_node": True}, NO_NODE),
         ({"hung": True}, "HAILO_DRIVER_TIMEOUT (87)"),
     ],
-    ids=["older", "newer", "driver", "no chip", "no node", "hung"],
+    ids=["older", "newer", "driver", "no driver", "no chip", "no node", "hung"],
 )
 def test_why_there_is_no_chip_to_be_used_is_said(native, with_chip, hailo_model, chip, walk, faults, said):
     chip.has(**faults)

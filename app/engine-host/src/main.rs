@@ -89,7 +89,10 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
                     here.library = Some(found.path().to_owned());
                     here.providers = vec![found.device()];
                 }
-                Err(why) => here.problem = Some(why.to_string()),
+                Err(why) => {
+                    here.waits = why.may_pass();
+                    here.problem = Some(why.to_string());
+                }
             }
         }
         #[cfg(feature = "hailo")]

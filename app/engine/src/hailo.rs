@@ -8,7 +8,7 @@
 //! | what happened | error |
 //! |---|---|
 //! | no answer in time, streams aborted, an error of the chip's sequencer | [`EngineError::Run`]; the chip is opened again |
-//! | the chip has stopped by heat, is still hot, or another process has it | [`EngineError::Busy`] |
+//! | the chip has stopped by heat, is still hot, another process has it, or its driver is not loaded yet | [`EngineError::Busy`] |
 //! | the chip does not answer, is gone, or says that its memory is broken | [`EngineError::Device`] |
 //! | library, driver and firmware do not belong together | [`EngineError::Library`] |
 //! | the HEF is damaged, for another chip, or not what the manifest says | [`EngineError::Load`], [`EngineError::Tensor`] |
@@ -177,10 +177,13 @@ fn opening(e: Failure) -> EngineError {
     let text = e.to_string();
     match e.class {
         Class::Busy => EngineError::Busy(format!("{text}: another process has the chip")),
+        Class::NoDriver => EngineError::Busy(format!("{text}: no driver of it is loaded")),
         Class::TooHot => EngineError::Busy(text),
         Class::Network => EngineError::Load(text),
         Class::Configuration => {
-            EngineError::Library(format!("{text}: library, driver and firmware must be of one version"))
+            let must =
+                "library, driver and firmware must be of one version, and the system have what they need";
+            EngineError::Library(format!("{text}: {must}"))
         }
         _ => EngineError::Device(text),
     }

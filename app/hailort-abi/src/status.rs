@@ -22,6 +22,8 @@ pub enum Class {
     Network,
     /// Library, driver, firmware and system do not fit together: retrying is useless.
     Configuration,
+    /// The driver is not loaded; it may be later.
+    NoDriver,
     /// Another process or session has the device.
     Busy,
     /// The library has run out of something, or failed inside.
@@ -83,7 +85,7 @@ codes! {
     NOT_FOUND = 61 => Network,
     COMMUNICATION_CLOSED = 62 => Poisoned,
     STREAM_ABORT = 63 => Poisoned,
-    DRIVER_NOT_INSTALLED = 64 => Configuration,
+    DRIVER_NOT_INSTALLED = 64 => NoDriver,
     NETWORK_GROUP_NOT_ACTIVATED = 69 => Poisoned,
     VSTREAM_PIPELINE_NOT_ACTIVATED = 70 => Poisoned,
     OUT_OF_FW_MEMORY = 71 => Internal,

@@ -27,6 +27,8 @@ pub struct Faults {
     pub crashes: bool,
     /// Who looks for chips has this printed to standard output.
     pub prints: Option<String>,
+    /// The driver is not loaded: opening gives 64.
+    pub no_driver: bool,
     /// The driver's version is another one: opening gives 76.
     pub driver_mismatch: bool,
     /// The firmware hangs: every call that talks to the chip gives 87.

@@ -265,6 +265,9 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
     if faults.no_node {
         return Status::DRIVER_OPERATION_FAILED;
     }
+    if faults.no_driver {
+        return Status::DRIVER_NOT_INSTALLED;
+    }
     if faults.driver_mismatch {
         return Status::INVALID_DRIVER_VERSION;
     }
