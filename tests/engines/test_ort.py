@@ -29,7 +29,7 @@ def here(daemon, engine):
 def test_a_model_that_prefers_ort_is_served_by_it_and_status_says_by_which(native, with_ort, onnxruntime_library, walk):
     daemon = native(config=with_ort())
     engine = serving(daemon)
-    assert engine["kind"] == "ort" and engine["device"] == "cpu"
+    assert engine["kind"] == "ort" and engine["device"] == "cpu" and engine["remark"] is None
     assert engine["version"] == f"onnxruntime {onnxruntime.__version__}"
     assert engine["library"] == str(onnxruntime_library.resolve())
     assert here(daemon, "ort")["problem"] is None and here(daemon, "ort")["providers"] == ["cpu"]

@@ -154,6 +154,7 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
         "engine": {
             "rung": engine.rung, "variant": engine.rung.and_then(|r| r.variant),
             "kind": engine.kind, "version": engine.version, "device": engine.device, "library": engine.library,
+            "remark": engine.remark,
             "network": network.map(|n| json!({ "file": n.file, "sha256": n.sha256, "format": n.format })),
         },
         "preferred": model.preferred().map_or_else(

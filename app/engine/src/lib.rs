@@ -101,6 +101,12 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// What an operator should know of how the model was loaded: that something better was tried and why it was refused. Asked after it
+    /// was.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// Whether loading this network builds an engine out of it first, which may take minutes and is done once for a device. Asked
     /// right before [`Engine::load`], so that it is shown and gets the time it needs.
     fn must_build(&self, _network: NetworkFile, _manifest: &Manifest) -> bool {

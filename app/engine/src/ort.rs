@@ -179,8 +179,8 @@ pub struct OrtEngine {
     /// Where TensorRT and CUDA are, when somebody says so.
     #[cfg(feature = "tensorrt")]
     gpu: (Option<PathBuf>, Option<PathBuf>),
-    /// What the loaded model runs on.
-    provider: Mutex<Option<Provider>>,
+    /// What the loaded model runs on, and why on nothing faster.
+    provider: Mutex<Option<(Provider, Vec<String>)>>,
 }
 
 impl OrtEngine {
@@ -235,8 +235,14 @@ impl Engine for OrtEngine {
     }
 
     fn device(&self) -> String {
-        let provider = *self.provider.lock().unwrap_or_else(PoisonError::into_inner);
-        provider.map_or("none", Provider::name).to_owned()
+        let loaded = self.provider.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.as_ref().map_or("none", |(provider, _)| provider.name()).to_owned()
+    }
+
+    fn remark(&self) -> Option<String> {
+        let loaded = self.provider.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = loaded.as_ref().map(|(_, refused)| refused.join("; "))?;
+        (!refused.is_empty()).then_some(refused)
     }
 
     fn library(&self) -> Option<PathBuf> {
@@ -292,7 +298,7 @@ impl Engine for OrtEngine {
             };
             match opened {
                 Ok(session) => {
-                    *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some(provider);
+                    *self.provider.lock().unwrap_or_else(PoisonError::into_inner) = Some((provider, refused));
                     model.first = Mutex::new(Some(session));
                     return Ok(Box::new(model));
                 }
@@ -539,6 +545,17 @@ fn refuse_external(graph: &Graph<'_>) -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_before_something_lesser_ran_is_said() {
+        let engine = OrtEngine::new(None, None);
+        assert_eq!((engine.remark(), engine.device().as_str()), (None, "none"));
+        let loaded = |refused| *engine.provider.lock().unwrap() = Some((Provider::Cpu, refused));
+        loaded(vec![]);
+        assert_eq!((engine.remark(), engine.device().as_str()), (None, "cpu"));
+        loaded(vec!["tensorrt: no memory".to_owned(), "cuda: no memory".to_owned()]);
+        assert_eq!(engine.remark().unwrap(), "tensorrt: no memory; cuda: no memory");
+    }
 
     #[test]
     fn an_accelerator_that_only_fails_is_lost_and_one_that_fails_now_and_then_is_not() {

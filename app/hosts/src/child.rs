@@ -48,7 +48,14 @@ pub enum Report {
     /// It does this now.
     Phase(Phase),
     /// It serves from now on.
-    Ready { version: String, device: String, library: Option<PathBuf>, cosine: f64, max_abs: f64 },
+    Ready {
+        version: String,
+        device: String,
+        library: Option<PathBuf>,
+        remark: Option<String>,
+        cosine: f64,
+        max_abs: f64,
+    },
     /// It will not serve, because of this.
     Refused(Refusal),
 }
@@ -96,6 +103,9 @@ pub const REFUSED: u8 = 3;
 
 /// Exit status of a host whose device is lost or cannot be used for a while.
 pub const WITHOUT_DEVICE: u8 = 5;
+
+/// The longest remark on how a model was loaded, in characters.
+const MAX_REMARK: usize = 1000;
 
 /// How often a device is asked how it is.
 const DEVICE_LOOK: Duration = Duration::from_secs(1);
@@ -233,9 +243,10 @@ fn start(
     }
     watch_device(&engine, ring)?;
     let (version, device, library) = (engine.version(), engine.device(), engine.library());
+    let remark = engine.remark().map(|r| r.chars().take(MAX_REMARK).collect());
     limit_calls(Stage::Serving)?;
     let Agreement { cosine, max_abs } = worst;
-    report(control, &Report::Ready { version, device, library, cosine, max_abs });
+    report(control, &Report::Ready { version, device, library, remark, cosine, max_abs });
     Ok(())
 }
 

@@ -112,6 +112,8 @@ pub struct Host {
     pub version: String,
     pub device: String,
     pub library: Option<PathBuf>,
+    /// What was tried before and refused.
+    pub remark: Option<String>,
     pub rung: Rung,
     pub agreement: Agreement,
     pub cap: u64,
@@ -272,7 +274,7 @@ impl Host {
 
         let mut reports = BufReader::new(control);
         let ready = hear_ready(&mut reports, phase).await;
-        let Ready { version, device, library, agreement } = match ready {
+        let Ready { version, device, library, remark, agreement } = match ready {
             Ok(ready) => ready,
             other => {
                 let _ = child.start_kill();
@@ -309,8 +311,13 @@ impl Host {
                 return Err(e);
             }
         };
+        let remark = remark.map(|r| words::plain(&r));
+        if let Some(remark) = &remark {
+            tracing::warn!(model, engine = %rung, device, "the engine does not run on the best there is: {remark}");
+        }
         let host = Arc::new(Self {
             pid,
+            remark,
             version,
             device,
             library,
@@ -380,6 +387,7 @@ impl Host {
             version: self.version.clone(),
             device: self.device.clone(),
             library: self.library.clone(),
+            remark: self.remark.clone(),
         }
     }
 
@@ -819,6 +827,7 @@ struct Ready {
     version: String,
     device: String,
     library: Option<PathBuf>,
+    remark: Option<String>,
     agreement: Agreement,
 }
 
@@ -858,8 +867,9 @@ async fn hear_ready(reports: &mut BufReader<UnixStream>, phase: impl Fn(Phase)) 
                 phase(p);
             }
             Ok(Report::Refused(why)) => return Err(Unready::Refused(why)),
-            Ok(Report::Ready { version, device, library, cosine, max_abs }) => {
-                return Ok(Ready { version, device, library, agreement: Agreement { cosine, max_abs } });
+            Ok(Report::Ready { version, device, library, remark, cosine, max_abs }) => {
+                let agreement = Agreement { cosine, max_abs };
+                return Ok(Ready { version, device, library, remark, agreement });
             }
             Err(e) => {
                 let why = format!("the engine host spoke out of turn: {e}");

@@ -201,6 +201,8 @@ pub struct EngineInfo {
     pub device: String,
     /// Its library, when it is one loaded at run time.
     pub library: Option<PathBuf>,
+    /// Why it does not run on something better, where that was tried.
+    pub remark: Option<String>,
 }
 
 impl Served {

@@ -533,6 +533,7 @@ mod tests {
             version: "rten 0.27.0".into(),
             device: "cpu".into(),
             library: None,
+            remark: None,
         }
     }
 
