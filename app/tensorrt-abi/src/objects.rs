@@ -18,12 +18,16 @@ pub enum TrtError {
     Context(String),
     #[error("the plan's tensor {0} is not named in UTF-8 or says of itself what cannot be")]
     Tensor(String),
+    #[error("the plan has {0} tensors, this program takes at most {MOST_TENSORS}")]
+    Many(i32),
     #[error("TensorRT refuses {what} for tensor {name}: {why}")]
     Bind { name: String, what: &'static str, why: String },
     #[error("TensorRT did not run the plan: {0}")]
     Run(String),
 }
 
+/// Most inputs and outputs of a plan together.
+const MOST_TENSORS: i32 = 64;
 /// Most bytes of one message that are kept.
 const WORDS: usize = 400;
 
@@ -181,14 +185,17 @@ impl Plan {
     /// Its inputs and outputs, in the plan's order.
     ///
     /// # Errors
-    /// [`TrtError::Tensor`].
+    /// [`TrtError::Tensor`], [`TrtError::Many`].
     pub fn tensors(&self) -> Result<Vec<PlanTensor>, TrtError> {
         let object = self.object.lock().unwrap_or_else(PoisonError::into_inner);
         let (this, table) = (object.work().cast_const(), object.table());
         // SAFETY: `this` is the plan's, alive and locked.
         let count = unsafe { (table.tensors)(this) };
+        if count > MOST_TENSORS {
+            return Err(TrtError::Many(count));
+        }
         let mut tensors = Vec::new();
-        for index in 0..count.clamp(0, 64) {
+        for index in 0..count {
             // SAFETY: as above; the index is below the count.
             let at = unsafe { (table.name)(this, index) };
             if at.is_null() {
