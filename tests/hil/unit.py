@@ -16,10 +16,12 @@ from labgrid.protocol import CommandProtocol
 from hil.protocols import MachineProtocol
 
 WINDOW = json.loads((Path(__file__).resolve().parents[1] / "data/imu_walk.json").read_text())
-# In the appliance's shell: the process ids of one kind of inferd process.
+# In the appliance's shell: the process ids of one kind of inferd process. One that has ended has no command line any more, and one
+# that is about to become something else has the daemon's: the daemon is the keeper's child.
 PROCESSES = (
-    "for p in $(pidof inferd); do case \"$(tr '\\0' ' ' </proc/$p/cmdline)\" in "
-    "*engine-host*) r=host ;; *'inferd keeper'*) r=keeper ;; *) r=daemon ;; esac; "
+    "for p in $(pidof inferd); do case \"$(tr '\\0' ' ' 2>/dev/null </proc/$p/cmdline)\" in "
+    "'') r=ended ;; *engine-host*) r=host ;; *'inferd keeper'*) r=keeper ;; "
+    "*) grep -q \"^PPid:.$(cat /run/inferd/keeper/pid)$\" /proc/$p/status 2>/dev/null && r=daemon || r=other ;; esac; "
     "[ $r != {kind} ] || echo $p; done; true"
 )
 # Longer than any answer that is worth waiting for on an emulated board.
