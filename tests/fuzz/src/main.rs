@@ -10,6 +10,7 @@ mod bundle;
 mod fetch;
 mod kernel;
 mod slots;
+mod sources;
 mod targets;
 mod watch;
 

@@ -6,6 +6,7 @@ use crate::fetch;
 use crate::inferd::config::{Arguments, Loaded};
 use crate::kernel;
 use crate::slots;
+use crate::sources;
 use crate::watch;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine, NetworkFile};
@@ -43,6 +44,11 @@ pub const ALL: &[Target] = &[
     ("history", watch::history),
     ("keeper", watch::keeper),
     ("benchmark", bench::benchmark),
+    ("frame", sources::frame),
+    ("legacy", sources::legacy),
+    ("mat", sources::mat),
+    ("npy", sources::npy),
+    ("csv", sources::csv),
 ];
 
 /// A manifest of this repository.
