@@ -489,8 +489,14 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Filters the next sample in place: a finite value per channel. Values beyond the channels are left as they are.
+    /// Filters the next sample in place. Values beyond the channels are left as they are.
+    ///
+    /// A sample with a value that is not finite is a gap: it is left as it is, and the next one begins anew.
     pub fn filter(&mut self, sample: &mut [f32]) {
+        if sample.iter().any(|v| !v.is_finite()) {
+            self.reset();
+            return;
+        }
         for (channel, value) in sample.iter_mut().take(self.channels).enumerate() {
             let mut x = f64::from(*value);
             for (s, section) in self.sections.iter().enumerate() {
@@ -686,6 +692,25 @@ mod tests {
         let other = run(&mut p.stream(), &a, &noise(300, 3));
         assert!(first.iter().zip(&other).skip(1).all(|(x, y)| x[1] != y[1]));
         assert!(first.iter().zip(&other).all(|(x, y)| x[0] == y[0]));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_a_gap_and_not_the_end() {
+        let p = Preparation::new(&[BAND], Scaling::None, 2, 2000.0).unwrap();
+        let raw = noise(100, 4);
+        let run = |stream: &mut Stream| -> Vec<f32> {
+            let mut out = raw.clone();
+            out.chunks_exact_mut(2).for_each(|sample| stream.filter(sample));
+            out
+        };
+        let mut stream = p.stream();
+        let clean = run(&mut stream);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut sample = [1.0, bad];
+            stream.filter(&mut sample);
+            assert_eq!(sample[0], 1.0);
+            assert_eq!(run(&mut stream), clean);
+        }
     }
 
     #[test]
