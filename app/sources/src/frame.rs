@@ -1,7 +1,7 @@
 //! The framed serial protocol: what a microcontroller writes and how it is read back.
 //!
-//! A frame carries one to 512 samples of one to 32 channels, at most 1042 bytes. All numbers are little-endian. README.md
-//! has the table; `reference/inferd_frame.c` is the encoder for a microcontroller, held to [`encode`] byte by byte.
+//! A frame carries one to 255 steps of one to 32 channels, at most 512 values and 1042 bytes. All numbers are little-endian.
+//! README.md has the same table and an example; `reference/inferd_frame.c` is the encoder for a microcontroller, held to [`encode`] byte by byte.
 //!
 //! | offset | size | field | |
 //! |---:|---:|---|---|
@@ -33,7 +33,6 @@ pub use decoder::{Counts, Decoder};
 pub use tracker::{Continuity, Tracked, Tracker};
 
 use crate::MAX_CHANNELS;
-use crate::time::Micros;
 
 /// How a frame begins.
 pub const SYNC: [u8; 2] = [0xa5, 0x5a];
@@ -200,17 +199,10 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The values step by step, in a step channel by channel.
+    /// The values step by step, in a step channel by channel. The i-th step was measured `Rate::offset(i)` after the first
+    /// ([`crate::pace::Rate`]).
     pub fn values(&self) -> impl Iterator<Item = i16> + use<'a> {
         self.bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]]))
-    }
-
-    /// Time from the first step of this frame to the one after its last, at so many steps per second.
-    #[must_use]
-    pub fn span(&self, rate_hz: f64) -> Micros {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-        let us = libm::round(f64::from(self.header.steps) * 1e6 / rate_hz) as u64;
-        Micros(us)
     }
 }
 

@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn what_has_nothing_in_common_is_not_believed() {
         let (mut believed, mut real) = (0, 0);
-        for seed in 0..100 {
+        for seed in 0..40 {
             let a = slow(500, 2 * seed);
             let b = slow(500, 2 * seed + 1);
             let s = synchrony(&a, &b, 100.0, 50).unwrap();
@@ -242,8 +242,8 @@ mod tests {
             let shared: Vec<f64> = a[..450].iter().zip(&b).map(|(x, y)| x + y).collect();
             real += u32::from(synchrony(&a[20..470], &shared, 100.0, 50).unwrap().confidence > 0.95);
         }
-        assert!(believed <= 10, "{believed} of 100 unrelated pairs");
-        assert!(real >= 95, "{real} of 100 pairs that share half");
+        assert!(believed <= 4, "{believed} of 40 unrelated pairs");
+        assert!(real >= 38, "{real} of 40 pairs that share half");
     }
 
     #[test]
