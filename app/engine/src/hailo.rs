@@ -2,8 +2,9 @@
 //!
 //! One process owns the chip, one network is on it, and one frame is in it at a time. A frame that is not answered in time may come
 //! out later as the answer to another one, and new streams do not protect from that: so after anything but an answer the
-//! streams, the network and the chip are dropped, and the next request opens the chip again. What the chip says of itself weighs more than
-//! what a call returns.
+//! streams, the network and the chip are dropped, and the next request would open the chip again. That takes longer than a request may, so an
+//! engine host ends instead ([`Session::is_spent`]) and the next one opens it while it loads. What the chip says of itself weighs more than what
+//! a call returns.
 //!
 //! | what happened | error |
 //! |---|---|
@@ -325,6 +326,10 @@ impl Session for HailoSession {
         check("input", self.0.manifest.inputs.iter(), inputs.iter().copied())?;
         check("output", self.0.manifest.outputs.iter(), outputs.iter().map(|o| &**o))?;
         self.0.run(inputs, outputs)
+    }
+
+    fn is_spent(&self) -> bool {
+        lock(&self.0.rig).is_none()
     }
 }
 

@@ -178,4 +178,10 @@ pub trait Session {
     /// # Errors
     /// [`EngineError`]; `outputs` then hold nothing of value.
     fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError>;
+
+    /// Whether the device must be opened again before anything else runs. That may take longer than a request may, so a host ends
+    /// then, once what was asked is answered: the next one opens the device while it loads.
+    fn is_spent(&self) -> bool {
+        false
+    }
 }

@@ -52,6 +52,12 @@ impl Runner {
         self.session.run(&inputs[..raw.len()], outputs)
     }
 
+    /// Whether the device must be opened again before anything else runs ([`Session::is_spent`]).
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.session.is_spent()
+    }
+
     /// Runs every golden case and compares, within the tolerance of the network that runs ([`Manifest::tolerance`]); the worst
     /// agreement of all cases is returned.
     ///

@@ -396,7 +396,14 @@ impl Worker {
                 self.ring.say(&e.to_string());
                 sys::exit_now(WITHOUT_DEVICE.into())
             }
-            Ok(Err(e)) => self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake),
+            Ok(Err(e)) => {
+                self.ring.finish(job, self.index, Status::EngineError, &e.to_string(), &wake);
+                // Opening the device again is no request's time, and the deadline of none.
+                if runner.as_ref().is_some_and(Runner::is_spent) {
+                    self.ring.say(&format!("its device has to be opened again: {e}"));
+                    sys::exit_now(WITHOUT_DEVICE.into())
+                }
+            }
             Err(_) => {
                 *runner = None;
                 self.ring.say("");

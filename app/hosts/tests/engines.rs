@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         a_lost_device_is_not_held_against_the_model,
         who_falls_while_a_better_rung_is_tried_is_replaced_at_once,
         a_compiled_network_that_is_refused_refuses_what_is_new,
+        a_device_that_has_to_be_opened_again_is_opened_by_the_next_host,
         a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung,
         a_host_that_is_well_outlives_a_breaker_that_bad_requests_open,
         a_device_is_recovered_while_the_fallback_serves,
@@ -123,6 +124,9 @@ struct SecondSession(Box<dyn Session>, String);
 /// This process computes no more, whatever it is told.
 static DEAD: AtomicBool = AtomicBool::new(false);
 
+/// Its device has to be opened again.
+static SPENT: AtomicBool = AtomicBool::new(false);
+
 impl Session for SecondSession {
     fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), EngineError> {
         if told(&self.1) == "die inside" {
@@ -132,6 +136,10 @@ impl Session for SecondSession {
             return Err(EngineError::Run("the context is lost".into()));
         }
         match told(&self.1).as_str() {
+            "late" => {
+                SPENT.store(true, Relaxed);
+                return Err(EngineError::Run("no answer in time".into()));
+            }
             "picky" if inputs[0].iter().all(|&b| b == 0) => {
                 return Err(EngineError::Run("not these".into()));
             }
@@ -155,6 +163,10 @@ impl Session for SecondSession {
             _ => {}
         }
         self.0.run(inputs, outputs)
+    }
+
+    fn is_spent(&self) -> bool {
+        SPENT.load(Relaxed)
     }
 }
 
@@ -625,6 +637,24 @@ async fn who_falls_while_a_better_rung_is_tried_is_replaced_at_once() {
         golden(&served).await.unwrap();
     }
     assert_eq!(served.fallback(), None);
+    hosts.shutdown().await;
+}
+
+async fn a_device_that_has_to_be_opened_again_is_opened_by_the_next_host() {
+    let bench = Bench::new("ort");
+    let (hosts, served) = bench.serve(both()).await;
+    for _ in 0..3 {
+        let old = pid(&served).await;
+        bench.tell("late");
+        // The request that it happened to is told what happened, and no input is suspected.
+        let e = golden(&served).await.unwrap_err();
+        assert!(e.kind() == "engine_error" && e.to_string().contains("no answer in time"), "{e}");
+        bench.tell("ok");
+        replaced(&served, old).await;
+        golden(&served).await.unwrap();
+    }
+    let ends: Vec<_> = served.snapshot().ends.into_iter().filter(|(_, n)| *n > 0).collect();
+    assert_eq!((ends, served.quarantined()), (vec![("device", 3)], 0));
     hosts.shutdown().await;
 }
 

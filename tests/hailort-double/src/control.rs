@@ -19,6 +19,8 @@ pub struct Faults {
     pub lost: bool,
     /// The driver shows a chip that has no device node: it is found, and opening it gives 36.
     pub no_node: bool,
+    /// Opening the chip takes this long.
+    pub open_ms: u64,
     /// Beside `lost`: who waits for a frame waits until the network is shut down, whatever its timeout.
     pub stuck: bool,
     /// Who looks for chips waits forever.

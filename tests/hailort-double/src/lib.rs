@@ -258,6 +258,7 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
         }
     }
     let faults = control::read().1;
+    std::thread::sleep(std::time::Duration::from_millis(faults.open_ms));
     if faults.lost {
         // Who names it names something that is not there.
         return if named { Status::INVALID_ARGUMENT } else { Status::OUT_OF_PHYSICAL_DEVICES };
