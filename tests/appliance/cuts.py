@@ -257,6 +257,8 @@ class Rig:
                 threading.Thread(target=self.push, args=(machine.url, file), daemon=True).start()
             threading.Thread(target=self.load, args=(machine, stop), daemon=True).start()
             self.wait_for(watch, bundle, phase, rng)
+            # First: its process takes a while to end, and refuses connections meanwhile.
+            stop.set()
             machine.cut_power()
             return self.what(watch, bundle)
         finally:

@@ -488,8 +488,9 @@ impl<D: Device> Jobs<D> {
         view(&state, *number)
     }
 
-    /// The rung that the newest such record of every rung of a model selected: what was compared with some of them only is no choice among
-    /// all, and neither is one that was made while the device of a rung could not be had.
+    /// The rung that the newest such record of every rung of a model selected. What was compared with some of them only is no choice among all,
+    /// and neither is one that was made while a rung could not be measured for what may pass, or from numbers that are not good enough
+    /// for a baseline ([`Baseline::may_be`]).
     #[must_use]
     pub fn choice(&self, model: &str) -> Option<String> {
         let (subject, rungs) = self.device.subject(model)?;
@@ -498,7 +499,10 @@ impl<D: Device> Jobs<D> {
             r.decision.outcome == Outcome::Selected
                 && r.subject == subject
                 && r.rungs.len() == rungs.len()
-                && r.rungs.iter().all(|r| rungs.contains(&r.info) && !r.busy)
+                && r.rungs.iter().all(|r| {
+                    let good = r.measured.as_ref().is_none_or(|m| Baseline::may_be(m, false));
+                    rungs.contains(&r.info) && !r.busy && good
+                })
         };
         let newest = state.jobs.values().rev().filter_map(|job| job.kept.record.as_ref()).find(whole)?;
         newest.decision.rung.clone()

@@ -164,7 +164,8 @@ pub struct RungResult {
     /// Why there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// There are none because its device is there and could not be had: that says nothing about the rung.
+    /// There are none for a reason that may pass, and that says nothing about the rung: its device is there and could not be had, or its
+    /// host came up and ended while it was measured.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub busy: bool,
 }

@@ -536,6 +536,24 @@ async fn a_record_without_a_rung_whose_device_was_taken_is_no_choice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ended_while_it_was_measured_or_does_not_agree_is_no_choice() {
+    let chosen = async |ort: Made| {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = start(&Fake::new(vec![("ort", ort), ("cpu", made(10))]), &dir).await;
+        let number = jobs.submit(request(&[], &[])).await.unwrap();
+        assert_eq!(over(&jobs, number).await, JobState::Completed);
+        let record = jobs.get(number).unwrap().kept.record.clone().unwrap();
+        (record.decision.rung.unwrap(), jobs.choice("m"))
+    };
+    let text = |rung: &str| rung.to_owned();
+    assert_eq!(chosen(made(5)).await, (text("ort"), Some(text("ort"))));
+    // Its host comes up and ends by chance: the other one is selected, and nothing follows from it.
+    assert_eq!(chosen(Made { fails_after: Some(0), ..made(5) }).await, (text("cpu"), None));
+    // Ever slower: its runs never agree.
+    assert_eq!(chosen(Made { grows: 1, ..made(5) }).await.1, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_serves_keeps_places_for_requests_and_they_are_told() {
     let device = Fake::new(vec![("hailo", Made { serves: true, ..made(2) }), ("cpu", made(10))]);
     let record = benchmark(&device, &request(&["hailo", "cpu"], &[])).await;
