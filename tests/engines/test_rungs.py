@@ -69,8 +69,9 @@ def test_int8_answers_are_near_those_of_the_network_itself(native, with_ort, tmp
         (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\0"), "SHA-256"),
         (lambda file: file.unlink(), "No such file"),
         (lambda file: file.write_bytes(b""), "empty"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "is not a regular file"),
     ],
-    ids=["a flipped byte", "not there", "empty"],
+    ids=["a flipped byte", "not there", "empty", "a named pipe"],
 )
 def test_a_damaged_file_of_a_rung_that_can_be_run_is_refused_before_it_serves(native, with_ort, tmp_path, spoil, said):
     folder = quantised.ladder(tmp_path / "model", LADDER)

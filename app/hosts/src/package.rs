@@ -15,6 +15,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -274,7 +275,8 @@ fn parts(bytes: &'static [u8]) -> Option<[&'static [u8]; PARTS]> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
+    // Opening a named pipe would wait for somebody to write into it.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("is not a regular file"));
     }
