@@ -21,7 +21,7 @@
 pub mod frame;
 pub mod pace;
 pub mod prepare;
-mod random;
+pub mod random;
 pub mod recording;
 pub mod synchrony;
 pub mod synthetic;

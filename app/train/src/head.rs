@@ -212,7 +212,7 @@ fn descend(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use inferd_sources::random::Random;
 
     /// `per` examples around each of three corners, with the label's target; `noise` is the spread.
     fn corners(per: usize, noise: f64, seed: u64) -> (Array2<f32>, Array2<f32>) {

@@ -20,5 +20,4 @@ pub mod imu_motion;
 pub mod motion;
 pub mod net;
 pub mod onnx;
-pub mod random;
 pub mod training;

@@ -5,7 +5,7 @@
 //! One sample is a matrix `[time, channels]`. Everything runs on one thread in a fixed order: the same seed on the same
 //! machine gives the same bits.
 
-use crate::random::Random;
+use inferd_sources::random::Random;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Slice};
 

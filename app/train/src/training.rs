@@ -2,8 +2,8 @@
 
 use crate::motion::{CHANNELS, Conditions, Motion, MotionStream, STEPS, Sample};
 use crate::net::{AdamW, Tcn};
-use crate::random::Random;
 use inferd_model::Normalization;
+use inferd_sources::random::Random;
 use ndarray::{Array1, Array2, Axis};
 
 /// Number of motions.
