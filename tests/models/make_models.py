@@ -11,6 +11,7 @@ Needs the packages of requirements.txt.
 
 import argparse
 import hashlib
+import json
 import pathlib
 import sys
 import tempfile
@@ -60,6 +61,9 @@ class Tensor:
 class Model:
     """A model directory in the making."""
 
+    # What a manifest says of a task, and of the first input beside its shape.
+    task, section, dress = "tensor", "", ""
+
     def __init__(self, name, summary, nodes, inputs, outputs, initializers=(), memory_mib=64, deadline_ms=1000):
         self.name, self.summary = name, summary
         self.inputs, self.outputs = inputs, outputs
@@ -102,13 +106,15 @@ class Model:
 
         return (
             f"# Made by tests/models/make_models.py; edit that.\n"
-            f'schema = 1\nname = "{self.name[:64]}"\nversion = "1"\ntask = "tensor"\n'
+            f'schema = 1\nname = "{self.name[:64]}"\nversion = "1"\ntask = "{self.task}"\n'
             f'summary = "{self.summary}"\nengines = ["cpu"]\n'
             f"\n[budget]\nmemory_mib = {self.memory_mib}\ndeadline_ms = {self.deadline_ms}\n"
             f'\n[onnx]\nfile = "model.onnx"\nsha256 = "{hashlib.sha256(network).hexdigest()}"\n'
             f'\n[golden]\nfile = "golden.safetensors"\nsha256 = "{hashlib.sha256(golden).hexdigest()}"\n'
             f"cosine = {cosine}\nmax_abs = {max_abs}\n"
+            + self.section
             + "".join(tensor("inputs", t) for t in self.inputs)
+            + self.dress
             + "".join(tensor("outputs", t) for t in self.outputs)
         )
 
@@ -332,8 +338,37 @@ def qdq_int8_conv():
     return model.record(rng.standard_normal((1, 4, 16)).astype(np.float32))
 
 
+def emg_loudest():
+    """The gesture whose electrode has the greatest mean, of seven; its scaler halves."""
+    labels = ["Rest", "Hand Open", "Hand Close", "Wrist Flex", "Wrist Extend", "Pinch", "Point"]
+    model = Model(
+        "emg-loudest",
+        "The gesture whose electrode has the greatest mean",
+        [
+            helper.make_node("ReduceMean", ["emg"], ["means"], name="means", axes=[1], keepdims=0),
+            helper.make_node("Slice", ["means", "from", "to", "axis"], ["logits"], name="seven"),
+        ],
+        [Tensor("emg", "FP32", [1, 200, 16])],
+        [Tensor("logits", "FP32", [1, len(labels)])],
+        [constant(n, np.array([v], np.int64)) for n, v in (("from", 0), ("to", len(labels)), ("axis", 1))],
+    )
+    model.task = "emg-classifier"
+    model.section = f"\n[emg]\nlogits = \"logits\"\nlabels = {json.dumps(labels)}\nfamily = \"tcn\"\n"
+    model.dress = (
+        f"\n[inputs.channels]\nnames = {json.dumps([f'e{i}' for i in range(16)])}\n"
+        f"units = {json.dumps(['uV'] * 16)}\nrate_hz = 2000.0\n"
+        f"\n[inputs.normalization]\nmean = {[0.0] * 16}\nstd = {[2.0] * 16}\n"
+    )
+    dice = np.random.default_rng(1)
+    for _ in range(2):
+        raw = dice.normal(0, 40, (1, 200, 16)).astype(np.float32)
+        model.record(raw / np.float32(2))
+        model.cases[-1] = ({"emg": raw}, model.cases[-1][1])
+    return model
+
+
 MODELS = [*(lambda d=d: identity(d) for d in TYPES), two_in_two_out, fault_alloc, fault_slow, fault_panic]
-MODELS += [dynamic_shape, dynamic_int8_conv, qdq_int8_conv]
+MODELS += [dynamic_shape, dynamic_int8_conv, qdq_int8_conv, emg_loudest]
 
 
 def difference(made, committed):

@@ -1,12 +1,13 @@
 //! What all handlers share.
 
 use crate::body::Held;
+use crate::cpu::Meter;
 use crate::rate::Limits;
 use crate::{Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
-use inferd_tasks::imu::{ImuPlan, PlanError};
+use inferd_tasks::{PlanError, imu::ImuPlan};
 use inferd_tls::Identity;
 use inferd_watch::monitor::Monitor;
 use std::net::SocketAddr;
@@ -40,6 +41,8 @@ pub struct App {
     pub alive: Arc<Alive>,
     /// LED and button.
     pub panel: Front,
+    /// How busy the processors are.
+    pub(crate) cpu: Meter,
     /// What the Open Inference Protocol counts for its statistics.
     pub(crate) oip: crate::oip::Doors,
     pub(crate) bodies: Held,
@@ -127,6 +130,7 @@ impl App {
             benchmarks,
             tls: ArcSwap::default(),
             listening: ArcSwap::default(),
+            cpu: Meter::new(),
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),
             ending: watch::Sender::new(false),

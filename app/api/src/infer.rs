@@ -1,15 +1,18 @@
-//! `/infer`, `/encode` and the older `/api/v1/analysis/infer`: one IMU window in, one answer out.
+//! `/infer` with an IMU window (with anything else it is `emg.rs`), `/encode` and the older `/api/v1/analysis/infer`: one IMU window in, one answer out.
 //!
 //! The path of a request: default model → its plan → a slot (refused here when there is none, before anything is parsed) →
 //! the body is parsed into the slot → queued and run → the answer is written from the slot.
 
 use crate::http::{BadDeadline, time_left, told};
-use crate::{App, Reply, Req, Stages, Surface, limits};
+use crate::{App, Reply, Req, Stages, Surface, emg, limits};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use inferd_hosts::{InferError, Origin, Served, State, Ticket};
 use inferd_model::{Manifest, Rung};
-use inferd_tasks::imu::{ImuError, ImuPlan, NotFinite, Numbers, PlanError, WindowKey};
+use inferd_tasks::form::FormError;
+use inferd_tasks::imu::ImuPlan;
+use inferd_tasks::window::{Numbers, WindowError, WindowKey};
+use inferd_tasks::{NotFinite, PlanError};
 use inferd_watch::capture::Window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +59,7 @@ impl Wording {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error("Model not available for inference: {0}")]
     NoModel(String),
     #[error("Model not available for inference: {0}")]
@@ -66,7 +69,11 @@ enum Failure {
     #[error("Content-Encoding is {0}; this endpoint takes bodies as they are")]
     Encoding(String),
     #[error(transparent)]
-    Window(#[from] ImuError),
+    Window(#[from] WindowError),
+    #[error(transparent)]
+    Form(#[from] FormError),
+    #[error("{0}")]
+    Engine(String),
     #[error(transparent)]
     Infer(#[from] InferError),
     #[error("Inference failed: {0}")]
@@ -76,6 +83,9 @@ enum Failure {
 }
 
 pub(crate) async fn infer(app: &App, req: &Req, wording: Wording) -> Reply {
+    if wording == Wording::Infer && emg::is_asked_for(app, &req.body) {
+        return emg::infer(app, req, None).await;
+    }
     let mut model = String::new();
     match attempt(app, req, wording, &mut model).await {
         Ok(reply) => reply,
@@ -192,7 +202,7 @@ fn no_model(app: &App) -> Failure {
 }
 
 /// Refuses a compressed body by name; the seed's clients never send one.
-fn plain(headers: &HeaderMap) -> Result<(), Failure> {
+pub(crate) fn plain(headers: &HeaderMap) -> Result<(), Failure> {
     match headers.get(header::CONTENT_ENCODING) {
         Some(v) if !v.as_bytes().eq_ignore_ascii_case(b"identity") && !v.is_empty() => {
             let named = v.to_str().ok().filter(|v| v.len() <= 32).unwrap_or("not a name");
@@ -202,14 +212,19 @@ fn plain(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
+pub(crate) fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
     let ready = || app.default_model().is_some_and(|m| m.state() == State::Ready);
     let unavailable = (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", false);
     let ((status, kind, available), retry_after) = match failure {
         Failure::NoModel(_) | Failure::Plan(_) => (unavailable, Some(Duration::from_secs(1))),
         Failure::Deadline(_) => ((StatusCode::BAD_REQUEST, "bad_deadline", ready()), None),
         Failure::Encoding(_) => ((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", ready()), None),
-        Failure::Window(e) => return refuse_window(app, e, wording),
+        Failure::Window(e) if wording == Wording::Analysis => {
+            return vapor(StatusCode::BAD_REQUEST, &e.to_sentence()).with_error(VALIDATION);
+        }
+        Failure::Window(e) => return invalid(app, e.to_json()),
+        Failure::Form(e) => return invalid(app, e.to_json()),
+        Failure::Engine(_) => ((StatusCode::SERVICE_UNAVAILABLE, "engine_unavailable", ready()), None),
         Failure::Infer(e) => {
             let t = told(e);
             ((t.status, e.kind(), t.model_available), t.retry_after)
@@ -233,16 +248,14 @@ fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
     }
 }
 
-fn refuse_window(app: &App, e: &ImuError, wording: Wording) -> Reply {
-    let reply = match wording {
-        Wording::Analysis => vapor(StatusCode::BAD_REQUEST, &e.to_sentence()),
-        Wording::Infer | Wording::Encode => {
-            let strict = app.config.compat.strict_400;
-            let status = if strict { StatusCode::BAD_REQUEST } else { StatusCode::UNPROCESSABLE_ENTITY };
-            Reply::json_bytes(status, e.to_json())
-        }
-    };
-    reply.with_error("validation_error")
+/// The kind of every mistake in a body.
+const VALIDATION: &str = "validation_error";
+
+/// A mistake in a body, in FastAPI's words.
+fn invalid(app: &App, detail: Vec<u8>) -> Reply {
+    let strict = app.config.compat.strict_400;
+    let status = if strict { StatusCode::BAD_REQUEST } else { StatusCode::UNPROCESSABLE_ENTITY };
+    Reply::json_bytes(status, detail).with_error(VALIDATION)
 }
 
 /// An error as Vapor's middleware writes it.

@@ -3,7 +3,8 @@
 //! ```text
 //! GET  /                     what this is and where things are
 //! GET  /healthz /livez /readyz /health
-//! POST /infer /infer/infer   an IMU window to latent and motif scores
+//! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
+//! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
 //! POST /test                 golden vectors through the running host
@@ -31,8 +32,10 @@ mod app;
 mod benchmarks;
 mod body;
 mod config;
+mod cpu;
 mod device;
 mod docs;
+mod emg;
 mod health;
 pub mod http;
 mod infer;

@@ -6,8 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, alive, benchmarks, docs, health, infer, monitoring, oip, records,
-    status, updates,
+    App, Reply, Req, RequestId, Surface, alive, benchmarks, docs, emg, health, infer, monitoring, oip,
+    records, status, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -31,6 +31,7 @@ pub(crate) enum Route {
     AlertEvents,
     AlertRules,
     Infer,
+    InferOn,
     Encode,
     Analysis,
     Test,
@@ -113,6 +114,7 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/health", Verb::Get, Need::Read, Route::Health),
     ("/infer", Verb::Post, Need::Infer, Route::Infer),
     ("/infer/infer", Verb::Post, Need::Infer, Route::Infer),
+    ("/infer/{engine}", Verb::Post, Need::Infer, Route::InferOn),
     ("/encode", Verb::Post, Need::Infer, Route::Encode),
     ("/api/v1/analysis/infer", Verb::Post, Need::Infer, Route::Analysis),
     ("/test", Verb::Post, Need::Infer, Route::Test),
@@ -243,6 +245,7 @@ fn oip_endpoint(path: &str) -> &'static str {
 fn surface(target: Target) -> Option<Surface> {
     match target.route {
         Route::Infer | Route::Analysis => Some(Surface::Infer),
+        Route::InferOn => Some(Surface::Emg),
         Route::Encode => Some(Surface::Encode),
         Route::Oip if target.endpoint.ends_with("/infer") => Some(Surface::Oip),
         _ => None,
@@ -387,6 +390,7 @@ async fn answer_as(
 async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
     match target.route {
         Route::Infer => infer::infer(app, req, infer::Wording::Infer).await,
+        Route::InferOn => emg::infer_on(app, req).await,
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
         Route::Oip => oip::handle(app, req).await,
@@ -652,7 +656,10 @@ mod tests {
         let need = |method: &Method, path| find(method, path).unwrap().need;
         for &(path, verb, need, route) in ROUTES {
             let reads = verb == Verb::Get;
-            let computes = matches!(route, Route::Infer | Route::Encode | Route::Analysis | Route::Test);
+            let computes = matches!(
+                route,
+                Route::Infer | Route::InferOn | Route::Encode | Route::Analysis | Route::Test
+            );
             let probe = matches!(route, Route::Livez | Route::Readyz | Route::Healthz);
             match need {
                 Need::Nothing => assert!(probe, "{path}"),

@@ -313,6 +313,7 @@ mod tests {
             onnx: FileRef { file: "m.onnx".into(), sha256: "0".repeat(64) },
             golden: GoldenRef { file: "g".into(), sha256: "0".repeat(64), cosine: 0.9999, max_abs: 1e-3 },
             imu: None,
+            emg: None,
             provenance: None,
             accuracy: vec![],
             inputs: vec![TensorSpec::plain("x", DType::Fp32, &[2])],

@@ -27,8 +27,8 @@ pub use dtype::DType;
 pub use golden::{Agreement, Golden, GoldenCase, GoldenError, GoldenWriter, Mismatch};
 pub use head::{HeadError, LinearHead};
 pub use manifest::{
-    Accuracy, Budget, EngineKind, FileRef, GoldenRef, ImuTask, MANIFEST_FILE, MAX_MANIFEST_BYTES,
-    MAX_TENSORS, Manifest, ManifestError, Motif, Provenance, SCHEMA, Task,
+    Accuracy, Budget, EmgFilter, EmgScaling, EmgTask, EngineKind, FileRef, GoldenRef, ImuTask, MANIFEST_FILE,
+    MAX_MANIFEST_BYTES, MAX_TENSORS, Manifest, ManifestError, Motif, Provenance, SCHEMA, Task,
 };
 pub use name::{ModelName, NameError};
 pub use normalize::Normalization;

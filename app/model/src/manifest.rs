@@ -47,6 +47,9 @@ pub struct Manifest {
     /// Parameters of the task `imu-encoder`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imu: Option<ImuTask>,
+    /// Parameters of the task `emg-classifier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emg: Option<EmgTask>,
     /// Where the model comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
@@ -142,6 +145,54 @@ pub struct ImuTask {
     /// Where motif scores come from. Absent: the model has none; twelve zeros are served and marked so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub motif: Option<Motif>,
+}
+
+/// Parameters of the task `emg-classifier`. What windows are called, in which unit and at which rate stands in the input's
+/// `channels`, a fixed scaler in its `normalization`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmgTask {
+    /// The output that scores the gestures, before softmax.
+    pub logits: String,
+    /// What each score is about.
+    pub labels: Vec<String>,
+    /// The kind of network, by which clients choose among models: `tcn`, `snn`, `hybrid`, `spiking_tcn`.
+    pub family: String,
+    /// How a window is scaled.
+    #[serde(default)]
+    pub scaling: EmgScaling,
+    /// What it was trained behind: applied in this order by the daemon, before scaling. They need the input's `rate_hz`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<EmgFilter>,
+    /// The output whose elements add up to the number of spikes, where the network has neurons that spike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spikes: Option<String>,
+}
+
+/// How a window of muscle signals is scaled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmgScaling {
+    /// By the input's `normalization`, in the engine host; a model without one gets the values as they are.
+    #[default]
+    Fixed,
+    /// Each channel by its own mean and deviation over the window, by the daemon. Golden inputs are scaled already.
+    PerWindow,
+}
+
+/// A causal filter; `app/sources` designs it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub enum EmgFilter {
+    /// Butterworth, -3 dB at both edges; `order` is that of each.
+    BandPass { low_hz: f64, high_hz: f64, order: u8 },
+    /// Butterworth, -3 dB at the edge.
+    HighPass { hz: f64, order: u8 },
+    /// Butterworth, -3 dB at the edge.
+    LowPass { hz: f64, order: u8 },
+    /// Nothing of one frequency; `q` is it divided by the width at -3 dB.
+    Notch { hz: f64, q: f64 },
 }
 
 /// A motif head.
@@ -262,6 +313,8 @@ pub enum ManifestError {
     NoSuchOutput { key: &'static str, name: String },
     #[error("task imu-encoder: {0}")]
     Imu(String),
+    #[error("task emg-classifier: {0}")]
+    Emg(String),
 }
 
 impl Manifest {
@@ -358,6 +411,9 @@ impl Manifest {
         if self.task == Task::ImuEncoder {
             self.check_imu()?;
         }
+        if self.task == Task::EmgClassifier {
+            self.check_emg()?;
+        }
         Ok(self)
     }
 
@@ -386,6 +442,44 @@ impl Manifest {
                 }
             }
             None => {}
+        }
+        Ok(())
+    }
+
+    fn check_emg(&self) -> Result<(), ManifestError> {
+        let fail = |m: &str| Err(ManifestError::Emg(m.to_owned()));
+        let Some(emg) = &self.emg else { return fail("needs an [emg] section") };
+        let [input] = &self.inputs[..] else { return fail("has exactly one input") };
+        if input.dtype != DType::Fp32 || input.shape.len() != 3 || input.shape[0] != 1 {
+            return fail("its input is FP32 [1, timesteps, channels]");
+        }
+        let logits = self.output("emg.logits", &emg.logits)?;
+        if logits.dtype != DType::Fp32 || logits.elements() != emg.labels.len() {
+            return fail("emg.labels needs one label per element of the FP32 output");
+        }
+        let label = |l: &String| (1..=64).contains(&l.chars().count()) && !l.chars().any(char::is_control);
+        let unique = (1..emg.labels.len()).all(|i| !emg.labels[..i].contains(&emg.labels[i]));
+        if !(2..=1024).contains(&emg.labels.len()) || !unique || !emg.labels.iter().all(label) {
+            return fail("emg.labels has 2 to 1024 entries of 1 to 64 characters, each once");
+        }
+        let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+        if !(1..=32).contains(&emg.family.len()) || !emg.family.bytes().all(word) {
+            return fail("emg.family is 1 to 32 of a-z, 0-9, _ and -");
+        }
+        if let Some(spikes) = &emg.spikes
+            && self.output("emg.spikes", spikes)?.dtype != DType::Fp32
+        {
+            return fail("its spikes are FP32");
+        }
+        let rate = input.channels.as_ref().and_then(|c| c.rate_hz);
+        if rate.is_some_and(|hz| !(hz > 0.0 && hz <= 1e6)) {
+            return fail("channels.rate_hz is above 0 and at most 1000000");
+        }
+        if !emg.filters.is_empty() && rate.is_none() {
+            return fail("filters need channels.rate_hz of the input");
+        }
+        if emg.scaling == EmgScaling::PerWindow && input.normalization.is_some() {
+            return fail("a window is scaled once: by normalization or by itself");
         }
         Ok(())
     }
@@ -573,6 +667,55 @@ shape = [1, 2]
         assert!(matches!(refused("[\"walk\", \"run\"]", "[\"walk\"]"), ManifestError::Imu(_)));
         assert!(matches!(refused("channels = [\"ax\"]", "channels = [\"az\"]"), ManifestError::Spec(_)));
         assert_eq!(refused("name = \"motif\"", "name = \"latent\""), ManifestError::Tensors("outputs"));
+    }
+
+    #[test]
+    fn a_classifier_of_muscle_signals_says_what_its_scores_are_about() {
+        let digest = "0".repeat(64);
+        let page = format!(
+            r#"
+schema = 1
+name = "emg"
+version = "1"
+task = "emg-classifier"
+engines = ["cpu"]
+budget = {{ memory_mib = 64, deadline_ms = 250 }}
+onnx = {{ file = "m.onnx", sha256 = "{digest}" }}
+golden = {{ file = "g.safetensors", sha256 = "{digest}", cosine = 0.99, max_abs = 1e-3 }}
+emg = {{ logits = "logits", labels = ["Rest", "Point"], family = "tcn", filters = [{{ kind = "notch", hz = 50.0, q = 30.0 }}] }}
+
+[[inputs]]
+name = "emg"
+dtype = "FP32"
+shape = [1, 200, 2]
+channels = {{ names = ["e0", "e1"], units = ["uV", "uV"], rate_hz = 2000.0 }}
+normalization = {{ mean = [0.0, 0.0], std = [1.0, 1.0] }}
+
+[[outputs]]
+name = "logits"
+dtype = "FP32"
+shape = [1, 2]
+"#
+        );
+        let m = Manifest::from_toml(&page).unwrap();
+        assert_eq!(Manifest::from_toml(&m.to_toml()).unwrap(), m);
+        assert_eq!(m.emg.unwrap().scaling, EmgScaling::Fixed);
+        for (from, to, why) in [
+            ("\"logits\", labels", "\"scores\", labels", "no output"),
+            ("[\"Rest\", \"Point\"]", "[\"Rest\"]", "one label per element"),
+            ("[\"Rest\", \"Point\"]", "[\"Rest\", \"Rest\"]", "each once"),
+            ("\"tcn\"", "\"TCN\"", "family"),
+            (", rate_hz = 2000.0", "", "filters need"),
+            ("rate_hz = 2000.0", "rate_hz = 0.0", "rate_hz"),
+            ("family = \"tcn\"", "family = \"tcn\", scaling = \"per-window\"", "once"),
+            ("family = \"tcn\"", "family = \"tcn\", spikes = \"s\"", "no output"),
+            ("[1, 200, 2]", "[200, 2]", "[1, timesteps, channels]"),
+            ("kind = \"notch\"", "kind = \"comb\"", "comb"),
+        ] {
+            assert!(page.contains(from), "the test edits a line that is there: {from}");
+            let e = Manifest::from_toml(&page.replace(from, to)).unwrap_err().to_string();
+            assert!(e.contains(why), "{to}: {e}");
+        }
     }
 
     #[test]

@@ -111,6 +111,7 @@ pub fn write(
                 labels: Motion::ALL.map(|m| m.name().to_owned()).to_vec(),
             }),
         }),
+        emg: None,
         provenance: Some(Provenance {
             source: format!(
                 "Trained by inferd-train {} (imu-motion --seed {seed}) on synthetic motion; no recording of an animal \

@@ -11,7 +11,10 @@ use crate::watch;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine, NetworkFile};
 use inferd_model::{Golden, GoldenWriter, Manifest, Motif};
-use inferd_tasks::imu::{ImuPlan, Numbers, WindowKey};
+use inferd_tasks::{
+    imu::ImuPlan,
+    window::{Numbers, WindowKey},
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
 use std::path::Path;

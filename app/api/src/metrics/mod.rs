@@ -53,16 +53,19 @@ pub enum Surface {
     Encode,
     /// `/v2/.../infer`.
     Oip,
+    /// The EMG form of `/infer`, and `/infer/{engine}`.
+    Emg,
 }
 
 impl Surface {
-    const ALL: [Self; 3] = [Self::Infer, Self::Encode, Self::Oip];
+    const ALL: [Self; 4] = [Self::Infer, Self::Encode, Self::Oip, Self::Emg];
 
     fn name(self) -> &'static str {
         match self {
             Self::Infer => "infer",
             Self::Encode => "encode",
             Self::Oip => "oip",
+            Self::Emg => "emg",
         }
     }
 
@@ -71,6 +74,7 @@ impl Surface {
             Self::Infer => 0,
             Self::Encode => 1,
             Self::Oip => 2,
+            Self::Emg => 3,
         }
     }
 }
@@ -136,7 +140,7 @@ pub struct Metrics {
     request_time: Histograms<RequestTime>,
     clipped: Family<Model, Counter>,
     zeros: Family<Model, Counter>,
-    stages: [StageTimes; 3],
+    stages: [StageTimes; 4],
     /// The counters a successful request touches, found once per model.
     models: RwLock<HashMap<String, Arc<PerModel>>>,
 }
@@ -152,8 +156,8 @@ struct StageTimes {
 struct PerModel {
     seed_success: Counter,
     seed_time: Histogram,
-    success: [Counter; 3],
-    time: [Histogram; 3],
+    success: [Counter; 4],
+    time: [Histogram; 4],
     recent: recent::Recent,
 }
 

@@ -10,9 +10,9 @@ use inferd_engine::{
     AlignedBuffer, CpuEngine, Engine, EngineError, GraphInfo, NetworkFile, Runner, TensorInfo,
 };
 use inferd_model::{
-    Budget, Channels, DType, EngineKind, FileRef, Golden, GoldenCase, GoldenError, GoldenRef, GoldenWriter,
-    ImuTask, Limit, MANIFEST_FILE, Manifest, ManifestError, ModelName, Motif, Normalization, Provenance,
-    SCHEMA, Task, TensorSpec,
+    Budget, Channels, DType, EmgScaling, EmgTask, EngineKind, FileRef, Golden, GoldenCase, GoldenError,
+    GoldenRef, GoldenWriter, ImuTask, Limit, MANIFEST_FILE, Manifest, ManifestError, ModelName, Motif,
+    Normalization, Provenance, SCHEMA, Task, TensorSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -250,6 +250,7 @@ impl Import {
             Task::ImuEncoder => Some(imu(&outputs, &cases, &config, &mut notes)?),
             _ => None,
         };
+        let emg = (task == Task::EmgClassifier).then(|| emg(&outputs, &mut notes)).transpose()?;
         let manifest = Manifest {
             schema: SCHEMA,
             name,
@@ -268,6 +269,7 @@ impl Import {
                 max_abs: tolerance,
             },
             imu,
+            emg,
             provenance: Some(provenance(&self.file, &info, &config)),
             accuracy: Vec::new(),
             inputs,
@@ -532,6 +534,24 @@ fn dress(
     Ok(())
 }
 
+/// The task's parameters: which output scores the gestures. Their names are in no network.
+fn emg(outputs: &[TensorSpec], notes: &mut Vec<String>) -> Result<EmgTask, ImportError> {
+    let task = Task::EmgClassifier;
+    let logits = outputs.iter().find(|o| o.dtype == DType::Fp32 && o.elements() > 1);
+    let Some(logits) = logits else {
+        return Err(ImportError::Task { task, why: "no FP32 output can be the scores".into() });
+    };
+    notes.push("the gestures are called by their numbers: name them in emg.labels".to_owned());
+    Ok(EmgTask {
+        logits: logits.name.clone(),
+        labels: (0..logits.elements()).map(|i| i.to_string()).collect(),
+        family: "tcn".to_owned(),
+        scaling: EmgScaling::default(),
+        filters: Vec::new(),
+        spikes: None,
+    })
+}
+
 /// The task's parameters: which output is the latent, and where motif scores come from.
 fn imu(
     outputs: &[TensorSpec],
@@ -608,6 +628,7 @@ fn scaffold(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Manifest {
         onnx: FileRef { file: "model.onnx".into(), sha256: digest.clone() },
         golden: GoldenRef { file: "golden.safetensors".into(), sha256: digest, cosine: COSINE, max_abs: 0.0 },
         imu: None,
+        emg: None,
         provenance: None,
         accuracy: Vec::new(),
         inputs: inputs.to_vec(),

@@ -1,17 +1,13 @@
 //! The model's outputs as the seed's clients read them.
 
 use super::{ImuPlan, MotifHead};
+use crate::NotFinite;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 /// The clients' contract: a latent value is within this magnitude, whatever the network says. The Open Inference Protocol
 /// gives the values as they are.
 pub const LATENT_CLIP: f32 = 10.0;
-
-/// The engine answered something that is no number; such an answer is not passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the engine answered a value that is not finite")]
-pub struct NotFinite;
 
 /// One answer, still in the slot; of the outputs nothing is copied until it is written.
 #[derive(Clone, Debug)]

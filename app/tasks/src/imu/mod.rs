@@ -6,46 +6,22 @@
 //! Values on the wire are raw sensor units. Normalisation is the engine host's business and happens there once.
 
 mod answer;
-mod error;
 mod motif;
-mod parse;
 
-pub use answer::{Answer, LATENT_CLIP, NotFinite};
-pub use error::{ImuError, Place};
+pub use answer::{Answer, LATENT_CLIP};
 pub use motif::MotifHead;
-pub use parse::{Numbers, WindowKey};
 
+use crate::PlanError;
+use crate::window::{Numbers, WindowError, WindowKey, WindowShape};
 use inferd_model::{LinearHead, Manifest, Motif, Task};
 
 /// How windows of one model are read and its answers written.
 #[derive(Clone, Debug)]
 pub struct ImuPlan {
-    timesteps: usize,
-    channels: Vec<Channel>,
+    shape: WindowShape,
     latent: usize,
     latent_len: usize,
     motif: MotifHead,
-}
-
-/// One column of a window.
-#[derive(Clone, Debug)]
-struct Channel {
-    name: String,
-    unit: String,
-    /// The largest magnitude that is accepted, and what the quantity is called.
-    limit: Option<(String, f64)>,
-}
-
-/// Why a manifest gives no plan.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum PlanError {
-    #[error("model {name} is of task {task}, not imu-encoder")]
-    Task { name: String, task: Task },
-    #[error("model {name}: {reason}")]
-    Manifest { name: String, reason: String },
-    #[error("model {name}: motif weights: {reason}")]
-    Weights { name: String, reason: String },
 }
 
 impl ImuPlan {
@@ -58,12 +34,11 @@ impl ImuPlan {
         let name = || manifest.name.to_string();
         let broken = |reason: &str| PlanError::Manifest { name: name(), reason: reason.to_owned() };
         let Some(imu) = manifest.imu.as_ref().filter(|_| manifest.task == Task::ImuEncoder) else {
-            return Err(PlanError::Task { name: name(), task: manifest.task });
+            return Err(PlanError::Task { name: name(), task: manifest.task, wanted: Task::ImuEncoder });
         };
         let input = manifest.inputs.first().ok_or_else(|| broken("it has no input"))?;
-        let [1, timesteps, _] = input.shape[..] else {
-            return Err(broken("its input is not [1, timesteps, channels]"));
-        };
+        let shape =
+            WindowShape::of(input).ok_or_else(|| broken("its input is not [1, timesteps, channels]"))?;
         let index = |output: &str| {
             let found = manifest.outputs.iter().position(|o| o.name == output);
             found.ok_or_else(|| broken("an output it names is missing"))
@@ -85,30 +60,33 @@ impl ImuPlan {
                 MotifHead::Linear { head, labels: labels.clone() }
             }
         };
-        let names = input.channels.as_ref();
-        let channels = input
-            .limit_per_channel()
-            .into_iter()
-            .enumerate()
-            .map(|(i, limit)| Channel {
-                name: names.and_then(|n| n.names.get(i)).cloned().unwrap_or_else(|| i.to_string()),
-                unit: names.and_then(|n| n.units.get(i)).cloned().unwrap_or_default(),
-                limit: limit.map(|(quantity, max_abs)| (quantity.to_owned(), max_abs)),
-            })
-            .collect();
-        Ok(Self { timesteps: timesteps as usize, channels, latent, latent_len, motif })
+        Ok(Self { shape, latent, latent_len, motif })
+    }
+
+    /// Parses `{"x": [[..channels..] ..timesteps..]}` into `slot`; see [`WindowShape::parse`].
+    ///
+    /// # Errors
+    /// [`WindowError`], the first in the contract's order. `slot` then holds nothing of value.
+    pub fn parse(
+        &self,
+        body: &[u8],
+        slot: &mut [f32],
+        key: WindowKey,
+        numbers: Numbers,
+    ) -> Result<(), WindowError> {
+        self.shape.parse(body, slot, key, numbers)
     }
 
     /// Rows of a window.
     #[must_use]
     pub fn timesteps(&self) -> usize {
-        self.timesteps
+        self.shape.timesteps()
     }
 
     /// Columns of a window.
     #[must_use]
     pub fn channels(&self) -> usize {
-        self.channels.len()
+        self.shape.channels()
     }
 
     /// Elements of the latent vector.

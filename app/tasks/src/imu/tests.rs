@@ -1,4 +1,5 @@
 use super::*;
+use crate::{NotFinite, window::Place};
 use inferd_model::{
     Budget, Channels, DType, EngineKind, FileRef, GoldenRef, ImuTask, Limit, ModelName, TensorSpec,
 };
@@ -42,6 +43,7 @@ fn manifest(timesteps: u32, latent: u32, motif: Option<Motif>) -> Manifest {
             max_abs: 1e-3,
         },
         imu: Some(ImuTask { latent: "latent".to_owned(), motif }),
+        emg: None,
         provenance: None,
         accuracy: vec![],
         inputs: vec![input],
@@ -76,11 +78,11 @@ fn with(t: usize, c: usize, token: &str) -> String {
     )
 }
 
-fn read(body: &str) -> Result<Vec<f32>, ImuError> {
+fn read(body: &str) -> Result<Vec<f32>, WindowError> {
     read_as(body.as_bytes(), WindowKey::X, Numbers::Strict)
 }
 
-fn read_as(body: &[u8], key: WindowKey, numbers: Numbers) -> Result<Vec<f32>, ImuError> {
+fn read_as(body: &[u8], key: WindowKey, numbers: Numbers) -> Result<Vec<f32>, WindowError> {
     let mut slot = vec![f32::NAN; 900];
     plan().parse(body, &mut slot, key, numbers).map(|()| slot)
 }
@@ -236,15 +238,15 @@ fn what_is_not_json_says_where() {
         "{\"x\":[[00e999]]}",
     ] {
         let e = read(body).unwrap_err();
-        assert!(matches!(&e, ImuError::Json { offset, .. } if *offset <= body.len()), "{body}: {e:?}");
+        assert!(matches!(&e, WindowError::Json { offset, .. } if *offset <= body.len()), "{body}: {e:?}");
         assert_eq!(e.pydantic_type(), "json_invalid");
     }
     assert!(matches!(
         read_as(b"{\"x\":[[\xff\xfe]]}", WindowKey::X, Numbers::Strict),
-        Err(ImuError::Json { offset: 7, .. })
+        Err(WindowError::Json { offset: 7, .. })
     ));
     let e = read("{\"x\":\n[[1,\n ?]]}").unwrap_err();
-    assert!(matches!(e, ImuError::Json { offset: 12, .. }), "the offset counts lines before it: {e:?}");
+    assert!(matches!(e, WindowError::Json { offset: 12, .. }), "the offset counts lines before it: {e:?}");
 }
 
 #[test]
@@ -260,16 +262,16 @@ fn errors_come_in_the_order_of_the_contract() {
         format!("{{\"x\":[{}]}}", rows.join(","))
     };
     let of = |rows: &[Vec<&str>]| read(&body(rows)).unwrap_err();
-    assert!(matches!(read(&format!("{},", body(&rows))).unwrap_err(), ImuError::Json { .. }));
-    assert!(matches!(of(&rows), ImuError::NotANumber { at: Place { timestep: 8, channel: 3 }, .. }));
+    assert!(matches!(read(&format!("{},", body(&rows))).unwrap_err(), WindowError::Json { .. }));
+    assert!(matches!(of(&rows), WindowError::NotANumber { at: Place { timestep: 8, channel: 3 }, .. }));
     rows[8][3] = "0";
-    assert!(matches!(of(&rows), ImuError::Timesteps { got: 99, .. }));
+    assert!(matches!(of(&rows), WindowError::Timesteps { got: 99, .. }));
     rows.push(vec!["0"; 9]);
-    assert!(matches!(of(&rows), ImuError::Channels { timestep: 6, got: 8, .. }));
+    assert!(matches!(of(&rows), WindowError::Channels { timestep: 6, got: 8, .. }));
     rows[6].push("0");
-    assert!(matches!(of(&rows), ImuError::NonFinite { at: Place { timestep: 4, channel: 1 }, .. }));
+    assert!(matches!(of(&rows), WindowError::NonFinite { at: Place { timestep: 4, channel: 1 }, .. }));
     rows[4][1] = "0";
-    assert!(matches!(of(&rows), ImuError::Range { at: Place { timestep: 2, channel: 0 }, .. }));
+    assert!(matches!(of(&rows), WindowError::Range { at: Place { timestep: 2, channel: 0 }, .. }));
     rows[2][0] = "500";
     assert!(read(&body(&rows)).is_ok());
 }
@@ -282,15 +284,15 @@ fn the_first_in_row_major_order_is_named() {
     };
     assert!(matches!(
         read(&body("1e5")).unwrap_err(),
-        ImuError::Range { at: Place { timestep: 4, channel: 8 }, .. }
+        WindowError::Range { at: Place { timestep: 4, channel: 8 }, .. }
     ));
     assert!(matches!(
         read(&body("NaN")).unwrap_err(),
-        ImuError::NonFinite { at: Place { timestep: 4, channel: 8 }, .. }
+        WindowError::NonFinite { at: Place { timestep: 4, channel: 8 }, .. }
     ));
     assert!(matches!(
         read(&body("{}")).unwrap_err(),
-        ImuError::NotANumber { at: Place { timestep: 4, channel: 8 }, .. }
+        WindowError::NotANumber { at: Place { timestep: 4, channel: 8 }, .. }
     ));
 }
 
@@ -312,7 +314,7 @@ fn the_last_of_duplicate_keys_wins() {
     assert!(read(&format!("{{\"x\":[[NaN]],\"x\":{good}}}")).is_ok());
     assert!(matches!(
         read(&format!("{{\"x\":{good},\"x\":{bad}}}")),
-        Err(ImuError::Timesteps { got: 3, .. })
+        Err(WindowError::Timesteps { got: 3, .. })
     ));
 }
 
@@ -358,8 +360,8 @@ fn lenient_numbers_are_a_switch() {
         String::from_utf8(e.to_json()).unwrap(),
         r#"{"detail":[{"type":"float_parsing","loc":["body","x",2,1],"msg":"Input should be a valid number, unable to parse string as a number"}]}"#
     );
-    assert!(matches!(lenient(&with(0, 0, "\"nan\"")), Err(ImuError::NonFinite { .. })));
-    assert!(matches!(lenient(&with(0, 0, "null")), Err(ImuError::NotANumber { .. })));
+    assert!(matches!(lenient(&with(0, 0, "\"nan\"")), Err(WindowError::NonFinite { .. })));
+    assert!(matches!(lenient(&with(0, 0, "null")), Err(WindowError::NotANumber { .. })));
 }
 
 #[test]
@@ -367,9 +369,9 @@ fn encode_takes_both_keys_and_names_the_one_it_found() {
     let read = |body: &str| read_as(body.as_bytes(), WindowKey::ImuWindow, Numbers::Strict);
     assert!(read(&format!("{{\"imu_window\":{}}}", zeros(100))).is_ok());
     assert!(read(&format!("{{\"x\":{}}}", zeros(100))).is_ok());
-    assert!(matches!(read("{\"imu_data\":[]}"), Err(ImuError::Missing { key: "imu_window" })));
-    assert!(matches!(read("{\"x\":[]}"), Err(ImuError::Timesteps { key: "x", .. })));
-    assert!(matches!(read("{\"imu_window\":[]}"), Err(ImuError::Timesteps { key: "imu_window", .. })));
+    assert!(matches!(read("{\"imu_data\":[]}"), Err(WindowError::Missing { key: "imu_window" })));
+    assert!(matches!(read("{\"x\":[]}"), Err(WindowError::Timesteps { key: "x", .. })));
+    assert!(matches!(read("{\"imu_window\":[]}"), Err(WindowError::Timesteps { key: "imu_window", .. })));
 }
 
 #[test]

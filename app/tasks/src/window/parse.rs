@@ -8,7 +8,7 @@
 //! them as values. serde_json refuses the token. [`mark_non_finite`] bridges that: only a body that serde_json refused is
 //! scanned for such tokens, and read again with marks in their place.
 
-use super::{ImuError, ImuPlan, Place};
+use super::{Place, WindowError, WindowShape};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
@@ -19,6 +19,8 @@ pub enum WindowKey {
     X,
     /// `imu_window`, the seed's `/encode`; `x` is taken too.
     ImuWindow,
+    /// `window`, the EMG form.
+    Window,
 }
 
 /// What passes for a number.
@@ -36,39 +38,36 @@ impl WindowKey {
         match self {
             Self::X => "x",
             Self::ImuWindow => "imu_window",
+            Self::Window => "window",
         }
     }
 
     /// The key's own spelling when it is one that holds the window.
     fn accepts(self, key: &str) -> Option<&'static str> {
         match (self, key) {
-            (_, "x") => Some("x"),
+            (Self::X | Self::ImuWindow, "x") => Some("x"),
             (Self::ImuWindow, "imu_window") => Some("imu_window"),
+            (Self::Window, "window") => Some("window"),
             _ => None,
         }
     }
 }
 
-impl ImuPlan {
+impl WindowShape {
     /// Parses `{"x": [[..channels..] ..timesteps..]}` into `slot`. Extra keys are ignored; of duplicate keys the last wins.
     ///
     /// # Errors
-    /// [`ImuError`], the first in the contract's order. `slot` then holds nothing of value.
+    /// [`WindowError`], the first in the contract's order. `slot` then holds nothing of value.
     pub fn parse(
         &self,
         body: &[u8],
         slot: &mut [f32],
         key: WindowKey,
         numbers: Numbers,
-    ) -> Result<(), ImuError> {
-        let text = std::str::from_utf8(body).map_err(|e| ImuError::Json {
-            offset: e.valid_up_to(),
-            reason: "the body is not UTF-8".to_owned(),
-        })?;
-        // A byte order mark says nothing in UTF-8; RFC 8259 lets a reader skip it.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    ) -> Result<(), WindowError> {
+        let text = text_of(body)?;
         if text.bytes().all(|b| b.is_ascii_whitespace()) {
-            return Err(ImuError::Empty);
+            return Err(WindowError::Empty);
         }
         let mut window = Window::new(self, slot, key, numbers);
         let refused = match window.read(text) {
@@ -87,16 +86,26 @@ impl ImuPlan {
     }
 }
 
+/// The body as text.
+pub(crate) fn text_of(body: &[u8]) -> Result<&str, WindowError> {
+    let text = std::str::from_utf8(body).map_err(|e| WindowError::Json {
+        offset: e.valid_up_to(),
+        reason: "the body is not UTF-8".to_owned(),
+    })?;
+    // A byte order mark says nothing in UTF-8; RFC 8259 lets a reader skip it.
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
 /// serde_json's error without its position in words, and with a byte offset as FastAPI gives it.
-fn syntax(text: &str, e: &serde_json::Error) -> ImuError {
+pub(crate) fn syntax(text: &str, e: &serde_json::Error) -> WindowError {
     let before: usize = text.split_inclusive('\n').take(e.line().saturating_sub(1)).map(str::len).sum();
     let offset = (before + e.column().saturating_sub(1)).min(text.len());
-    ImuError::Json { offset, reason: e.to_string() }
+    WindowError::Json { offset, reason: e.to_string() }
 }
 
 /// What was found while walking a body.
 struct Window<'a> {
-    plan: &'a ImuPlan,
+    shape: &'a WindowShape,
     slot: &'a mut [f32],
     key: WindowKey,
     numbers: Numbers,
@@ -108,15 +117,15 @@ struct Window<'a> {
 struct Found {
     key: &'static str,
     timesteps: usize,
-    wrong_type: Option<ImuError>,
+    wrong_type: Option<WindowError>,
     wrong_channels: Option<(usize, usize)>,
     non_finite: Option<(Place, f64)>,
     range: Option<(Place, f64)>,
 }
 
 impl<'a> Window<'a> {
-    fn new(plan: &'a ImuPlan, slot: &'a mut [f32], key: WindowKey, numbers: Numbers) -> Self {
-        Self { plan, slot, key, numbers, object: false, found: None }
+    fn new(shape: &'a WindowShape, slot: &'a mut [f32], key: WindowKey, numbers: Numbers) -> Self {
+        Self { shape, slot, key, numbers, object: false, found: None }
     }
 
     fn read(&mut self, text: &str) -> Result<(), serde_json::Error> {
@@ -125,30 +134,30 @@ impl<'a> Window<'a> {
         de.end()
     }
 
-    fn verdict(self) -> Result<(), ImuError> {
+    fn verdict(self) -> Result<(), WindowError> {
         if !self.object {
-            return Err(ImuError::NotAnObject);
+            return Err(WindowError::NotAnObject);
         }
-        let Some(found) = self.found else { return Err(ImuError::Missing { key: self.key.name() }) };
+        let Some(found) = self.found else { return Err(WindowError::Missing { key: self.key.name() }) };
         let key = found.key;
         if let Some(e) = found.wrong_type {
             return Err(e);
         }
-        let (want, got) = (self.plan.timesteps, found.timesteps);
+        let (want, got) = (self.shape.timesteps, found.timesteps);
         if want != got {
-            return Err(ImuError::Timesteps { key, want, got });
+            return Err(WindowError::Timesteps { key, want, got });
         }
         if let Some((timestep, got)) = found.wrong_channels {
-            return Err(ImuError::Channels { key, timestep, want: self.plan.channels.len(), got });
+            return Err(WindowError::Channels { key, timestep, want: self.shape.channels.len(), got });
         }
         if let Some((at, value)) = found.non_finite {
-            return Err(ImuError::NonFinite { key, at, value });
+            return Err(WindowError::NonFinite { key, at, value });
         }
         if let Some((at, value)) = found.range {
-            let channel = &self.plan.channels[at.channel];
+            let channel = &self.shape.channels[at.channel];
             let (quantity, limit) = channel.limit.clone().unwrap_or_default();
             let (name, unit) = (channel.name.clone(), channel.unit.clone());
-            return Err(ImuError::Range { key, at, value, quantity, limit, name, unit });
+            return Err(WindowError::Range { key, at, value, quantity, limit, name, unit });
         }
         Ok(())
     }
@@ -259,7 +268,7 @@ struct Rows<'w, 'a>(&'w mut Window<'a>);
 impl Rows<'_, '_> {
     fn other(self) {
         if let Some(found) = &mut self.0.found {
-            found.wrong_type = Some(ImuError::NotAList { key: found.key, timestep: None });
+            found.wrong_type = Some(WindowError::NotAList { key: found.key, timestep: None });
         }
     }
 }
@@ -279,12 +288,12 @@ impl<'de> Visitor<'de> for Rows<'_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let window = self.0;
         let Some(found) = window.found.as_mut() else { return Ok(()) };
-        let (plan, slot) = (window.plan, &mut *window.slot);
-        let width = plan.channels.len();
+        let (shape, slot) = (window.shape, &mut *window.slot);
+        let width = shape.channels.len();
         for timestep in 0.. {
             // A row beyond the last is walked and counted, and has no place to go.
             let to = slot.get_mut(timestep * width..(timestep + 1) * width).unwrap_or_default();
-            let row = Row { plan, found: &mut *found, numbers: window.numbers, timestep, to };
+            let row = Row { shape, found: &mut *found, numbers: window.numbers, timestep, to };
             if seq.next_element_seed(row)?.is_none() {
                 break;
             }
@@ -299,7 +308,7 @@ impl<'de> Visitor<'de> for Rows<'_, '_> {
 
 /// One row: a list of numbers.
 struct Row<'w> {
-    plan: &'w ImuPlan,
+    shape: &'w WindowShape,
     found: &'w mut Found,
     numbers: Numbers,
     timestep: usize,
@@ -309,7 +318,7 @@ struct Row<'w> {
 impl Row<'_> {
     fn other(self) {
         let (key, timestep) = (self.found.key, Some(self.timestep));
-        self.found.wrong_type.get_or_insert(ImuError::NotAList { key, timestep });
+        self.found.wrong_type.get_or_insert(WindowError::NotAList { key, timestep });
     }
 }
 
@@ -326,7 +335,7 @@ impl<'de> Visitor<'de> for Row<'_> {
         f.write_str("a row of numbers")
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Self { plan, found, numbers, timestep, to } = self;
+        let Self { shape, found, numbers, timestep, to } = self;
         let mut channel = 0;
         while let Some(value) = seq.next_element_seed(Value(numbers))? {
             let at = Place { timestep, channel };
@@ -334,11 +343,11 @@ impl<'de> Visitor<'de> for Row<'_> {
             let value = match value {
                 Read::Number(v) => v,
                 Read::Other { text } => {
-                    found.wrong_type.get_or_insert(ImuError::NotANumber { key: found.key, at, text });
+                    found.wrong_type.get_or_insert(WindowError::NotANumber { key: found.key, at, text });
                     continue;
                 }
             };
-            let Some(spec) = plan.channels.get(at.channel) else { continue };
+            let Some(spec) = shape.channels.get(at.channel) else { continue };
             #[allow(clippy::cast_possible_truncation)] // rounding to the model's precision is the purpose
             let narrow = value as f32;
             if spec.limit.as_ref().is_some_and(|(_, limit)| value.is_finite() && value.abs() > *limit) {
@@ -350,7 +359,7 @@ impl<'de> Visitor<'de> for Row<'_> {
                 *place = narrow;
             }
         }
-        if channel != plan.channels.len() {
+        if channel != shape.channels.len() {
             found.wrong_channels.get_or_insert((timestep, channel));
         }
         Ok(())
@@ -427,7 +436,7 @@ const MARK_MINUS: &str = "\u{f8ff}-inf";
 
 /// The text with every bare `NaN`, `Infinity`, `-Infinity` and overflowing number outside of strings replaced by its mark;
 /// `None` when there is none.
-fn mark_non_finite(text: &str) -> Option<String> {
+pub(crate) fn mark_non_finite(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut out = String::new();
     let (mut at, mut copied) = (0, 0);

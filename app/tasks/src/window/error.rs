@@ -14,7 +14,7 @@ pub struct Place {
 /// The first thing that is wrong with a body, in the order of the contract: JSON, types, rows, columns, finite, ranges.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
-pub enum ImuError {
+pub enum WindowError {
     #[error("Field required")]
     Empty,
     #[error("JSON decode error: {reason}")]
@@ -45,7 +45,7 @@ pub enum ImuError {
     },
 }
 
-impl ImuError {
+impl WindowError {
     /// The error's name in pydantic's catalogue.
     #[must_use]
     pub fn pydantic_type(&self) -> &'static str {
@@ -66,33 +66,13 @@ impl ImuError {
     /// `ctx`, which names the timestep, the channel and the limit.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            detail: [Item<'a>; 1],
-        }
-        #[derive(Serialize)]
-        struct Item<'a> {
-            r#type: &'static str,
-            loc: Vec<Step>,
-            msg: String,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            ctx: Option<Context<'a>>,
-        }
-        #[derive(Serialize)]
-        struct Context<'a> {
-            timestep: usize,
-            channel: &'a str,
-            limit: f64,
-            unit: &'a str,
-        }
         let ctx = match self {
             Self::Range { at, limit, name, unit, .. } => {
                 Some(Context { timestep: at.timestep, channel: name, limit: *limit, unit })
             }
             _ => None,
         };
-        let item = Item { r#type: self.pydantic_type(), loc: self.location(), msg: self.to_string(), ctx };
-        serde_json::to_vec(&Body { detail: [item] }).expect("strings and numbers can be written to memory")
+        detail(self.pydantic_type(), self.location(), self.to_string(), ctx)
     }
 
     /// The sentence of the older client contract, which answers mistakes with 400: rows and columns in its own words.
@@ -134,10 +114,37 @@ impl ImuError {
     }
 }
 
+/// One mistake as FastAPI writes it.
+pub(crate) fn detail(kind: &'static str, loc: Vec<Step>, msg: String, ctx: Option<Context<'_>>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        detail: [Item<'a>; 1],
+    }
+    #[derive(Serialize)]
+    struct Item<'a> {
+        r#type: &'static str,
+        loc: Vec<Step>,
+        msg: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ctx: Option<Context<'a>>,
+    }
+    let item = Item { r#type: kind, loc, msg, ctx };
+    serde_json::to_vec(&Body { detail: [item] }).expect("strings and numbers can be written to memory")
+}
+
+/// What a range error says beside its sentence.
+#[derive(Serialize)]
+pub(crate) struct Context<'a> {
+    timestep: usize,
+    channel: &'a str,
+    limit: f64,
+    unit: &'a str,
+}
+
 /// One step of pydantic's `loc`.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Step {
+pub(crate) enum Step {
     Key(&'static str),
     Index(usize),
 }
