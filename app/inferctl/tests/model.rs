@@ -170,6 +170,46 @@ fn what_is_no_network_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_no_engine_here_could_be_held_to_is_refused_in_a_sentence() {
+    let folder = Folder::new("refused");
+    let good = std::fs::read(shared("tests/models/identity-fp32/model.onnx")).expect("read");
+    let opset = |version: u8| {
+        let mut network = good.clone();
+        *network.last_mut().expect("the version of its operator set") = version;
+        network
+    };
+    // One more field at the end of the graph: what it has already, once more.
+    let again = |field: u8| {
+        let graph = good.iter().position(|b| *b == 0x3a).expect("a graph");
+        let end = graph + 2 + usize::from(good[graph + 1]);
+        let at = good[..end].windows(4).position(|w| w[0] == field && w[2..] == [0x0a, 1]).expect("a tensor");
+        let tensor = good[at..at + 2 + usize::from(good[at + 1])].to_vec();
+        let mut network = [&good[..end], &tensor, &good[end..]].concat();
+        network[graph + 1] += u8::try_from(tensor.len()).expect("short");
+        network
+    };
+    for (network, said) in [
+        (opset(99), "operator set 99: 7 to 26 are taken"),
+        (opset(27), "operator set 27"),
+        (opset(6), "operator set 6"),
+        (again(0x5a), "two inputs called \"x\""),
+        (again(0x62), "two outputs called \"y\""),
+    ] {
+        let file = folder.path("network.onnx");
+        std::fs::write(&file, network).expect("written");
+        let done = model(&["import", &file, "-o", &folder.path("model")]);
+        assert!(done.code == Some(1) && done.err.contains(said), "{said}: {}", done.err);
+        assert!(!folder.0.join("model").exists());
+    }
+    for version in [7, 26] {
+        let (file, dir) = (folder.path("network.onnx"), folder.path(&format!("set-{version}")));
+        std::fs::write(&file, opset(version)).expect("written");
+        let done = model(&["import", &file, "-o", &dir]);
+        assert_eq!(done.code, Some(0), "{}", done.err);
+    }
+}
+
+#[test]
 fn dynamic_dimensions_are_asked_for_by_name() {
     let folder = Folder::new("dynamic");
     let (file, dir) = (shared("tests/models/dynamic-shape/model.onnx"), folder.path("d"));

@@ -16,7 +16,8 @@ use inferd_model::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,6 +31,10 @@ const IMU_RATE_HZ: f64 = 100.0;
 
 /// The least cosine a right engine reaches, in the manifest and beside ONNX Runtime.
 const COSINE: f64 = 0.9999;
+
+/// Versions of the standard operator set that are taken. Before 7 operators stretched their inputs by other rules; 26 is the newest that
+/// ONNX Runtime 1.31 runs, which is what the built-in engine is held against.
+const OPSETS: RangeInclusive<i64> = 7..=26;
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -105,6 +110,12 @@ pub enum ImportError {
     Config { path: PathBuf, why: String },
     #[error("{file}: {error}")]
     Engine { file: PathBuf, error: EngineError },
+    #[error("operator set {0}: {first} to {last} are taken; export the network with one of them", first = OPSETS.start(), last = OPSETS.end())]
+    Opset(i64),
+    #[error(
+        "it has two {side} called {name:?}: a request could name only one of them; export it with names of their own"
+    )]
+    Twice { side: &'static str, name: String },
     #[error("tensor {tensor}: elements of type {dtype} are not served")]
     Type { tensor: String, dtype: String },
     #[error("tensor {tensor}: the network does not say its shape; export it with one")]
@@ -208,6 +219,7 @@ impl Import {
         let onnx: &'static [u8] = read(&self.file)?.leak();
         let config = self.config()?;
         let info = CpuEngine::describe(onnx).map_err(|e| self.engine(e))?;
+        refuse_what_nobody_runs(&info)?;
         let name = self.model_name()?;
         let task = self.task.unwrap_or_else(|| guess_task(&config));
         let mut notes = Vec::new();
@@ -427,6 +439,20 @@ impl Memory {
         let network_kib = u64::try_from(network_bytes).unwrap_or(u64::MAX) / 1024;
         let kib = 24 * 1024 + 3 * network_kib + 4 * self.peak_kib;
         u32::try_from((kib.div_ceil(1024)).next_multiple_of(16).max(64)).unwrap_or(u32::MAX)
+    }
+}
+
+/// What a loader that asks less would take: the built-in engine reads no operator set's number that it does not need.
+fn refuse_what_nobody_runs(info: &GraphInfo) -> Result<(), ImportError> {
+    for (side, tensors) in [("inputs", &info.inputs), ("outputs", &info.outputs)] {
+        let mut seen = HashSet::new();
+        if let Some(twice) = tensors.iter().find(|t| !seen.insert(&t.name)) {
+            return Err(ImportError::Twice { side, name: twice.name.clone() });
+        }
+    }
+    match info.opset {
+        Some(version) if !OPSETS.contains(&version) => Err(ImportError::Opset(version)),
+        _ => Ok(()),
     }
 }
 
