@@ -1,5 +1,6 @@
 """The benchmark that chooses, on the real daemon with the real ONNX Runtime: jobs, their record and reports, the tool before them."""
 
+import contextlib
 import csv
 import html.parser
 import io
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from helpers import request, until
@@ -19,8 +21,8 @@ from engines import quantised
 
 JOBS = "/api/v1/benchmarks"
 # Small, so that the suite stays quick; the numbers are not looked at.
-SMALL = {"iterations": 20, "warm_up": 5, "most_repeats": 3, "in_flight": [1, 2], "soak_s": 1}
-LONG = {"iterations": 10000, "warm_up": 0, "repeats": 10, "most_repeats": 20, "in_flight": [], "soak_s": 600}
+SMALL = {"iterations": 20, "warm_up": 5, "most_repeats": 3, "batches": [2], "in_flight": [1, 2], "soak_s": 1}
+LONG = {"iterations": 10000, "warm_up": 0, "repeats": 10, "most_repeats": 20, "batches": [], "in_flight": [], "soak_s": 600}
 
 
 @pytest.fixture
@@ -121,9 +123,15 @@ def test_a_benchmark_measures_both_engines_and_its_reports_stay_the_same(daemon_
         assert "power_w" not in numbers, "nothing here measures it, and 0 would be a lie"
     assert record["rungs"][0]["measured"]["library"].startswith("onnxruntime")
     assert [s["outcome"] for s in record["steps"]] == [
-        "rungs", "rungs", "skipped", "skipped", "skipped", "share", "memory", "load", "soak"
+        "rungs", "rungs", "skipped", "skipped", "batch", "share", "memory", "load", "soak"
     ]
     assert all(s.get("reason") for s in record["steps"] if s["outcome"] == "skipped")
+    batch = record["steps"][4]
+    assert "imu_window FP32 [1, 100, 9]" in batch["because"] and [r["rung"] for r in batch["rungs"]] == ["ort", "cpu"]
+    for rung in batch["rungs"]:
+        (two,) = rung["points"]
+        assert (two["at_once"], two["errors"], two["latency"]["samples"], two["whole"]["samples"]) == (2, 0, 20, 10)
+        assert two["latency"]["max_ms"] == two["whole"]["max_ms"], "the whole is there with its last answer"
     best = by_the_rule(record)
     assert record["decision"]["rung"] == done["decision"]["rung"] == best
 
@@ -248,6 +256,70 @@ def test_a_rung_that_cannot_start_is_a_result_with_its_reason(native, tmp_path):
     reasons = {r["rung"]: r.get("reason") for r in done["record"]["rungs"]}
     assert "ort" in reasons["ort"] and reasons["cpu"] is None
     assert done["decision"]["rung"] == "cpu"
+
+
+def measured_host(daemon, but):
+    """The process of a host that is no host in `but`, once it has computed for longer than it takes to come up."""
+
+    def busy(pid):
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") > 0.7
+
+    def found():
+        lists = [file.read_text().split() for file in Path(f"/proc/{daemon.process.pid}/task").glob("*/children")]
+        with contextlib.suppress(FileNotFoundError):
+            return [pid for pid in map(int, itertools.chain(*lists)) if pid not in but and busy(pid)]
+
+    return until(found, "a host to be measured")[0]
+
+
+def test_a_host_that_is_killed_while_it_is_measured_is_started_again_once_and_the_record_says_so(daemon_of):
+    daemon = daemon_of()
+    hosts = [daemon.request("/status").json()["models"][0]["host"]["pid"]]
+    rungs = {"rungs": ["cpu"], "warm_up": 0, "iterations": 10000, "batches": [], "in_flight": [], "soak_s": 0}
+    wish = {**rungs, "run_s": 2, "repeats": 2, "most_repeats": 2}
+
+    def kill():
+        hosts.append(measured_host(daemon, hosts))
+        os.kill(hosts[-1], signal.SIGKILL)
+
+    number = begin(daemon, **wish)
+    kill()
+    (rung,) = over(daemon, number)["record"]["rungs"]
+    assert "SIGKILL" in rung["restarted"] and rung["measured"]["errors"] == 0 and "reason" not in rung, rung
+    # Twice is not chance.
+    number = begin(daemon, **wish)
+    kill()
+    kill()
+    done = over(daemon, number)
+    assert (done["state"], done["decision"]["outcome"]) == ("completed", "nothing-ran"), done
+    (rung,) = done["record"]["rungs"]
+    assert rung["reason"].startswith("its host ended twice while it was measured: ") and rung["reason"].count("SIGKILL") == 2, rung
+    assert daemon.request("/status").json()["models"][0]["host"]["pid"] == hosts[0], "who serves is left alone"
+
+
+def test_an_engine_that_became_slow_is_found_against_the_stored_baseline(native, with_chip, hailo_model, chip, tmp_path, inferctl):
+    config = with_chip() + f'[updates]\ndata_dir = "{tmp_path}/data"\n'
+    model = hailo_model()
+
+    def measure(*options):
+        daemon = native(models=[model], config=config)
+        until(lambda: daemon.request(JOBS).status == 200, "what was kept to be read")
+        run = inferctl("bench", "--engines", "hailo", "--iterations", "10", "--soak", "0", *options, url=daemon.url)
+        assert run.returncode == 0, run.stdout + run.stderr
+        newest = daemon.request(JOBS).json()["benchmarks"][0]["id"]
+        (found,) = job(daemon, newest)["record"]["regressions"]
+        daemon.stop()
+        return run.stdout, found
+
+    _, first = measure("--baseline")
+    assert (first["rung"], first["level"], first["baseline_job"]) == ("hailo", "no-baseline", None)
+    # The same model, engine and firmware; every frame takes 30 ms longer.
+    chip.has(frames=[{"delay_ms": 30}])
+    said, found = measure()
+    assert (found["level"], found["baseline_job"]) == ("critical", 1)
+    assert [reason.split()[0] for reason in found["reasons"]] == ["mean", "p95", "p99", "throughput"]
+    assert "CRITICAL, hailo against its baseline: mean is " in said
 
 
 def test_requests_are_answered_while_a_benchmark_runs_and_it_can_be_cancelled(daemon_of, walk):
@@ -438,6 +510,28 @@ def test_inferctl_ends_with_1_when_no_engine_keeps_to_the_constraints(daemon_of,
     assert all(v["reasons"][0].startswith("p50_ms<0.000001: it is ") for v in done["decision"]["verdicts"])
     unknown = inferctl("bench", "--engines", "warp", url=daemon.url)
     assert unknown.returncode == 1 and "there are ort, cpu" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--constraint", "p95_ms<50"], 2, "--engines"),
+        (["--report", "page.html"], 2, "--engines"),
+        (["--replay", "record.json", "--constraint", "p95_ms<50"], 2, "cannot be used with"),
+        (["--engines", "all", "-c", "8"], 2, "cannot be used with"),
+        (["--engines", "all,ort"], 1, "all of them leaves none to name"),
+        (["--engines", "all", "--report", "page.pdf"], 1, "a report ends in html, md, csv or json"),
+        (["--engines", "all", "--report", "{folder}/no/page.html"], 1, "page.html cannot be written"),
+        (["--engines", "all", "--save", "{folder}"], 1, "cannot be written"),
+    ],
+)
+def test_inferctl_says_what_it_cannot_do_before_anything_is_measured(daemon_of, inferctl, tmp_path, options, code, said):
+    daemon = daemon_of()
+    options = [option.format(folder=tmp_path) for option in options]
+    run = inferctl("bench", *options, url=daemon.url)
+    assert run.returncode == code and said in run.stderr, run.stderr
+    assert daemon.request(JOBS).json()["benchmarks"] == [], "no job was asked for"
+    assert not (tmp_path / "no").exists()
 
 
 def test_inferctl_that_is_interrupted_cancels_its_job(daemon_of, inferctl):

@@ -20,11 +20,31 @@ use std::{
 /// How often it is asked how far the device is.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Options of the load that `bench` sends by itself: a device that measures its engines takes none of them.
+const OF_THE_LOAD: [&str; 12] = [
+    "file",
+    "body",
+    "path",
+    "requests",
+    "concurrency",
+    "duration",
+    "warm_up",
+    "threads",
+    "form",
+    "method",
+    "header",
+    "pid",
+];
+
+/// Options of a benchmark that a device makes: a decision that is made again is made of what was asked for then.
+const OF_THE_DEVICE: [&str; 9] =
+    ["engines", "model", "constraint", "iterations", "soak", "workers", "stop", "baseline", "save"];
+
 /// What only the device's own benchmark takes.
 #[derive(Debug, clap::Args)]
 pub struct Engines {
     /// Have the device measure its engines and choose: all, or names of rungs and engines separated by commas
-    #[arg(long, value_name = "all|NAME,..", value_delimiter = ',', conflicts_with_all = ["file", "body", "path", "requests"], help_heading = "The device measures its engines")]
+    #[arg(long, value_name = "all|NAME,..", value_delimiter = ',', group = "measured", conflicts_with_all = OF_THE_LOAD, help_heading = "The device measures its engines")]
     engines: Vec<String>,
     /// What the choice must keep to, strictly: p95_ms<50, cosine>0.99, memory_mib<64; may be given several times
     #[arg(
@@ -53,13 +73,18 @@ pub struct Engines {
     #[arg(long, value_name = "FILE", requires = "engines", help_heading = "The device measures its engines")]
     save: Option<PathBuf>,
     /// Write a report; its ending says which: html, md, csv or json
-    #[arg(long, value_name = "FILE", help_heading = "The device measures its engines")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "measured",
+        help_heading = "The device measures its engines"
+    )]
     report: Option<PathBuf>,
     /// Make the report for those who only want the result
     #[arg(long, requires = "report", help_heading = "The device measures its engines")]
     simple: bool,
     /// Make the decision of a saved record again, from its numbers; needs no daemon
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["engines", "file", "body", "path"], help_heading = "The device measures its engines")]
+    #[arg(long, value_name = "FILE", group = "measured", conflicts_with_all = OF_THE_LOAD, conflicts_with_all = OF_THE_DEVICE, help_heading = "The device measures its engines")]
     replay: Option<PathBuf>,
 }
 
@@ -102,13 +127,19 @@ impl Engines {
     /// # Errors
     /// [`Failure`]; [`Failure::Said`] when no engine keeps to the constraints.
     pub fn run(&self, client: &Client, model: Option<&str>, json: bool) -> Result<(), Failure> {
-        if let Some(file) = &self.replay {
-            return self.again(file, json);
-        }
+        // A benchmark takes an hour: what cannot be kept of it is said before.
         if let Some(file) = &self.report {
             format_of(file)?;
         }
-        let rungs: &[String] = if self.engines.iter().any(|e| e == "all") { &[] } else { &self.engines };
+        [&self.report, &self.save].into_iter().flatten().try_for_each(|file| must_be_writable(file))?;
+        if let Some(file) = &self.replay {
+            return self.again(file, json);
+        }
+        let all = self.engines.iter().any(|e| e == "all");
+        if all && self.engines.len() > 1 {
+            return Err(Failure::Other("--engines is all, or names: all of them leaves none to name".into()));
+        }
+        let rungs: &[String] = if all { &[] } else { &self.engines };
         let mut wish = json!({
             "model": model.unwrap_or_default(),
             "rungs": rungs,
@@ -275,7 +306,7 @@ fn tell(record: &Record) {
     show::line(text_table(record).trim_end());
     show::line("");
     for step in &record.steps {
-        show::line(&format!("{}. {}: {}", step.step.number(), step.step.words(), step_words(step)));
+        show::line(&format!("{}. {}: {}", step.step.number(), step.step.words(), step_words(record, step)));
     }
     show::line("");
     for r in record.regressions.iter().filter(|r| matches!(r.level, Level::Warning | Level::Critical)) {
@@ -294,6 +325,17 @@ fn format_of(file: &Path) -> Result<Format, Failure> {
     let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
     Format::from_name(ending)
         .ok_or_else(|| Failure::Other(format!("{}: a report ends in html, md, csv or json", file.display())))
+}
+
+/// Whether a file can be written there; it is left as it is, or away.
+fn must_be_writable(file: &Path) -> Result<(), Failure> {
+    let new = !file.exists();
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(file);
+    let done = match opened {
+        Ok(_) if new => std::fs::remove_file(file),
+        other => other.map(drop),
+    };
+    done.map_err(|e| Failure::Other(format!("{} cannot be written: {e}", file.display())))
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
