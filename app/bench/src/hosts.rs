@@ -107,7 +107,10 @@ impl Station for Auditioned {
             workers: u32::try_from(self.candidate.workers()).unwrap_or(u32::MAX),
             cosine: Some(agreement.cosine),
             max_abs: Some(agreement.max_abs),
-            most_in_flight: self.lent.as_ref().map(|_| half()),
+            most_in_flight: match self.lent {
+                Some(_) => half(),
+                None => u32::try_from(self.candidate.slots()).unwrap_or(u32::MAX),
+            },
         }
     }
 
@@ -116,6 +119,11 @@ impl Station for Auditioned {
         let inputs: Vec<&[u8]> = cases[turn % cases.len()].inputs.iter().map(Vec::as_slice).collect();
         let answer = self.candidate.run(&inputs).await.map_err(|e| e.to_string())?;
         Ok(answer.timing().compute)
+    }
+
+    fn ended(&self) -> Option<NotStarted> {
+        let reason = self.candidate.ended()?;
+        Some(NotStarted { reason, out_of_memory: self.candidate.is_out_of_memory(), busy: false })
     }
 
     fn cpu(&self) -> Option<Duration> {

@@ -359,7 +359,12 @@ impl<D: Device> Jobs<D> {
             rungs = request.rungs.join(" "),
             "a benchmark begins"
         );
-        let outcome = protocol::run(&self.device, &request, &baselines, &reins).await;
+        // In a task of its own: what panics there is a failed job, and not one that runs for ever.
+        let running = {
+            let device = self.device.clone();
+            tokio::spawn(async move { protocol::run(&device, &request, &baselines, &reins).await })
+        };
+        let outcome = running.await.unwrap_or_else(|e| Err(Ended::Failed(format!("a defect ended it: {e}"))));
         drop(place);
         let Some(mut kept) = self.get(number).map(|view| Kept::clone(&view.kept)) else { return };
         kept.ended_ms = Some(clock_ms());

@@ -32,8 +32,8 @@ mod units;
 
 pub use constraint::{Constraint, ConstraintError, MAX_CONSTRAINTS, Metric, Side};
 pub use record::{
-    Conditions, Found, JobState, Kept, LoadPoint, MAX_BYTES, MAX_RUNGS, Measured, MemoryOf, NoRecord, Peak,
-    Record, RungInfo, RungResult, SCHEMA, Step, StepResult, Stop, Subject,
+    BatchOf, BatchPoint, Conditions, Found, JobState, Kept, LoadPoint, MAX_BYTES, MAX_RUNGS, Measured,
+    MemoryOf, NoRecord, Peak, Record, RungInfo, RungResult, SCHEMA, Step, StepResult, Stop, Subject,
 };
 pub use regress::{
     Baseline, CRITICAL_P99, CRITICAL_PERCENT, Key, LEAST_SAMPLES, Level, MAX_BASELINES, Regression,

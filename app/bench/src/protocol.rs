@@ -2,6 +2,8 @@
 //!
 //! 1 baseline f32 · 2 graph optimisation (the same network on engines that rewrite it) · 3 FP16 and INT8 · 4 accelerator · 5 batch ·
 //! 6 pre- and post-processing · 7 peak memory · 8 concurrency · 9 stability. Each gives numbers or the reason why there are none.
+//! A request is one input of the shape that the manifest fixes, so no engine is given several as one tensor: step 5 hands several
+//! requests to the ring of each rung at once, and says so.
 //! Every rung is measured in a host of its own, one after the other, and its host ends before the next begins: two rungs must not heat
 //! each other. Only where a device has one owner and the model is served on it, the host that serves is measured, and how many requests
 //! it answered meanwhile is told. Steps 6, 8 and 9 are about the rung that the numbers of 1 to 4 select.
@@ -12,8 +14,8 @@
 
 use crate::constraint::{Metric, Side};
 use crate::record::{
-    Conditions, Found, LoadPoint, Measured, MemoryOf, Peak, Record, RungInfo, RungResult, SCHEMA, Step,
-    StepResult, Stop, Subject,
+    BatchOf, BatchPoint, Conditions, Found, LoadPoint, Measured, MemoryOf, Peak, Record, RungInfo,
+    RungResult, SCHEMA, Step, StepResult, Stop, Subject,
 };
 use crate::regress::{self, Baseline, Key};
 use crate::request::Request;
@@ -55,8 +57,8 @@ pub struct About {
     pub workers: u32,
     pub cosine: Option<f64>,
     pub max_abs: Option<f64>,
-    /// The most inferences it may be given at once, when others need it too.
-    pub most_in_flight: Option<u32>,
+    /// The most inferences it may be given at once: the places it has, and of a host that serves those that are left to us.
+    pub most_in_flight: u32,
 }
 
 /// How the device of a host's engine is.
@@ -76,6 +78,8 @@ pub trait Station: Send + Sync + 'static {
     fn about(&self) -> About;
     /// Runs one golden input (they are taken in turn); the time in the engine's worker.
     fn infer(&self, turn: usize) -> impl Future<Output = Result<Duration, String>> + Send;
+    /// Why its host has ended, if it has.
+    fn ended(&self) -> Option<NotStarted>;
     /// Processor time of the host so far.
     fn cpu(&self) -> Option<Duration>;
     /// Its most memory so far.
@@ -218,10 +222,11 @@ pub async fn run<D: Device>(
         results: Vec::new(),
         steps: Vec::new(),
         done: 0,
-        units: wanted.len() + 3,
+        units: 2 * wanted.len() + 3,
         oom: false,
     };
     run.ladder(&wanted).await?;
+    run.batches(&wanted).await?;
     let order = |r: &RungResult| wanted.iter().position(|w| w.rung == r.info.rung);
     run.results.sort_by_key(order);
     let decision = decide(&request.constraints, &run.results);
@@ -344,6 +349,15 @@ struct Run<'a, D> {
     oom: bool,
 }
 
+/// What became of a rung in one host.
+#[allow(clippy::large_enum_variant)] // it lives for one match
+enum Attempt {
+    /// This.
+    Over(RungResult),
+    /// Its host ended meanwhile, for this reason.
+    HostEnded(String),
+}
+
 /// Times of one run, in nanoseconds.
 #[derive(Default)]
 struct Times {
@@ -411,6 +425,9 @@ impl<D: Device> Run<'_, D> {
                 self.results.push(result);
                 self.done += 1;
             }
+            // Where nothing was measured nothing is known to be as fast as before.
+            let fresh = &self.results[self.results.len() - mine.len()..];
+            let before = before.filter(|_| fresh.iter().any(|r| r.measured.is_some()));
             let stop = stop_rules(before.as_ref(), self.best(), self.oom, self.request);
             if stop.holds && self.request.stop {
                 held_after = Some(step);
@@ -418,9 +435,99 @@ impl<D: Device> Run<'_, D> {
             let rungs = mine.iter().map(|r| r.rung.clone()).collect();
             self.steps.push(StepResult { step, found: Found::Rungs { rungs, stop } });
         }
-        let inputs = self.subject.inputs.join(", ");
-        self.skip(Step::Batch, &format!("a request is one input of the shape that the manifest fixes, so no rung is ever given a larger batch: {inputs}"));
         Ok(())
+    }
+
+    /// Step 5: several requests at once, on every rung that was measured.
+    async fn batches(&mut self, wanted: &[RungInfo]) -> Result<(), Ended> {
+        let sizes = self.request.batches.clone().unwrap_or_default();
+        if sizes.is_empty() {
+            self.skip(Step::Batch, "it was not asked for");
+            self.done += wanted.len();
+            return Ok(());
+        }
+        let mut rungs = Vec::new();
+        for info in wanted {
+            let measured = self.results.iter().find(|r| r.info.rung == info.rung);
+            let one_by_one = measured.and_then(|r| Some(r.measured.as_ref()?.throughput_per_s));
+            if let Some(one_by_one_per_s) = one_by_one {
+                self.at(Step::Batch, Some(&info.rung));
+                let (points, stopped) = self.batches_of(&info.rung, &sizes).await?;
+                rungs.push(BatchOf { rung: info.rung.clone(), one_by_one_per_s, points, stopped });
+            }
+            self.done += 1;
+        }
+        if rungs.is_empty() {
+            self.skip(Step::Batch, "no rung could be measured");
+            return Ok(());
+        }
+        let inputs = self.subject.inputs.join(", ");
+        let because = format!(
+            "a request is one input of the shape that the manifest fixes ({inputs}), so engines are given one after the other"
+        );
+        self.steps.push(StepResult { step: Step::Batch, found: Found::Batch { because, rungs } });
+        Ok(())
+    }
+
+    /// Of one rung, in a host of its own; and why there are not all of them.
+    async fn batches_of(
+        &self,
+        rung: &str,
+        sizes: &[u32],
+    ) -> Result<(Vec<BatchPoint>, Option<String>), Ended> {
+        self.room().await?;
+        let starting = self.device.start(self.subject, rung, self.request.workers);
+        let station = match self.reins.unless_cancelled(starting).await? {
+            Ok(station) => Arc::new(station),
+            Err(e) => return Ok((Vec::new(), Some(e.reason))),
+        };
+        self.times(&station, self.request.warm_up).await?;
+        let mut points = Vec::new();
+        for &at_once in sizes {
+            if let Some(reason) = too_many(&*station, at_once) {
+                return Ok((points, Some(reason)));
+            }
+            self.room().await?;
+            let point = self.at_once(&station, at_once).await?;
+            let failed = point.errors > 0;
+            points.push(point);
+            if let Some(end) = self.end_of(&station, failed).await? {
+                return Ok((points, Some(format!("its host ended: {}", end.reason))));
+            }
+        }
+        Ok((points, None))
+    }
+
+    /// So many handed over at once, again and again.
+    async fn at_once(&self, station: &Arc<D::Station>, at_once: u32) -> Result<BatchPoint, Ended> {
+        let limit = Duration::from_secs(self.request.run_s.into());
+        let (mut each, mut whole, mut errors) = (Vec::new(), Vec::new(), 0);
+        let start = self.device.now();
+        for round in 0..(self.request.iterations / at_once).max(8) {
+            let began = self.device.now();
+            if began.saturating_sub(start) > limit || station.ended().is_some() {
+                break;
+            }
+            let mut tasks = tokio::task::JoinSet::new();
+            for i in 0..at_once {
+                let (device, station) = (self.device.clone(), station.clone());
+                tasks.spawn(async move {
+                    let answer = station.infer((round * at_once + i) as usize).await;
+                    answer.map(|_| nanos(device.now().saturating_sub(began)))
+                });
+            }
+            let answers = self.reins.unless_cancelled(tasks.join_all()).await?;
+            let answered = each.len();
+            each.extend(answers.into_iter().filter_map(Result::ok));
+            let failed = u64::from(at_once) - (each.len() - answered) as u64;
+            errors += failed;
+            if failed == 0 {
+                whole.push(each[answered..].iter().copied().max().unwrap_or_default());
+            }
+        }
+        let throughput_per_s = per_second(each.len(), self.device.now().saturating_sub(start));
+        let (latency, whole) = (Summary::of(&mut each), Summary::of(&mut whole));
+        Ok(BatchPoint { at_once, throughput_per_s, latency, whole, errors })
     }
 
     fn skip(&mut self, step: Step, reason: &str) {
@@ -481,7 +588,16 @@ impl<D: Device> Run<'_, D> {
             }
         };
         self.concurrency(rung, &station).await?;
-        self.stability(rung, &station).await
+        if station.ended().is_none() || self.request.soak_s == 0 {
+            return self.stability(rung, &station).await;
+        }
+        drop(station);
+        let again = self.device.start(self.subject, rung, self.request.workers);
+        match self.reins.unless_cancelled(again).await? {
+            Ok(station) => self.stability(rung, &Arc::new(station)).await?,
+            Err(e) => self.skip(Step::Stability, &e.reason),
+        }
+        Ok(())
     }
 
     async fn concurrency(&mut self, rung: &str, station: &Arc<D::Station>) -> Result<(), Ended> {
@@ -490,12 +606,10 @@ impl<D: Device> Run<'_, D> {
             self.skip(Step::Concurrency, "it was not asked for");
             return Ok(());
         }
-        let most = station.about().most_in_flight;
         let (mut points, mut stopped): (Vec<LoadPoint>, _) = (Vec::new(), None);
         for &n in &self.request.in_flight {
-            if most.is_some_and(|most| n > most) {
-                stopped =
-                    Some("more in flight would take the places of requests, which its host serves".into());
+            stopped = too_many(&**station, n);
+            if stopped.is_some() {
                 break;
             }
             self.room().await?;
@@ -503,7 +617,12 @@ impl<D: Device> Run<'_, D> {
             let before = points.last().map(|p| p.throughput_per_s.value());
             let little =
                 before.is_some_and(|b| point.throughput_per_s.value() < b * (1.0 + LITTLE_PERCENT / 100.0));
+            let failed = point.errors > 0;
             points.push(point);
+            if let Some(end) = self.end_of(station, failed).await? {
+                stopped = Some(format!("its host ended: {}", end.reason));
+                break;
+            }
             if little {
                 stopped = Some(format!("more in flight than that gains less than {LITTLE_PERCENT} %"));
                 break;
@@ -560,6 +679,7 @@ impl<D: Device> Run<'_, D> {
         let before = conditions(self.device.conditions(), station.device());
         let (start, limit) = (self.device.now(), Duration::from_secs(self.request.soak_s.into()));
         let (mut samples, mut errors, mut turn) = (Thinned::new(SOAK_SAMPLES), 0, 0);
+        let mut ended = None;
         let share = 100 / self.units.max(1);
         let base = self.percent();
         loop {
@@ -578,7 +698,11 @@ impl<D: Device> Run<'_, D> {
                 Ok(_) => samples.push(nanos(self.device.now().saturating_sub(began))),
                 Err(_) => {
                     errors += 1;
-                    // A host that is gone fails at once, and another one would be another measurement.
+                    // Another host would be another measurement.
+                    ended = station.ended().map(|end| format!("its host ended: {}", end.reason));
+                    if ended.is_some() {
+                        break;
+                    }
                     self.device.pause(Duration::from_millis(10)).await;
                 }
             }
@@ -598,6 +722,7 @@ impl<D: Device> Run<'_, D> {
             errors,
             latency: Summary::of(&mut kept.to_vec()),
             drift_percent: drift.flatten(),
+            ended,
             before,
             after: conditions(self.device.conditions(), station.device()),
         };
@@ -627,17 +752,38 @@ impl<D: Device> Run<'_, D> {
         self.reins.check()
     }
 
-    /// One rung: a host of its own, warm-up, runs until they agree.
+    /// One rung. A host of its own that ends meanwhile is started again, once: it came up and reproduced the golden vectors, so what
+    /// ended it may be chance.
     async fn measure(&mut self, info: &RungInfo) -> Result<RungResult, Ended> {
         let percent = self.percent();
         self.reins.tell(|p| {
             p.rung = Some(info.rung.clone());
             p.percent = percent;
         });
+        let first = match self.attempt(info).await? {
+            Attempt::Over(result) => return Ok(result),
+            Attempt::HostEnded(why) => why,
+        };
+        Ok(match self.attempt(info).await? {
+            Attempt::Over(RungResult { measured: None, reason, .. }) => {
+                let reason = reason.unwrap_or_default();
+                let said = format!(
+                    "its host ended while it was measured ({first}), and was started again: {reason}"
+                );
+                RungResult { busy: true, ..RungResult::none(info, said) }
+            }
+            Attempt::Over(result) => RungResult { restarted: Some(first), ..result },
+            Attempt::HostEnded(second) => {
+                let said = format!("its host ended twice while it was measured: {first}; {second}");
+                RungResult { busy: true, ..RungResult::none(info, said) }
+            }
+        })
+    }
+
+    /// A host, warm-up, runs until they agree.
+    async fn attempt(&mut self, info: &RungInfo) -> Result<Attempt, Ended> {
         self.room().await?;
-        let none = |reason| RungResult::none(info, reason);
-        // It came up and reproduced the golden vectors: what ends it now may be chance.
-        let ended = |reason| RungResult { busy: true, ..none(reason) };
+        let none = |reason| Attempt::Over(RungResult::none(info, reason));
         let before = self.device.conditions();
         let mut watts = Vec::new();
         let starting = self.device.start(self.subject, &info.rung, self.request.workers);
@@ -645,12 +791,14 @@ impl<D: Device> Run<'_, D> {
             Ok(station) => station,
             Err(e) => {
                 self.oom |= e.out_of_memory;
-                return Ok(RungResult { busy: e.busy, ..none(e.reason) });
+                return Ok(Attempt::Over(RungResult { busy: e.busy, ..RungResult::none(info, e.reason) }));
             }
         };
         let (about, before) = (station.about(), conditions(before, station.device()));
         match self.times(&station, self.request.warm_up).await? {
-            Times { last_error: Some(e), total, .. } if total.is_empty() => return Ok(ended(e)),
+            Times { last_error: Some(e), total, .. } if total.is_empty() => {
+                return self.gave_up(info, &station, e).await;
+            }
             _ => {}
         }
         let (cpu, requests) = (station.cpu(), station.requests());
@@ -660,7 +808,8 @@ impl<D: Device> Run<'_, D> {
             self.room().await?;
             let run = self.times(&station, self.request.iterations).await?;
             if run.total.is_empty() {
-                return Ok(ended(run.last_error.unwrap_or_else(|| "no inference ended within run_s".into())));
+                let why = run.last_error.unwrap_or_else(|| "no inference ended within run_s".into());
+                return self.gave_up(info, &station, why).await;
             }
             watts.extend(station.device().and_then(|d| d.watts));
             means.push(mean(&run.total));
@@ -684,7 +833,7 @@ impl<D: Device> Run<'_, D> {
         let mut total: Vec<u64> = runs.iter().flat_map(|r| r.total.iter().copied()).collect();
         let mut compute: Vec<u64> = runs.iter().flat_map(|r| r.compute.iter().copied()).collect();
         let (Some(latency), Some(compute)) = (Summary::of(&mut total), Summary::of(&mut compute)) else {
-            return Ok(ended("no inference ended".into()));
+            return Ok(none("no inference ended".into()));
         };
         let spread = spread_percent(kept);
         let measured = Measured {
@@ -708,7 +857,39 @@ impl<D: Device> Run<'_, D> {
             before,
             after: conditions(self.device.conditions(), station.device()),
         };
-        Ok(RungResult::of(info, measured))
+        Ok(Attempt::Over(RungResult::of(info, measured)))
+    }
+
+    /// What a rung comes to whose host answers no more. A host that serves is put right by those who started it.
+    async fn gave_up(
+        &mut self,
+        info: &RungInfo,
+        station: &D::Station,
+        why: String,
+    ) -> Result<Attempt, Ended> {
+        Ok(match self.end_of(station, true).await? {
+            Some(end) if station.requests().is_none() => {
+                self.oom |= end.out_of_memory;
+                Attempt::HostEnded(end.reason)
+            }
+            end => {
+                let reason = end.map_or(why, |end| end.reason);
+                Attempt::Over(RungResult { busy: true, ..RungResult::none(info, reason) })
+            }
+        })
+    }
+
+    /// Why a host has ended, if it has. Of one that has `failed` the reason may come a little later than the failure.
+    async fn end_of(&self, station: &D::Station, failed: bool) -> Result<Option<NotStarted>, Ended> {
+        for _ in 0..if failed { 20 } else { 1 } {
+            if let Some(end) = station.ended() {
+                return Ok(Some(end));
+            }
+            if failed {
+                self.reins.unless_cancelled(self.device.pause(Duration::from_millis(50))).await?;
+            }
+        }
+        Ok(None)
     }
 
     /// So many inferences one after the other, fewer when the time is over or too many fail in a row.
@@ -744,6 +925,16 @@ impl<D: Device> Run<'_, D> {
         times.wall = self.device.now().saturating_sub(start);
         Ok(times)
     }
+}
+
+/// Why a station is not given so many at once.
+fn too_many(station: &impl Station, n: u32) -> Option<String> {
+    let most = station.about().most_in_flight;
+    let why = match station.requests() {
+        Some(_) => "more at once would take the places of requests, which its host serves".to_owned(),
+        None => format!("its ring has {most} slots"),
+    };
+    (n > most).then_some(why)
 }
 
 fn share(rung: &str, around: &Around, measured: &Measured) -> Found {

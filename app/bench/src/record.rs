@@ -12,8 +12,9 @@ use crate::units::{Number, Time};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// The form of records. In form 1 any difference decided; its records are read, and decided as they were.
-pub const SCHEMA: u32 = 2;
+/// The form of records. In form 1 any difference decided; its records are read, and decided as they were. Before form 3 no batch was
+/// measured, and a host that ended was not started again.
+pub const SCHEMA: u32 = 3;
 /// The largest record that is read.
 pub const MAX_BYTES: usize = 256 << 10;
 /// The most rungs of one record.
@@ -168,19 +169,22 @@ pub struct RungResult {
     /// host came up and ended while it was measured.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub busy: bool,
+    /// Why the first host it was measured in ended; everything here is of the second one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted: Option<String>,
 }
 
 impl RungResult {
     /// One that was measured.
     #[must_use]
     pub fn of(info: &RungInfo, measured: Measured) -> Self {
-        Self { info: info.clone(), measured: Some(measured), reason: None, busy: false }
+        Self { info: info.clone(), measured: Some(measured), reason: None, busy: false, restarted: None }
     }
 
     /// One that could not be measured, and why.
     #[must_use]
     pub fn none(info: &RungInfo, reason: String) -> Self {
-        Self { info: info.clone(), measured: None, reason: Some(reason), busy: false }
+        Self { info: info.clone(), measured: None, reason: Some(reason), busy: false, restarted: None }
     }
 }
 
@@ -241,7 +245,7 @@ impl Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stop {
-    /// How much faster than the best before (p50), in percent; absent for the first.
+    /// How much faster than the best before (p50), in percent; absent for the first, and where no rung of the step was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub improvement_percent: Option<Number>,
     /// It is less than 10 %.
@@ -268,6 +272,38 @@ pub struct LoadPoint {
     pub errors: u64,
 }
 
+/// Several requests handed to a rung's ring at once, again and again, each time when all of those before were answered: what a batch
+/// comes to where a request is one input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchPoint {
+    /// How many at once.
+    pub at_once: u32,
+    /// Answers per second, all together.
+    pub throughput_per_s: Number,
+    /// Of each request, from when all were handed over to its own answer; `None` when none was answered.
+    pub latency: Option<Summary>,
+    /// From when all were handed over to the last answer, where all were answered.
+    pub whole: Option<Summary>,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+/// What several at once come to on one rung.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchOf {
+    /// Which.
+    pub rung: String,
+    /// The same with one at a time, from the rung's own numbers.
+    pub one_by_one_per_s: Number,
+    /// In the order in which they were asked for.
+    pub points: Vec<BatchPoint>,
+    /// Why there are no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+}
+
 /// What a step found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
@@ -277,6 +313,12 @@ pub enum Found {
     Skipped { reason: String },
     /// These rungs were measured.
     Rungs { rungs: Vec<String>, stop: Stop },
+    /// Several requests at once, on every rung that was measured.
+    Batch {
+        /// Why no engine is given them as one batch.
+        because: String,
+        rungs: Vec<BatchOf>,
+    },
     /// What is spent around the computing of `rung`, with input and output as JSON arrays.
     Share {
         rung: String,
@@ -301,6 +343,9 @@ pub enum Found {
         latency: Option<Summary>,
         /// The last third's median against the first third's, in percent.
         drift_percent: Option<Number>,
+        /// Why it was over before its time: its host ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ended: Option<String>,
         before: Conditions,
         after: Conditions,
     },

@@ -11,6 +11,11 @@ pub const MAX_SOAK_S: u32 = 3600;
 /// The largest body that is read.
 pub const MAX_BODY: usize = 16 << 10;
 
+/// Requests that are handed over at once when nobody says how many.
+const DEFAULT_BATCHES: [u32; 2] = [2, 4];
+/// The most numbers of requests at once, or in flight.
+const MOST_POINTS: usize = 8;
+
 /// A request; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,6 +36,9 @@ pub struct Request {
     pub most_repeats: u32,
     /// Seconds after which a run ends with the inferences it has.
     pub run_s: u32,
+    /// Requests handed over at once, each number measured in turn; none: the step is left out. Absent from records before form 3 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batches: Option<Vec<u32>>,
     /// Requests in flight, each measured in turn; none: the step is left out.
     pub in_flight: Vec<u32>,
     /// Seconds of the stability run; 0: the step is left out.
@@ -54,6 +62,7 @@ impl Default for Request {
             repeats: 3,
             most_repeats: 8,
             run_s: 60,
+            batches: Some(DEFAULT_BATCHES.to_vec()),
             in_flight: vec![1, 2, 4],
             soak_s: 5,
             workers: 0,
@@ -107,7 +116,7 @@ impl Request {
     ///
     /// # Errors
     /// [`BadRequest`] for the first thing that is wrong.
-    pub fn checked(self) -> Result<Self, BadRequest> {
+    pub fn checked(mut self) -> Result<Self, BadRequest> {
         let range = |field, value: u32, min: u32, max: u32| {
             if (min..=max).contains(&value) {
                 return Ok(());
@@ -121,17 +130,16 @@ impl Request {
         range("run_s", self.run_s, 1, 600)?;
         range("soak_s", self.soak_s, 0, MAX_SOAK_S)?;
         range("workers", self.workers, 0, 16)?;
-        for n in &self.in_flight {
-            range("in_flight", *n, 1, 64)?;
+        let batches: &[u32] = self.batches.get_or_insert_with(|| DEFAULT_BATCHES.to_vec());
+        for (field, least, points) in [("batches", 2, batches), ("in_flight", 1, &self.in_flight)] {
+            points.iter().try_for_each(|n| range(field, *n, least, 64))?;
+            if points.len() > MOST_POINTS || (1..points.len()).any(|i| points[..i].contains(&points[i])) {
+                return Err(BadRequest::Many { field, max: MOST_POINTS });
+            }
         }
         let doubled = |list: &[String]| (1..list.len()).any(|i| list[..i].contains(&list[i]));
         if self.rungs.len() > MAX_RUNGS || doubled(&self.rungs) {
             return Err(BadRequest::Many { field: "rungs", max: MAX_RUNGS });
-        }
-        if self.in_flight.len() > 8
-            || (1..self.in_flight.len()).any(|i| self.in_flight[..i].contains(&self.in_flight[i]))
-        {
-            return Err(BadRequest::Many { field: "in_flight", max: 8 });
         }
         if self.constraints.len() > MAX_CONSTRAINTS {
             return Err(BadRequest::Many { field: "constraints", max: MAX_CONSTRAINTS });
@@ -186,6 +194,8 @@ mod tests {
             ("{\"soak_s\":3601}", "soak_s is 3601"),
             ("{\"in_flight\":[65]}", "in_flight is 65"),
             ("{\"in_flight\":[1,1]}", "in_flight: at most 8, each once"),
+            ("{\"batches\":[1]}", "batches is 1, allowed are 2 to 64"),
+            ("{\"batches\":[4,2,4]}", "batches: at most 8, each once"),
             ("{\"rungs\":[\"cpu\",\"cpu\"]}", "rungs: at most 16, each once"),
             ("{\"rungs\":[\"c/u\"]}", "rungs: a name has"),
             ("{\"model\":\"../x\"}", "model: a name has"),

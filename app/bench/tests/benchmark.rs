@@ -11,8 +11,8 @@ use inferd_bench::{
 };
 use inferd_watch::permit::Unlimited;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -33,8 +33,13 @@ struct Made {
     /// Its host serves: one request for each inference.
     serves: bool,
     fails_after: Option<usize>,
+    panics: bool,
     /// Every so many-th inference fails.
     fails_each: Option<usize>,
+    /// Its first host ends after so many inferences, its second one after the next number.
+    ends_after: &'static [usize],
+    /// They end because they are over their cap.
+    ends_over_cap: bool,
     /// Milliseconds that each inference takes longer than the one before.
     grows: u64,
     workers: usize,
@@ -50,6 +55,8 @@ struct Fake {
     /// Hosts that are up now, and the most there were.
     up: Arc<AtomicUsize>,
     most_up: AtomicUsize,
+    /// How often a host of a rung was started.
+    starts: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Fake {
@@ -61,6 +68,7 @@ impl Fake {
             shedding: AtomicBool::new(false),
             up: Arc::default(),
             most_up: AtomicUsize::new(0),
+            starts: Mutex::default(),
         })
     }
 }
@@ -72,6 +80,7 @@ fn made(ms: u64) -> Made {
 struct FakeHost {
     made: Made,
     count: AtomicUsize,
+    ends_after: Option<usize>,
     workers: Semaphore,
     up: Arc<AtomicUsize>,
 }
@@ -90,12 +99,16 @@ impl Station for FakeHost {
             workers: 2,
             cosine: Some(0.999),
             max_abs: Some(1e-5),
-            most_in_flight: self.made.serves.then_some(2),
+            most_in_flight: if self.made.serves { 2 } else { 32 },
         }
     }
     async fn infer(&self, _: usize) -> Result<Duration, String> {
         let n = self.count.fetch_add(1, SeqCst);
         let _worker = self.workers.acquire().await.unwrap();
+        assert!(!self.made.panics, "a defect");
+        if self.ends_after.is_some_and(|after| n >= after) {
+            return Err("its host is gone".into());
+        }
         if self.made.fails_after.is_some_and(|after| n >= after)
             || self.made.fails_each.is_some_and(|each| n.is_multiple_of(each))
         {
@@ -105,6 +118,15 @@ impl Station for FakeHost {
         let time = Duration::from_millis(self.made.ms + more + self.made.grows * n as u64);
         tokio::time::sleep(time).await;
         Ok(time)
+    }
+    fn ended(&self) -> Option<NotStarted> {
+        let over = self.ends_after.is_some_and(|after| self.count.load(SeqCst) > after);
+        let (reason, out_of_memory) = if self.made.ends_over_cap {
+            ("it was over its cap", true)
+        } else {
+            ("signal 9 killed it", false)
+        };
+        over.then(|| NotStarted { reason: reason.into(), out_of_memory, busy: false })
     }
     fn cpu(&self) -> Option<Duration> {
         Some(Duration::from_millis(self.count.load(SeqCst) as u64 * self.made.ms / 2))
@@ -158,7 +180,13 @@ impl Device for Fake {
         let up = self.up.fetch_add(1, SeqCst) + 1;
         self.most_up.fetch_max(up, SeqCst);
         let workers = Semaphore::new(made.workers);
-        Ok(FakeHost { made, count: AtomicUsize::new(0), workers, up: self.up.clone() })
+        let ends_after = {
+            let mut starts = self.starts.lock().unwrap();
+            let nth = starts.entry(rung.into()).or_default();
+            *nth += 1;
+            made.ends_after.get(*nth - 1).copied()
+        };
+        Ok(FakeHost { made, count: AtomicUsize::new(0), ends_after, workers, up: self.up.clone() })
     }
     async fn around(&self, _: &Subject) -> Result<Around, String> {
         let ms = Duration::from_millis;
@@ -229,8 +257,10 @@ async fn nine_steps_each_with_numbers_or_a_reason() {
     assert_eq!(rungs(Step::GraphOptimisation), ["ort"]);
     assert_eq!(rungs(Step::Precision), ["ort-int8", "cpu-int8"]);
     assert_eq!(rungs(Step::Accelerator), ["hailo"]);
-    let Found::Skipped { reason } = found(&record, Step::Batch) else { panic!() };
-    assert!(reason.contains("x FP32 [1, 4]"));
+    let Found::Batch { because, rungs } = found(&record, Step::Batch) else { panic!() };
+    assert!(because.contains("x FP32 [1, 4]"), "why it is none inside of an engine: {because}");
+    let names: Vec<_> = rungs.iter().map(|r| r.rung.as_str()).collect();
+    assert_eq!(names, ["hailo", "ort-int8", "ort", "cpu"], "every one that was measured");
     let Found::Share { around_percent, compute_ms, .. } = found(&record, Step::PreAndPostProcessing) else {
         panic!()
     };
@@ -264,6 +294,130 @@ async fn nine_steps_each_with_numbers_or_a_reason() {
     assert_eq!(device.most_up.load(SeqCst), 1, "one host at a time");
     assert_eq!(device.up.load(SeqCst), 0, "and none is left");
     assert_eq!(record.replay(), record.decision);
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_at_once_are_measured_on_every_rung_with_the_latency_of_each() {
+    let alone = Made { workers: 1, ..made(10) };
+    let serves = Made { serves: true, ..made(4) };
+    let breaks = Made { ends_after: &[usize::MAX, 10], ..made(20) };
+    let device = Fake::new(vec![("hailo", serves), ("ort", breaks), ("cpu", alone), ("cpu-int8", made(10))]);
+    let mut wanted = Request {
+        batches: Some(vec![2, 4]),
+        in_flight: vec![],
+        soak_s: 0,
+        ..request(&["hailo", "ort", "cpu", "cpu-int8"], &[])
+    };
+    let record = benchmark(&device, &wanted).await;
+    let Found::Batch { rungs, .. } = found(&record, Step::Batch) else { panic!() };
+    let [hailo, ort, cpu, int8] = &rungs[..] else { panic!("{rungs:?}") };
+    let ms = |p: &inferd_bench::BatchPoint| {
+        let (each, whole) = (p.latency.as_ref().unwrap(), p.whole.as_ref().unwrap());
+        (p.at_once, each.min.ms(), each.p50.ms(), whole.p50.ms(), p.throughput_per_s.value())
+    };
+    // One worker computes one after the other: nobody gains, and who comes last waits for all.
+    assert_eq!(cpu.one_by_one_per_s.value(), 100.0);
+    assert_eq!(ms(&cpu.points[0]), (2, 10.0, 10.0, 20.0, 100.0));
+    assert_eq!(ms(&cpu.points[1]), (4, 10.0, 20.0, 40.0, 100.0));
+    // Two workers.
+    assert_eq!(ms(&int8.points[0]), (2, 10.0, 10.0, 10.0, 200.0));
+    assert_eq!(ms(&int8.points[1]), (4, 10.0, 10.0, 20.0, 200.0));
+    assert_eq!((int8.points[1].latency.as_ref().unwrap().samples, int8.points[1].errors), (40, 0));
+    assert!(hailo.points.len() == 1 && hailo.stopped.as_ref().unwrap().contains("requests"), "{hailo:?}");
+    assert!(ort.points[0].errors > 0 && ort.points.len() == 1);
+    assert_eq!(ort.stopped.as_deref(), Some("its host ended: signal 9 killed it"));
+    assert_eq!(device.up.load(SeqCst), 0);
+    wanted.batches = Some(vec![]);
+    let Found::Skipped { reason } = found(&benchmark(&device, &wanted).await, Step::Batch).clone() else {
+        panic!()
+    };
+    assert_eq!(reason, "it was not asked for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_ends_while_it_is_measured_is_started_again_once() {
+    let once = Made { ends_after: &[60], ..made(5) };
+    let twice = Made { ends_after: &[1, 50], ends_over_cap: true, ..made(4) };
+    let device =
+        Fake::new(vec![("ort", once), ("ort-int8", Made { precision: "int8", ..twice }), ("cpu", made(10))]);
+    let mut wanted = request(&["ort", "ort-int8", "cpu"], &[]);
+    (wanted.batches, wanted.in_flight, wanted.soak_s) = (Some(vec![]), vec![], 0);
+    let record = benchmark(&device, &wanted).await;
+    let ort = record.rung("ort").unwrap();
+    assert_eq!(ort.restarted.as_deref(), Some("signal 9 killed it"));
+    let m = ort.measured.as_ref().unwrap();
+    assert_eq!((m.latency.samples, m.errors), (120, 0), "all of them from the second host");
+    let int8 = record.rung("ort-int8").unwrap();
+    assert_eq!(
+        int8.reason.as_deref(),
+        Some("its host ended twice while it was measured: it was over its cap; it was over its cap")
+    );
+    assert!(int8.busy && int8.measured.is_none());
+    let Found::Rungs { stop, .. } = found(&record, Step::Precision) else { panic!() };
+    assert!(!stop.within_memory);
+    assert_eq!(
+        *device.starts.lock().unwrap(),
+        BTreeMap::from([("cpu".into(), 1), ("ort".into(), 2), ("ort-int8".into(), 2)])
+    );
+    assert_eq!((record.decision.rung.as_deref(), device.up.load(SeqCst)), (Some("ort"), 0));
+    let words = inferd_bench::report::reasons(&record).join("\n");
+    assert!(
+        words.contains("ort: measured in a second host, because the first one ended: signal 9 killed it")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_ends_without_a_pause_is_told_and_its_step_is_over() {
+    // The first host measures, the second has several in flight, the third is without a pause.
+    let device = Fake::new(vec![("cpu", Made { ends_after: &[usize::MAX, 20, 30], ..made(10) })]);
+    let wanted = Request { batches: Some(vec![]), soak_s: 60, ..request(&["cpu"], &[]) };
+    let record = benchmark(&device, &wanted).await;
+    let Found::Load { stopped, .. } = found(&record, Step::Concurrency) else { panic!() };
+    assert_eq!(stopped.as_deref(), Some("its host ended: signal 9 killed it"));
+    let Found::Soak { requests, errors, ended, .. } = found(&record, Step::Stability) else { panic!() };
+    assert_eq!((*requests, *errors), (30, 1), "not one each 10 ms for a minute");
+    assert_eq!(ended.as_deref(), Some("its host ended: signal 9 killed it"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_says_only_what_was_measured() {
+    let absent = || Made { fails_to_start: Some(("its library is not here", false)), ..made(1) };
+    let device = Fake::new(vec![
+        ("ort", absent()),
+        ("ort-int8", Made { precision: "int8", ..made(20) }),
+        ("hailo", made(5)),
+        ("cpu", made(10)),
+    ]);
+    let mut wanted = request(&["ort", "ort-int8", "hailo", "cpu"], &["p95_ms<100"]);
+    wanted.stop = true;
+    let record = benchmark(&device, &wanted).await;
+    let words = |step| {
+        let step = record.steps.iter().find(|s| s.step == step).unwrap();
+        inferd_bench::report::step_words(&record, step)
+    };
+    assert_eq!(words(Step::Baseline), "cpu");
+    assert_eq!(words(Step::GraphOptimisation), "ort (not measured)");
+    let Found::Rungs { stop, .. } = found(&record, Step::GraphOptimisation) else { panic!() };
+    assert!(
+        !stop.holds && stop.improvement_percent.is_none(),
+        "what was not measured is not as fast as before"
+    );
+    assert_eq!(words(Step::Precision), "ort-int8; not faster than the best before; the stop rules hold");
+    assert!(words(Step::Accelerator).contains("the stop rules held after step 3"));
+    wanted.stop = false;
+    let record = benchmark(&device, &wanted).await;
+    let step = &record.steps[3];
+    assert_eq!(inferd_bench::report::step_words(&record, step), "hailo; 50.0 % faster than the best before");
+    // As records of older programs say it.
+    let mut old = record.clone();
+    let Found::Rungs { stop, .. } = &mut old.steps[1].found else { panic!() };
+    stop.improvement_percent = Number::new(0.0);
+    assert_eq!(inferd_bench::report::step_words(&old, &old.steps[1]), "ort (not measured)");
+    let nothing = benchmark(&Fake::new(vec![("ort", absent())]), &request(&["ort"], &[])).await;
+    for view in [inferd_bench::report::View::Simple, inferd_bench::report::View::Technical] {
+        let page = inferd_bench::report::render(&nothing, inferd_bench::report::Format::Markdown, view);
+        assert!(page.contains("its library is not here") && !page.contains("faster"), "{page}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -687,6 +841,19 @@ async fn nothing_begins_while_optional_work_is_shed_and_what_runs_pauses() {
     assert!(!jobs.get(job).unwrap().kept.status.is_over(), "it waits");
     device.shedding.store(false, SeqCst);
     assert_eq!(over(&jobs, job).await, JobState::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_defect_in_a_benchmark_is_a_failed_job_and_the_next_one_runs() {
+    let device = Fake::new(vec![("cpu", Made { panics: true, ..made(10) }), ("ort", made(10))]);
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = start(&device, &dir).await;
+    let job = jobs.submit(request(&["cpu"], &[])).await.unwrap();
+    let JobState::Failed { reason } = over(&jobs, job).await else { panic!() };
+    assert!(reason.starts_with("a defect ended it"), "{reason}");
+    assert_eq!((jobs.heavy(), device.up.load(SeqCst)), (0, 0));
+    let next = jobs.submit(request(&["ort"], &[])).await.unwrap();
+    assert_eq!(over(&jobs, next).await, JobState::Completed);
 }
 
 #[tokio::test(start_paused = true)]

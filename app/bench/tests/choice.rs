@@ -53,7 +53,7 @@ fn rung(name: &str, measured: Option<Measured>) -> RungResult {
     let engine = name.split('-').next().unwrap().to_owned();
     let reason = measured.is_none().then(|| "its library is not here".to_owned());
     let info = RungInfo { rung: name.into(), engine, precision: "fp32".into(), sha256: "ab".into() };
-    RungResult { info, measured, reason, busy: false }
+    RungResult { info, measured, reason, busy: false, restarted: None }
 }
 
 fn constraints(texts: &[&str]) -> Vec<Constraint> {

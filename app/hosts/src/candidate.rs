@@ -132,6 +132,12 @@ impl Candidate {
         self.host.has_ended().map(|e| e.reason)
     }
 
+    /// Whether its host has ended because it was over its memory cap.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(PrepareError::of_end(&self.host), Some(PrepareError::Memory { .. }))
+    }
+
     /// The most memory its host has used so far; after [`Hosts::prepare`](crate::Hosts::prepare) that is with every worker
     /// having run the golden vectors. `None` when the host has just ended.
     #[must_use]

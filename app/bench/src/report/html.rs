@@ -88,7 +88,7 @@ fn technical(record: &Record, out: &mut String) {
     *out += &list(&reasons(record), false);
     *out += "<h2>The nine steps</h2>\n";
     let steps: Vec<String> =
-        record.steps.iter().map(|s| format!("{}: {}", s.step.words(), step_words(s))).collect();
+        record.steps.iter().map(|s| format!("{}: {}", s.step.words(), step_words(record, s))).collect();
     *out += &list(&steps, true);
     *out += &load_plot(record);
     *out += "<h2>Against the baseline</h2>\n";

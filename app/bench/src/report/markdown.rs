@@ -61,7 +61,13 @@ pub(super) fn page(record: &Record, view: View) -> String {
     });
     out += "\n## The nine steps\n\n";
     for step in &record.steps {
-        let _ = writeln!(out, "{}. {}: {}", step.step.number(), step.step.words(), plain(&step_words(step)));
+        let _ = writeln!(
+            out,
+            "{}. {}: {}",
+            step.step.number(),
+            step.step.words(),
+            plain(&step_words(record, step))
+        );
     }
     out += "\n## Against the baseline\n\n";
     for r in &record.regressions {

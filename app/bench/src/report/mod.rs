@@ -6,7 +6,7 @@
 mod html;
 mod markdown;
 
-use crate::record::{Conditions, Found, Measured, Record, RungResult, StepResult};
+use crate::record::{BatchOf, BatchPoint, Conditions, Found, Measured, Record, RungResult, StepResult, Stop};
 use crate::select::Outcome;
 use std::fmt::Write as _;
 
@@ -236,26 +236,60 @@ pub fn text_table(record: &Record) -> String {
     out
 }
 
-/// Why rungs are not first, one line each.
+/// Why rungs are not first, and what hosts ended meanwhile, one line each.
 #[must_use]
 pub fn reasons(record: &Record) -> Vec<String> {
     let of = |v: &crate::select::Verdict| {
         (!v.reasons.is_empty()).then(|| format!("{}: {}", v.rung, v.reasons.join("; ")))
     };
-    record.decision.verdicts.iter().filter_map(of).collect()
+    let ended = |r: &RungResult| {
+        let why = r.restarted.as_ref()?;
+        Some(format!("{}: measured in a second host, because the first one ended: {why}", r.info.rung))
+    };
+    record.decision.verdicts.iter().filter_map(of).chain(record.rungs.iter().filter_map(ended)).collect()
+}
+
+/// What a step's rungs came to, and how much faster the best of them is. Only of numbers that the record has.
+fn rungs_words(record: &Record, rungs: &[String], stop: &Stop) -> String {
+    let found = |name: &String| record.rung(name);
+    let one = |name: &String| match found(name) {
+        Some(r) if r.measured.is_none() => format!("{name} (not measured)"),
+        Some(r) if r.restarted.is_some() => format!("{name} (in a second host)"),
+        _ => name.clone(),
+    };
+    let better = match stop.improvement_percent {
+        _ if rungs.iter().all(|name| found(name).is_some_and(|r| r.measured.is_none())) => String::new(),
+        None => String::new(),
+        // A step that changed nothing, or less than would be written.
+        Some(p) if p.value() < 0.000_5 => "; not faster than the best before".to_owned(),
+        Some(p) => format!("; {} % faster than the best before", figures(p.value())),
+    };
+    let end = if stop.holds { "; the stop rules hold" } else { "" };
+    format!("{}{better}{end}", rungs.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// What several at once came to on one rung.
+fn batch_words(of: &BatchOf) -> String {
+    let one = |p: &BatchPoint| {
+        let p95 = p.latency.as_ref().map_or_else(|| "-".into(), |l| ms(l.p95.ms()));
+        let errors = if p.errors > 0 { format!(", {} failed", p.errors) } else { String::new() };
+        format!("{} at once {}/s (each p95 {p95} ms{errors})", p.at_once, figures(p.throughput_per_s.value()))
+    };
+    let mut words = vec![format!("one by one {}/s", figures(of.one_by_one_per_s.value()))];
+    words.extend(of.points.iter().map(one));
+    words.extend(of.stopped.clone());
+    format!("{} {}", of.rung, words.join(", "))
 }
 
 /// The step in one line.
 #[must_use]
-pub fn step_words(step: &StepResult) -> String {
+pub fn step_words(record: &Record, step: &StepResult) -> String {
     match &step.found {
         Found::Skipped { reason } => format!("skipped: {reason}"),
-        Found::Rungs { rungs, stop } => {
-            let better = stop.improvement_percent.map_or_else(String::new, |p| {
-                format!("; {} % faster than the best before", figures(p.value()))
-            });
-            let end = if stop.holds { "; the stop rules hold" } else { "" };
-            format!("{}{better}{end}", rungs.join(", "))
+        Found::Rungs { rungs, stop } => rungs_words(record, rungs, stop),
+        Found::Batch { because, rungs } => {
+            let rungs = rungs.iter().map(batch_words).collect::<Vec<_>>().join("; ");
+            format!("requests handed over at once, as {because}: {rungs}")
         }
         Found::Share { rung, parse_ms, normalise_ms, serialise_ms, compute_ms, around_percent, .. } => {
             format!(
@@ -282,13 +316,14 @@ pub fn step_words(step: &StepResult) -> String {
             let end = stopped.as_ref().map_or_else(String::new, |s| format!("; {s}"));
             format!("{rung}: {points}{end}")
         }
-        Found::Soak { rung, seconds, requests, errors, latency, drift_percent, .. } => {
+        Found::Soak { rung, seconds, requests, errors, latency, drift_percent, ended, .. } => {
             let p99 = latency.as_ref().map_or_else(|| "-".into(), |l| ms(l.p99.ms()));
             let drift =
                 drift_percent.map_or_else(String::new, |d| format!(", median drift {:.1} %", d.value()));
             format!(
-                "{rung}: {} s without a pause, {requests} inferences, {errors} errors, p99 {p99} ms{drift}",
-                figures(seconds.value())
+                "{rung}: {} s without a pause, {requests} inferences, {errors} errors, p99 {p99} ms{drift}{}",
+                figures(seconds.value()),
+                ended.as_ref().map_or_else(String::new, |why| format!("; {why}"))
             )
         }
     }
@@ -351,7 +386,7 @@ fn advice(record: &Record) -> Vec<String> {
         (None, Some(near)) => vec![format!(
             "Loosen the constraints that {near} breaks, or bring a smaller or quantised network."
         )],
-        (None, None) => vec!["See the reasons below: no engine here runs this model.".into()],
+        (None, None) => reasons(record),
     }
 }
 
