@@ -136,6 +136,28 @@ impl Link {
         }
     }
 
+    /// The scores of one window's logits, in the precision that networks are trained in.
+    pub(crate) fn scores(self, logits: &Array1<f32>) -> Array1<f32> {
+        match self {
+            Self::Sigmoid => logits.mapv(|v| 1.0 / (1.0 + libm::expf(-v))),
+            Self::Softmax => {
+                let all = log_sum_exp(logits);
+                logits.mapv(|v| libm::expf(v - all))
+            }
+        }
+    }
+
+    /// Cross-entropy of one window's logits against its target, in a form that never takes the logarithm of 0.
+    pub(crate) fn loss(self, logits: &Array1<f32>, target: &Array1<f32>) -> f32 {
+        match self {
+            Self::Sigmoid => {
+                let each = |l: f32, y: f32| l.max(0.0) - l * y + libm::log1pf(libm::expf(-l.abs()));
+                logits.iter().zip(target).map(|(&l, &y)| each(l, y)).sum()
+            }
+            Self::Softmax => target.sum() * log_sum_exp(logits) - logits.dot(target),
+        }
+    }
+
     /// A bound on how fast the loss's slope changes with a logit (Boehning 1992).
     const fn curvature(self) -> f64 {
         match self {
@@ -143,6 +165,12 @@ impl Link {
             Self::Softmax => 0.5,
         }
     }
+}
+
+/// The logarithm of the sum of exponentials, which does not overflow.
+fn log_sum_exp(logits: &Array1<f32>) -> f32 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    top + libm::logf(logits.iter().map(|v| libm::expf(v - top)).sum())
 }
 
 fn check(x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>, o: &FitOptions) -> Result<(), HeadError> {

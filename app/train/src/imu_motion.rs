@@ -1,16 +1,20 @@
 //! The appliance's default model, `imu-motion`: what it is called, what goes in and out, and its directory.
 
-use crate::motion::{CHANNEL_NAMES, CHANNEL_UNITS, CHANNELS, Conditions, Motion, RATE_HZ, STEPS, Sample};
+use crate::directory::{self, GOLDEN_FILE, ONNX_FILE, WriteError, bytes, digest, round, size};
+use crate::head::Link;
+use crate::motion::{
+    CHANNEL_NAMES, CHANNEL_UNITS, CHANNELS, Conditions, Motion, MotionStream, RATE_HZ, STEPS, Sample,
+};
 use crate::net::{Answer, Tcn};
 use crate::onnx::{Border, to_onnx};
-use crate::training::{MOTIONS, Quality, normalized};
+use crate::training::{self, Confusion, Example, Round, Schedule, normalized, ratio};
 use inferd_model::{
-    Accuracy, Budget, Channels, DType, EngineKind, FileRef, GoldenCase, GoldenError, GoldenRef, GoldenWriter,
-    ImuTask, Limit, MANIFEST_FILE, Manifest, ManifestError, ModelName, Motif, NameError, Normalization,
-    Provenance, SCHEMA, Task, TensorSpec,
+    Accuracy, Budget, Channels, DType, EngineKind, FileRef, GoldenCase, GoldenRef, GoldenWriter, ImuTask,
+    Limit, Manifest, ModelName, Motif, Normalization, Provenance, SCHEMA, Task, TensorSpec,
 };
-use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use inferd_sources::random::Random;
+use ndarray::Array1;
+use std::path::Path;
 
 /// Length of the latent vector.
 pub const LATENT: usize = 64;
@@ -22,28 +26,16 @@ pub const EVALUATION_SEED: u64 = 20_000;
 /// Windows per motion in the manifest's accuracy.
 pub const EVALUATION_WINDOWS: u64 = 500;
 
+/// Number of motions.
+pub const MOTIONS: usize = Motion::ALL.len();
+/// What the default model is trained with.
+pub const SCHEDULE: Schedule =
+    Schedule { epochs: 24, windows_per_epoch: 3900, batch: 32, rate: 2.5e-3, decay: 1e-2, tame: 1e-3 };
+
 const INPUT: &str = "imu_window";
 const LATENT_OUTPUT: &str = "latent_embeddings";
 const SCORES_OUTPUT: &str = "motif_scores";
-const ONNX_FILE: &str = "model.onnx";
-const GOLDEN_FILE: &str = "golden.safetensors";
 const SEED_OF_GOLDEN: u64 = 30_000;
-
-/// Why a model directory could not be made.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum WriteError {
-    #[error("{path}: {error}")]
-    Io { path: PathBuf, error: std::io::Error },
-    #[error(transparent)]
-    Golden(#[from] GoldenError),
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error(transparent)]
-    Name(#[from] NameError),
-    #[error("the motion {0} is not recognised in any of 64 windows: train longer before writing a model")]
-    Untrained(Motion),
-}
 
 /// The z-score the network is trained behind: the constants every client and compiler of this service has always used.
 #[must_use]
@@ -58,6 +50,109 @@ pub fn normalization() -> Normalization {
 #[must_use]
 pub fn answer(net: &Tcn, window: &[Sample]) -> Answer {
     net.forward(normalized(window, &normalization()).view())
+}
+
+/// Trains a network from scratch on windows made from `seed`; `after` is told about each round.
+///
+/// A thirteenth of the windows are none of the motions; their target is zero for every score.
+#[must_use]
+pub fn train(
+    widths: &[usize],
+    latent: usize,
+    schedule: &Schedule,
+    seed: u64,
+    after: impl FnMut(&Round, &Tcn),
+) -> Tcn {
+    let mut net = Tcn::new(widths, latent, MOTIONS, Link::Sigmoid, seed);
+    let normalization = normalization();
+    // Kinds are dealt from a shuffled deck: every batch is nearly balanced.
+    let mut deck: Vec<Option<Motion>> = Vec::new();
+    let next = |random: &mut Random| {
+        if deck.is_empty() {
+            deck = Motion::ALL.into_iter().map(Some).chain([None]).collect();
+            random.shuffle(&mut deck);
+        }
+        let (kind, seed) = (deck.pop().flatten(), random.bits());
+        let window = normalized(&example(kind, seed, Conditions::Usual), &normalization);
+        Example { window, target: target(kind) }
+    };
+    training::train(&mut net, schedule, seed, next, after);
+    let mut random = Random::new(seed, 5000);
+    let kinds = (0..100).flat_map(|_| Motion::ALL);
+    training::standardize(
+        &mut net,
+        kinds.map(|kind| normalized(&example(Some(kind), random.bits(), Conditions::Usual), &normalization)),
+    );
+    net
+}
+
+/// 1 for the motif that it is, else 0; all 0 when it is none.
+fn target(kind: Option<Motion>) -> Array1<f32> {
+    let mut t = Array1::zeros(MOTIONS);
+    if let Some(m) = kind {
+        t[m.index()] = 1.0;
+    }
+    t
+}
+
+/// The first second of a motion, or of something that is none.
+fn example(kind: Option<Motion>, seed: u64, conditions: Conditions) -> Vec<Sample> {
+    match kind {
+        Some(m) => MotionStream::new(m, seed, conditions),
+        None => MotionStream::background(seed, conditions),
+    }
+    .take(STEPS)
+    .collect()
+}
+
+/// How well scores name the motion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quality {
+    /// Windows of motions.
+    pub motions: Confusion<MOTIONS>,
+    /// Windows of no motion that were shown.
+    pub background: u64,
+    /// Of those, how many had no score of 0.5 or more.
+    pub rejected: u64,
+}
+
+impl Quality {
+    /// Shows `per_motion` new windows of every motion, and as many of none, to `scores` (raw units in, scores out).
+    pub fn measure<E>(
+        per_motion: u64,
+        seed: u64,
+        conditions: Conditions,
+        mut scores: impl FnMut(&[Sample]) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let mut random = Random::new(seed, 4000);
+        let mut q = Self { motions: Confusion::default(), background: per_motion, rejected: 0 };
+        for _ in 0..per_motion {
+            for m in Motion::ALL {
+                q.motions.count(m.index(), &scores(&example(Some(m), random.bits(), conditions))?);
+            }
+            let s = scores(&example(None, random.bits(), conditions))?;
+            q.rejected += u64::from(s.iter().all(|&s| s < 0.5));
+        }
+        Ok(q)
+    }
+
+    /// The share of windows of motions whose highest score is the right one.
+    #[must_use]
+    pub fn top1(&self) -> f64 {
+        self.motions.top1()
+    }
+
+    /// The share of windows of no motion that no score claims.
+    #[must_use]
+    pub fn rejection(&self) -> f64 {
+        ratio(self.rejected, self.background)
+    }
+
+    /// The confusion matrix as a Markdown table.
+    #[must_use]
+    pub fn table(&self) -> String {
+        self.motions.table(Motion::ALL.map(Motion::name))
+    }
 }
 
 /// Measures `net` on windows it has never seen.
@@ -128,12 +223,7 @@ pub fn write(
         outputs,
     }
     .validated()?;
-    std::fs::create_dir_all(dir).map_err(|error| WriteError::Io { path: dir.to_owned(), error })?;
-    let files = [(ONNX_FILE, onnx), (GOLDEN_FILE, golden), (MANIFEST_FILE, manifest.to_toml().into_bytes())];
-    for (name, bytes) in files {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).map_err(|error| WriteError::Io { path, error })?;
-    }
+    directory::write(dir, &manifest, &onnx, &golden)?;
     Ok(manifest)
 }
 
@@ -167,16 +257,11 @@ fn outputs() -> Vec<TensorSpec> {
     ]
 }
 
-fn size(n: usize) -> u32 {
-    u32::try_from(n).expect("sizes of a small network")
-}
-
 /// Five motions that use every layer's range, from rest to shaking, and a silent sensor.
 fn golden(net: &Tcn) -> Result<GoldenWriter, WriteError> {
     let mut writer = GoldenWriter::default();
     let mut push = |window: &[Sample]| {
         let a = answer(net, window);
-        let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let outputs = vec![bytes(&a.latent.to_vec()), bytes(&a.scores.to_vec())];
         writer.push(GoldenCase { inputs: vec![bytes(window.as_flattened())], outputs });
     };
@@ -185,7 +270,7 @@ fn golden(net: &Tcn) -> Result<GoldenWriter, WriteError> {
         let mut windows = (SEED_OF_GOLDEN..SEED_OF_GOLDEN + 64)
             .map(|seed| crate::motion::window(motion, seed, Conditions::Usual));
         let sure = |w: &Vec<Sample>| answer(net, w).scores[motion.index()] > 0.9;
-        push(&windows.find(sure).ok_or(WriteError::Untrained(motion))?);
+        push(&windows.find(sure).ok_or(WriteError::Untrained(motion.name()))?);
     }
     // What the self-test sends: a sensor that gives nothing.
     push(&[[0.0; CHANNELS]; STEPS]);
@@ -204,7 +289,7 @@ fn accuracy(usual: &Quality, hard: &Quality) -> Vec<Accuracy> {
                 dataset: dataset("windows of the 12 motions"),
                 metric: "top-1".to_owned(),
                 value: round(q.top1()),
-                samples: q.windows(),
+                samples: q.motions.windows(),
             },
             Accuracy {
                 dataset: dataset("windows of none of the motions"),
@@ -219,11 +304,46 @@ fn accuracy(usual: &Quality, hard: &Quality) -> Vec<Accuracy> {
     [of(usual, "usual conditions"), of(hard, hard_name)].concat()
 }
 
-/// Four digits: more would claim a precision that the sample size does not have.
-fn round(x: f64) -> f64 {
-    (x * 1e4).round() / 1e4
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    fn quick(seed: u64, epochs: usize) -> (Tcn, Vec<f32>) {
+        let schedule = Schedule { epochs, windows_per_epoch: 104, batch: 13, ..SCHEDULE };
+        let mut losses = Vec::new();
+        let net = train(&[CHANNELS, 12, 16], 16, &schedule, seed, |r, _| losses.push(r.loss));
+        (net, losses)
+    }
+
+    #[test]
+    fn a_few_rounds_lower_the_loss_on_windows_never_shown_before() {
+        let (_, losses) = quick(1, 4);
+        assert!(losses[3] < 0.8 * losses[0], "{losses:?}");
+    }
+
+    #[test]
+    fn the_same_seed_trains_the_same_network() {
+        let first = quick(2, 1).0;
+        assert_eq!(first, quick(2, 1).0);
+        assert_ne!(first, quick(3, 1).0);
+    }
+
+    #[test]
+    fn quality_counts_what_is_named_and_what_is_rejected() {
+        let always_come = |_: &[Sample]| {
+            let mut s = vec![0.1; MOTIONS];
+            s[Motion::Come.index()] = 0.9;
+            Ok::<_, std::convert::Infallible>(s)
+        };
+        let Ok(q) = Quality::measure(5, 1, Conditions::Usual, always_come);
+        assert_eq!(
+            (q.motions.windows(), q.motions.counts[Motion::Sit.index()][Motion::Come.index()]),
+            (60, 5)
+        );
+        assert!((q.top1() - 1.0 / 12.0).abs() < 1e-12 && q.rejection() == 0.0);
+        let silent = |_: &[Sample]| Ok::<_, std::convert::Infallible>(vec![0.2; MOTIONS]);
+        let Ok(q) = Quality::measure(5, 1, Conditions::Usual, silent);
+        assert!((q.rejection() - 1.0).abs() < 1e-12);
+        assert!(q.table().contains("| **sit** | 100.0 |"));
+    }
 }

@@ -15,9 +15,13 @@
 
 #![forbid(unsafe_code)]
 
+mod directory;
+pub mod emg_gestures;
 pub mod head;
 pub mod imu_motion;
 pub mod motion;
 pub mod net;
 pub mod onnx;
 pub mod training;
+
+pub use directory::WriteError;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use inferd_train::imu_motion;
 use inferd_train::motion::{self, Conditions, Motion};
-use inferd_train::training::{Schedule, train};
+use inferd_train::training::Schedule;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,7 +24,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Rounds of training; fewer for a quick look.
-        #[arg(long, default_value_t = Schedule::FULL.epochs)]
+        #[arg(long, default_value_t = imu_motion::SCHEDULE.epochs)]
         epochs: usize,
         /// The model directory.
         #[arg(short, long, value_name = "DIR")]
@@ -74,19 +74,12 @@ type Done = Result<(), Box<dyn std::error::Error>>;
 fn train_imu_motion(seed: u64, epochs: usize, output: &std::path::Path, confusion: bool) -> Done {
     // A directory that cannot be written is known before minutes of training, not after.
     std::fs::create_dir_all(output).map_err(|e| format!("{}: {e}", output.display()))?;
-    let schedule = Schedule { epochs, ..Schedule::FULL };
+    let schedule = Schedule { epochs, ..imu_motion::SCHEDULE };
     let start = Instant::now();
-    let net = train(
-        &imu_motion::WIDTHS,
-        imu_motion::LATENT,
-        &schedule,
-        &imu_motion::normalization(),
-        seed,
-        |r, _| {
-            let elapsed = start.elapsed().as_secs_f32();
-            eprintln!("epoch {:2} of {epochs}: loss {:.4} ({elapsed:.0} s)", r.epoch, r.loss);
-        },
-    );
+    let net = imu_motion::train(&imu_motion::WIDTHS, imu_motion::LATENT, &schedule, seed, |r, _| {
+        let elapsed = start.elapsed().as_secs_f32();
+        eprintln!("epoch {:2} of {epochs}: loss {:.4} ({elapsed:.0} s)", r.epoch, r.loss);
+    });
     eprintln!("measuring on unseen windows");
     let usual = imu_motion::quality(&net, Conditions::Usual);
     let hard = imu_motion::quality(&net, Conditions::Hard);

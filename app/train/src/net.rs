@@ -1,10 +1,12 @@
-//! The network: a temporal convolutional network (Bai et al. 2018) with a linear latent and a linear motif head.
+//! The network: a temporal convolutional network (Bai et al. 2018) with a linear latent and a linear head of motifs or
+//! gestures.
 //!
 //! Layers are plain structs of weights with a `forward` and a hand-written `backward`; a gradient is a network of the
 //! same shape that holds derivatives instead of weights. Tests compare every derivative with finite differences.
 //! One sample is a matrix `[time, channels]`. Everything runs on one thread in a fixed order: the same seed on the same
 //! machine gives the same bits.
 
+use crate::head::Link;
 use inferd_sources::random::Random;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Slice};
@@ -158,15 +160,17 @@ impl Block {
     }
 }
 
-/// The whole network: blocks, mean over time, latent, motif head.
+/// The whole network: blocks, mean over time, latent, head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tcn {
     /// In order.
     pub blocks: Vec<Block>,
     /// From the mean over time to the latent vector.
     pub latent: Linear,
-    /// From the latent vector to one logit per motif.
-    pub motif: Linear,
+    /// From the latent vector to one logit per motif or gesture.
+    pub head: Linear,
+    /// How logits become scores.
+    pub link: Link,
 }
 
 /// What the network says about one window.
@@ -174,19 +178,23 @@ pub struct Tcn {
 pub struct Answer {
     /// The latent vector.
     pub latent: Array1<f32>,
-    /// One score per motif, each in [0, 1].
+    /// One number per motif or gesture, before the link.
+    pub logits: Array1<f32>,
+    /// One score per motif or gesture, each in [0, 1].
     pub scores: Array1<f32>,
 }
 
 impl Tcn {
-    /// A network with random weights: `widths[0]` channels in, one block per further width with dilations 1, 2, 4, ...
+    /// A network with random weights: `widths[0]` channels in, one block per further width with dilations 1, 2, 4, ...,
+    /// `labels` scores out.
     #[must_use]
-    pub fn new(widths: &[usize], latent: usize, motifs: usize, seed: u64) -> Self {
+    pub fn new(widths: &[usize], latent: usize, labels: usize, link: Link, seed: u64) -> Self {
         let mut r = Random::new(seed, 2000);
         let blocks =
             widths.windows(2).enumerate().map(|(i, w)| Block::new(w[0], w[1], 1 << i, &mut r)).collect();
         let last = widths.last().copied().unwrap_or_default();
-        Self { blocks, latent: Linear::new(last, latent, &mut r), motif: Linear::new(latent, motifs, &mut r) }
+        let (latent, head) = (Linear::new(last, latent, &mut r), Linear::new(latent, labels, &mut r));
+        Self { blocks, latent, head, link }
     }
 
     /// One normalised window `[time, channels]` to the answer.
@@ -198,13 +206,14 @@ impl Tcn {
         }
         let mean = mean_over_time(h.as_ref().map_or(x, |h| h.out.view()));
         let latent = self.latent.forward(&mean);
-        let scores = self.motif.forward(&latent).mapv(sigmoid);
-        Answer { latent, scores }
+        let logits = self.head.forward(&latent);
+        let scores = self.link.scores(&logits);
+        Answer { latent, logits, scores }
     }
 
-    /// Adds the derivatives of the loss on one normalised window to `grad`; returns the loss: binary cross-entropy of
-    /// each score against `target`, summed over the motifs, plus `tame / 2` times the squared length of the latent
-    /// vector, which keeps latents of strong movement within reach of the others.
+    /// Adds the derivatives of the loss on one normalised window to `grad`; returns the loss: cross-entropy of the scores
+    /// against `target` (with a sigmoid that of each by itself, summed), plus `tame / 2` times the squared length of the
+    /// latent vector, which keeps latents of strong movement within reach of the others.
     pub fn learn(&self, x: ArrayView2<'_, f32>, target: &Array1<f32>, tame: f32, grad: &mut Self) -> f32 {
         let mut traces: Vec<BlockTrace> = Vec::with_capacity(self.blocks.len());
         for b in &self.blocks {
@@ -213,12 +222,12 @@ impl Tcn {
         let last = traces.last().map_or(x, |t| t.out.view());
         let mean = mean_over_time(last);
         let latent = self.latent.forward(&mean);
-        let logits = self.motif.forward(&latent);
-        let named: f32 = logits.iter().zip(target).map(|(&l, &y)| cross_entropy(l, y)).sum();
-        let loss = named + 0.5 * tame * latent.dot(&latent);
+        let logits = self.head.forward(&latent);
+        let loss = self.link.loss(&logits, target) + 0.5 * tame * latent.dot(&latent);
 
-        let dlogits = logits.mapv(sigmoid) - target;
-        let mut dlatent = self.motif.backward(&latent, &dlogits, &mut grad.motif);
+        // The same for both links: what cross-entropy is paired with them for.
+        let dlogits = self.link.scores(&logits) - target;
+        let mut dlatent = self.head.backward(&latent, &dlogits, &mut grad.head);
         dlatent.scaled_add(tame, &latent);
         let dmean = self.latent.backward(&mean, &dlatent, &mut grad.latent);
         #[allow(clippy::cast_precision_loss, reason = "a window has far fewer than 2^24 samples")]
@@ -231,12 +240,12 @@ impl Tcn {
         loss
     }
 
-    /// Shifts and scales each latent dimension by `-mean` and `1 / deviation`, and the motif head so that scores stay
+    /// Shifts and scales each latent dimension by `-mean` and `1 / deviation`, and the head so that scores stay
     /// what they are.
     pub fn standardize_latent(&mut self, mean: &Array1<f32>, deviation: &Array1<f32>) {
-        self.motif.bias += &self.motif.weight.dot(mean);
+        self.head.bias += &self.head.weight.dot(mean);
         for (d, (&m, &s)) in mean.iter().zip(deviation).enumerate() {
-            self.motif.weight.column_mut(d).mapv_inplace(|w| w * s);
+            self.head.weight.column_mut(d).mapv_inplace(|w| w * s);
             self.latent.weight.row_mut(d).mapv_inplace(|w| w / s);
             self.latent.bias[d] = (self.latent.bias[d] - m) / s;
         }
@@ -251,7 +260,7 @@ impl Tcn {
         for b in &mut self.blocks {
             all.extend([&mut b.first, &mut b.second, &mut b.around].map(conv).into_iter().flatten());
         }
-        for l in [&mut self.latent, &mut self.motif] {
+        for l in [&mut self.latent, &mut self.head] {
             all.extend([l.weight.as_slice_mut(), l.bias.as_slice_mut()]);
         }
         all.into_iter().map(|p| p.expect("weights are made dense and in row order")).collect()
@@ -277,19 +286,8 @@ impl Tcn {
         let convs = self.blocks.iter().flat_map(|b| [&b.first, &b.second, &b.around]);
         convs.map(|c| c.weight.len() * steps).sum::<usize>()
             + self.latent.weight.len()
-            + self.motif.weight.len()
+            + self.head.weight.len()
     }
-}
-
-/// `1 / (1 + e^-x)`.
-#[must_use]
-pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + libm::expf(-x))
-}
-
-/// Binary cross-entropy of a logit, in the form that never takes the logarithm of 0.
-fn cross_entropy(logit: f32, target: f32) -> f32 {
-    logit.max(0.0) - logit * target + libm::log1pf(libm::expf(-logit.abs()))
 }
 
 fn mean_over_time(x: ArrayView2<'_, f32>) -> Array1<f32> {
@@ -370,11 +368,11 @@ impl AdamW {
 mod tests {
     use super::*;
 
-    fn small() -> (Tcn, Array2<f32>, Array1<f32>) {
+    fn small(link: Link) -> (Tcn, Array2<f32>, Array1<f32>) {
         let mut r = Random::new(5, 0);
         #[allow(clippy::cast_possible_truncation)]
         let window = Array2::from_shape_simple_fn((12, 3), || r.normal() as f32);
-        let mut net = Tcn::new(&[3, 4, 5], 4, 2, 3);
+        let mut net = Tcn::new(&[3, 4, 5], 4, 2, link, 3);
         // Fresh biases are 0, and where nothing comes in a ReLU would stand exactly on its kink.
         for w in net.parameters_mut().into_iter().flatten() {
             #[allow(clippy::cast_possible_truncation)]
@@ -386,7 +384,13 @@ mod tests {
 
     #[test]
     fn every_derivative_is_the_slope_of_the_loss() {
-        let (mut net, x, target) = small();
+        for link in [Link::Sigmoid, Link::Softmax] {
+            slopes(link);
+        }
+    }
+
+    fn slopes(link: Link) {
+        let (mut net, x, target) = small(link);
         let mut grad = net.zeros_like();
         net.learn(x.view(), &target, 0.1, &mut grad);
         let derivatives: Vec<Vec<f32>> = grad.parameters_mut().iter().map(|p| p.to_vec()).collect();
@@ -412,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_convolution_never_sees_the_future() {
-        let (net, x, _) = small();
+        let (net, x, _) = small(Link::Sigmoid);
         let conv = &net.blocks[1].first;
         let x = net.blocks[0].forward(x.view()).out;
         let mut changed = x.clone();
@@ -425,17 +429,20 @@ mod tests {
 
     #[test]
     fn training_and_inference_compute_the_same() {
-        let (net, x, target) = small();
-        let scores = net.forward(x.view()).scores;
-        let by_hand: f32 =
-            scores.iter().zip(&target).map(|(p, y)| -(p * y + (1.0 - p) * (1.0 - y)).ln()).sum();
-        let loss = net.learn(x.view(), &target, 0.0, &mut net.zeros_like());
-        assert!((loss - by_hand).abs() < 1e-5, "{loss} and {by_hand}");
+        let each = |p: f32, y: f32| -(p * y + (1.0 - p) * (1.0 - y)).ln();
+        let named = |p: f32, y: f32| if y > 0.0 { -y * p.ln() } else { 0.0 };
+        for (link, part) in [(Link::Sigmoid, &each as &dyn Fn(f32, f32) -> f32), (Link::Softmax, &named)] {
+            let (net, x, target) = small(link);
+            let scores = net.forward(x.view()).scores;
+            let by_hand: f32 = scores.iter().zip(&target).map(|(&p, &y)| part(p, y)).sum();
+            let loss = net.learn(x.view(), &target, 0.0, &mut net.zeros_like());
+            assert!((loss - by_hand).abs() < 1e-5, "{link:?}: {loss} and {by_hand}");
+        }
     }
 
     #[test]
     fn scores_do_not_change_when_latents_are_standardised() {
-        let (mut net, x, _) = small();
+        let (mut net, x, _) = small(Link::Sigmoid);
         let before = net.forward(x.view());
         let (mean, deviation) =
             (Array1::from(vec![0.5, -1.0, 2.0, 0.0]), Array1::from(vec![2.0, 0.5, 3.0, 1.0]));
@@ -448,7 +455,7 @@ mod tests {
 
     #[test]
     fn the_optimiser_walks_downhill() {
-        let (mut net, x, target) = small();
+        let (mut net, x, target) = small(Link::Sigmoid);
         let mut adam = AdamW::new(&net, 0.0);
         let mut grad = net.zeros_like();
         let first = net.learn(x.view(), &target, 0.0, &mut grad);

@@ -4,6 +4,7 @@
 //! protobuf compiler is needed. The graph uses only `Transpose`, `Conv`, `Relu`, `Add`, `GlobalAveragePool`, `Flatten`,
 //! `Gemm` and `Sigmoid` at opset 17, static shapes and f32; causality is asymmetric padding, not padding and slicing.
 
+use crate::head::Link;
 use crate::net::{Conv, Linear, Tcn};
 use prost::Message;
 
@@ -130,7 +131,7 @@ pub struct Border<'a> {
     pub input: &'a str,
     /// The output `[1, latent]`.
     pub latent: &'a str,
-    /// The output `[1, motifs]`.
+    /// The output `[1, labels]`: scores after a sigmoid, or logits where the softmax is the server's.
     pub scores: &'a str,
     /// Samples in a window.
     pub steps: usize,
@@ -155,8 +156,15 @@ pub fn to_onnx(net: &Tcn, border: &Border<'_>, name: &str, doc: &str) -> Vec<u8>
     let mean = g.node("GlobalAveragePool", &[&x], "mean_over_time", vec![]);
     let mean = g.node("Flatten", &[&mean], "features", vec![int("axis", 1)]);
     let latent = g.gemm(&net.latent, &mean, border.latent);
-    let logits = g.gemm(&net.motif, &latent, "motif_logits");
-    g.node("Sigmoid", &[&logits], border.scores, vec![]);
+    match net.link {
+        Link::Sigmoid => {
+            let logits = g.gemm(&net.head, &latent, "motif_logits");
+            g.node("Sigmoid", &[&logits], border.scores, vec![]);
+        }
+        Link::Softmax => {
+            g.gemm(&net.head, &latent, border.scores);
+        }
+    }
     let graph = GraphProto {
         node: g.nodes,
         name: name.to_owned(),
@@ -164,7 +172,7 @@ pub fn to_onnx(net: &Tcn, border: &Border<'_>, name: &str, doc: &str) -> Vec<u8>
         input: vec![value(border.input, &[1, border.steps, channels])],
         output: vec![
             value(border.latent, &[1, net.latent.bias.len()]),
-            value(border.scores, &[1, net.motif.bias.len()]),
+            value(border.scores, &[1, net.head.bias.len()]),
         ],
     };
     ModelProto {

@@ -4,11 +4,11 @@
 
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
 use inferd_train::head::{FitOptions, LinearHead, Link};
-use inferd_train::imu_motion;
+use inferd_train::imu_motion::{self, MOTIONS, Quality};
 use inferd_train::motion::{CHANNELS, Conditions, Motion, STEPS, Sample, window};
 use inferd_train::net::Tcn;
 use inferd_train::onnx::{Border, to_onnx};
-use inferd_train::training::{MOTIONS, Quality, normalized};
+use inferd_train::training::normalized;
 use ndarray::{Array1, Array2, Axis};
 use rten_tensor::{AsView, NdTensorView};
 use sha2::{Digest, Sha256};
@@ -58,7 +58,7 @@ fn the_onnx_file_computes_what_the_trainer_computes() {
     for (widths, latent, seed) in
         [(&[CHANNELS, 8][..], 5, 1), (&[CHANNELS, 6, 10, 7], 16, 2), (&imu_motion::WIDTHS, 64, 3)]
     {
-        let net = Tcn::new(widths, latent, MOTIONS, seed);
+        let net = Tcn::new(widths, latent, MOTIONS, Link::Sigmoid, seed);
         let border =
             Border { input: "imu_window", latent: "latent_embeddings", scores: "motif_scores", steps: STEPS };
         let engine = Engine::load(to_onnx(&net, &border, "test", ""));
