@@ -1,7 +1,8 @@
 //! The door: HTTP/1.1 on the LAN, plain and over TLS.
 //!
 //! ```text
-//! GET  /                     what this is and where things are
+//! GET  /                     what this is and where things are; for a browser the same as /dashboard
+//! GET  /dashboard            the page for people
 //! GET  /healthz /livez /readyz /health
 //! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
@@ -33,6 +34,7 @@ mod benchmarks;
 mod body;
 mod config;
 mod cpu;
+mod dashboard;
 mod device;
 mod docs;
 mod emg;

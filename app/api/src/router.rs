@@ -6,8 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, alive, benchmarks, docs, emg, health, infer, monitoring, oip,
-    records, status, updates,
+    App, Reply, Req, RequestId, Surface, alive, benchmarks, dashboard, docs, emg, health, infer, monitoring,
+    oip, records, status, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 #[allow(missing_docs)]
 pub(crate) enum Route {
     Root,
+    Dashboard,
     Healthz,
     Livez,
     Readyz,
@@ -108,6 +109,7 @@ impl Verb {
 /// Every path outside `/v2`, and what it needs of who asks. Under `/v2` that is said by `oip::needs`.
 pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/", Verb::Get, Need::Read, Route::Root),
+    ("/dashboard", Verb::Get, Need::Nothing, Route::Dashboard),
     ("/healthz", Verb::Get, Need::Nothing, Route::Healthz),
     ("/livez", Verb::Get, Need::Nothing, Route::Livez),
     ("/readyz", Verb::Get, Need::Nothing, Route::Readyz),
@@ -273,7 +275,10 @@ async fn answer_as(
     let received = Instant::now();
     let (head, body) = request.into_parts();
     let asked = Asked::of(&head.headers);
-    let found = find(&head.method, head.uri.path());
+    let found = match dashboard::is_asked(&head.method, head.uri.path(), &head.headers) {
+        true => find(&head.method, "/dashboard"),
+        false => find(&head.method, head.uri.path()),
+    };
     let endpoint = match found {
         Ok(t) => t.endpoint,
         Err(Lost::Method(endpoint) | Lost::Slash(endpoint)) => endpoint,
@@ -394,7 +399,8 @@ async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
         Route::Oip => oip::handle(app, req).await,
-        Route::Root => status::root(app),
+        Route::Root => status::root(app).with(header::VARY, HeaderValue::from_static("Accept")),
+        Route::Dashboard => dashboard::page(),
         Route::Healthz => health::healthz(app),
         Route::Livez => health::livez(app),
         Route::Readyz => health::readyz(app),
@@ -660,7 +666,8 @@ mod tests {
                 route,
                 Route::Infer | Route::InferOn | Route::Encode | Route::Analysis | Route::Test
             );
-            let probe = matches!(route, Route::Livez | Route::Readyz | Route::Healthz);
+            // The page has nothing in it that is the device's.
+            let probe = matches!(route, Route::Livez | Route::Readyz | Route::Healthz | Route::Dashboard);
             match need {
                 Need::Nothing => assert!(probe, "{path}"),
                 Need::Read => assert!(reads, "{path}"),

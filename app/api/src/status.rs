@@ -29,6 +29,7 @@ pub(crate) fn root(app: &App) -> Reply {
                 "metrics": "/metrics",
                 "status": "/status",
                 "docs": "/docs",
+                "dashboard": "/dashboard",
                 "open_inference_protocol": "/v2",
             },
             "config": {
