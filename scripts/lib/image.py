@@ -356,7 +356,7 @@ def cli():
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
-    models = ([] if options.no_default_model else [places.DEFAULT_MODEL]) + options.model
+    models = ([] if options.no_default_model else [*places.SHIPPED_MODELS]) + options.model
     root, api_key = trusted(options.root, options.dev)
     output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)

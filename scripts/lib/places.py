@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BOARDS = ROOT / "board"
 OVERLAY = ROOT / "rootfs-overlay"
 DEFAULT_MODEL = ROOT / "app/inferd/models/imu-motion"
+# What an image serves from the first boot. An IMU encoder is the one behind /infer, whatever else there is.
+SHIPPED_MODELS = (DEFAULT_MODEL, ROOT / "app/inferd/models/emg-gestures")
 
 
 def cache():

@@ -70,7 +70,7 @@ def cli():
     options = arguments()
     started = time.monotonic()
     port = choose_port(options.port)
-    models = [places.DEFAULT_MODEL, *options.model]
+    models = [*places.SHIPPED_MODELS, *options.model]
     image.named_models(models)
     rust.ensure_toolchain()
     if options.native:

@@ -1,17 +1,23 @@
-//! The appliance's EMG model, `emg-gestures`: what it learns from and how well it does.
+//! The appliance's EMG model, `emg-gestures`: what it learns from, how well it does, and its directory.
 //!
 //! It learns from sessions of synthetic people ([`inferd_sources::synthetic`]): a sleeve is put on, and the six gestures are
 //! made with rest between them, under noise, hum and drift that differ from session to session. Windows are cut anywhere,
 //! also where one gesture becomes another; the target of such a window is the share that each gesture has in it.
 
+use crate::directory::{self, GOLDEN_FILE, ONNX_FILE, WriteError, bytes, digest, round, size};
 use crate::head::Link;
 use crate::net::{Answer, Tcn};
+use crate::onnx::{Border, to_onnx};
 use crate::training::{self, Confusion, Example, Round, Schedule, normalized};
-use inferd_model::Normalization;
+use inferd_model::{
+    Accuracy, Budget, Channels, DType, EmgFilter, EmgScaling, EmgTask, EngineKind, FileRef, GoldenCase,
+    GoldenRef, GoldenWriter, Limit, Manifest, ModelName, Normalization, Provenance, SCHEMA, Task, TensorSpec,
+};
 use inferd_sources::prepare::{Filter, Preparation, Scaling};
 use inferd_sources::random::Random;
 use inferd_sources::synthetic::{CHANNELS, Conditions, EmgStream, Gesture, RATE_HZ, Script};
 use ndarray::Array1;
+use std::path::Path;
 
 /// Samples in a window: 100 ms.
 pub const STEPS: usize = 200;
@@ -30,6 +36,13 @@ pub const FILTERS: [Filter; 1] = [Filter::BandPass { low_hz: 20.0, high_hz: 450.
 pub const EVALUATION_SEED: u64 = 20_000;
 /// People per gesture, and windows of each, in a measurement of quality.
 pub const EVALUATION_PEOPLE: u64 = 200;
+
+const INPUT: &str = "emg";
+const FEATURES_OUTPUT: &str = "features";
+const LOGITS_OUTPUT: &str = "logits";
+const SEED_OF_GOLDEN: u64 = 30_000;
+/// More than any electrode on skin gives: what an amplifier of a usual range says when it is saturated.
+const LIMIT_UV: f64 = 100_000.0;
 
 /// A window, sample by sample.
 pub type Window = Vec<[f32; CHANNELS]>;
@@ -182,4 +195,190 @@ pub fn measure<E>(
         }
     }
     Ok(confusion)
+}
+
+/// Writes the model directory; see [`crate::imu_motion::write`].
+///
+/// # Errors
+/// [`WriteError`] naming the file that cannot be written, or the gesture the network has not learned.
+pub fn write(net: &Tcn, seed: u64, quality: &[Measured], dir: &Path) -> Result<Manifest, WriteError> {
+    let doc = "Temporal convolutional classifier of muscle signals, trained on synthetic EMG (inferd-train).";
+    let border = Border { input: INPUT, latent: FEATURES_OUTPUT, scores: LOGITS_OUTPUT, steps: STEPS };
+    let onnx = to_onnx(net, &border, "emg_gestures", doc);
+    let normalization = normalization(seed);
+    let input = TensorSpec {
+        channels: Some(Channels {
+            names: (0..CHANNELS).map(|e| format!("e{e}")).collect(),
+            units: vec!["uV".to_owned(); CHANNELS],
+            rate_hz: Some(RATE_HZ),
+        }),
+        normalization: Some(normalization.clone()),
+        limits: vec![Limit {
+            quantity: "EMG".to_owned(),
+            channels: (0..CHANNELS).map(|e| format!("e{e}")).collect(),
+            max_abs: LIMIT_UV,
+        }],
+        ..TensorSpec::plain(INPUT, DType::Fp32, &[1, size(STEPS), size(CHANNELS)])
+    };
+    let output = |name, n| TensorSpec::plain(name, DType::Fp32, &[1, size(n)]);
+    let (inputs, outputs) =
+        (vec![input], vec![output(FEATURES_OUTPUT, net.latent.bias.len()), output(LOGITS_OUTPUT, GESTURES)]);
+    let golden = golden(net, &normalization)?.to_bytes(&inputs, &outputs)?;
+    let manifest = Manifest {
+        schema: SCHEMA,
+        name: ModelName::new("emg-gestures")?,
+        version: "1.0.0".to_owned(),
+        task: Task::EmgClassifier,
+        summary: "A tenth of a second of sixteen electrodes around a forearm to seven gestures; trained on synthetic EMG"
+            .to_owned(),
+        engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
+        variants: Vec::new(),
+        engine_versions: std::collections::BTreeMap::new(),
+        budget: Budget { memory_mib: 64, deadline_ms: 250, queue: None, workers: None },
+        onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
+        golden: GoldenRef {
+            file: GOLDEN_FILE.to_owned(),
+            sha256: digest(&golden),
+            cosine: 0.9999,
+            max_abs: 1e-3,
+        },
+        imu: None,
+        emg: Some(EmgTask {
+            logits: LOGITS_OUTPUT.to_owned(),
+            labels: Gesture::ALL.map(|g| g.name().to_owned()).to_vec(),
+            family: "tcn".to_owned(),
+            scaling: EmgScaling::Fixed,
+            filters: FILTERS.map(named).to_vec(),
+            spikes: None,
+        }),
+        provenance: Some(Provenance {
+            source: format!(
+                "Trained by inferd-train {} (emg-gestures --seed {seed}) on synthetic EMG; no recording of a person was \
+                 used",
+                env!("CARGO_PKG_VERSION")
+            ),
+            license: "Apache-2.0 OR MIT".to_owned(),
+            notes: "The gestures, muscles and electrodes are in app/sources/src/synthetic.rs, the training in \
+                    app/train/README.md. Accuracy is on people of the same generator and says nothing about real arms."
+                .to_owned(),
+        }),
+        accuracy: quality.iter().map(Measured::accuracy).collect(),
+        inputs,
+        outputs,
+    }
+    .validated()?;
+    directory::write(dir, &manifest, &onnx, &golden)?;
+    Ok(manifest)
+}
+
+/// A measurement of quality, and under which conditions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// `usual`, or `hard`.
+    pub conditions: &'static str,
+    /// How windows came.
+    pub came: Came,
+    /// What was named as what.
+    pub confusion: Confusion<GESTURES>,
+}
+
+impl Measured {
+    /// Measures under the generator's usual and hard conditions, live and as whole windows.
+    pub fn all(net: &Tcn, normalization: &Normalization) -> Vec<Self> {
+        let of = |conditions, drawn, came| {
+            let scores = |w: &[[f32; CHANNELS]]| {
+                Ok::<_, std::convert::Infallible>(answer(net, normalization, w).scores.to_vec())
+            };
+            let Ok(confusion) = measure(EVALUATION_PEOPLE, EVALUATION_SEED, drawn, came, scores);
+            Self { conditions, came, confusion }
+        };
+        [("usual", Conditions::USUAL), ("hard", Conditions::HARD)]
+            .into_iter()
+            .flat_map(|(name, drawn)| [Came::Live, Came::Whole].map(|came| of(name, drawn, came)))
+            .collect()
+    }
+
+    fn accuracy(&self) -> Accuracy {
+        let came = match self.came {
+            Came::Live => "out of a filtered stream",
+            Came::Whole => "each filtered by itself",
+        };
+        Accuracy {
+            dataset: format!(
+                "held gestures of {EVALUATION_PEOPLE} synthetic people unseen in training (evaluation seed \
+                 {EVALUATION_SEED}), {} conditions, windows {came}",
+                self.conditions
+            ),
+            metric: "top-1".to_owned(),
+            value: round(self.confusion.top1()),
+            samples: self.confusion.windows(),
+        }
+    }
+}
+
+/// A filter as a manifest names it.
+fn named(filter: Filter) -> EmgFilter {
+    match filter {
+        Filter::BandPass { low_hz, high_hz, order } => EmgFilter::BandPass { low_hz, high_hz, order },
+        Filter::HighPass { hz, order } => EmgFilter::HighPass { hz, order },
+        Filter::LowPass { hz, order } => EmgFilter::LowPass { hz, order },
+        Filter::Notch { hz, q } => EmgFilter::Notch { hz, q },
+    }
+}
+
+/// A filtered window of every gesture, each of another person.
+fn golden(net: &Tcn, normalization: &Normalization) -> Result<GoldenWriter, WriteError> {
+    let mut writer = GoldenWriter::default();
+    for gesture in Gesture::ALL {
+        // A golden window shows the model at work: the first one it names rightly and surely.
+        let mut windows = (SEED_OF_GOLDEN..SEED_OF_GOLDEN + 64).map(|seed| {
+            let mut person = EmgStream::new(Script::Hold(gesture), seed, Conditions::USUAL);
+            held(&mut person, Came::Live)
+        });
+        let sure = |w: &Window| answer(net, normalization, w).scores[gesture.index()] > 0.9;
+        let window = windows.find(sure).ok_or(WriteError::Untrained(gesture.name()))?;
+        let a = answer(net, normalization, &window);
+        let outputs = vec![bytes(&a.latent.to_vec()), bytes(&a.logits.to_vec())];
+        writer.push(GoldenCase { inputs: vec![bytes(window.as_flattened())], outputs });
+    }
+    Ok(writer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_rounds_lower_the_loss_on_windows_never_shown_before() {
+        let schedule = Schedule { epochs: 4, windows_per_epoch: 192, batch: 6, ..SCHEDULE };
+        let mut losses = Vec::new();
+        let _ = train(&[CHANNELS, 8, 12], 8, &schedule, 1, |r, _| losses.push(r.loss));
+        assert!(losses[3] < 0.8 * losses[0], "{losses:?}");
+    }
+
+    #[test]
+    fn the_shares_of_a_session_are_those_of_its_labels() {
+        let (mut random, mut mixed) = (Random::new(3, 0), Vec::new());
+        session(&mut random, &mut mixed);
+        assert_eq!(mixed.len(), PER_SESSION);
+        for (window, shares) in &mixed {
+            assert_eq!(window.len(), STEPS);
+            assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+        // Some lie across a change, some within a gesture.
+        let whole = mixed.iter().filter(|(_, shares)| shares.iter().any(|s| *s > 0.999)).count();
+        assert!((1..PER_SESSION).contains(&whole), "{whole}");
+    }
+
+    #[test]
+    fn a_live_filter_takes_an_electrodes_offset_away_and_the_scale_is_that_of_what_is_left() {
+        let drifting = Conditions { noise_uv: 4.0, hum: None, drift_uv: 250.0 };
+        let stream = || EmgStream::new(Script::Hold(Gesture::Rest), 1, drifting);
+        let most = |w: &Window| w.as_flattened().iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let raw: Window = stream().take(STEPS).map(|s| s.values).collect();
+        let (raw, left) = (most(&raw), most(&held(&mut stream(), Came::Live)));
+        assert!(raw > 100.0 && left < 60.0, "{raw} uV at rest, {left} filtered");
+        let n = normalization(1);
+        assert!(n.mean.iter().all(|m| *m == 0.0) && n.std.iter().all(|s| (10.0..300.0).contains(s)), "{n:?}");
+    }
 }

@@ -1,10 +1,14 @@
-//! Trains the default model, and makes windows of synthetic motion as clients send them.
+//! Trains the default models, and makes windows of synthetic motion as clients send them.
 
 use clap::{Parser, Subcommand};
+use inferd_model::Manifest;
+use inferd_sources::synthetic::Gesture;
+use inferd_train::emg_gestures::{self, Measured};
 use inferd_train::imu_motion;
 use inferd_train::motion::{self, Conditions, Motion};
-use inferd_train::training::Schedule;
-use std::path::PathBuf;
+use inferd_train::net::Tcn;
+use inferd_train::training::{Round, Schedule};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -25,6 +29,21 @@ enum Command {
         seed: u64,
         /// Rounds of training; fewer for a quick look.
         #[arg(long, default_value_t = imu_motion::SCHEDULE.epochs)]
+        epochs: usize,
+        /// The model directory.
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+        /// Print the confusion matrices too (Markdown).
+        #[arg(long)]
+        confusion: bool,
+    },
+    /// Train the EMG model and write its directory.
+    EmgGestures {
+        /// Everything random follows from this number.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Rounds of training; fewer for a quick look.
+        #[arg(long, default_value_t = emg_gestures::SCHEDULE.epochs)]
         epochs: usize,
         /// The model directory.
         #[arg(short, long, value_name = "DIR")]
@@ -55,6 +74,9 @@ fn main() -> ExitCode {
         Command::ImuMotion { seed, epochs, output, confusion } => {
             train_imu_motion(seed, epochs, &output, confusion)
         }
+        Command::EmgGestures { seed, epochs, output, confusion } => {
+            train_emg_gestures(seed, epochs, &output, confusion)
+        }
         Command::Windows { motion, seed, count, hard } => {
             let conditions = if hard { Conditions::Hard } else { Conditions::Usual };
             (0..count).try_for_each(|i| print_window(motion, seed.wrapping_add(i), conditions))
@@ -71,34 +93,69 @@ fn main() -> ExitCode {
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
-fn train_imu_motion(seed: u64, epochs: usize, output: &std::path::Path, confusion: bool) -> Done {
-    // A directory that cannot be written is known before minutes of training, not after.
-    std::fs::create_dir_all(output).map_err(|e| format!("{}: {e}", output.display()))?;
+fn train_imu_motion(seed: u64, epochs: usize, output: &Path, confusion: bool) -> Done {
+    begin(output)?;
     let schedule = Schedule { epochs, ..imu_motion::SCHEDULE };
-    let start = Instant::now();
-    let net = imu_motion::train(&imu_motion::WIDTHS, imu_motion::LATENT, &schedule, seed, |r, _| {
-        let elapsed = start.elapsed().as_secs_f32();
-        eprintln!("epoch {:2} of {epochs}: loss {:.4} ({elapsed:.0} s)", r.epoch, r.loss);
-    });
+    let net = imu_motion::train(&imu_motion::WIDTHS, imu_motion::LATENT, &schedule, seed, watcher(epochs));
     eprintln!("measuring on unseen windows");
     let usual = imu_motion::quality(&net, Conditions::Usual);
     let hard = imu_motion::quality(&net, Conditions::Hard);
     let manifest = imu_motion::write(&net, seed, &usual, &hard, output)?;
+    tell(&manifest, &net, motion::STEPS, output);
+    if confusion {
+        println!("\nusual conditions\n\n{}\nhard conditions\n\n{}", usual.table(), hard.table());
+    }
+    Ok(())
+}
+
+fn train_emg_gestures(seed: u64, epochs: usize, output: &Path, confusion: bool) -> Done {
+    begin(output)?;
+    let schedule = Schedule { epochs, ..emg_gestures::SCHEDULE };
+    let (widths, features) = (&emg_gestures::WIDTHS, emg_gestures::FEATURES);
+    let net = emg_gestures::train(widths, features, &schedule, seed, watcher(epochs));
+    eprintln!("measuring on unseen people");
+    let quality = Measured::all(&net, &emg_gestures::normalization(seed));
+    let manifest = emg_gestures::write(&net, seed, &quality, output)?;
+    tell(&manifest, &net, emg_gestures::STEPS, output);
+    if confusion {
+        for q in &quality {
+            println!(
+                "\n{} conditions, {:?}\n\n{}",
+                q.conditions,
+                q.came,
+                q.confusion.table(Gesture::ALL.map(Gesture::name))
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A directory that cannot be written is known before minutes of training, not after.
+fn begin(output: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(output).map_err(|e| format!("{}: {e}", output.display()))
+}
+
+/// Tells of each round how far training is.
+fn watcher(epochs: usize) -> impl FnMut(&Round, &Tcn) {
+    let start = Instant::now();
+    move |r, _| {
+        let elapsed = start.elapsed().as_secs_f32();
+        eprintln!("epoch {:2} of {epochs}: loss {:.4} ({elapsed:.0} s)", r.epoch, r.loss);
+    }
+}
+
+fn tell(manifest: &Manifest, net: &Tcn, steps: usize, output: &Path) {
     println!(
         "{} {} in {}: {} parameters, {:.2} M multiply-adds per window",
         manifest.name,
         manifest.version,
         output.display(),
         net.parameter_count(),
-        mega(net.multiply_adds(motion::STEPS)),
+        mega(net.multiply_adds(steps)),
     );
     for a in &manifest.accuracy {
         println!("{:.2} % {} ({} {})", 100.0 * a.value, a.metric, a.samples, a.dataset);
     }
-    if confusion {
-        println!("\nusual conditions\n\n{}\nhard conditions\n\n{}", usual.table(), hard.table());
-    }
-    Ok(())
 }
 
 #[allow(clippy::cast_precision_loss, reason = "printed with three digits")]

@@ -48,8 +48,10 @@ fn an_unknown_motion_is_refused_with_those_there_are() {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named_before_training() {
-    let out = run(&["imu-motion", "-o", "/dev/null/model"]);
-    assert_eq!(out.status.code(), Some(1));
-    let message = String::from_utf8(out.stderr).unwrap();
-    assert!(message.contains("/dev/null/model") && !message.contains("epoch"), "{message}");
+    for model in ["imu-motion", "emg-gestures"] {
+        let out = run(&[model, "-o", "/dev/null/model"]);
+        assert_eq!(out.status.code(), Some(1));
+        let message = String::from_utf8(out.stderr).unwrap();
+        assert!(message.contains("/dev/null/model") && !message.contains("epoch"), "{message}");
+    }
 }

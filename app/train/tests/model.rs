@@ -1,8 +1,10 @@
-//! The committed default model, and what the trainer writes, run by an engine that is not the trainer.
+//! The committed models, and what the trainer writes, run by an engine that is not the trainer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
+use inferd_sources::synthetic;
+use inferd_train::emg_gestures::{self, Came};
 use inferd_train::head::{FitOptions, LinearHead, Link};
 use inferd_train::imu_motion::{self, MOTIONS, Quality};
 use inferd_train::motion::{CHANNELS, Conditions, Motion, STEPS, Sample, window};
@@ -185,4 +187,72 @@ fn a_head_fitted_to_a_few_latents_of_the_committed_model_names_new_windows() {
     };
     let named = latents.outer_iter().zip(targets.outer_iter()).filter(|p| right(*p)).count();
     assert!(named >= 114, "{named} of 120");
+}
+
+/// The committed EMG model in rten: features and logits of a filtered window in uV.
+struct Gestures {
+    manifest: Manifest,
+    network: rten::Model,
+}
+
+impl Gestures {
+    fn directory() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../inferd/models/emg-gestures")
+    }
+
+    fn committed() -> Self {
+        let manifest = std::fs::read_to_string(Self::directory().join(MANIFEST_FILE)).unwrap();
+        let manifest = Manifest::from_toml(&manifest).unwrap();
+        let network =
+            rten::Model::load(std::fs::read(Self::directory().join(&manifest.onnx.file)).unwrap()).unwrap();
+        Self { manifest, network }
+    }
+
+    fn run(&self, window: &[[f32; synthetic::CHANNELS]]) -> [Vec<f32>; 2] {
+        let x = normalized(window, self.manifest.inputs[0].normalization.as_ref().unwrap());
+        let x = NdTensorView::from_data([1, window.len(), synthetic::CHANNELS], x.as_slice().unwrap());
+        let input = self.network.node_id("emg").unwrap();
+        let outputs = ["features", "logits"].map(|o| self.network.node_id(o).unwrap());
+        let answer = self.network.run_n(vec![(input, x.into())], outputs, None).unwrap();
+        answer.map(|v| v.into_tensor::<f32>().unwrap().to_vec())
+    }
+}
+
+#[test]
+fn the_committed_gestures_reproduce_their_golden_vectors_and_name_each_once() {
+    let model = Gestures::committed();
+    let golden = std::fs::read(Gestures::directory().join(&model.manifest.golden.file)).unwrap();
+    let golden = Golden::parse(&golden, &model.manifest).unwrap();
+    let mut named = Vec::new();
+    for (i, case) in golden.cases().iter().enumerate() {
+        let values: Vec<f32> =
+            case.inputs[0].chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let window: Vec<[f32; synthetic::CHANNELS]> =
+            values.chunks_exact(synthetic::CHANNELS).map(|c| c.try_into().unwrap()).collect();
+        let [features, logits] = model.run(&window);
+        named.push((0..logits.len()).fold(0, |b, k| if logits[k] > logits[b] { k } else { b }));
+        let outputs = [bytes(&features), bytes(&logits)];
+        golden
+            .compare(i, &[&outputs[0], &outputs[1]], &model.manifest, model.manifest.golden.tolerance())
+            .unwrap();
+    }
+    assert_eq!(named, (0..emg_gestures::GESTURES).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_committed_gestures_are_as_good_on_new_people_as_their_manifest_says() {
+    let model = Gestures::committed();
+    let conditions = [synthetic::Conditions::USUAL, synthetic::Conditions::HARD];
+    let asked = conditions.into_iter().flat_map(|c| [Came::Live, Came::Whole].map(|came| (c, came)));
+    for ((drawn, came), stated) in asked.zip(&model.manifest.accuracy) {
+        let scores =
+            |w: &[[f32; synthetic::CHANNELS]]| Ok::<_, std::convert::Infallible>(model.run(w)[1].clone());
+        let Ok(confusion) = emg_gestures::measure(12, 0x5eed, drawn, came, scores);
+        assert!(
+            confusion.top1() >= stated.value - 0.04,
+            "{came:?}: {} of {}",
+            confusion.top1(),
+            stated.value
+        );
+    }
 }
