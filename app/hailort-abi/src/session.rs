@@ -97,8 +97,8 @@ impl Events {
 
 /// Called on a thread of the library.
 unsafe extern "C" fn notified(_: Device, notification: *const Notification, events: *mut c_void) {
-    // SAFETY: `events` is the `&'static Events` that was given with this function; the library gives a notification that is alive
-    // during the call, packed as its header says, so it is copied out unaligned.
+    // SAFETY: `events` is the chip's, which lets go of it after the thread that calls this was joined ([`Chip::drop`]); the library gives a
+    // notification that is alive during the call, packed as its header says, so it is copied out unaligned.
     let (events, notification) =
         unsafe { (&*events.cast_const().cast::<Events>(), notification.read_unaligned()) };
     events.take(&notification);
@@ -109,7 +109,8 @@ pub struct Chip {
     library: &'static Library,
     vdevice: Vdevice,
     device: Device,
-    events: &'static Events,
+    /// The library has a pointer to them as long as the virtual device is there.
+    events: Arc<Events>,
     identity: Identity,
 }
 
@@ -170,7 +171,7 @@ impl Chip {
             library,
             vdevice,
             device: null_mut(),
-            events: Box::leak(Box::default()),
+            events: Arc::default(),
             identity: Identity {
                 id: text(&ids[0].id),
                 architecture: String::new(),
@@ -184,10 +185,9 @@ impl Chip {
         library.check("asking for the chip behind the device", status)?;
         chip.identify()?;
         for id in NOTIFICATIONS {
-            let events: *const Events = chip.events;
-            // SAFETY: the function never unwinds, and what it is given lives for ever.
-            let status =
-                unsafe { (f.set_notification_callback)(chip.device, notified, id, events.cast_mut().cast()) };
+            let events = Arc::as_ptr(&chip.events).cast_mut().cast();
+            // SAFETY: the function never unwinds, and what it is given lives until the device is released ([`Chip::drop`]).
+            let status = unsafe { (f.set_notification_callback)(chip.device, notified, id, events) };
             library.check("asking to be notified", status)?;
         }
         Ok(chip)
@@ -217,8 +217,8 @@ impl Chip {
 
     /// What it has told.
     #[must_use]
-    pub fn events(&self) -> &'static Events {
-        self.events
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// The hotter of its two sensors, in degrees Celsius.
@@ -294,7 +294,12 @@ impl Drop for Chip {
             }
         }
         // SAFETY: a handle that is released once, here; networks and streams own a share of the chip, so they are gone.
-        unsafe { (f.release_vdevice)(self.vdevice) };
+        let status = unsafe { (f.release_vdevice)(self.vdevice) };
+        if !status.is_success() {
+            // It joins the thread that calls [`notified`] (`~DeviceBase`, device_internal.cpp of 4.23.0), which may be in the middle of it although
+            // the callback was taken away. One that was not released may call for ever.
+            std::mem::forget(self.events.clone());
+        }
     }
 }
 

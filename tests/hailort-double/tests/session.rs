@@ -576,7 +576,7 @@ fn each_fault_of_the_chip_has_its_class() {
         let library = double.open();
         let hef = Arc::new(Hef::read(library, identity()).unwrap());
         let chip = Arc::new(Chip::open(library).unwrap());
-        let events = chip.events();
+        let events = chip.events().clone();
         let mut streams = Arc::new(chip.configure(hef).unwrap()).open(1000, &|_| Elements::Float).unwrap();
         assert_eq!(ask(&mut streams, 1.0), Ok(1.0));
         double.faults(faults);
@@ -629,6 +629,19 @@ fn one_chip_is_one_owners() {
     assert_eq!(Chip::open(library).err().unwrap().class, Class::Busy);
     drop(first);
     assert_eq!(Chip::open(library).unwrap().identity().architecture, "hailo8");
+}
+
+#[test]
+fn what_a_chip_told_is_kept_as_long_as_it_is_open_and_no_longer() {
+    let double = Double::new();
+    let library = double.open();
+    for _ in 0..3 {
+        let chip = Chip::open(library).unwrap();
+        let told = Arc::downgrade(chip.events());
+        assert!(told.upgrade().is_some_and(|t| t.count(NOTIFICATION_CLOCK_CHANGED) == 0));
+        drop(chip);
+        assert!(told.upgrade().is_none(), "something of it is kept each time it is opened");
+    }
 }
 
 #[test]
