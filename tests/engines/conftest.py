@@ -3,11 +3,13 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import places
 import pytest
 
 from engines import chip as double
+from engines.load import Right, ask
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,25 @@ def hailo_model(pack_program, tmp_path):
 def with_chip(engine_host, chip):
     """Configuration of a daemon with that chip: `with_chip()`, or with another library."""
 
-    def config(library=None):
-        return f'[hosts]\nengine_host = "{engine_host}"\nhailort = "{library or chip.library}"\nbreaker_pause_s = 1\n'
+    def config(library=None, more=""):
+        return f'[hosts]\nengine_host = "{engine_host}"\nhailort = "{library or chip.library}"\nbreaker_pause_s = 1\n{more}'
 
     return config
+
+
+@pytest.fixture(scope="session")
+def windows(walk):
+    """Windows whose answers differ by more than quantisation can blur."""
+    x = np.array(walk["x"])
+    still = np.zeros_like(x)
+    still[:, 2] = 9.81
+    return [window.round(6).tolist() for window in (x, still, 2.5 * x, -x, x[::-1] * 0.3 + still)]
+
+
+@pytest.fixture
+def right(native, windows):
+    """The answers of the built-in engine, and how far a chip's may be from them."""
+    daemon = native()
+    answers = [ask(daemon, w)[1] for w in windows]
+    daemon.stop()
+    return Right(answers)

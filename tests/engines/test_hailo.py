@@ -6,109 +6,25 @@ the one to its own input, or there is none.
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
-import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from helpers import until
 
 from engines import chip as double
+from engines.load import Load, ask, entry, serving
 
 # What a chip that the driver shows and that has no node in /dev is told as.
 NO_NODE = "opening the chip: HAILO_DRIVER_OPERATION_FAILED (36)"
 
 
-def entry(daemon, name="imu-motion"):
-    return next(m for m in daemon.request("/status").json()["models"] if m["name"] == name)
-
-
-def serving(daemon, name="imu-motion"):
-    return entry(daemon, name)["engine"]["kind"]
-
-
 def here(daemon):
     return next(e for e in daemon.request("/status").json()["engines"] if e["engine"] == "hailo")
-
-
-def ask(daemon, window):
-    """An answer: its status, its latent, and the engine that stood in."""
-    answer = daemon.request("/infer", {"x": window})
-    latent = np.array(answer.json()["latent"]) if answer.status == 200 else None
-    return answer.status, latent, answer.headers.get("X-Inferd-Engine")
-
-
-@pytest.fixture(scope="session")
-def windows(walk):
-    """Windows whose answers differ by more than quantisation can blur."""
-    x = np.array(walk["x"])
-    still = np.zeros_like(x)
-    still[:, 2] = 9.81
-    return [window.round(6).tolist() for window in (x, still, 2.5 * x, -x, x[::-1] * 0.3 + still)]
-
-
-@pytest.fixture
-def right(native, windows):
-    """The answers of the built-in engine, and how far a chip's may be from them."""
-    daemon = native()
-    answers = [ask(daemon, w)[1] for w in windows]
-    daemon.stop()
-    return Right(answers)
-
-
-class Right:
-    """Which answer belongs to which input."""
-
-    def __init__(self, answers):
-        self.answers = answers
-        apart = [np.linalg.norm(a - b) for i, a in enumerate(answers) for b in answers[:i]]
-        self.far = min(apart)
-
-    def check(self, index, latent):
-        """It is the answer to this input and to no other."""
-        off = [float(np.linalg.norm(latent - a)) for a in self.answers]
-        assert off[index] < 0.4 * self.far, f"an answer to input {index} is {off} away from the right ones"
-
-
-class Load:
-    """Requests without a pause from several clients, until the end of the block; every answer is checked."""
-
-    def __init__(self, daemon, windows, right, clients=3):
-        self.daemon, self.windows, self.right, self.clients = daemon, windows, right, clients
-        self.over, self.statuses, self.engines, self.wrong = threading.Event(), {}, {}, []
-
-    def __enter__(self):
-        self.pool = ThreadPoolExecutor(self.clients)
-        self.running = [self.pool.submit(self._client, i) for i in range(self.clients)]
-        return self
-
-    def _client(self, index):
-        while not self.over.is_set():
-            index = (index + 1) % len(self.windows)
-            status, latent, engine = ask(self.daemon, self.windows[index])
-            self.statuses[status] = self.statuses.get(status, 0) + 1
-            if status == 200:
-                self.engines[engine] = self.engines.get(engine, 0) + 1
-                try:
-                    self.right.check(index, latent)
-                except AssertionError as e:
-                    self.wrong.append(str(e))
-
-    def answered(self, engine):
-        """Waits until 20 more answers have come from this engine (`None`: from the preferred one)."""
-        before = self.engines.get(engine, 0)
-        until(lambda: self.engines.get(engine, 0) >= before + 20, self.daemon)
-
-    def __exit__(self, *failed):
-        self.over.set()
-        self.pool.shutdown()
-        if not any(failed):
-            [r.result() for r in self.running]
-            assert self.wrong == []
-            assert set(self.statuses) <= {200, 500, 503}, self.statuses
 
 
 # ------------------------------------------------------------------------------------------------------------ it serves
@@ -270,6 +186,38 @@ def test_a_host_that_is_killed_gives_the_chip_back(native, with_chip, hailo_mode
         load.answered(None)
 
 
+def outside(daemon):
+    """What is seen from outside: who answers, the fallback in /metrics, the status of /healthz and whether it is degraded."""
+    answer = daemon.request("/infer", outside.window)
+    assert answer.status == 200, answer.body
+    shown = re.findall(r'inferd_engine_fallback\{model="imu-motion",from="(.*?)",to="(.*?)"\} 1', daemon.request("/metrics").body.decode())
+    health = daemon.request("/healthz")
+    return answer.headers.get("X-Inferd-Engine"), shown, health.status, bool(health.json()["degraded"])
+
+
+def test_three_rungs_are_gone_down_and_up_again_and_each_is_seen_from_outside(
+    native, with_chip, hailo_model, chip, onnxruntime_library, tmp_path, walk
+):
+    library = shutil.copy(onnxruntime_library, tmp_path / "libonnxruntime.so")
+    config = with_chip(more=f'onnxruntime = "{library}"\n')
+    daemon = native(models=[hailo_model(engines=("hailo", "ort", "cpu"))], config=config)
+    outside.window = walk
+    best = (None, [], 200, False)
+    second, last = (("ort", [("hailo", "ort")], 200, True), ("cpu", [("hailo", "cpu")], 200, True))
+    assert outside(daemon) == best
+    chip.has(lost=True)
+    until(lambda: serving(daemon) == "ort", daemon)
+    until(lambda: outside(daemon) == second, daemon)
+    away = library.rename(tmp_path / "away.so")
+    os.kill(entry(daemon)["host"]["pid"], signal.SIGKILL)
+    until(lambda: entry(daemon)["state"] == "ready" and serving(daemon) == "cpu", daemon)
+    assert outside(daemon) == last
+    away.rename(library)
+    until(lambda: outside(daemon) == second, daemon)
+    chip.is_well()
+    until(lambda: outside(daemon) == best, daemon)
+
+
 # ---------------------------------------------------------------------------------------------------- one chip, one owner
 
 
@@ -284,6 +232,112 @@ def test_a_second_model_and_a_second_daemon_use_the_next_engine(native, with_chi
     other = native(models=both[:1], config=with_chip())
     assert serving(other) == "cpu" and "another process has the chip" in here(other)["problem"]
     right.check(0, ask(other, windows[0])[1])
+
+
+# ---------------------------------------------------------------------------------------------- one chip, several models
+
+BOTH = ("imu-motion", "another")
+
+
+@pytest.fixture
+def sharing(native, with_chip, hailo_model, chip):
+    """A daemon with two models that asks HailoRT's service for the chip."""
+    chip.service()
+    return native(models=[hailo_model(name=name) for name in BOTH], config=with_chip(more="hailo_service = true\n"))
+
+
+def infer(daemon, name, window):
+    """What a model answers to a window, and the engine that stood in."""
+    inputs = [{"name": "imu_window", "shape": [1, 100, 9], "datatype": "FP32", "data": [v for row in window for v in row]}]
+    answer = daemon.request(f"/v2/models/{name}/infer", {"inputs": inputs})
+    outputs = {o["name"]: np.array(o["data"]) for o in answer.json()["outputs"]} if answer.status == 200 else None
+    return answer.status, outputs and outputs["latent_embeddings"], answer.headers.get("X-Inferd-Engine")
+
+
+class LoadOnBoth(Load):
+    """The same, in turn to each of two models that answer the same."""
+
+    def _ask(self, window):
+        self.turn = not getattr(self, "turn", False)
+        return infer(self.daemon, BOTH[self.turn], window)
+
+
+def on(daemon, rung):
+    """Both models serve on this rung."""
+    return all(entry(daemon, name)["state"] == "ready" and serving(daemon, name) == rung for name in BOTH)
+
+
+def test_by_the_service_two_models_are_on_one_chip_and_each_gives_its_own_answers(sharing, windows, right, chip):
+    until(lambda: on(sharing, "hailo"), sharing)
+    with LoadOnBoth(sharing, windows, right) as load:
+        load.answered(None)
+    assert set(load.statuses) == {200} and set(load.engines) == {None}
+    assert [entry(sharing, name)["fallback"] for name in BOTH] == [None, None]
+    shown = sharing.request("/metrics").body.decode().splitlines()
+    assert len([line for line in shown if line.startswith("hailo_hardware_temperature_celsius{")]) == 1, "it is one chip"
+    assert chip.misuse() == ""
+
+
+def test_a_shared_chip_that_is_lost_takes_both_models_down_and_both_come_back(sharing, windows, right, chip):
+    until(lambda: on(sharing, "hailo"), sharing)
+    with LoadOnBoth(sharing, windows, right) as load:
+        load.answered(None)
+        chip.has(lost=True)
+        until(lambda: on(sharing, "cpu"), sharing)
+        load.answered("cpu")
+        chip.is_well()
+        until(lambda: on(sharing, "hailo"), sharing)
+        load.answered(None)
+    assert chip.misuse() == ""
+
+
+def test_who_shares_a_lost_chip_leaves_it_though_nobody_asks_anything(sharing, windows, right, chip):
+    until(lambda: on(sharing, "hailo"), sharing)
+    chip.has(lost=True)
+    until(lambda: on(sharing, "cpu"), sharing)
+    assert all(entry(sharing, name)["host"]["ends"]["device"] for name in BOTH)
+    chip.is_well()
+    until(lambda: on(sharing, "hailo"), sharing)
+    right.check(0, infer(sharing, "another", windows[0])[1])
+
+
+def test_a_new_edition_of_a_model_is_proven_on_a_shared_chip_while_the_old_one_serves_on_it(sharing, windows, right):
+    until(lambda: on(sharing, "hailo"), sharing)
+    with LoadOnBoth(sharing, windows, right) as load:
+        load.answered(None)
+        assert sharing.request("/v2/repository/models/another/load", {}).status == 200
+        load.answered(None)
+    assert set(load.statuses) == {200} and set(load.engines) == {None}, "nobody stepped down"
+    assert on(sharing, "hailo")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (None, "HAILO_INVALID_OPERATION (6): this libhailort was built without HailoRT's service"),
+        ("", "HAILO_RPC_FAILED (77): no hailort_service answers"),
+        ("4.22.0", "HAILO_INVALID_SERVICE_VERSION (78)"),
+    ],
+    ids=["built without", "not running", "another version"],
+)
+def test_a_service_that_cannot_be_used_is_said_and_the_next_engine_serves(
+    native, with_chip, hailo_model, chip, walk, version, said
+):
+    if version is not None:
+        chip.service(version)
+    daemon = native(models=[hailo_model()], config=with_chip(more="hailo_service = true\n"))
+    assert serving(daemon) == "cpu" and said in here(daemon)["problem"]
+    assert daemon.request("/infer", walk).status == 200
+
+
+def test_what_the_service_does_not_tell_has_no_number_and_the_model_serves(
+    native, with_chip, hailo_model, windows, right, chip
+):
+    chip.service()
+    chip.has(service_tells_nothing=True)
+    daemon = native(models=[hailo_model()], config=with_chip(more="hailo_service = true\n"))
+    assert serving(daemon) == "hailo" and entry(daemon)["device"]["celsius"] is None
+    right.check(0, ask(daemon, windows[0])[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- libraries
@@ -465,12 +519,10 @@ def test_a_container_for_another_chip_is_refused(native, with_chip, hailo_model,
     right.check(1, ask(daemon, windows[1])[1])
 
 
-def test_a_new_edition_of_a_model_gets_the_chip_when_the_old_one_has_left_it(native, with_chip, hailo_model, windows, right):
+def test_a_container_that_gives_wrong_numbers_serves_nobody(native, with_chip, hailo_model, pack_program, windows, right):
     folder = hailo_model()
+    double.pack_wrong(pack_program, folder)
     daemon = native(models=[folder], config=with_chip())
-    with Load(daemon, windows, right) as load:
-        load.answered(None)
-        assert daemon.request("/v2/repository/models/imu-motion/load", {}).status == 200
-        until(lambda: serving(daemon) == "hailo" and entry(daemon)["fallback"] is None, daemon)
-        load.answered(None)
-    assert set(load.statuses) == {200}, "nobody noticed"
+    seen = entry(daemon)["fallback"]
+    assert (seen["from"], seen["to"]) == ("hailo", "cpu") and "golden case" in seen["reason"], seen
+    right.check(0, ask(daemon, windows[0])[1])

@@ -8,7 +8,8 @@
 //!     inferd-engine-host engines                 the same of all of them, for a person
 //!
 //! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_HAILORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where
-//! engines are kept that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`.
+//! engines are kept that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`. `INFERD_HAILO_SERVICE=1`: a Hailo chip is asked for at
+//! HailoRT's service.
 
 #![forbid(unsafe_code)]
 
@@ -50,8 +51,17 @@ fn engine(kind: EngineKind) -> Option<Box<dyn Engine>> {
             Some(Box::new(inferd_engine::TensorrtEngine::new(tensorrt, cuda)))
         }
         #[cfg(feature = "hailo")]
-        EngineKind::Hailo => Some(Box::new(inferd_engine::HailoEngine::new(library("INFERD_HAILORT_LIB")))),
+        EngineKind::Hailo => Some(Box::new(hailo())),
         _ => None,
+    }
+}
+
+#[cfg(feature = "hailo")]
+fn hailo() -> inferd_engine::HailoEngine {
+    let engine = inferd_engine::HailoEngine::new(library("INFERD_HAILORT_LIB"));
+    match std::env::var_os("INFERD_HAILO_SERVICE").is_some_and(|v| v == "1") {
+        true => engine.by_service(),
+        false => engine,
     }
 }
 
@@ -96,7 +106,7 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
             }
         }
         #[cfg(feature = "hailo")]
-        EngineKind::Hailo => match inferd_engine::HailoEngine::new(library("INFERD_HAILORT_LIB")).look() {
+        EngineKind::Hailo => match hailo().look() {
             Ok(found) => {
                 here.version = Some(found.version);
                 here.library = Some(found.library);

@@ -1,6 +1,7 @@
 //! Hailo-8 by HailoRT, loaded at run time.
 //!
-//! One process owns the chip, one network is on it, and one frame is in it at a time. A frame that is not answered in time may come
+//! One process owns the chip, one network is on it, and one frame is in it at a time. (Or HailoRT's service owns it, and the processes that
+//! ask the service have a network each on it: [`HailoEngine::by_service`].) A frame that is not answered in time may come
 //! out later as the answer to another one, and new streams do not protect from that: so after anything but an answer the
 //! streams, the network and the chip are dropped, and the next request would open the chip again. That takes longer than a request may, so an
 //! engine host ends instead ([`Session::is_spent`]) and the next one opens it while it loads. What the chip says of itself weighs more than what
@@ -9,7 +10,7 @@
 //! | what happened | error |
 //! |---|---|
 //! | no answer in time, streams aborted, an error of the chip's sequencer | [`EngineError::Run`]; the chip is opened again |
-//! | the chip has stopped by heat, is still hot, another process has it, or its driver is not loaded yet | [`EngineError::Busy`] |
+//! | the chip has stopped by heat, is still hot, another process has it, its driver is not loaded yet, or its service does not answer | [`EngineError::Busy`] |
 //! | the chip does not answer, is gone, or says that its memory is broken | [`EngineError::Device`] |
 //! | library, driver and firmware do not belong together | [`EngineError::Library`] |
 //! | the HEF is damaged, for another chip, or not what the manifest says | [`EngineError::Load`], [`EngineError::Tensor`] |
@@ -19,10 +20,11 @@ use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, share
 use hailort_abi::types::{
     FORMAT_ORDER_FCR, FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8, QuantInfo,
 };
-use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, StreamInfo, Streams};
+use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, Owner, StreamInfo, Streams};
 use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Where the library is looked for, in this order, when nobody says where it is. It has no version-free name of its own (no SONAME but
 /// `libhailort.so.4.23.0`).
@@ -41,17 +43,26 @@ const PLACES: [&str; 8] = [
 /// cannot be asked for in C.
 pub const COOL: f32 = 95.0;
 
+/// A shared chip that does not answer so many questions in a row is lost, whether requests come or not: the service keeps a lost chip open
+/// until the last one has left it, and only then can anybody open it again.
+const SILENT: u32 = 2;
+
 // What the chip is asked to tell is what is shown of it, in the same order.
 const _: () = assert!(NOTIFICATIONS.len() == crate::DEVICE_EVENTS.len());
 
 /// The engine. Its library is opened by [`Engine::set_up`], or with the first model.
 pub struct HailoEngine {
     path: Option<PathBuf>,
+    owner: Owner,
     library: OnceLock<Result<&'static Library, String>>,
     /// The chip, while it is open. Held while it is asked something.
     chip: Arc<Mutex<Option<Arc<Chip>>>>,
     /// What the chip said that it is, once it was open.
     identity: Arc<OnceLock<String>>,
+    /// The networks that were put on it.
+    loaded: Mutex<Vec<Weak<Shared>>>,
+    /// Questions in a row that a shared chip did not answer.
+    silent: AtomicU32,
 }
 
 /// What there is, before any model.
@@ -69,7 +80,21 @@ impl HailoEngine {
     /// An engine with the library at `path`, or with the one that is found.
     #[must_use]
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, library: OnceLock::new(), chip: Arc::default(), identity: Arc::default() }
+        Self {
+            path,
+            owner: Owner::Process,
+            library: OnceLock::new(),
+            chip: Arc::default(),
+            identity: Arc::default(),
+            loaded: Mutex::default(),
+            silent: AtomicU32::new(0),
+        }
+    }
+
+    /// The same over HailoRT's service (`hailort_service`), which shares the chip among the processes that ask it.
+    #[must_use]
+    pub fn by_service(self) -> Self {
+        Self { owner: Owner::Service, ..self }
     }
 
     /// Looks what there is: opens the library and the chip, and closes the chip again.
@@ -78,7 +103,7 @@ impl HailoEngine {
     /// [`EngineError::Library`] when there is no library to be used.
     pub fn look(&self) -> Result<HailoHere, EngineError> {
         let library = self.open_library()?;
-        let chip = match Chip::open(library) {
+        let chip = match Chip::open(library, self.owner) {
             Ok(chip) => Ok(chip.identity().architecture.clone()),
             Err(e) => Err(opening(e)),
         };
@@ -144,9 +169,11 @@ impl Engine for HailoEngine {
             hef,
             plan,
             manifest: manifest.clone(),
+            owner: self.owner,
             chip: self.chip.clone(),
             rig: Mutex::new(None),
         });
+        lock(&self.loaded).push(Arc::downgrade(&shared));
         let rig = shared.open()?;
         if let Some(chip) = &*lock(&self.chip) {
             let _ = self.identity.set(chip.identity().architecture.clone());
@@ -159,12 +186,30 @@ impl Engine for HailoEngine {
         let chip = lock(&self.chip);
         let chip = chip.as_ref()?;
         let events = chip.events();
+        let temperature = chip.temperature();
+        match &temperature {
+            Err(e) if e.class == Class::DeviceLost => self.silent.fetch_add(1, Relaxed),
+            _ => self.silent.swap(0, Relaxed),
+        };
         Some(DeviceState {
-            temperature: chip.temperature().ok(),
+            temperature: temperature.ok().flatten(),
             power: chip.power(),
             zone: events.temperature_zone(),
             events: NOTIFICATIONS.map(|id| events.count(id)),
         })
+    }
+
+    fn lost(&self) -> Option<EngineError> {
+        if self.owner == Owner::Process || self.silent.load(Relaxed) < SILENT {
+            return None;
+        }
+        for shared in lock(&self.loaded).iter().filter_map(Weak::upgrade) {
+            // With a frame in it the chip is found to be lost by that frame.
+            drop(shared.rig.try_lock().ok()?.take());
+        }
+        // The service is told that we have left before the process ends: of one that only ends it knows seconds later.
+        *lock(&self.chip) = None;
+        Some(EngineError::Device(format!("the shared chip has not answered {SILENT} questions in a row")))
     }
 }
 
@@ -173,11 +218,16 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What follows from a service that does not answer.
+const NO_SERVICE: &str =
+    "no hailort_service answers, and hosts.hailo_service wants one of the library's version";
+
 /// Why the chip cannot be opened.
 fn opening(e: Failure) -> EngineError {
     let text = e.to_string();
     match e.class {
         Class::Busy => EngineError::Busy(format!("{text}: another process has the chip")),
+        Class::NoService => EngineError::Busy(format!("{text}: {NO_SERVICE}")),
         Class::NoDriver => EngineError::Busy(format!("{text}: no driver of it is loaded")),
         Class::TooHot => EngineError::Busy(text),
         Class::Network => EngineError::Load(text),
@@ -196,6 +246,7 @@ fn running(e: Failure) -> EngineError {
     match e.class {
         Class::Request | Class::Poisoned => EngineError::Run(text),
         Class::TooHot | Class::Busy => EngineError::Busy(text),
+        Class::NoService => EngineError::Busy(format!("{text}: {NO_SERVICE}")),
         _ => EngineError::Device(text),
     }
 }
@@ -218,6 +269,7 @@ struct Shared {
     hef: Arc<Hef>,
     plan: Plan,
     manifest: Manifest,
+    owner: Owner,
     chip: Arc<Mutex<Option<Arc<Chip>>>>,
     rig: Mutex<Option<Rig>>,
 }
@@ -228,9 +280,9 @@ impl Shared {
         let mut place = lock(&self.chip);
         // The one before, if there is one: it is closed before it is opened again.
         *place = None;
-        let chip = Arc::new(Chip::open(self.library).map_err(opening)?);
+        let chip = Arc::new(Chip::open(self.library, self.owner).map_err(opening)?);
         match chip.temperature() {
-            Ok(degrees) if degrees > COOL => {
+            Ok(Some(degrees)) if degrees > COOL => {
                 let why =
                     format!("the chip has {degrees:.0} degrees Celsius; it is started again at {COOL:.0}");
                 return Err(EngineError::Busy(why));

@@ -125,6 +125,12 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Why nothing more comes of its device, when that shows without a request. Asked after [`Engine::device_state`]; the engine has let go
+    /// of the device by then, and its host ends.
+    fn lost(&self) -> Option<EngineError> {
+        None
+    }
+
     /// Runs a worker's whole life on a thread this engine computes well on, and returns when it is over. A panic in
     /// `life` comes out here.
     ///

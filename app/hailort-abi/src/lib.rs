@@ -15,7 +15,7 @@ mod status;
 
 pub use library::{Functions, Library, LibraryError, Version};
 pub use session::{
-    Chip, Elements, Events, Failure, Hef, Identity, NOTIFICATIONS, Network, StreamInfo, Streams,
+    Chip, Elements, Events, Failure, Hef, Identity, NOTIFICATIONS, Network, Owner, StreamInfo, Streams,
 };
 pub use status::{Class, Status};
 pub mod types;

@@ -104,9 +104,24 @@ unsafe extern "C" fn notified(_: Device, notification: *const Notification, even
     events.take(&notification);
 }
 
-/// A chip that is ours alone.
+/// Who else may have a chip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// This process alone has it.
+    #[default]
+    Process,
+    /// HailoRT's service (`hailort_service`, a daemon of Hailo's) has it, and whoever asks the service shares it.
+    Service,
+}
+
+/// What all who share the chip call it: the library gives those of one name one virtual device. Any text but `UNIQUE`, the default, with
+/// which each asks for a chip of its own.
+const GROUP: &CStr = c"inferd";
+
+/// A chip that is open: ours alone, or by the service.
 pub struct Chip {
     library: &'static Library,
+    owner: Owner,
     vdevice: Vdevice,
     device: Device,
     /// The library has a pointer to them as long as the virtual device is there.
@@ -134,11 +149,11 @@ pub struct Identity {
 }
 
 impl Chip {
-    /// Opens the first chip that is there, for this process alone.
+    /// Opens the first chip that is there.
     ///
     /// # Errors
-    /// [`Failure`]: there is none, another process has it, or it does not answer.
-    pub fn open(library: &'static Library) -> Result<Self, Failure> {
+    /// [`Failure`]: there is none, another process has it, the service does not answer, or the chip does not.
+    pub fn open(library: &'static Library, owner: Owner) -> Result<Self, Failure> {
         let f = library.functions();
         let mut ids = [DeviceId { id: [0; 32] }; MAX_DEVICES];
         let mut count = ids.len();
@@ -157,18 +172,26 @@ impl Chip {
         params.device_count = 1;
         params.device_ids = ids.as_mut_ptr();
         params.scheduling_algorithm = SCHEDULING_ALGORITHM_ROUND_ROBIN;
-        params.multi_process_service = false;
+        if owner == Owner::Service {
+            params.multi_process_service = true;
+            params.group_id = GROUP.as_ptr();
+        }
         let mut vdevice = null_mut();
         // SAFETY: the ids live as long as the call, which copies what it needs.
         let status = unsafe { (f.create_vdevice)(&raw mut params, &raw mut vdevice) };
         library.check("opening the chip", status).map_err(|e| match status {
             // That is what it says of an address where nothing is: the chip was there a moment ago.
             Status::INVALID_ARGUMENT => Failure { class: Class::DeviceLost, ..e },
+            Status::INVALID_OPERATION if owner == Owner::Service => {
+                let text = format!("{}: this libhailort was built without HailoRT's service", e.text);
+                Failure { class: Class::Configuration, text, ..e }
+            }
             _ => e,
         })?;
         // From here on dropping it releases the device.
         let mut chip = Self {
             library,
+            owner,
             vdevice,
             device: null_mut(),
             events: Arc::default(),
@@ -188,7 +211,9 @@ impl Chip {
             let events = Arc::as_ptr(&chip.events).cast_mut().cast();
             // SAFETY: the function never unwinds, and what it is given lives until the device is released ([`Chip::drop`]).
             let status = unsafe { (f.set_notification_callback)(chip.device, notified, id, events) };
-            library.check("asking to be notified", status)?;
+            if !chip.is_left_out(status) {
+                library.check("asking to be notified", status)?;
+            }
         }
         Ok(chip)
     }
@@ -221,16 +246,25 @@ impl Chip {
         &self.events
     }
 
-    /// The hotter of its two sensors, in degrees Celsius.
+    /// Whether a call did nothing because a chip that is shared does not know it: what it would have told is unknown then.
+    fn is_left_out(&self, status: Status) -> bool {
+        let unknown = [Status::INVALID_OPERATION, Status::NOT_IMPLEMENTED, Status::NOT_SUPPORTED];
+        self.owner == Owner::Service && unknown.contains(&status)
+    }
+
+    /// The hotter of its two sensors, in degrees Celsius; `None` where a shared chip does not tell.
     ///
     /// # Errors
     /// [`Failure`], of class [`Class::DeviceLost`] when it is gone.
-    pub fn temperature(&self) -> Result<f32, Failure> {
+    pub fn temperature(&self) -> Result<Option<f32>, Failure> {
         let mut info = ChipTemperatureInfo::default();
         // SAFETY: the library fills the structure.
         let status = unsafe { (self.library.functions().get_chip_temperature)(self.device, &raw mut info) };
+        if self.is_left_out(status) {
+            return Ok(None);
+        }
         self.library.check("asking for the temperature", status)?;
-        Ok(info.ts0_temperature.max(info.ts1_temperature))
+        Ok(Some(info.ts0_temperature.max(info.ts1_temperature)))
     }
 
     /// What it draws, in watts; `None` where the module cannot measure it.
@@ -279,7 +313,9 @@ impl Chip {
         let network = Network { chip: self, _hef: hef, group: groups[0] };
         // SAFETY: a group the library has just given; no name means the whole group. A frame is sent on at once.
         let status = unsafe { (f.set_scheduler_timeout)(network.group, 0, core::ptr::null()) };
-        library.check("setting up the scheduler", status)?;
+        if !network.chip.is_left_out(status) {
+            library.check("setting up the scheduler", status)?;
+        }
         Ok(network)
     }
 }

@@ -26,6 +26,8 @@ pub enum Class {
     NoDriver,
     /// Another process or session has the device.
     Busy,
+    /// HailoRT's service, which has the device, does not answer.
+    NoService,
     /// The library has run out of something, or failed inside.
     Internal,
 }
@@ -59,6 +61,7 @@ codes! {
     TIMEOUT = 4 => Poisoned,
     INSUFFICIENT_BUFFER = 5 => Request,
     INVALID_OPERATION = 6 => Internal,
+    NOT_IMPLEMENTED = 7 => Internal,
     INTERNAL_FAILURE = 8 => Internal,
     OPEN_FILE_FAILURE = 13 => Internal,
     UNSUPPORTED_CONTROL_PROTOCOL_VERSION = 15 => Configuration,
@@ -94,6 +97,8 @@ codes! {
     OUT_OF_PHYSICAL_DEVICES = 74 => Busy,
     INVALID_DEVICE_ARCHITECTURE = 75 => Network,
     INVALID_DRIVER_VERSION = 76 => Configuration,
+    RPC_FAILED = 77 => NoService,
+    INVALID_SERVICE_VERSION = 78 => Configuration,
     NOT_SUPPORTED = 79 => Configuration,
     OUT_OF_HOST_CMA_MEMORY = 81 => Configuration,
     QUEUE_IS_FULL = 82 => Poisoned,

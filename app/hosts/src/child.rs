@@ -260,6 +260,10 @@ fn watch_device(engine: &Arc<dyn Engine>, ring: &'static Ring) -> Result<(), Ref
             std::thread::sleep(DEVICE_LOOK);
             last = engine.device_state().unwrap_or_else(|| closed(last));
             ring.device().store(&last);
+            if let Some(why) = engine.lost() {
+                ring.say(&why.to_string());
+                sys::exit_now(WITHOUT_DEVICE.into());
+            }
         }
     };
     let thread = std::thread::Builder::new().name("device".into()).stack_size(WORKER_STACK);

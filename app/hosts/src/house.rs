@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Shared by all models.
 pub struct House {
@@ -21,7 +22,14 @@ pub struct House {
     recoveries: Mutex<BTreeMap<String, Recovery>>,
     /// Steps so far, by device and name.
     steps: Mutex<BTreeMap<(String, &'static str), u64>>,
+    /// One step at a time, of all models that wait for a device.
+    recovering: tokio::sync::Mutex<()>,
 }
+
+/// How long those that share a device are given to leave it when it is lost: the service keeps it open as it was until the last one has,
+/// and what is done to it before that is for nothing. Each finds out within 2 to 3 s; of one that was killed Hailo's service knows after
+/// 2 to 3 s more (`HAILO_KEEPALIVE_INTERVAL` of 4.23.0).
+const LEAVING: Duration = Duration::from_secs(6);
 
 impl House {
     pub fn new(config: HostsConfig) -> Self {
@@ -31,7 +39,13 @@ impl House {
             serial: AtomicU64::default(),
             recoveries: Mutex::default(),
             steps: Mutex::default(),
+            recovering: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Whether only one host at a time can have the device of this engine.
+    pub fn has_one_owner(&self, engine: EngineKind) -> bool {
+        engine == EngineKind::Hailo && !self.config.shared.contains(&engine)
     }
 
     /// The program that has this engine, if one has.
@@ -106,6 +120,16 @@ impl House {
             return false;
         }
         let Some((ladder, device)) = self.device(engine) else { return false };
+        let steps = || self.recovery_steps().iter().map(|(_, _, n)| n).sum::<u64>();
+        let known = steps();
+        let _alone = self.recovering.lock().await;
+        if steps() != known {
+            // Another model's host was waited for, and something was done about it: whether that helped is found out first.
+            return true;
+        }
+        if self.config.shared.contains(&engine) {
+            tokio::time::sleep(LEAVING).await;
+        }
         loop {
             let before = self.recovery(&device, |r| *r);
             let reboots = if before.has_given_up() { 0 } else { blocking(&ladder, |l| l.reboots()).await };

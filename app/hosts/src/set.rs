@@ -52,6 +52,8 @@ pub struct HostsConfig {
     pub devices: BTreeMap<EngineKind, String>,
     /// Environment variables of those programs: where their libraries are.
     pub environment: Vec<(String, OsString)>,
+    /// Engines whose device several hosts may have at once, because a service has it and shares it.
+    pub shared: BTreeSet<EngineKind>,
     /// How devices of engines are recovered; `None`: not at all.
     pub ladder: Option<Arc<dyn Ladder>>,
 }
@@ -70,6 +72,7 @@ impl Default for HostsConfig {
             engines: BTreeMap::new(),
             devices: BTreeMap::new(),
             environment: Vec::new(),
+            shared: BTreeSet::new(),
             ladder: None,
         }
     }
@@ -311,7 +314,7 @@ impl Hosts {
     /// cap, with so many workers (or as it is served): to be measured. Its golden vectors have passed in it; nobody is sent to it, no
     /// breaker hears of it, and a device that does not work is not put right for it.
     ///
-    /// A Hailo chip has one owner. Where the model is served on this very rung of one, the host that serves is lent instead
+    /// A Hailo chip that no service shares has one owner. Where the model is served on this very rung of one, the host that serves is lent instead
     /// ([`Candidate::serves`]): requests go on, and what is run for the measurement is in no number of the model's. Its breaker hears of
     /// a failure then: that the device does not work is no matter of who asked.
     ///
@@ -330,7 +333,7 @@ impl Hosts {
             return Err(PrepareError::Load(format!("the manifest of {name} does not name {rung}")));
         }
         let edition = Arc::new(Edition::to_be_measured(package.clone(), &self.house));
-        if rung.engine == EngineKind::Hailo
+        if self.house.has_one_owner(rung.engine)
             && let Some(host) = served.host()
             && host.rung == rung
             && Arc::ptr_eq(&host.edition.package, &package)

@@ -135,6 +135,8 @@ pub struct Hosts {
     pub cuda: Option<PathBuf>,
     /// The libhailort of the engine hailo.
     pub hailort: Option<PathBuf>,
+    /// Whether a Hailo chip is asked for at HailoRT's service.
+    pub hailo_service: bool,
     /// Who says which rung serves.
     pub engine_choice: Choice,
 }
@@ -642,6 +644,11 @@ impl Config {
                     "an absolute path",
                     "The libhailort of the engine hailo, of 4.21 to 4.23; empty: the first that is found at the usual places.",
                     |s| s.starts_with('/').then(|| PathBuf::from(s)),
+                ),
+                hailo_service: r.boolean(
+                    "hosts.hailo_service",
+                    false,
+                    "Ask HailoRT's service (hailort_service, which must run here) for the Hailo chip, which several models share then; else one model at a time has it.",
                 ),
                 engine_choice: r.choice(
                     "hosts.engine_choice",

@@ -201,7 +201,13 @@ fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
     let kept = ("INFERD_ENGINE_CACHE", config.updates.data_dir.join("engines"));
     // libhailort would write a file of its own to the working directory.
     let quiet = [("HAILORT_LOGGER_PATH", "NONE".into()), ("HAILORT_CONSOLE_LOGGER_LEVEL", "warning".into())];
-    named.chain([kept]).chain(quiet).map(|(name, path)| (name.to_owned(), path.into_os_string())).collect()
+    let by_service = hosts.hailo_service.then(|| ("INFERD_HAILO_SERVICE", "1".into()));
+    named
+        .chain([kept])
+        .chain(quiet)
+        .chain(by_service)
+        .map(|(name, path)| (name.to_owned(), path.into_os_string()))
+        .collect()
 }
 
 fn hosts_config(
@@ -228,6 +234,7 @@ fn hosts_config(
         engines: others.filter_map(program_of).collect(),
         devices: chip.map(|chip| (EngineKind::Hailo, chip.clone())).into_iter().collect(),
         environment,
+        shared: config.hosts.hailo_service.then_some(EngineKind::Hailo).into_iter().collect(),
         ladder: Some(ladder),
         ..HostsConfig::default()
     }

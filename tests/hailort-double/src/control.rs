@@ -43,6 +43,8 @@ pub struct Faults {
     pub shut_down: bool,
     /// Notifications, each sent once to an open device that was asked for it.
     pub notify: Vec<Notify>,
+    /// Who shares the chip is told neither temperature nor power, and of nothing.
+    pub service_tells_nothing: bool,
     /// Nobody is notified of anything.
     pub mute: bool,
     /// What happens to frames.

@@ -6,6 +6,8 @@ use hailort_abi::types::FORMAT_TYPE_FLOAT32;
 use inferd_engine::{AlignedBuffer, CpuEngine, Engine as _, NetworkFile};
 use inferd_model::{Budget, DType, EngineKind, FileRef, GoldenRef, Manifest, SCHEMA, Task, TensorSpec};
 use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,10 @@ pub const LOOK: Duration = Duration::from_millis(5);
 /// next, through new streams too. Only closing the device empties them. (The worst the real library might do; see the README.)
 pub struct Core {
     pub page: Arc<Page>,
+    /// Locked while a frame of anybody who shares the chip is computed: it is one chip.
+    turn: Option<File>,
+    /// The chip was lost under the service: this network is on it no more.
+    gone: AtomicBool,
     queues: Mutex<Queues>,
     moved: Condvar,
 }
@@ -43,8 +49,11 @@ pub enum Stop {
 }
 
 impl Core {
-    pub fn start(page: Arc<Page>, onnx: &[u8]) -> Result<Arc<Self>, String> {
+    pub fn start(page: Arc<Page>, onnx: &[u8], shared: bool) -> Result<Arc<Self>, String> {
+        let turn = || File::create(control::beside(".turn")).map_err(|e| e.to_string());
         let core = Arc::new(Self {
+            turn: shared.then(turn).transpose()?,
+            gone: AtomicBool::new(false),
             queues: Mutex::new(Queues {
                 inputs: page.inputs.iter().map(|_| VecDeque::new()).collect(),
                 outputs: page.outputs.iter().map(|_| VecDeque::new()).collect(),
@@ -82,6 +91,12 @@ impl Core {
         self.moved.notify_all();
     }
 
+    /// The chip is lost, whatever comes.
+    pub fn is_gone(&self) {
+        self.gone.store(true, SeqCst);
+        self.moved.notify_all();
+    }
+
     /// The chip is closed.
     pub fn close(&self) {
         let mut queues = self.queues();
@@ -103,7 +118,7 @@ impl Core {
             if faults.hung {
                 return Err(Stop::Hung);
             }
-            if faults.lost && !faults.stuck {
+            if self.gone.load(SeqCst) || (faults.lost && !faults.stuck) {
                 return Err(Stop::Lost);
             }
             if !faults.stuck {
@@ -196,7 +211,16 @@ impl Core {
             }
             let given: Vec<&[u8]> = inputs.iter().map(AlignedBuffer::as_bytes).collect();
             let mut room: Vec<&mut [u8]> = outputs.iter_mut().map(AlignedBuffer::as_mut_bytes).collect();
-            if let Err(e) = session.run(&given, &mut room) {
+            let turn = self.turn.as_ref().map(|file| {
+                // Waits for those before.
+                let _ = file.lock();
+                file
+            });
+            let done = session.run(&given, &mut room);
+            if let Some(file) = turn {
+                let _ = file.unlock();
+            }
+            if let Err(e) = done {
                 eprintln!("hailort double: the network does not run: {e}");
                 std::process::abort();
             }

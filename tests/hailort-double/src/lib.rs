@@ -49,8 +49,12 @@ struct Read {
 }
 
 struct Opened {
-    /// Locked as long as it is open: one process, one chip.
+    /// Locked as long as it is open: by one process, or by all that share the chip.
     _lock: File,
+    /// The service has the chip, and others may have it too.
+    shared: bool,
+    /// Opened by the service before the chip was lost: what this process has of it is gone for good.
+    gone: AtomicBool,
     /// For each notification: the function, its word, and the device that it was given for.
     callbacks: Mutex<HashMap<u32, (NotificationCallback, usize, usize)>>,
     groups: Mutex<Vec<Arc<Core>>>,
@@ -124,6 +128,31 @@ macro_rules! needs_chip {
             return status;
         }
     };
+    ($opened:expr) => {
+        $opened.look();
+        needs_chip!();
+        if $opened.gone.load(SeqCst) {
+            return Status::DRIVER_OPERATION_FAILED;
+        }
+    };
+}
+
+/// What stands for HailoRT's service, which a test starts by writing its version to `LIBRARY.service`; an empty file is a service that does
+/// not run, and with none the library was built without it.
+fn service() -> Result<(), Status> {
+    let Ok(version) = std::fs::read_to_string(control::beside(".service")) else {
+        return Err(Status::INVALID_OPERATION);
+    };
+    match version.trim() {
+        "" => Err(Status::RPC_FAILED),
+        "4.23.0" => Ok(()),
+        _ => Err(Status::INVALID_SERVICE_VERSION),
+    }
+}
+
+/// There while the service has a chip open that was lost since: whoever shares that is told so, until all have left it.
+fn dead() -> std::path::PathBuf {
+    control::beside(".dead")
 }
 
 /// Copies a text into an array of the interface, with its end.
@@ -237,15 +266,22 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
     if vdevice.is_null() {
         return Status::INVALID_ARGUMENT;
     }
-    let mut named = false;
+    let (mut named, mut shared) = (false, false);
     if !params.is_null() {
         // SAFETY: not null, and filled by the caller.
         let params = unsafe { params.read() };
         if params.device_count == 0 {
             return Status::INVALID_ARGUMENT;
         }
-        if params.multi_process_service {
-            return Status::INVALID_OPERATION;
+        shared = params.multi_process_service;
+        if shared && let Err(status) = service() {
+            return status;
+        }
+        // SAFETY: null, or a text with its end.
+        let unique = params.group_id.is_null() || unsafe { CStr::from_ptr(params.group_id) } == c"UNIQUE";
+        if shared && unique {
+            control::misuse("a chip of one's own was asked for at the service");
+            return Status::DEVICE_IN_USE;
         }
         named = !params.device_ids.is_null();
         for i in 0..if named { params.device_count as usize } else { 0 } {
@@ -278,12 +314,29 @@ pub unsafe extern "C" fn hailo_create_vdevice(params: *mut VdeviceParams, vdevic
         return Status::OPEN_FILE_FAILURE;
     };
     // SAFETY: a descriptor of ours.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+    let locked = |how| unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0;
+    let first = locked(libc::LOCK_EX);
+    if first {
+        let _ = std::fs::remove_file(dead());
+    }
+    // Who opens it at this moment has it alone for as long as it takes to look.
+    let joined = || {
+        (0..40).any(|_| {
+            let joined = locked(libc::LOCK_SH);
+            if !joined {
+                std::thread::sleep(LOOK);
+            }
+            joined
+        })
+    };
+    if !(if shared { joined() } else { first }) {
         // As the real one: whoever names a chip is told about that chip.
         return if named { Status::DEVICE_IN_USE } else { Status::OUT_OF_PHYSICAL_DEVICES };
     }
     let opened = Arc::new(Opened {
         _lock: file,
+        shared,
+        gone: AtomicBool::new(false),
         callbacks: Mutex::default(),
         groups: Mutex::default(),
         closed: AtomicBool::new(false),
@@ -302,6 +355,7 @@ impl Opened {
         let mut done = String::new();
         while !self.closed.load(SeqCst) {
             let (text, faults) = control::read();
+            self.look();
             if text != done && !faults.mute {
                 let wanted = faults.notify.iter().all(|n| lock(&self.callbacks).contains_key(&n.id));
                 if wanted {
@@ -310,6 +364,14 @@ impl Opened {
                 }
             }
             std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Notices that a chip that is shared is lost.
+    fn look(&self) {
+        if self.shared && control::read().1.lost && !self.gone.swap(true, SeqCst) {
+            let _ = File::create(dead());
+            lock(&self.groups).iter().for_each(|core| core.is_gone());
         }
     }
 
@@ -370,8 +432,8 @@ pub unsafe extern "C" fn hailo_get_physical_devices(
 /// What the chip is: a double.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hailo_identify(device: Device, identity: *mut DeviceIdentity) -> Status {
-    let _ = object!(device, Device);
-    needs_chip!();
+    let opened = object!(device, Device);
+    needs_chip!(opened);
     let mut made = DeviceIdentity::zeroed();
     made.protocol_version = 2;
     made.fw_version = RawVersion { major: 4, minor: 23, revision: 0 };
@@ -422,8 +484,11 @@ pub unsafe extern "C" fn hailo_get_chip_temperature(
     device: Device,
     info: *mut ChipTemperatureInfo,
 ) -> Status {
-    let _ = object!(device, Device);
-    needs_chip!();
+    let opened = object!(device, Device);
+    needs_chip!(opened);
+    if opened.shared && control::read().1.service_tells_nothing {
+        return Status::NOT_SUPPORTED;
+    }
     let t = control::read().1.temperature.unwrap_or(45.0);
     let made = ChipTemperatureInfo { ts0_temperature: t, ts1_temperature: t - 0.5, sample_count: 1 };
     // SAFETY: the caller's.
@@ -433,8 +498,11 @@ pub unsafe extern "C" fn hailo_get_chip_temperature(
 /// As on an M.2 module without a current monitor.
 #[unsafe(no_mangle)]
 pub extern "C" fn hailo_power_measurement(device: Device, _: c_int, _: c_int, _: *mut f32) -> Status {
-    let _ = object!(device, Device);
-    needs_chip!();
+    let opened = object!(device, Device);
+    needs_chip!(opened);
+    if opened.shared && control::read().1.service_tells_nothing {
+        return Status::NOT_SUPPORTED;
+    }
     Status::NOT_SUPPORTED
 }
 
@@ -447,7 +515,10 @@ pub extern "C" fn hailo_set_notification_callback(
     opaque: *mut c_void,
 ) -> Status {
     let opened = object!(device, Device);
-    needs_chip!();
+    needs_chip!(opened);
+    if opened.shared && control::read().1.service_tells_nothing {
+        return Status::NOT_SUPPORTED;
+    }
     lock(&opened.callbacks).insert(id, (callback, opaque as usize, device as usize));
     OK
 }
@@ -645,7 +716,11 @@ pub unsafe extern "C" fn hailo_configure_vdevice(
     count: *mut usize,
 ) -> Status {
     let (opened, read) = (object!(vdevice, Vdevice), object!(hef, Hef));
+    opened.look();
     needs_chip!();
+    if opened.shared && dead().exists() {
+        return Status::DRIVER_OPERATION_FAILED;
+    }
     if !params.is_null() {
         // SAFETY: not null, filled by the caller.
         let params = unsafe { &*params };
@@ -664,7 +739,7 @@ pub unsafe extern "C" fn hailo_configure_vdevice(
         eprintln!("hailort double: only UINT8 with one quantisation is computed");
         return Status::INTERNAL_FAILURE;
     }
-    let core = match Core::start(read.page.clone(), &read.onnx) {
+    let core = match Core::start(read.page.clone(), &read.onnx, opened.shared) {
         Ok(core) => core,
         Err(why) => {
             eprintln!("hailort double: {why}");

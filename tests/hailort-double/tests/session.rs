@@ -1,7 +1,7 @@
 //! `app/hailort-abi` against the double, and against a real libhailort for what needs no chip, where `INFERD_HAILORT_LIB` names one.
 
 use hailort_abi::types::{self, *};
-use hailort_abi::{Chip, Class, Elements, Hef, Library, LibraryError, Network, Status, Streams};
+use hailort_abi::{Chip, Class, Elements, Hef, Library, LibraryError, Network, Owner, Status, Streams};
 use hailort_double::ADDRESS;
 use hailort_double::container::{self, Page};
 use std::ffi::CStr;
@@ -77,7 +77,7 @@ fn identity() -> &'static [u8] {
 
 fn network(library: &'static Library) -> Arc<Network> {
     let hef = Arc::new(Hef::read(library, identity()).unwrap());
-    Arc::new(Arc::new(Chip::open(library).unwrap()).configure(hef).unwrap())
+    Arc::new(Arc::new(Chip::open(library, Owner::Process).unwrap()).configure(hef).unwrap())
 }
 
 fn streams(library: &'static Library, timeout_ms: u32) -> Streams {
@@ -145,7 +145,7 @@ fn without_a_chip_both_libraries_say_the_same() {
                 Status::OUT_OF_PHYSICAL_DEVICES
             );
         }
-        let none = Chip::open(library).err().unwrap();
+        let none = Chip::open(library, Owner::Process).err().unwrap();
         assert_eq!(none.class, Class::DeviceLost);
         assert!(none.to_string().contains("there is none"), "{none}");
     }
@@ -489,7 +489,7 @@ fn a_stream_is_what_the_library_says_and_not_where_its_handle_lies() {
     let double = Double::new();
     let library = double.open();
     let hef = Arc::new(Hef::read(library, shared_channel()).unwrap());
-    let network = Arc::new(Arc::new(Chip::open(library).unwrap()).configure(hef).unwrap());
+    let network = Arc::new(Arc::new(Chip::open(library, Owner::Process).unwrap()).configure(hef).unwrap());
     let mut streams = network.open(1000, &|_| Elements::Float).unwrap();
     let names: Vec<String> = streams.outputs().map(|(name, _)| name.to_owned()).collect();
     assert_eq!(names, ["net/a", "net/c", "net/b"], "as the real one, or this test shows nothing");
@@ -575,7 +575,7 @@ fn each_fault_of_the_chip_has_its_class() {
         let double = Double::new();
         let library = double.open();
         let hef = Arc::new(Hef::read(library, identity()).unwrap());
-        let chip = Arc::new(Chip::open(library).unwrap());
+        let chip = Arc::new(Chip::open(library, Owner::Process).unwrap());
         let events = chip.events().clone();
         let mut streams = Arc::new(chip.configure(hef).unwrap()).open(1000, &|_| Elements::Float).unwrap();
         assert_eq!(ask(&mut streams, 1.0), Ok(1.0));
@@ -593,7 +593,7 @@ fn each_fault_of_the_chip_has_its_class() {
 fn warnings_are_counted_and_stop_nothing() {
     let double = Double::new();
     let library = double.open();
-    let chip = Chip::open(library).unwrap();
+    let chip = Chip::open(library, Owner::Process).unwrap();
     let events = chip.events();
     double.faults(
         r#"{"temperature": 107, "notify": [{"id": 1, "word": 1}, {"id": 3}, {"id": 4}, {"id": 10}]}"#,
@@ -603,7 +603,7 @@ fn warnings_are_counted_and_stop_nothing() {
     }
     assert_eq!((events.temperature_zone(), events.count(1), events.count(3), events.count(4)), (1, 1, 1, 1));
     assert_eq!(events.verdict(), None);
-    assert_eq!(chip.temperature(), Ok(107.0));
+    assert_eq!(chip.temperature(), Ok(Some(107.0)));
     assert_eq!(chip.power(), None, "this module measures no current");
 }
 
@@ -625,10 +625,10 @@ fn who_reads_is_let_go_when_the_network_is_shut_down() {
 fn one_chip_is_one_owners() {
     let double = Double::new();
     let library = double.open();
-    let first = Chip::open(library).unwrap();
-    assert_eq!(Chip::open(library).err().unwrap().class, Class::Busy);
+    let first = Chip::open(library, Owner::Process).unwrap();
+    assert_eq!(Chip::open(library, Owner::Process).err().unwrap().class, Class::Busy);
     drop(first);
-    assert_eq!(Chip::open(library).unwrap().identity().architecture, "hailo8");
+    assert_eq!(Chip::open(library, Owner::Process).unwrap().identity().architecture, "hailo8");
 }
 
 #[test]
@@ -636,11 +636,103 @@ fn what_a_chip_told_is_kept_as_long_as_it_is_open_and_no_longer() {
     let double = Double::new();
     let library = double.open();
     for _ in 0..3 {
-        let chip = Chip::open(library).unwrap();
+        let chip = Chip::open(library, Owner::Process).unwrap();
         let told = Arc::downgrade(chip.events());
         assert!(told.upgrade().is_some_and(|t| t.count(NOTIFICATION_CLOCK_CHANGED) == 0));
         drop(chip);
         assert!(told.upgrade().is_none(), "something of it is kept each time it is opened");
+    }
+}
+
+/// The service, as a test starts and stops it.
+fn service(double: &Double, version: &str) {
+    std::fs::write(double.dir.path().join("libhailort.so.4.23.0.service"), version).unwrap();
+}
+
+fn shared(library: &'static Library) -> Result<Arc<Chip>, (Class, String)> {
+    Chip::open(library, Owner::Service).map(Arc::new).map_err(|e| (e.class, e.to_string()))
+}
+
+#[test]
+fn a_service_that_is_not_there_is_told_from_a_chip_that_is_not() {
+    let double = Double::new();
+    let library = double.open();
+    let (class, said) = shared(library).err().unwrap();
+    assert_eq!(class, Class::Configuration);
+    assert!(said.contains("HAILO_INVALID_OPERATION (6)") && said.contains("built without"), "{said}");
+    service(&double, "");
+    let none = (Class::NoService, "opening the chip: HAILO_RPC_FAILED (77)".to_owned());
+    assert_eq!(shared(library).err().unwrap(), none);
+    service(&double, "4.22.0");
+    assert_eq!(shared(library).err().unwrap().0, Class::Configuration, "it must be of the library's version");
+    service(&double, "4.23.0");
+    assert_eq!(shared(library).unwrap().identity().architecture, "hailo8");
+    double.faults(r#"{"lost": true}"#);
+    assert_eq!(shared(library).err().unwrap().0, Class::DeviceLost);
+}
+
+#[test]
+fn by_the_service_two_networks_are_on_one_chip_and_each_gets_its_own_answers() {
+    let double = Double::new();
+    let library = double.open();
+    service(&double, "4.23.0");
+    let hef = || Arc::new(Hef::read(library, identity()).unwrap());
+    let open = || {
+        let network = Arc::new(shared(library).unwrap().configure(hef()).unwrap());
+        network.open(1000, &|_| Elements::Float).unwrap()
+    };
+    let (mut one, mut two) = (open(), open());
+    for i in 0..20_u8 {
+        let x = f32::from(i);
+        assert_eq!((ask(&mut one, x), ask(&mut two, -x)), (Ok(x), Ok(-x)));
+    }
+    let alone = Chip::open(library, Owner::Process).err().unwrap();
+    assert_eq!(alone.class, Class::Busy, "who does not ask the service does not get what it has");
+    drop((one, two));
+    let alone = Chip::open(library, Owner::Process).unwrap();
+    assert_eq!(
+        shared(library).err().unwrap().0,
+        Class::Busy,
+        "and the service does not get what another has"
+    );
+    drop(alone);
+    assert_eq!(double.misuse(), "");
+}
+
+#[test]
+fn what_the_service_does_not_tell_is_unknown_and_fails_nothing() {
+    let double = Double::new();
+    let library = double.open();
+    service(&double, "4.23.0");
+    double.faults(r#"{"service_tells_nothing": true}"#);
+    let chip = shared(library).unwrap();
+    assert_eq!((chip.temperature(), chip.power()), (Ok(None), None));
+    let network = Arc::new(chip.configure(Arc::new(Hef::read(library, identity()).unwrap())).unwrap());
+    assert_eq!(ask(&mut network.open(1000, &|_| Elements::Float).unwrap(), 1.5), Ok(1.5));
+    double.faults(r#"{"lost": true}"#);
+}
+
+#[test]
+fn a_lost_chip_comes_back_to_those_who_share_it_when_all_have_left_it() {
+    let double = Double::new();
+    let library = double.open();
+    service(&double, "4.23.0");
+    let (one, two) = (shared(library).unwrap(), shared(library).unwrap());
+    double.faults(r#"{"lost": true}"#);
+    for chip in [&one, &two] {
+        while chip.temperature().is_ok() {
+            std::thread::yield_now();
+        }
+    }
+    double.faults("{}");
+    let hef = Arc::new(Hef::read(library, identity()).unwrap());
+    assert_eq!(two.temperature().err().unwrap().class, Class::DeviceLost, "what was open stays lost");
+    drop(one);
+    let again = shared(library).unwrap().configure(hef.clone()).err().unwrap();
+    assert_eq!(again.class, Class::DeviceLost, "the service has the old one yet, because of the other");
+    drop(two);
+    while let Err(e) = shared(library).unwrap().configure(hef.clone()) {
+        assert_eq!(e.class, Class::DeviceLost);
     }
 }
 
@@ -649,11 +741,11 @@ fn a_chip_that_does_not_fit_is_not_tried_again() {
     let double = Double::new();
     let library = double.open();
     double.faults(r#"{"driver_mismatch": true}"#);
-    let e = Chip::open(library).err().unwrap();
+    let e = Chip::open(library, Owner::Process).err().unwrap();
     assert_eq!((e.class, e.text.as_str()), (Class::Configuration, "HAILO_INVALID_DRIVER_VERSION (76)"));
     double.faults(r#"{"architecture": "hailo8l"}"#);
     let hef = Arc::new(Hef::read(library, identity()).unwrap());
-    let e = Arc::new(Chip::open(library).unwrap()).configure(hef).err().unwrap();
+    let e = Arc::new(Chip::open(library, Owner::Process).unwrap()).configure(hef).err().unwrap();
     assert_eq!((e.class, e.text.as_str()), (Class::Network, "HAILO_HEF_NOT_COMPATIBLE_WITH_DEVICE (93)"));
     assert_eq!(double.misuse(), "");
 }

@@ -422,9 +422,13 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperatur
     let on_cpu = models.iter().any(|m| m.engine == "cpu");
     let zones =
         temperatures.iter().filter(|_| on_cpu).map(|t| (vec![("device_id", t.sensor.as_str())], t.celsius));
-    // A device has one owner, so it is in one model.
-    let devices: Vec<(&Seen, &DeviceState)> =
+    // Models that share a device tell the same of it.
+    let mut devices: Vec<(&Seen, &DeviceState)> =
         models.iter().filter_map(|m| Some((m, m.numbers.device.as_ref()?))).collect();
+    devices.sort_by(|(a, of_a), (b, of_b)| {
+        (&a.device, of_a.temperature.is_none()).cmp(&(&b.device, of_b.temperature.is_none()))
+    });
+    devices.dedup_by(|(a, _), (b, _)| a.device == b.device);
     let degrees = || devices.iter().filter_map(|(m, d)| Some((m.device.as_str(), f64::from(d.temperature?))));
     out.gauge(
         "hailo_device_temperature_celsius",
