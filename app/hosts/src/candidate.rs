@@ -4,7 +4,7 @@ use crate::child::Refusal;
 use crate::edition::Edition;
 use crate::host::{Host, StartError, names};
 use crate::package::{LoadError, Origin, Unfit};
-use crate::served::{Answer, EngineInfo, InferError, Served, finish};
+use crate::served::{Answer, EngineInfo, InferError, Lease, Served, finish};
 use crate::stats::End;
 use crate::sys;
 use inferd_engine::DeviceState;
@@ -25,6 +25,27 @@ pub struct Candidate {
     promoted: bool,
     /// It is the host that serves.
     serves: bool,
+    /// The device it was lent by the edition that serves.
+    lending: Lending,
+}
+
+/// Whether an edition that serves leaves its device to a candidate.
+#[derive(Clone, Default)]
+pub(crate) struct Lending {
+    /// It has.
+    lease: Option<Arc<Lease>>,
+    /// It has not, for this reason.
+    kept: Option<(EngineKind, String)>,
+}
+
+impl Lending {
+    /// Asks the edition that serves, for the device of this engine.
+    pub(crate) async fn of(served: &Arc<Served>, engine: EngineKind) -> Self {
+        match served.lend(engine).await {
+            Ok(lease) => Self { lease: Some(Arc::new(lease)), kept: None },
+            Err(why) => Self { lease: None, kept: why.map(|why| (engine, why)) },
+        }
+    }
 }
 
 impl Candidate {
@@ -33,10 +54,15 @@ impl Candidate {
         served: Arc<Served>,
         edition: &Arc<Edition>,
         new: bool,
+        mut lending: Lending,
     ) -> Result<Self, StartError> {
         let host = served.start(edition, new, |_| ()).await?;
         served.show_alone(edition, &host);
-        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false })
+        if served.first_rung(edition) != Some(host.rung) {
+            // It did not come up on it.
+            lending.lease = None;
+        }
+        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false, lending })
     }
 
     /// On this rung and no other.
@@ -48,23 +74,31 @@ impl Candidate {
     ) -> Result<Self, StartError> {
         let host = served.start_audition(edition, rung, workers).await?;
         served.show_audition(edition, &host);
-        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false })
+        let lending = Lending::default();
+        Ok(Self { served, edition: edition.clone(), host, promoted: false, serves: false, lending })
     }
 
     /// The host that serves, where its device has one owner: it goes on serving, and lives on when this is dropped.
     pub(crate) fn that_serves(served: Arc<Served>, edition: &Arc<Edition>, host: Arc<Host>) -> Self {
         served.show_audition(edition, &host);
-        Self { served, edition: edition.clone(), host, promoted: true, serves: true }
+        let lending = Lending::default();
+        Self { served, edition: edition.clone(), host, promoted: true, serves: true, lending }
     }
 
-    /// The same model in another host.
+    /// The same model in another host. Where the device has one owner, this one's host has ended by then.
     pub(crate) async fn again(&self) -> Result<Self, StartError> {
-        Self::start(self.served.clone(), &self.edition, true).await
+        if self.served.has_one_owner(self.host.rung.engine) {
+            // What it has the other one needs.
+            self.host.stop();
+            self.host.ended().await;
+        }
+        Self::start(self.served.clone(), &self.edition, true, self.lending.clone()).await
     }
 
-    pub(crate) fn promoted(mut self) -> (Arc<Edition>, Arc<Host>) {
+    /// What is to serve, and what it was lent: to be dropped when it serves.
+    pub(crate) fn promoted(mut self) -> ((Arc<Edition>, Arc<Host>), Lending) {
         self.promoted = true;
-        (self.edition.clone(), self.host.clone())
+        ((self.edition.clone(), self.host.clone()), std::mem::take(&mut self.lending))
     }
 
     pub(crate) fn host(&self) -> &Arc<Host> {
@@ -117,7 +151,13 @@ impl Candidate {
     /// ladder that comes up is the one that is proven.
     #[must_use]
     pub fn unproven(&self) -> Vec<(Rung, Option<String>)> {
-        self.served.unproven(&self.host)
+        let mut unproven = self.served.unproven(&self.host);
+        if let Some((engine, kept)) = &self.lending.kept {
+            for (_, why) in unproven.iter_mut().filter(|(rung, _)| rung.engine == *engine) {
+                *why = Some(why.take().map_or_else(|| kept.clone(), |why| format!("{why}; {kept}")));
+            }
+        }
+        unproven
     }
 
     /// The process id of its host.
@@ -195,8 +235,18 @@ impl Candidate {
 
 impl Drop for Candidate {
     fn drop(&mut self) {
-        if !self.promoted {
-            self.host.stop();
+        if self.promoted {
+            return;
+        }
+        self.host.stop();
+        if let (Some(lease), Ok(runtime)) = (self.lending.lease.take(), tokio::runtime::Handle::try_current())
+        {
+            // A device is given back when it can be had.
+            let host = self.host.clone();
+            runtime.spawn(async move {
+                host.ended().await;
+                drop(lease);
+            });
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::events::HostEvent;
 use crate::host::{Closed, Host, Plan, StartError, Submitted};
 use crate::house::House;
 use crate::limits::{
-    BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_USEFUL, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, MAX_RING_BYTES, MAX_SLOTS,
-    MAX_WORKERS, SETTLED,
+    BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_USEFUL, DEFAULT_RING_BYTES, DRAIN_TIMEOUT, LOAD_TIMEOUT,
+    MAX_RING_BYTES, MAX_SLOTS, MAX_WORKERS, SETTLED,
 };
 use crate::observe::Observation;
 use crate::package::Origin;
@@ -46,7 +46,12 @@ pub struct Served {
     only_measured: AtomicBool,
     /// What changes together with `way`: both only under this lock.
     shown: Mutex<Shown>,
+    /// The edition, by its number, whose rungs on this engine do not serve for now: a candidate has the device.
+    lent: Mutex<Option<(u64, EngineKind)>>,
 }
+
+/// What a fallback is told for while a device is lent.
+const LENT: &str = "a new edition of the model has its device for now, to be proven on it";
 
 /// Where requests go: an edition of the model and its host.
 #[derive(Clone)]
@@ -222,6 +227,7 @@ impl Served {
                 engine: EngineInfo::default(),
                 fallback: None,
             }),
+            lent: Mutex::default(),
         }
     }
 
@@ -509,6 +515,9 @@ impl Served {
         // Those that are well first, of equals the preferred one.
         let mut order = usable.clone();
         order.sort_by_key(|b| b.state());
+        if order.iter().any(|b| !self.has_lent(edition, b.rung)) {
+            order.retain(|b| !self.has_lent(edition, b.rung));
+        }
         let mut first = None;
         for breaker in &order {
             // With another rung to turn to, a device is not put right before anything serves.
@@ -543,6 +552,57 @@ impl Served {
             usable.sort_by_key(|b| b.rung != preferred);
         }
         usable
+    }
+
+    /// Lets a candidate have the device of this engine, where the edition that serves has it and another rung to stand on: it has stepped
+    /// down when this returns, no request failed by that, and steps up again when the lease is dropped.
+    ///
+    /// # Errors
+    /// Why it keeps the device; `None` where it does not have it.
+    pub(crate) async fn lend(self: &Arc<Self>, engine: EngineKind) -> Result<Lease, Option<String>> {
+        let (edition, host) = self.of_route(|r| (r.edition.clone(), r.host.clone()));
+        let host = host.filter(|h| h.rung.engine == engine).ok_or(None)?;
+        let has_other = || self.usable(&edition).iter().any(|b| b.rung.engine != engine && !b.is_open());
+        let alone = || Some("the edition that serves has no other rung to leave the device for".to_owned());
+        if !has_other() {
+            return Err(alone());
+        }
+        if lock(&self.lent).replace((edition.number, engine)).is_some() {
+            return Err(Some("another candidate has the device".to_owned()));
+        }
+        let lease = Lease(self.clone());
+        // A host of the next rung is started, then the one with the device finishes what is in it.
+        let until = tokio::time::Instant::now() + LOAD_TIMEOUT + self.house.config.request_timeout;
+        let mut look = look();
+        loop {
+            tokio::select! {
+                _ = host.ended() => return Ok(lease),
+                () = tokio::time::sleep_until(until) => {
+                    return Err(Some("the edition that serves did not leave the device in time".to_owned()));
+                }
+                _ = look.tick() => {
+                    let serves = self.of_route(|r| r.host.as_ref().is_some_and(|h| Arc::ptr_eq(h, &host)));
+                    if serves && !has_other() {
+                        return Err(alone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the device of this rung of an edition is lent.
+    fn has_lent(&self, edition: &Edition, rung: Rung) -> bool {
+        *lock(&self.lent) == Some((edition.number, rung.engine))
+    }
+
+    /// Whether only one host at a time can have the device of this engine.
+    pub(crate) fn has_one_owner(&self, engine: EngineKind) -> bool {
+        self.house.has_one_owner(engine)
+    }
+
+    /// This edition's first rung here.
+    pub(crate) fn first_rung(&self, edition: &Edition) -> Option<Rung> {
+        self.usable(edition).first().map(|b| b.rung)
     }
 
     /// Has this rung go before the manifest's order from now on, or none; as long as this edition serves. It serves as soon as a host of
@@ -704,7 +764,10 @@ impl Served {
             Some(f) if (f.from, f.to) == (from, to) => {}
             None if to == from => {}
             _ => {
-                let reason = best.why().unwrap_or_default();
+                let reason = match self.has_lent(&host.edition, from) {
+                    true => LENT.to_owned(),
+                    false => best.why().unwrap_or_default(),
+                };
                 tracing::warn!(model, %from, %to, reason, "another rung serves");
                 shown.fallback = Some(Fallback { from, to, reason: reason.clone(), since: Instant::now() });
                 self.house.events.tell(HostEvent::FellBack { model, from, to, reason });
@@ -764,7 +827,7 @@ impl Served {
             let usable = self.usable(edition);
             let host = serving.load_full();
             let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
-            for breaker in &usable[..here] {
+            for breaker in usable[..here].iter().filter(|b| !self.has_lent(edition, b.rung)) {
                 let recovers = self.house.recovers(breaker.rung.engine);
                 if recovers || !breaker.is_open() {
                     if let Some(standby) = self.try_again(edition, breaker, recovers).await {
@@ -780,17 +843,21 @@ impl Served {
         }
     }
 
-    /// Waits until a host of a rung after that of `host` should serve, because `host`'s breaker is open.
+    /// Waits until a host of a rung after that of `host` should serve, because `host`'s breaker is open or its device is lent.
     async fn next(&self, edition: &Arc<Edition>, host: &Host) -> Standby {
         let mut look = look();
         loop {
             look.tick().await;
-            if !host.breaker.is_open() {
+            let lent = self.has_lent(edition, host.rung);
+            if !lent && !host.breaker.is_open() {
                 continue;
             }
             let usable = self.usable(edition);
             let here = usable.iter().position(|b| b.rung == host.rung).unwrap_or(usable.len());
-            for breaker in usable.iter().skip(here + 1).filter(|b| !b.is_open()) {
+            // Who leaves a device that is well may have come to it from a rung that is better or as good.
+            let from = if lent { 0 } else { here + 1 };
+            let others = usable.iter().skip(from).filter(|b| !b.is_open() && !self.has_lent(edition, b.rung));
+            for breaker in others {
                 match self.start_on(edition, breaker.rung, false, &|_| ()).await {
                     Ok(host) => return Standby(Some(host)),
                     Err(e) if !breaker.is_open() => {
@@ -991,6 +1058,15 @@ async fn golden_case(host: &Host, golden: &Golden, case: usize) -> Result<(), In
     drop(outputs);
     host.give(slot);
     agreed.map(|_| ()).map_err(|e| not(&e.to_string()))
+}
+
+/// The device that an edition has lent; it has it back when this is dropped.
+pub(crate) struct Lease(Arc<Served>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *lock(&self.0.lent) = None;
+    }
 }
 
 /// Another rung than the preferred one serves a model.

@@ -6,11 +6,12 @@
 //! the names. The routes themselves change under the lock of the set, all names of one change at one instant.
 
 use crate::breaker::BreakerRules;
-use crate::candidate::{Candidate, PrepareError, PromoteError, Promotion};
+use crate::candidate::{Candidate, Lending, PrepareError, PromoteError, Promotion};
 use crate::cgroup;
+use crate::child::Refusal;
 use crate::edition::Edition;
 use crate::events::HostEvent;
-use crate::host::Host;
+use crate::host::{Host, StartError};
 use crate::house::House;
 use crate::limits::{BACKOFF_MAX, MAX_SLOTS, MAX_WORKERS};
 use crate::package::{LoadError, ModelSource, Origin, Package};
@@ -249,6 +250,7 @@ impl Hosts {
             let mut models = lock(&self.models);
             models.entry(name.clone()).or_insert_with(|| self.fresh(&edition)).clone()
         };
+        let lending = self.lent_to(&served, &edition).await;
         match served.start_shown(&edition).await {
             Ok(host) => {
                 let replaced = {
@@ -259,6 +261,7 @@ impl Hosts {
                     }
                     turn_all(vec![Turn { served: served.clone(), to: Some((edition, host)) }])
                 };
+                drop(lending);
                 for host in &replaced {
                     finish(host, true).await;
                 }
@@ -280,12 +283,37 @@ impl Hosts {
         }
     }
 
+    /// What the edition that serves lends to one that may take its place: a device that only one of them can have at a time. Only for
+    /// that: what is refused without the device is refused with the old edition on it.
+    async fn lent_to(&self, served: &Arc<Served>, edition: &Arc<Edition>) -> Lending {
+        let first = served.first_rung(edition).filter(|rung| self.house.has_one_owner(rung.engine));
+        let Some(rung) = first.filter(|rung| served.host().is_some_and(|h| h.rung.engine == rung.engine))
+        else {
+            return Lending::default();
+        };
+        let looked_at = Arc::new(Edition::to_be_measured(edition.package.clone(), &self.house));
+        match self.fresh(&looked_at).start_audition(&looked_at, rung, None).await {
+            Err(StartError::Refused(Refusal::Busy(_))) => Lending::of(served, rung.engine).await,
+            // It is refused for that in a moment.
+            Err(_) => Lending::default(),
+            // The device had been left meanwhile.
+            Ok(host) => {
+                finish(&host, false).await;
+                Lending::default()
+            }
+        }
+    }
+
     fn fresh(&self, edition: &Arc<Edition>) -> Arc<Served> {
         Arc::new(Served::new(edition.clone(), self.house.clone()))
     }
 
     /// Starts a model beside what is served: its golden vectors pass in its own host, under its own cap, and nobody is sent
-    /// to it. What is served is not touched. A network that was compiled for an engine here and is refused by it refuses the model.
+    /// to it. A network that was compiled for an engine here and is refused by it refuses the model.
+    ///
+    /// What is served is not touched, with one exception: where it has the only device that the candidate's first rung wants, and another
+    /// rung to serve on, it steps down to that as long as the candidate is there, and the candidate is proven on the device. No request
+    /// fails by it; answers are marked as those of a stand-in.
     ///
     /// # Errors
     /// [`PrepareError`]: why it may not serve.
@@ -307,7 +335,13 @@ impl Hosts {
         let read = tokio::task::spawn_blocking(move || Package::read(source, here)).await;
         let package = read.map_err(|e| PrepareError::Load(format!("the model was not read: {e}")))??;
         let edition = Arc::new(Edition::new(package, &self.house));
-        Ok(Candidate::start(self.fresh(&edition), &edition, new).await?)
+        // What served before comes back at once, on whichever rung.
+        let serves = self.get(edition.package.manifest.name.as_str()).filter(|_| new);
+        let lending = match serves {
+            Some(served) => self.lent_to(&served, &edition).await,
+            None => Lending::default(),
+        };
+        Ok(Candidate::start(self.fresh(&edition), &edition, new, lending).await?)
     }
 
     /// Starts the model that is served under this name once more, in a host of its own on this rung and no other, under its own
@@ -374,7 +408,7 @@ impl Hosts {
             return Err(PromoteError::Ended { name, reason });
         }
         let mut turns = Vec::with_capacity(names.len());
-        let mut fresh = Vec::new();
+        let (mut fresh, mut lendings) = (Vec::new(), Vec::new());
         for name in remove {
             if !candidates.iter().any(|c| c.name() == *name)
                 && let Some(served) = models.remove(name)
@@ -384,7 +418,8 @@ impl Hosts {
         }
         for candidate in candidates {
             let name = candidate.name();
-            let to = candidate.promoted();
+            let (to, lending) = candidate.promoted();
+            lendings.push(lending);
             lock(&self.origins).insert(name.clone(), to.0.package.origin.clone());
             lock(&self.errors).remove(&name);
             let served = match models.get(&name) {
@@ -398,6 +433,8 @@ impl Hosts {
             turns.push(Turn { served, to: Some(to) });
         }
         let replaced = turn_all(turns);
+        // Not before: who lent a device would take it back.
+        drop(lendings);
         models.extend(fresh);
         drop(models);
         Ok(Promotion::drain(replaced, held))
