@@ -38,7 +38,7 @@ pub const EVALUATION_SEED: u64 = 20_000;
 pub const EVALUATION_PEOPLE: u64 = 200;
 
 const INPUT: &str = "emg";
-const FEATURES_OUTPUT: &str = "features";
+const FEATURES_OUTPUT: &str = "gesture_features";
 const LOGITS_OUTPUT: &str = "logits";
 const SEED_OF_GOLDEN: u64 = 30_000;
 /// More than any electrode on skin gives: what an amplifier of a usual range says when it is saturated.

@@ -195,6 +195,7 @@ struct Graph {
 
 impl Graph {
     fn node(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<Attribute>) -> String {
+        assert!(self.nodes.iter().all(|n| n.name != output), "two tensors of one name: {output}");
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|&i| i.to_owned()).collect(),
             output: vec![output.to_owned()],

@@ -212,7 +212,7 @@ impl Gestures {
         let x = normalized(window, self.manifest.inputs[0].normalization.as_ref().unwrap());
         let x = NdTensorView::from_data([1, window.len(), synthetic::CHANNELS], x.as_slice().unwrap());
         let input = self.network.node_id("emg").unwrap();
-        let outputs = ["features", "logits"].map(|o| self.network.node_id(o).unwrap());
+        let outputs = ["gesture_features", "logits"].map(|o| self.network.node_id(o).unwrap());
         let answer = self.network.run_n(vec![(input, x.into())], outputs, None).unwrap();
         answer.map(|v| v.into_tensor::<f32>().unwrap().to_vec())
     }
