@@ -1,6 +1,6 @@
 //! Live input: from a sensor's bytes, a recording or a generator to prepared windows of samples.
 //!
-//! Pure parts only: nothing here opens a port or a file, starts a thread or reads a clock. Bytes, samples and the time are
+//! All but `live` is pure: nothing opens a port or a file, starts a thread or reads a clock. Bytes, samples and the time are
 //! handed in, so every behaviour can be tested to the microsecond, and whoever owns the port decides where time comes from.
 //!
 //! * [`frame`]: our framed serial protocol: encoder, decoder that finds its way after garbage, sequence numbers and time
@@ -12,6 +12,7 @@
 //! * [`synthetic`]: seeded EMG with gestures, for a device without a sensor, for tests and for training.
 //! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
 //! * [`synchrony`]: how alike two streams are, and which one lags.
+//! * `live` (feature): sources that run, with what the others leave out: ports, files, threads and the clock.
 //!
 //! Every buffer of a live source has a size that is known when it is made; a recording takes at most its limit. No input
 //! can cause a panic.
@@ -19,6 +20,8 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+#[cfg(feature = "live")]
+pub mod live;
 pub mod pace;
 pub mod prepare;
 pub mod random;

@@ -1,0 +1,558 @@
+//! Sources that run: a thread of its own opens the port or the file and reads the clock, everything else is the pure modules.
+//!
+//! The path of a sample: bytes of a port, rows of a file, a generator or [`Source::push`] → numbered and timed → the model's
+//! filters ([`crate::prepare`], begun anew at every gap) → the ring ([`crate::window`]) → [`Source::take`] by whoever infers.
+//!
+//! What it owns: at most one thread and one ring per source, both bounded when they are made. What it promises:
+//! * **A port that is not there is looked for**, after 100 ms and then every second at the latest; what comes after it is back is
+//!   never taken for a continuation.
+//! * **The state is what is so when it is asked for** ([`Source::view`]): live, stale after 250 ms without a sample (a second of a
+//!   pushed one), unplugged, at the wrong baud rate, ... each with a sentence for the operator.
+//! * **Nobody who reads slowly holds up a sensor**: the oldest windows are overwritten and counted.
+//!
+//! It makes no sample up, and classifies nothing.
+
+mod serial;
+mod spec;
+
+pub use spec::{Kind, SerialForm, Spec, SpecError, SpecLimits};
+
+use crate::frame::line::Verdict;
+use crate::pace::{Pace, Player, Settings as PaceSettings};
+use crate::prepare::{Preparation, Stream};
+use crate::recording::{Limits, Recording};
+use crate::synthetic::EmgStream;
+use crate::window::{self, Window, Windows};
+use crate::{MAX_CHANNELS, Micros};
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Samples of a recording or a generator are handed on this often: far below any hop, and 200 wake-ups a second.
+const BEAT: Duration = Duration::from_millis(5);
+/// A sample handed on later than this after it was due is late.
+const TOLERANCE: Micros = Micros::from_millis(20);
+/// Between two attempts to open what is not there.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// A push may stop for this long without being stale: it comes in pieces, over a network.
+const PUSH_STALE: Micros = Micros::from_millis(1000);
+/// The most values of one push: 4096 samples of 16 channels, two seconds.
+pub const MAX_PUSH_VALUES: usize = 1 << 16;
+
+/// What is wrong with a source, or that nothing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It has just begun; nothing has come yet.
+    Starting,
+    /// Samples come.
+    Live,
+    /// The port is there, and nothing comes.
+    Stale,
+    /// The port or file is not there, or cannot be opened.
+    Unplugged,
+    /// What comes is at another baud rate.
+    WrongBaud,
+    /// What comes is in no frames, or those of another version.
+    NotFrames,
+    /// It does not fit what it is for: another number of channels, another rate.
+    Misfit,
+    /// A recording that is not looped has come to its end.
+    Over,
+}
+
+impl State {
+    /// All of them, in the order metrics show them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Live,
+        Self::Stale,
+        Self::Unplugged,
+        Self::WrongBaud,
+        Self::NotFrames,
+        Self::Misfit,
+        Self::Over,
+    ];
+
+    /// The state's name on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Live => "live",
+            Self::Stale => "stale",
+            Self::Unplugged => "unplugged",
+            Self::WrongBaud => "wrong_baud",
+            Self::NotFrames => "not_frames",
+            Self::Misfit => "misfit",
+            Self::Over => "over",
+        }
+    }
+}
+
+/// A source at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// What is so.
+    pub state: State,
+    /// Why, in a sentence; empty when nothing is wrong.
+    pub reason: String,
+    /// How long no sample has come; `None` before the first.
+    pub silent: Option<Duration>,
+    /// What has been counted since the start.
+    pub counts: Counts,
+}
+
+/// What a source has counted since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Samples that came, of every kind.
+    pub received: u64,
+    /// Samples whose numbers were left out.
+    pub missing: u64,
+    /// Gaps, of every kind.
+    pub gaps: u64,
+    /// Samples that came twice, late, or were no numbers.
+    pub refused: u64,
+    /// Frames that were damaged, and bytes that were none counted as frames of 1042.
+    pub damaged: u64,
+    /// Samples of a recording or generator that were handed on late, or passed over.
+    pub late: u64,
+    /// Windows taken.
+    pub windows: u64,
+    /// Windows nobody took in time.
+    pub dropped: u64,
+    /// Times that a port or file was opened.
+    pub opened: u64,
+}
+
+/// Why a push is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// Another kind of source has its samples from elsewhere.
+    #[error("this source is not of kind push: its samples come from elsewhere")]
+    Kind,
+    /// No sample, or a part of one.
+    #[error("samples of {0} values each are needed")]
+    Shape(usize),
+    /// More at once than may be.
+    #[error("at most {MAX_PUSH_VALUES} values at once")]
+    TooMany,
+    /// A value that is no number.
+    #[error("a value is not a finite number")]
+    NotFinite,
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Samples taken.
+    pub samples: usize,
+    /// The number the next one should have.
+    pub next: u64,
+    /// Samples that are missing before them.
+    pub missing: u64,
+}
+
+/// What lies below the samples.
+#[derive(Clone, Debug, PartialEq)]
+enum Link {
+    Opening,
+    Open,
+    Line(Verdict),
+    Unplugged(String),
+    Misfit(String),
+    Over,
+}
+
+/// A source that runs until it is dropped.
+#[derive(Debug)]
+pub struct Source {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    spec: Spec,
+    epoch: Instant,
+    ending: Mutex<bool>,
+    ended: Condvar,
+    feed: Mutex<Feed>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+/// The samples' way, for the shape a model asks for.
+struct Pipe {
+    filters: Stream,
+    windows: Windows,
+}
+
+struct Feed {
+    pipe: Option<Pipe>,
+    /// Why the samples do not fit the model.
+    misfit: Option<String>,
+    link: Link,
+    /// When the link became so.
+    since: Instant,
+    /// The number that follows, and the time of the last one.
+    last: Option<(u64, Micros)>,
+    arrived: Option<Instant>,
+    counts: Counts,
+    /// Of rings there were before this one.
+    before: window::Counts,
+}
+
+impl Source {
+    /// Starts it. `wake` is called, from its thread, whenever samples have come; it must not block.
+    ///
+    /// # Errors
+    /// The system's, when there is no thread to be had.
+    pub fn start(spec: Spec, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+        let now = Instant::now();
+        let feed = Feed {
+            pipe: None,
+            misfit: None,
+            link: Link::Opening,
+            since: now,
+            last: None,
+            arrived: None,
+            counts: Counts::default(),
+            before: window::Counts::default(),
+        };
+        let shared = Arc::new(Shared {
+            spec,
+            epoch: now,
+            ending: Mutex::new(false),
+            ended: Condvar::new(),
+            feed: Mutex::new(feed),
+            wake: Box::new(wake),
+        });
+        let thread = match &shared.spec.kind {
+            Kind::Push => {
+                shared.set(Link::Open);
+                None
+            }
+            _ => {
+                let shared = Arc::clone(&shared);
+                Some(std::thread::Builder::new().name("source".to_owned()).spawn(move || shared.run())?)
+            }
+        };
+        Ok(Self { shared, thread })
+    }
+
+    /// As it was started.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.shared.spec
+    }
+
+    /// Cuts windows of this length and hop from now on, out of samples prepared like this; `Err` keeps the source from giving any and is its state's
+    /// reason.
+    pub fn shape(&self, wanted: Result<(&Preparation, usize, usize), String>) {
+        let spec = &self.shared.spec;
+        let mut feed = self.shared.lock();
+        if let Some(old) = feed.pipe.take() {
+            feed.before = sum(&feed.before, old.windows.counts());
+        }
+        let made = wanted.and_then(|(preparation, length, hop)| {
+            let usual = window::Settings::usual(spec.channels, length, hop, spec.rate.hz());
+            // A live window that nobody takes is soon of no use; what was pushed at once waits for its turn.
+            let settings = match spec.kind {
+                Kind::Push => window::Settings { stale_after: PUSH_STALE, ..usual },
+                _ => window::Settings { capacity: (length + 4 * hop).min(usual.capacity), ..usual },
+            };
+            let windows = Windows::new(settings).map_err(|e| e.to_string())?;
+            Ok(Pipe { filters: preparation.stream(), windows })
+        });
+        match made {
+            Ok(pipe) => (feed.pipe, feed.misfit) = (Some(pipe), None),
+            Err(why) => feed.misfit = Some(why),
+        }
+        feed.last = None;
+    }
+
+    /// Gives the oldest window that is whole: its values go to `into`. With it, how long ago its last sample came.
+    ///
+    /// # Panics
+    /// If `into` does not have room for exactly one window.
+    pub fn take(&self, into: &mut [f32]) -> Option<(Window, Instant)> {
+        let now = self.shared.now();
+        let mut feed = self.shared.lock();
+        let pipe = feed.pipe.as_mut()?;
+        if pipe.windows.settings().length * pipe.windows.settings().channels != into.len() {
+            return None;
+        }
+        pipe.windows.take(now, into).map(|w| (w, self.shared.epoch + Duration::from_micros(w.arrived.0)))
+    }
+
+    /// The newest samples, as many as `into` has room for, while the source is live.
+    pub fn latest(&self, into: &mut [f32]) -> Option<Window> {
+        let now = self.shared.now();
+        let feed = self.shared.lock();
+        let windows = &feed.pipe.as_ref()?.windows;
+        (windows.flow(now) == window::Flow::Live).then(|| windows.latest(into))?
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let feed = self.shared.lock();
+        let stale = match self.shared.spec.kind {
+            Kind::Push => PUSH_STALE,
+            _ => Micros::from_millis(250),
+        };
+        let stale = Duration::from_micros(stale.0);
+        let silent = feed.arrived.map(|at| at.elapsed());
+        let flows = silent.is_some_and(|s| s <= stale);
+        let (state, reason) = match &feed.link {
+            Link::Unplugged(why) => (State::Unplugged, why.clone()),
+            Link::Misfit(why) => (State::Misfit, why.clone()),
+            Link::Over => (State::Over, "the recording is over".to_owned()),
+            _ if feed.misfit.is_some() => (State::Misfit, feed.misfit.clone().unwrap_or_default()),
+            Link::Line(verdict) if !flows => {
+                let state = match verdict {
+                    Verdict::BaudTooHigh | Verdict::BaudWrong => State::WrongBaud,
+                    Verdict::NotFrames | Verdict::OtherVersion => State::NotFrames,
+                    _ => State::Stale,
+                };
+                (state, verdict.sentence().to_owned())
+            }
+            Link::Line(verdict @ Verdict::Noisy) => (State::Live, verdict.sentence().to_owned()),
+            _ if flows => (State::Live, String::new()),
+            _ if silent.is_none() && feed.since.elapsed() <= stale => (State::Starting, String::new()),
+            _ => {
+                let kind = &self.shared.spec.kind;
+                let why = match kind {
+                    Kind::Push => "nobody pushes samples",
+                    _ => Verdict::Silent.sentence(),
+                };
+                (State::Stale, why.to_owned())
+            }
+        };
+        let windows = feed.pipe.as_ref().map_or(feed.before, |p| sum(&feed.before, p.windows.counts()));
+        let counts = Counts {
+            missing: windows.missing,
+            gaps: windows.gaps,
+            refused: windows.old + windows.not_finite + feed.counts.refused,
+            windows: windows.windows,
+            dropped: windows.dropped + windows.expired,
+            ..feed.counts
+        };
+        View { state, reason, silent, counts }
+    }
+
+    /// Takes samples of a source of kind push: their values, sample by sample. `first` is the number of the first one; without
+    /// it they continue what came before, unless nothing has come for a second. Number 0 begins anew.
+    ///
+    /// # Errors
+    /// [`PushError`] when none is taken.
+    pub fn push(&self, first: Option<u64>, values: &[f32]) -> Result<Taken, PushError> {
+        let spec = &self.shared.spec;
+        if spec.kind != Kind::Push {
+            return Err(PushError::Kind);
+        }
+        if values.len() > MAX_PUSH_VALUES {
+            return Err(PushError::TooMany);
+        }
+        if values.is_empty() || !values.len().is_multiple_of(spec.channels) {
+            return Err(PushError::Shape(spec.channels));
+        }
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(PushError::NotFinite);
+        }
+        let (now, at) = (Instant::now(), self.shared.now());
+        let mut feed = self.shared.lock();
+        let next = feed.last.map_or(0, |(next, _)| next);
+        let paused = feed.arrived.is_some_and(|t| t.elapsed() > Duration::from_micros(PUSH_STALE.0));
+        let anew = first == Some(0) || (first.is_none() && paused);
+        let from = first.unwrap_or(next);
+        let missing = if anew { 0 } else { from.saturating_sub(next) * u64::from(feed.last.is_some()) };
+        for (sequence, sample) in (from..).zip(values.chunks_exact(spec.channels)) {
+            let anew = anew && sequence == from;
+            feed.sample(sequence, spec.rate.offset(sequence), at, anew, sample);
+        }
+        feed.arrived = Some(now);
+        let next = feed.last.map_or(0, |(next, _)| next);
+        drop(feed);
+        (self.shared.wake)();
+        Ok(Taken { samples: values.len() / spec.channels, next, missing })
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        *self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.ended.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It looks at the flag ten times a second at the least. A panic of it has been told by the panic's own words.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Feed {
+    /// Takes a sample into the ring, filtered; nothing is filtered across a gap.
+    fn sample(&mut self, sequence: u64, time: Micros, arrived: Micros, anew: bool, values: &[f32]) {
+        self.counts.received += 1;
+        let Some(pipe) = &mut self.pipe else { return };
+        let mut sample = [0.0; MAX_CHANNELS];
+        let Some(sample) = sample.get_mut(..values.len()) else { return };
+        sample.copy_from_slice(values);
+        let follows = self.last.is_some_and(|(next, before)| {
+            sequence == next && time >= before && time - before <= pipe.windows.settings().max_step
+        });
+        if anew {
+            pipe.windows.begin_anew();
+        }
+        if self.last.is_some_and(|(next, _)| sequence < next) && !anew {
+            // Told by the ring that it is old; the filters must not see it.
+            pipe.windows.push(sequence, time, arrived, sample);
+            return;
+        }
+        if anew || !follows {
+            pipe.filters.reset();
+        }
+        pipe.filters.filter(sample);
+        if pipe.windows.push(sequence, time, arrived, sample).is_taken() {
+            self.last = Some((sequence + 1, time));
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Feed> {
+        // Counters and a ring: whole after every sample.
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Micros {
+        Micros(u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn set(&self, link: Link) {
+        let mut feed = self.lock();
+        if feed.link != link {
+            feed.link = link;
+            feed.since = Instant::now();
+        }
+    }
+
+    /// Waits; true when the source is to end.
+    fn ends_within(&self, wait: Duration) -> bool {
+        let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_timeout_while(ending, wait, |ending| !*ending);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn run(&self) {
+        match &self.spec.kind {
+            Kind::Push => {}
+            Kind::Synthetic { script, seed, conditions } => {
+                let mut stream = EmgStream::new(*script, *seed, *conditions);
+                self.set(Link::Open);
+                self.play(u64::MAX, false, None, |_| stream.next().map(|s| s.values));
+            }
+            Kind::Recording { path, looped } => {
+                let mut retry = FIRST_RETRY;
+                let recording = loop {
+                    let read = File::open(path).map_err(|e| e.to_string()).and_then(|file| {
+                        Recording::read(io::BufReader::new(file), &Limits::default())
+                            .map_err(|e| e.to_string())
+                    });
+                    match read {
+                        Ok(recording) => break recording,
+                        Err(why) => self.set(Link::Unplugged(format!("{}: {why}", path.display()))),
+                    }
+                    if self.ends_within(retry) {
+                        return;
+                    }
+                    retry = (retry * 2).min(LAST_RETRY);
+                };
+                self.lock().counts.opened += 1;
+                let (set, has) = (self.spec.channels, recording.channels());
+                let rate = recording.rate_hz().filter(|hz| (hz / self.spec.rate.hz() - 1.0).abs() > 0.001);
+                if set != has {
+                    let why = format!("the recording has {has} channels, the source is set to {set}");
+                    return self.set(Link::Misfit(why));
+                }
+                if let Some(hz) = rate {
+                    let set = self.spec.rate.hz();
+                    let why = format!("the recording was made at {hz} Hz, the source is set to {set} Hz");
+                    return self.set(Link::Misfit(why));
+                }
+                self.set(Link::Open);
+                let rows = recording.values();
+                let block = recording.window_rows();
+                self.play(recording.rows() as u64, *looped, block, |row| {
+                    let row = usize::try_from(row).ok()?;
+                    rows.get(row * has..(row + 1) * has)
+                });
+                if !self.ends_within(Duration::ZERO) {
+                    self.set(Link::Over);
+                }
+            }
+            Kind::Serial { path, baud, form, scale } => serial::read(self, path, *baud, *form, *scale),
+        }
+    }
+
+    /// Hands rows on at their rate until they or the source end. Rows of two blocks do not follow each other.
+    fn play<V: AsRef<[f32]>>(
+        &self,
+        rows: u64,
+        looped: bool,
+        block: Option<usize>,
+        mut row: impl FnMut(u64) -> Option<V>,
+    ) {
+        let rate = self.spec.rate;
+        let settings = PaceSettings {
+            pace: Pace::RealTime,
+            rate,
+            looped,
+            // A quarter of a second at most, after the device had no time for so long.
+            burst: u32::try_from(rate.due(Micros::from_millis(250))).unwrap_or(u32::MAX),
+            tolerance: TOLERANCE,
+        };
+        let mut player = Player::new(settings, rows, self.now());
+        loop {
+            let now = self.now();
+            let mut feed = self.lock();
+            player.take(now, |due| {
+                let joint = block.is_some_and(|b| due.row.is_multiple_of(b as u64));
+                if let Some(values) = row(due.row) {
+                    feed.sample(due.sequence, due.time, now, due.anew || joint, values.as_ref());
+                }
+            });
+            feed.counts.late = player.counts().late + player.counts().skipped;
+            feed.arrived = Some(Instant::now());
+            drop(feed);
+            (self.wake)();
+            let Some(next) = player.next_due() else { return };
+            let wait = Duration::from_micros(next.since(self.now()).0).max(BEAT);
+            if self.ends_within(wait) {
+                return;
+            }
+        }
+    }
+}
+
+fn sum(a: &window::Counts, b: &window::Counts) -> window::Counts {
+    window::Counts {
+        samples: a.samples + b.samples,
+        old: a.old + b.old,
+        not_finite: a.not_finite + b.not_finite,
+        channels: a.channels + b.channels,
+        missing: a.missing + b.missing,
+        gaps: a.gaps + b.gaps,
+        windows: a.windows + b.windows,
+        dropped: a.dropped + b.dropped,
+        expired: a.expired + b.expired,
+    }
+}

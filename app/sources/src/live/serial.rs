@@ -1,0 +1,246 @@
+//! A serial port: opened raw, read when something comes, looked for again when it is gone.
+
+use super::{FIRST_RETRY, LAST_RETRY, Link, SerialForm, Shared};
+use crate::MAX_CHANNELS;
+use crate::frame::{self, Continuity, Decoder, Tracker, legacy, line};
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::termios::{
+    BaudRate, ControlFlags, FlushArg, SetArg, cfmakeraw, cfsetspeed, tcflush, tcgetattr, tcsetattr,
+};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a read waits until it looks whether the source is to end.
+const WAIT_MS: u8 = 100;
+/// Bytes read at once: 40 ms of 921,600 baud.
+const READ: usize = 4096;
+/// How often what came is judged.
+const JUDGED: Duration = Duration::from_millis(500);
+
+/// The baud rates there are.
+pub(super) const BAUDS: [(u32, BaudRate); 17] = [
+    (9_600, BaudRate::B9600),
+    (19_200, BaudRate::B19200),
+    (38_400, BaudRate::B38400),
+    (57_600, BaudRate::B57600),
+    (115_200, BaudRate::B115200),
+    (230_400, BaudRate::B230400),
+    (460_800, BaudRate::B460800),
+    (500_000, BaudRate::B500000),
+    (576_000, BaudRate::B576000),
+    (921_600, BaudRate::B921600),
+    (1_000_000, BaudRate::B1000000),
+    (1_152_000, BaudRate::B1152000),
+    (1_500_000, BaudRate::B1500000),
+    (2_000_000, BaudRate::B2000000),
+    (2_500_000, BaudRate::B2500000),
+    (3_000_000, BaudRate::B3000000),
+    (4_000_000, BaudRate::B4000000),
+];
+
+/// Reads the port for as long as the source runs.
+pub(super) fn read(shared: &Shared, path: &Path, baud: u32, form: SerialForm, scale: f32) {
+    let mut reader = Reader::new(shared, form, scale);
+    let mut retry = FIRST_RETRY;
+    loop {
+        let why = match open(path, baud) {
+            Ok(mut port) => {
+                shared.lock().counts.opened += 1;
+                shared.set(Link::Open);
+                retry = FIRST_RETRY;
+                reader.reopened();
+                match reader.read(shared, &mut port) {
+                    Some(why) => why,
+                    None => return,
+                }
+            }
+            Err(why) => why,
+        };
+        shared.set(Link::Unplugged(format!("{}: {why}", path.display())));
+        if shared.ends_within(retry) {
+            return;
+        }
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+}
+
+fn open(path: &Path, baud: u32) -> Result<File, String> {
+    let port = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(|e| e.to_string())?;
+    let rate = BAUDS.iter().find(|(n, _)| *n == baud).map(|(_, rate)| *rate);
+    let rate = rate.ok_or_else(|| format!("{baud} baud cannot be set"))?;
+    let set = || {
+        let mut terminal = tcgetattr(&port)?;
+        cfmakeraw(&mut terminal);
+        terminal.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
+        terminal.control_flags -= ControlFlags::CSTOPB | ControlFlags::CRTSCTS;
+        cfsetspeed(&mut terminal, rate)?;
+        tcsetattr(&port, SetArg::TCSANOW, &terminal)?;
+        // What lies there came before anybody read.
+        tcflush(&port, FlushArg::TCIFLUSH)
+    };
+    set().map_err(|e| match e {
+        nix::Error::ENOTTY => "it is no serial port".to_owned(),
+        other => other.desc().to_owned(),
+    })?;
+    Ok(port)
+}
+
+enum Form {
+    Framed { decoder: Box<Decoder>, tracker: Box<Tracker>, judged: (Instant, frame::Counts) },
+    Legacy(Box<legacy::Decoder>),
+}
+
+struct Reader {
+    form: Form,
+    scale: f32,
+    reopened: bool,
+}
+
+impl Reader {
+    fn new(shared: &Shared, form: SerialForm, scale: f32) -> Self {
+        let settings = |resynchronise| legacy::Settings { channels: shared.spec.channels, resynchronise };
+        let framed = || Form::Framed {
+            decoder: Box::new(Decoder::new()),
+            tracker: Box::new(Tracker::new()),
+            judged: (Instant::now(), frame::Counts::default()),
+        };
+        let form = match form {
+            SerialForm::Framed => framed(),
+            SerialForm::Legacy { resynchronise } => legacy::Decoder::new(settings(resynchronise))
+                // The specification has checked the number of channels.
+                .map_or_else(|_| framed(), |decoder| Form::Legacy(Box::new(decoder))),
+        };
+        Self { form, scale, reopened: false }
+    }
+
+    fn reopened(&mut self) {
+        self.reopened = true;
+        match &mut self.form {
+            Form::Framed { decoder, tracker, judged } => {
+                decoder.reset();
+                tracker.reset();
+                *judged = (Instant::now(), *decoder.counts());
+            }
+            Form::Legacy(decoder) => decoder.reset(),
+        }
+    }
+
+    /// Reads until the port is gone, and says why; `None` when the source is to end.
+    fn read(&mut self, shared: &Shared, port: &mut File) -> Option<String> {
+        let mut bytes = [0; READ];
+        loop {
+            let mut fds = [PollFd::new(port.as_fd(), PollFlags::POLLIN)];
+            let ready = match poll(&mut fds, PollTimeout::from(WAIT_MS)) {
+                Ok(n) => n > 0,
+                Err(nix::Error::EINTR) => false,
+                Err(e) => return Some(e.desc().to_owned()),
+            };
+            let seen = fds[0].revents().unwrap_or(PollFlags::empty());
+            if shared.ends_within(Duration::ZERO) {
+                return None;
+            }
+            if ready {
+                match port.read(&mut bytes) {
+                    Ok(0) => return Some("the port was unplugged".to_owned()),
+                    Ok(n) => self.take(shared, &bytes[..n]),
+                    Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                        if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+                            return Some("the port was unplugged".to_owned());
+                        }
+                    }
+                    Err(e) => return Some(e.to_string()),
+                }
+            }
+            self.judge(shared);
+        }
+    }
+
+    fn take(&mut self, shared: &Shared, bytes: &[u8]) {
+        let (now, at) = (Instant::now(), shared.now());
+        let (channels, rate, scale) = (shared.spec.channels, shared.spec.rate, self.scale);
+        let mut feed = shared.lock();
+        let mut row = [0.0; MAX_CHANNELS];
+        let reopened = &mut self.reopened;
+        match &mut self.form {
+            Form::Framed { decoder, tracker, .. } => {
+                let before = *decoder.counts();
+                let mut misfit = None;
+                decoder.push(bytes, |frame| {
+                    let tracked = tracker.take(&frame.header);
+                    if !tracked.continuity.is_new() {
+                        feed.counts.refused += u64::from(frame.header.steps);
+                        return;
+                    }
+                    if usize::from(frame.header.channels) != channels {
+                        misfit = Some(frame.header.channels);
+                        feed.counts.refused += u64::from(frame.header.steps);
+                        return;
+                    }
+                    let restarted = tracked.continuity == Continuity::Restarted;
+                    let mut anew = std::mem::take(reopened) || restarted;
+                    let (mut place, mut step) = (0, 0);
+                    for value in frame.values() {
+                        row[place] = f32::from(value) * scale;
+                        place += 1;
+                        if place == channels {
+                            let time = tracked.time + rate.offset(step);
+                            feed.sample(tracked.sequence + step, time, at, anew, &row[..channels]);
+                            (place, step, anew) = (0, step + 1, false);
+                        }
+                    }
+                    feed.arrived = Some(now);
+                });
+                feed.counts.damaged += decoder.counts().since(&before).corrupt;
+                match misfit {
+                    Some(has) => {
+                        feed.link = Link::Misfit(format!(
+                            "the sensor sends {has} channels, the source is set to {channels}"
+                        ));
+                    }
+                    None if matches!(feed.link, Link::Misfit(_)) && feed.arrived == Some(now) => {
+                        feed.link = Link::Open;
+                    }
+                    None => {}
+                }
+            }
+            Form::Legacy(decoder) => decoder.push(bytes, |sample| {
+                for (to, value) in row.iter_mut().zip(sample.values) {
+                    *to = f32::from(*value) * scale;
+                }
+                let anew = std::mem::take(reopened);
+                feed.sample(sample.sequence, rate.offset(sample.sequence), at, anew, &row[..channels]);
+                feed.arrived = Some(now);
+            }),
+        }
+        drop(feed);
+        (shared.wake)();
+    }
+
+    /// Says what the line looks like, now and then.
+    fn judge(&mut self, shared: &Shared) {
+        let Form::Framed { decoder, judged, .. } = &mut self.form else { return };
+        if judged.0.elapsed() < JUDGED {
+            return;
+        }
+        let seen = decoder.counts().since(&judged.1);
+        let verdict = line::judge(&seen, None);
+        // Too little to say: what was so is so, and more is waited for.
+        if verdict == line::Verdict::Unsure {
+            return;
+        }
+        *judged = (Instant::now(), *decoder.counts());
+        let mut feed = shared.lock();
+        if !matches!(feed.link, Link::Misfit(_)) {
+            feed.link = Link::Line(verdict);
+        }
+    }
+}
