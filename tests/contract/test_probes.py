@@ -64,7 +64,7 @@ def test_every_answer_to_an_inference_is_as_described(daemon, document, walk):
 
 def test_every_described_path_exists(daemon, document):
     for path, item in document["paths"].items():
-        concrete = path.replace("{model}", "nobody").replace("{version}", "1").replace("{file}", "nobody").replace("{id}", "nobody").replace("{engine}", "nobody")
+        concrete = path.replace("{model}", "nobody").replace("{version}", "1").replace("{file}", "nobody").replace("{id}", "nobody").replace("{engine}", "nobody").replace("{name}", "nobody")
         for verb in item:
             if path.endswith(("/load", "/unload", "/benchmark")) or (verb, path) == ("post", "/api/v1/benchmarks"):
                 continue

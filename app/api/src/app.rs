@@ -3,7 +3,10 @@
 use crate::body::Held;
 use crate::cpu::Meter;
 use crate::rate::Limits;
-use crate::{Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records};
+use crate::sources::{self, Sources};
+use crate::{
+    Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records, stream,
+};
 use arc_swap::ArcSwap;
 use inferd_hosts::{Hosts, Served};
 use inferd_model::{Manifest, Motif, Task};
@@ -33,6 +36,11 @@ pub struct App {
     pub monitor: Arc<OnceLock<Monitor>>,
     /// Benchmarks, once they can be run.
     pub benchmarks: Arc<OnceLock<Arc<Benchmarks>>>,
+    /// Live sources, once they are started.
+    pub(crate) sources: Sources,
+    /// Places of those who stream.
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) stream_counts: Arc<stream::Counts>,
     /// TLS: what it is spoken with, now.
     pub tls: ArcSwap<Tls>,
     /// Where it listens, and where it cannot.
@@ -116,7 +124,14 @@ impl App {
         metrics.add(Box::new(records::Numbers(records.clone())));
         let benchmarks = Arc::new(OnceLock::new());
         metrics.add(Box::new(benchmarks::Numbers(benchmarks.clone())));
+        let sources = Sources::default();
+        metrics.add(Box::new(sources::Numbers(sources.clone())));
+        let stream_counts = Arc::new(stream::Counts::default());
+        metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
+            sources,
+            streams: Arc::new(Semaphore::new(limits::STREAMS)),
+            stream_counts,
             metrics,
             records,
             alive,

@@ -8,7 +8,7 @@
 
 use crate::http::time_left;
 use crate::infer::{ENGINE, Failure, Wording, plain, refuse, rung_header};
-use crate::{App, Reply, Req, Stages, Surface, limits};
+use crate::{App, Reply, Req, Stages, Surface, limits, sources};
 use hyper::StatusCode;
 use inferd_hosts::Served;
 use inferd_model::{EngineKind, Task};
@@ -85,17 +85,21 @@ async fn attempt(
         return Err(elsewhere(engine));
     }
     let preprocess = form.truth("preprocess")?.unwrap_or(true);
-    if !form.has("window") {
-        return Err(
-            FormError::field("window", "missing", "Field required: no source gives windows here").into()
-        );
+    let mode = form.text("emg_mode")?;
+    let given = form.has("window");
+    if !given && mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
+        let why = "Field required: there is no source on this device";
+        return Err(FormError::field("window", "missing", why).into());
     }
     let mut ticket = model.begin(deadline)?;
     // Of the model that will compute, which may be another than a moment ago.
     let plan = Arc::new(EmgPlan::new(ticket.manifest())?);
     plan.check(&form)?;
     let numbers = if app.config.compat.lenient_numbers { Numbers::Lenient } else { Numbers::Strict };
-    if heavy {
+    if !given {
+        sources::newest(app, mode, &mut ticket, preprocess)?;
+        plan.scale(ticket.input_f32_mut(0).ok_or(Failure::Lost)?, preprocess);
+    } else if heavy {
         let (plan, body) = (Arc::clone(&plan), req.body.clone());
         let away = tokio::task::spawn_blocking(move || {
             let slot = ticket.input_f32_mut(0).ok_or(Failure::Lost)?;
@@ -134,11 +138,11 @@ async fn attempt(
 }
 
 /// The EMG models, by name.
-fn models(app: &App) -> impl Iterator<Item = Arc<Served>> {
+pub(crate) fn models(app: &App) -> impl Iterator<Item = Arc<Served>> {
     app.hosts.list().into_iter().filter(|m| m.manifest().task == Task::EmgClassifier)
 }
 
-fn serves_on(model: &Served, engine: EngineKind) -> bool {
+pub(crate) fn serves_on(model: &Served, engine: EngineKind) -> bool {
     model.engine().rung.is_some_and(|rung| rung.engine == engine)
 }
 
@@ -151,7 +155,7 @@ fn elsewhere(engine: EngineKind) -> Failure {
 }
 
 /// The model a form asks for by its kind of network or its name; without a word about it the default one.
-fn choose(app: &App, form: &Form) -> Result<Arc<Served>, Failure> {
+pub(crate) fn choose(app: &App, form: &Form) -> Result<Arc<Served>, Failure> {
     let mut models: Vec<_> = models(app).collect();
     if let Some(i) =
         models.iter().position(|m| app.config.default_model.as_deref() == Some(m.manifest().name.as_str()))

@@ -6,6 +6,7 @@
 use crate::{App, Reply};
 use hyper::StatusCode;
 use inferd_hosts::{Served, State};
+use inferd_model::EngineKind;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -179,12 +180,16 @@ pub(crate) fn readyz(app: &App) -> Reply {
 /// The EMG server's probe: `status` is `ok` while this device serves.
 pub(crate) fn health(app: &App) -> Reply {
     let (_, words) = default_words(app);
+    let tensorrt = crate::emg::models(app).any(|m| crate::emg::serves_on(&m, EngineKind::Tensorrt));
+    let mode = app.sources.get().and_then(|all| all.first()).map(|source| source.mode());
     if words.state == "ready" {
-        return Reply::json(StatusCode::OK, &json!({ "status": "ok", "tensorrt_available": false }));
+        let body = json!({ "status": "ok", "tensorrt_available": tensorrt, "emg_mode": mode });
+        return Reply::json(StatusCode::OK, &body);
     }
     let mut extra = Map::new();
     extra.insert("status".to_owned(), json!("unavailable"));
-    extra.insert("tensorrt_available".to_owned(), json!(false));
+    extra.insert("tensorrt_available".to_owned(), json!(tensorrt));
+    extra.insert("emg_mode".to_owned(), json!(mode));
     unavailable(&words, extra)
 }
 

@@ -166,6 +166,8 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct Stream {
     pieces: tokio::sync::mpsc::Receiver<Bytes>,
+    /// A piece has just been given: it is written before the next one is asked for.
+    given: bool,
     /// Kept for as long as the connection holds the stream: a place among a bounded number.
     _place: tokio::sync::OwnedSemaphorePermit,
 }
@@ -174,7 +176,7 @@ impl Stream {
     /// A stream of these pieces that holds this place.
     #[must_use]
     pub fn new(pieces: tokio::sync::mpsc::Receiver<Bytes>, place: tokio::sync::OwnedSemaphorePermit) -> Self {
-        Self { pieces, _place: place }
+        Self { pieces, given: false, _place: place }
     }
 }
 
@@ -204,7 +206,16 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(whole) => Pin::new(whole).poll_frame(cx),
-            Self::Stream(stream) => stream.pieces.poll_recv(cx).map(|p| p.map(|p| Ok(Frame::data(p)))),
+            Self::Stream(stream) => {
+                // Pieces that lie ready would go out in one write, and clients that take a write for an event lose some.
+                if std::mem::take(&mut stream.given) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                let piece = stream.pieces.poll_recv(cx);
+                stream.given = matches!(piece, Poll::Ready(Some(_)));
+                piece.map(|p| p.map(|p| Ok(Frame::data(p))))
+            }
         }
     }
 

@@ -74,6 +74,8 @@ pub(crate) enum Failure {
     Form(#[from] FormError),
     #[error("{0}")]
     Engine(String),
+    #[error("{0}")]
+    Source(String),
     #[error(transparent)]
     Infer(#[from] InferError),
     #[error("Inference failed: {0}")]
@@ -228,6 +230,10 @@ pub(crate) fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
         Failure::Infer(e) => {
             let t = told(e);
             ((t.status, e.kind(), t.model_available), t.retry_after)
+        }
+        Failure::Source(_) => {
+            let kind = (StatusCode::SERVICE_UNAVAILABLE, "source_unavailable", ready());
+            (kind, Some(Duration::from_secs(1)))
         }
         Failure::Answer(_) | Failure::Lost => {
             ((StatusCode::INTERNAL_SERVER_ERROR, "inference_error", true), None)

@@ -5,6 +5,8 @@
 //! GET  /dashboard            the page for people
 //! GET  /healthz /livez /readyz /health
 //! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
+//! POST /infer/stream         what a live source is recognised as, as server-sent events: see `stream.rs`; GET /infer/stream/stats
+//! *    /api/v1/sources        live sources: see `sources.rs`
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
@@ -51,7 +53,9 @@ mod rate;
 mod records;
 mod router;
 mod serve;
+mod sources;
 mod status;
+mod stream;
 mod updates;
 
 pub use access::{Access, Key, Role, digest_from_hex};
@@ -65,4 +69,5 @@ pub use metrics::{Metrics, Stages, Surface};
 pub use panel::{Answers, Front, Pressed, look};
 pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
 pub use serve::{Late, serve};
+pub use sources::{SourceConfig, start_sources};
 pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates};

@@ -24,6 +24,8 @@ pub const UPLOAD_WINDOW: Duration = Duration::from_secs(30);
 pub const UPLOAD_RATE: u64 = 1024;
 /// Clients that may listen to `/api/v1/events` at once.
 pub const LISTENERS: usize = 16;
+/// Clients that may stream from `/infer/stream` at once.
+pub const STREAMS: usize = 64;
 /// Pieces that wait for one listener; one more and it is dropped, since it does not read.
 pub const LISTENER_BACKLOG: usize = 32;
 /// A comment goes out when nothing else did for this long, so that a listener that is gone is noticed.

@@ -7,13 +7,14 @@ use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
     App, Reply, Req, RequestId, Surface, alive, benchmarks, dashboard, docs, emg, health, infer, monitoring,
-    oip, records, status, updates,
+    oip, records, sources, status, stream, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What answers a path.
@@ -33,6 +34,10 @@ pub(crate) enum Route {
     AlertRules,
     Infer,
     InferOn,
+    InferStream,
+    StreamStats,
+    Sources,
+    PushSamples,
     Encode,
     Analysis,
     Test,
@@ -116,6 +121,8 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/health", Verb::Get, Need::Read, Route::Health),
     ("/infer", Verb::Post, Need::Infer, Route::Infer),
     ("/infer/infer", Verb::Post, Need::Infer, Route::Infer),
+    ("/infer/stream", Verb::Post, Need::Infer, Route::InferStream),
+    ("/infer/stream/stats", Verb::Get, Need::Read, Route::StreamStats),
     ("/infer/{engine}", Verb::Post, Need::Infer, Route::InferOn),
     ("/encode", Verb::Post, Need::Infer, Route::Encode),
     ("/api/v1/analysis/infer", Verb::Post, Need::Infer, Route::Analysis),
@@ -140,6 +147,8 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/trust", Verb::Post, Need::Administer, Route::Trust),
     ("/api/v1/pull", Verb::Post, Need::Administer, Route::Pull),
     ("/api/v1/pull", Verb::Delete, Need::Administer, Route::EndPull),
+    ("/api/v1/sources", Verb::Get, Need::Read, Route::Sources),
+    ("/api/v1/sources/{name}/samples", Verb::Post, Need::Infer, Route::PushSamples),
     ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
     ("/api/v1/logging", Verb::Put, Need::Operate, Route::SetLogging),
     ("/api/v1/history", Verb::Get, Need::Read, Route::History),
@@ -247,7 +256,7 @@ fn oip_endpoint(path: &str) -> &'static str {
 fn surface(target: Target) -> Option<Surface> {
     match target.route {
         Route::Infer | Route::Analysis => Some(Surface::Infer),
-        Route::InferOn => Some(Surface::Emg),
+        Route::InferOn | Route::InferStream => Some(Surface::Emg),
         Route::Encode => Some(Surface::Encode),
         Route::Oip if target.endpoint.ends_with("/infer") => Some(Surface::Oip),
         _ => None,
@@ -256,7 +265,7 @@ fn surface(target: Target) -> Option<Surface> {
 
 /// Answers one request. Every log line that is written meanwhile in this task carries its id.
 pub(crate) async fn answer(
-    app: &App,
+    app: &Arc<App>,
     request: Request<Incoming>,
     peer: SocketAddr,
     connection: &Connection,
@@ -266,7 +275,7 @@ pub(crate) async fn answer(
 }
 
 async fn answer_as(
-    app: &App,
+    app: &Arc<App>,
     request: Request<Incoming>,
     peer: SocketAddr,
     connection: &Connection,
@@ -392,10 +401,14 @@ async fn answer_as(
     response
 }
 
-async fn dispatch(app: &App, target: Target, req: &Req) -> Reply {
+async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
     match target.route {
         Route::Infer => infer::infer(app, req, infer::Wording::Infer).await,
         Route::InferOn => emg::infer_on(app, req).await,
+        Route::InferStream => stream::stream(app, req),
+        Route::StreamStats => stream::stats(app),
+        Route::Sources => sources::list(app),
+        Route::PushSamples => sources::push(app, req),
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
         Route::Oip => oip::handle(app, req).await,
@@ -664,7 +677,13 @@ mod tests {
             let reads = verb == Verb::Get;
             let computes = matches!(
                 route,
-                Route::Infer | Route::InferOn | Route::Encode | Route::Analysis | Route::Test
+                Route::Infer
+                    | Route::InferOn
+                    | Route::InferStream
+                    | Route::PushSamples
+                    | Route::Encode
+                    | Route::Analysis
+                    | Route::Test
             );
             // The page has nothing in it that is the device's.
             let probe = matches!(route, Route::Livez | Route::Readyz | Route::Healthz | Route::Dashboard);

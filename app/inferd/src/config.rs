@@ -6,12 +6,13 @@
 
 mod layers;
 mod seed;
+mod sources;
 
 pub use layers::Entry;
 #[cfg(test)]
 use layers::{Source, env_name};
 
-use inferd_api::{Choice, Key, Role, digest_from_hex, limits};
+use inferd_api::{Choice, Key, Role, SourceConfig, digest_from_hex, limits};
 use inferd_model::ModelName;
 use inferd_watch::keeper::judge::Limits;
 use inferd_watch::{alerts::Severity, monitor::Thresholds};
@@ -35,6 +36,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Every setting, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// `[[sources]]`
+    pub sources: Vec<SourceConfig>,
     /// `[server]`
     pub server: Server,
     /// `[inference]`
@@ -455,6 +458,7 @@ impl Config {
     fn read(r: &mut Reader) -> Self {
         let path = |s: &str| Some(PathBuf::from(s));
         Self {
+            sources: sources::read(r),
             server: Server {
                 listen: r.list(
                     "server.listen",

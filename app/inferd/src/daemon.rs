@@ -122,6 +122,7 @@ pub fn run(
             Release::of_this_system().firmware(),
             config.hosts.engine_choice,
         );
+        inferd_api::start_sources(&app, &config.sources);
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;

@@ -52,6 +52,8 @@ enum Raw {
     Integer(String),
     Boolean(bool),
     List(Vec<Raw>),
+    /// `[[key]]`, at the top of the file.
+    Tables(Vec<toml::Value>),
     /// A TOML type that no setting has.
     Other(&'static str),
 }
@@ -81,6 +83,7 @@ impl Raw {
             Self::List(items) => {
                 format!("[{}]", items.iter().map(Self::shown).collect::<Vec<_>>().join(", "))
             }
+            Self::Tables(tables) => format!("{} tables", tables.len()),
             Self::Other(kind) => format!("a TOML {kind}"),
         }
     }
@@ -109,9 +112,10 @@ impl FileLayer {
         let mut values = BTreeMap::new();
         for (section, content) in table.get_ref() {
             let Some(keys) = content.get_ref().as_table() else {
+                let raw = tables(text, section.get_ref());
                 values.insert(
                     section.get_ref().to_string(),
-                    (Raw::from_toml(content.get_ref()), line_at(section.span().start)),
+                    (raw.unwrap_or_else(|| Raw::from_toml(content.get_ref())), line_at(section.span().start)),
                 );
                 continue;
             };
@@ -124,6 +128,14 @@ impl FileLayer {
         }
         Ok(Self { path: path.to_owned(), values })
     }
+}
+
+/// The tables of an array of tables at the top of a file.
+fn tables(text: &str, key: &str) -> Option<Raw> {
+    let toml::Value::Array(items) = toml::from_str::<toml::Table>(text).ok()?.remove(key)? else {
+        return None;
+    };
+    items.iter().all(toml::Value::is_table).then_some(Raw::Tables(items))
 }
 
 /// What a list holds.
@@ -348,6 +360,54 @@ impl Reader {
             },
         );
         items.iter().filter_map(|s| parse(s)).collect()
+    }
+
+    /// Tables of one form each, none where nothing is said; `parse` says what is wrong with one. In the environment they are an array of inline
+    /// tables.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        most: usize,
+        allowed: &str,
+        meaning: &'static str,
+        parse: impl Fn(&toml::Value) -> Result<T, String>,
+    ) -> Vec<T> {
+        let (raw, source) = self.find(key);
+        let found = match raw {
+            None => Some(Vec::new()),
+            Some(Raw::Tables(found)) => Some(found),
+            Some(Raw::List(none)) if none.is_empty() => Some(Vec::new()),
+            Some(Raw::Text(text)) => match tables(&format!("{key} = {text}"), key) {
+                Some(Raw::Tables(found)) => Some(found),
+                _ => None,
+            },
+            Some(_) => None,
+        };
+        let found = found.filter(|found| found.len() <= most).unwrap_or_else(|| {
+            self.problems.push(format!("{key} (from {source}): allowed is {allowed}."));
+            Vec::new()
+        });
+        let mut values = Vec::new();
+        for (i, table) in found.iter().enumerate() {
+            match parse(table) {
+                Ok(value) => values.push(value),
+                Err(why) => self.problems.push(format!("{key}[{i}] (from {source}): {why}.")),
+            }
+        }
+        self.entries.push(Entry {
+            key,
+            value: toml::Value::Array(found).to_string(),
+            source,
+            default: "[]".to_owned(),
+            allowed: allowed.to_owned(),
+            meaning,
+        });
+        values
+    }
+
+    /// Something that no single value shows.
+    pub fn problem(&mut self, sentence: String) {
+        self.problems.push(sentence);
     }
 
     /// Ends the reading.

@@ -319,6 +319,44 @@ fn the_hash_is_of_what_is_in_effect_and_not_of_where_it_was_said() {
 }
 
 #[test]
+fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
+    let said = load(
+        "[[sources]]\nname = \"arm\"\nkind = \"serial\"\npath = \"/dev/ttyUSB0\"\nscale = 0.195\n[[sources]]\nname = \"demo\"\nkind = \"synthetic\"\ngesture = \"hand open\"\nhop = 40\n",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(
+        said.config.sources.iter().map(|s| s.spec.kind.name()).collect::<Vec<_>>(),
+        ["serial", "synthetic"]
+    );
+    let again = load(&said.to_toml(), &[]).unwrap();
+    assert_eq!((again.config, again.sha256), (said.config, said.sha256));
+    let environment =
+        [("INFERD_SOURCES", "[{ name = \"phone\", kind = \"push\", channels = 9, rate_hz = 100 }]")];
+    assert_eq!(load("", &environment).unwrap().config.sources[0].spec.channels, 9);
+    for (table, why) in [
+        ("name = \"a\"", "kind"),
+        ("name = \"a\"\nkind = \"camera\"", "camera"),
+        ("name = \"A b\"\nkind = \"push\"", "name"),
+        ("name = \"a\"\nkind = \"push\"\nbaud = 9600", "only a serial source"),
+        ("name = \"a\"\nkind = \"serial\"", "path"),
+        ("name = \"a\"\nkind = \"serial\"\npath = \"/dev/x\"\nbaud = 12345", "baud"),
+        ("name = \"a\"\nkind = \"serial\"\npath = \"dev/x\"", "absolute"),
+        ("name = \"a\"\nkind = \"synthetic\"\nchannels = 8", "16 channels"),
+        ("name = \"a\"\nkind = \"synthetic\"\ngesture = \"wave\"", "wave"),
+        ("name = \"a\"\nkind = \"push\"\nchannels = 33", "channels"),
+        ("name = \"a\"\nkind = \"push\"\nhop = 0", "hop"),
+        ("name = \"a\"\nkind = \"push\"\nbuad = 1", "buad"),
+    ] {
+        let e = load(&format!("[[sources]]\n{table}\n"), &[]).unwrap_err().to_string();
+        assert!(e.starts_with("sources[0] (from ") && e.contains(why), "{table}: {e}");
+    }
+    let twice = "[[sources]]\nname = \"a\"\nkind = \"push\"\n".repeat(2);
+    assert!(load(&twice, &[]).unwrap_err().to_string().contains("two"));
+    assert!(load("sources = 3\n", &[]).unwrap_err().to_string().contains("up to 8 tables"));
+}
+
+#[test]
 fn the_printed_configuration_is_one_that_can_be_read_again() {
     let said = load("[server]\nthreads = 2\n[models]\ndirs = [\"/a\\\\b\", \"/c \\\"d\\\"\"]", &[]).unwrap();
     let again = load(&said.to_toml(), &[]).unwrap();
@@ -366,8 +404,9 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
          # `inferd --print-config` shows what is in effect and where it came from; `inferd --check` checks this file.\n",
     );
     let mut section = "";
+    file.push('\n');
     for e in defaults() {
-        let (head, key) = e.key.split_once('.').unwrap();
+        let (head, key) = e.key.split_once('.').unwrap_or(("", e.key));
         if head != section {
             let _ = write!(file, "\n[{head}]\n");
             section = head;

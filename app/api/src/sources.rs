@@ -1,0 +1,551 @@
+//! Live sources and what is recognised in them.
+//!
+//! ```text
+//! GET  /api/v1/sources                  each with its state, why, what it counted, what was recognised last
+//! POST /api/v1/sources/{name}/samples   {"samples": [[..channels..] ..], "sequence"?: n}: a phone or a script is the sensor
+//! ```
+//!
+//! A source (`app/sources`) cuts windows on its own thread; one task per source takes them, hands them to the model by the same
+//! way as a request ([`Served::begin`]), and tells what came out to whoever listens. However many listen, a window is inferred
+//! once; who listens slowly misses the oldest and nobody else does. Nothing is told of a window that the model did not answer.
+
+use crate::infer::Failure;
+use crate::metrics::live::Writer;
+use crate::{App, Reply, Req, emg};
+use hyper::StatusCode;
+use inferd_hosts::{Served, Ticket};
+use inferd_model::{Manifest, Rung, Task};
+use inferd_sources::live::{Kind, PushError, Source, Spec, State};
+use inferd_tasks::NotFinite;
+use inferd_tasks::emg::{EmgPlan, Gesture};
+use inferd_tasks::form::FormError;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Unit;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Notify, broadcast};
+
+/// Predictions that wait for one listener; one more, and it misses the oldest.
+const BACKLOG: usize = 64;
+/// Predictions that are kept for who comes back: five seconds at 50 a second.
+const HISTORY: usize = 256;
+/// A source is looked after this often also when nothing comes: a model may have come.
+const LOOK: Duration = Duration::from_millis(500);
+/// From the last sample of a window to its event.
+const LATENCY_BUCKETS: [f64; 12] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0];
+
+/// A source, and what it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceConfig {
+    /// Where samples come from.
+    pub spec: Spec,
+    /// The model that gets its windows; `None`: the first of task emg-classifier by name.
+    pub model: Option<String>,
+    /// Samples from the beginning of one window to the next; `None`: a fifth of the window.
+    pub hop: Option<usize>,
+}
+
+/// What was recognised in one window.
+#[derive(Clone, Debug)]
+pub(crate) struct Prediction {
+    /// Its number, from 1, among those of its source.
+    pub number: u64,
+    /// When it was told.
+    pub at: SystemTime,
+    /// In the queue and computing.
+    pub latency: Duration,
+    pub gesture: Gesture,
+    pub label: String,
+    pub rung: Rung,
+    /// Window and scores as they were shaped.
+    pub window: [usize; 2],
+    pub model: String,
+}
+
+/// A source that runs.
+#[derive(Debug)]
+pub(crate) struct Live {
+    config: SourceConfig,
+    pub source: Source,
+    pub events: broadcast::Sender<Arc<Prediction>>,
+    known: Mutex<Known>,
+    /// From the last sample to the event.
+    latency: Histogram,
+    failed: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The model its windows go to, its plan, and the hop.
+    fit: Option<(Arc<Manifest>, Arc<EmgPlan>, usize)>,
+    /// Why nothing is recognised although samples come.
+    problem: String,
+    history: VecDeque<Arc<Prediction>>,
+    number: u64,
+}
+
+/// All sources of a daemon.
+pub(crate) type Sources = Arc<OnceLock<Vec<Arc<Live>>>>;
+
+/// Starts the sources. One that cannot be started is told in the log, and is not there.
+pub fn start_sources(app: &Arc<App>, configs: &[SourceConfig]) {
+    let mut all = Vec::new();
+    for config in configs {
+        let samples = Arc::new(Notify::new());
+        let wake = Arc::clone(&samples);
+        let source = match Source::start(config.spec.clone(), move || wake.notify_one()) {
+            Ok(source) => source,
+            Err(why) => {
+                tracing::error!(source = config.spec.name, error = %why, "no thread for a source");
+                continue;
+            }
+        };
+        let live = Arc::new(Live {
+            config: config.clone(),
+            source,
+            events: broadcast::Sender::new(BACKLOG),
+            known: Mutex::default(),
+            latency: Histogram::new(LATENCY_BUCKETS),
+            failed: Counter::default(),
+        });
+        tokio::spawn(recognise(Arc::downgrade(app), Arc::clone(&live), samples));
+        all.push(live);
+    }
+    // Set once, at the start.
+    let _ = app.sources.set(all);
+}
+
+/// Takes windows and tells what is in them, until the daemon ends.
+async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
+    let Some(mut ending) = app.upgrade().map(|app| app.ending.subscribe()) else { return };
+    let mut window = Vec::new();
+    let mut state = None;
+    loop {
+        tokio::select! {
+            () = samples.notified() => {}
+            () = tokio::time::sleep(LOOK) => {}
+            _ = ending.wait_for(|ending| *ending) => return,
+        }
+        let Some(app) = app.upgrade() else { return };
+        live.log(&mut state);
+        let Some((model, plan)) = live.fit(&app) else { continue };
+        window.resize(plan.timesteps() * plan.channels(), 0.0);
+        while let Some((_, arrived)) = live.source.take(&mut window) {
+            let told = async {
+                let mut ticket = model.begin(None)?;
+                if live.known().fit.as_ref().is_none_or(|(m, ..)| !Arc::ptr_eq(m, ticket.manifest())) {
+                    // Replaced this moment: what is next is cut for the new one.
+                    return Ok(None);
+                }
+                ticket.input_f32_mut(0).ok_or(Failure::Lost)?.copy_from_slice(&window);
+                infer(&plan, ticket, true).await.map(Some)
+            };
+            match told.await {
+                Ok(Some(answered)) => live.tell(answered, arrived),
+                Ok(None) => break,
+                Err(why) => {
+                    live.failed.inc();
+                    live.known().problem = why.to_string();
+                }
+            }
+        }
+    }
+}
+
+/// What one inference gave.
+pub(crate) struct Answered {
+    pub gesture: Gesture,
+    pub latency: Duration,
+    pub rung: Rung,
+    plan: Arc<EmgPlan>,
+    manifest: Arc<Manifest>,
+}
+
+/// Runs a model on the window in its slot, whose samples are filtered.
+pub(crate) async fn infer(
+    plan: &Arc<EmgPlan>,
+    mut ticket: Ticket,
+    preprocess: bool,
+) -> Result<Answered, Failure> {
+    plan.scale(ticket.input_f32_mut(0).ok_or(Failure::Lost)?, preprocess);
+    let begun = Instant::now();
+    let outputs = ticket.run().await?;
+    let latency = begun.elapsed();
+    let gesture = plan.answer(|i| outputs.output_f32(i)).map_err(|e: NotFinite| Failure::Answer(e))?;
+    let (plan, manifest, rung) = (Arc::clone(plan), Arc::clone(outputs.manifest()), outputs.rung());
+    Ok(Answered { gesture, latency, rung, plan, manifest })
+}
+
+impl Answered {
+    pub(crate) fn told(self, number: u64) -> Prediction {
+        Prediction {
+            number,
+            at: SystemTime::now(),
+            latency: self.latency,
+            label: self.plan.labels().get(self.gesture.index).cloned().unwrap_or_default(),
+            gesture: self.gesture,
+            rung: self.rung,
+            window: [self.plan.timesteps(), self.plan.channels()],
+            model: self.manifest.name.to_string(),
+        }
+    }
+}
+
+impl Prediction {
+    /// What every event says, of `/infer/stream` and of the list of sources.
+    pub(crate) fn fields(&self) -> Value {
+        json!({
+            "timestamp": seconds(self.at),
+            "latency_ms": crate::health::ms(self.latency),
+            "prediction": self.gesture.index,
+            "label": self.label,
+            "confidence": (f64::from(self.gesture.confidence()) * 1e4).round() / 1e4,
+            "shape": [1, self.gesture.probabilities.len()],
+            "backend": self.rung,
+            "window": self.number,
+        })
+    }
+}
+
+/// Unix time.
+pub(crate) fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+impl Live {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Whole after every assignment.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.config.spec.name
+    }
+
+    /// What the clients of the EMG service call a source of this kind.
+    pub(crate) fn mode(&self) -> &'static str {
+        match self.config.spec.kind {
+            Kind::Synthetic { .. } => "dummy",
+            Kind::Recording { .. } => "ninapro",
+            Kind::Serial { .. } | Kind::Push => "realtime",
+        }
+    }
+
+    /// The plan its windows are cut for.
+    pub(crate) fn plan(&self) -> Option<(Arc<Manifest>, Arc<EmgPlan>)> {
+        self.known().fit.as_ref().map(|(manifest, plan, _)| (Arc::clone(manifest), Arc::clone(plan)))
+    }
+
+    /// Its model, whether it fits or not.
+    pub(crate) fn model(&self, app: &App) -> Option<Arc<Served>> {
+        match &self.config.model {
+            Some(name) => app.hosts.get(name).filter(|m| m.manifest().task == Task::EmgClassifier),
+            None => emg::models(app).next(),
+        }
+    }
+
+    /// Sees to it that windows are cut for the model there is now.
+    fn fit(&self, app: &App) -> Option<(Arc<Served>, Arc<EmgPlan>)> {
+        let Some(model) = self.model(app) else {
+            let mut known = self.known();
+            known.problem = match &self.config.model {
+                Some(name) => format!("model {name} of task emg-classifier is not loaded"),
+                None => "no model of task emg-classifier is loaded".to_owned(),
+            };
+            known.fit = None;
+            return None;
+        };
+        let manifest = model.manifest();
+        let mut known = self.known();
+        if let Some((m, plan, _)) = &known.fit
+            && Arc::ptr_eq(m, &manifest)
+        {
+            return Some((model, Arc::clone(plan)));
+        }
+        let made = self.plan_for(&manifest);
+        self.source.shape(match &made {
+            Ok((plan, hop)) => Ok((plan.preparation(), plan.timesteps(), *hop)),
+            Err(why) => Err(why.clone()),
+        });
+        match made {
+            Ok((plan, hop)) => {
+                known.problem.clear();
+                known.fit = Some((manifest, Arc::clone(&plan), hop));
+                Some((model, plan))
+            }
+            Err(why) => {
+                known.problem = why;
+                known.fit = None;
+                None
+            }
+        }
+    }
+
+    fn plan_for(&self, manifest: &Manifest) -> Result<(Arc<EmgPlan>, usize), String> {
+        let plan = EmgPlan::new(manifest).map_err(|e| e.to_string())?;
+        let (name, spec) = (&manifest.name, &self.config.spec);
+        if plan.channels() != spec.channels {
+            let (wanted, set) = (plan.channels(), spec.channels);
+            return Err(format!("model {name} takes {wanted} channels, the source is set to {set}"));
+        }
+        let set = spec.rate.hz();
+        match plan.rate_hz() {
+            None => {
+                return Err(format!(
+                    "the manifest of model {name} does not say at which rate it was trained"
+                ));
+            }
+            Some(hz) if (hz / set - 1.0).abs() > 0.001 => {
+                return Err(format!("model {name} takes samples at {hz} Hz, the source is set to {set} Hz"));
+            }
+            Some(_) => {}
+        }
+        let hop = self.config.hop.unwrap_or(plan.timesteps() / 5).max(1);
+        Ok((Arc::new(plan), hop))
+    }
+
+    fn tell(&self, answered: Answered, arrived: Instant) {
+        let mut known = self.known();
+        known.number += 1;
+        known.problem.clear();
+        let prediction = Arc::new(answered.told(known.number));
+        if known.history.len() == HISTORY {
+            known.history.pop_front();
+        }
+        known.history.push_back(Arc::clone(&prediction));
+        drop(known);
+        self.latency.observe(arrived.elapsed().as_secs_f64());
+        // Nobody listens: nobody misses it.
+        let _ = self.events.send(prediction);
+    }
+
+    /// What was told after this number, as far as it is kept, and then everything as it comes.
+    pub(crate) fn listen(
+        &self,
+        after: Option<u64>,
+    ) -> (Vec<Arc<Prediction>>, broadcast::Receiver<Arc<Prediction>>) {
+        let known = self.known();
+        let events = self.events.subscribe();
+        // A number that is still to come was given by a daemon that has ended: all that is kept is news.
+        let after = after.map(|n| if n > known.number { 0 } else { n });
+        let missed = known.history.iter().filter(|p| after.is_some_and(|n| p.number > n));
+        (missed.cloned().collect(), events)
+    }
+
+    /// A change of state leaves a line.
+    fn log(&self, before: &mut Option<State>) {
+        let view = self.source.view();
+        if before.replace(view.state) != Some(view.state) && view.state != State::Starting {
+            let (source, state) = (self.name(), view.state.name());
+            if matches!(view.state, State::Live | State::Over) {
+                tracing::info!(source, state, "source");
+            } else {
+                tracing::warn!(source, state, reason = view.reason, "source");
+            }
+        }
+    }
+
+    fn describe(&self) -> Value {
+        let view = self.source.view();
+        let known = self.known();
+        let spec = &self.config.spec;
+        let c = view.counts;
+        let fit = known.fit.as_ref();
+        json!({
+            "name": spec.name,
+            "kind": spec.kind.name(),
+            "emg_mode": self.mode(),
+            "state": view.state.name(),
+            "reason": view.reason,
+            "silent_s": view.silent.map(|s| s.as_secs_f64()),
+            "channels": spec.channels,
+            "rate_hz": spec.rate.hz(),
+            "model": fit.map(|(m, ..)| m.name.as_str()),
+            "window": fit.map(|(_, plan, _)| plan.timesteps()),
+            "hop": fit.map(|(.., hop)| hop),
+            "problem": known.problem,
+            "samples": c.received,
+            "missing": c.missing,
+            "gaps": c.gaps,
+            "refused": c.refused,
+            "damaged": c.damaged,
+            "late": c.late,
+            "windows": c.windows,
+            "dropped": c.dropped,
+            "opened": c.opened,
+            "predictions": known.number,
+            "failed": self.failed.get(),
+            "latest": known.history.back().map(|p| p.fields()),
+        })
+    }
+}
+
+/// The source a client means: by what clients call its kind, or by its name; without a word the first.
+pub(crate) fn pick<'a>(app: &'a App, mode: Option<&str>) -> Result<&'a Arc<Live>, FormError> {
+    let all = app.sources.get().map_or(&[][..], Vec::as_slice);
+    let by_name = |word: &str| all.iter().find(|s| s.name() == word);
+    let found = match mode {
+        None => all.first(),
+        Some(word) => by_name(word).or_else(|| all.iter().find(|s| s.mode() == word)),
+    };
+    found.ok_or_else(|| {
+        let mut words: Vec<&str> = all.iter().flat_map(|s| [s.mode(), s.name()]).collect();
+        words.sort_unstable();
+        words.dedup();
+        let words: Vec<String> = words.into_iter().map(|w| format!("'{w}'")).collect();
+        let there = if words.is_empty() { "there is no source".to_owned() } else { words.join(", ") };
+        FormError::field("emg_mode", "enum", format!("Input should be a source of this device: {there}"))
+    })
+}
+
+/// Fills a slot with the newest window of a source that serves this model.
+pub(crate) fn newest(
+    app: &App,
+    mode: Option<&str>,
+    ticket: &mut Ticket,
+    preprocess: bool,
+) -> Result<Arc<EmgPlan>, Failure> {
+    let missing = || FormError::field("window", "missing", "Field required: no source gives windows here");
+    let live = match mode {
+        Some(_) => pick(app, mode)?,
+        None => {
+            let all = app.sources.get().map_or(&[][..], Vec::as_slice);
+            let fits = |s: &&Arc<Live>| s.plan().is_some_and(|(m, _)| m.name == ticket.manifest().name);
+            all.iter().find(fits).or_else(|| all.first()).ok_or_else(missing)?
+        }
+    };
+    let view = live.source.view();
+    let refused = |why: String| Failure::Source(format!("source {}: {why}", live.name()));
+    if view.state != State::Live {
+        return Err(refused(if view.reason.is_empty() { view.state.name().to_owned() } else { view.reason }));
+    }
+    let Some((_, plan)) = live.plan().filter(|(m, _)| Arc::ptr_eq(m, ticket.manifest())) else {
+        return Err(refused(live.known().problem.clone()));
+    };
+    if !preprocess {
+        unfiltered(&plan)?;
+    }
+    let slot = ticket.input_f32_mut(0).ok_or(Failure::Lost)?;
+    live.source.latest(slot).ok_or_else(|| refused("no whole window has come yet".to_owned()))?;
+    Ok(plan)
+}
+
+/// What comes out of a source's ring is filtered already.
+pub(crate) fn unfiltered(plan: &EmgPlan) -> Result<(), FormError> {
+    if plan.preparation().sections().is_empty() {
+        return Ok(());
+    }
+    let why = "Value error, this model has filters, and windows of a source come out of them";
+    Err(FormError::field("preprocess", "value_error", why))
+}
+
+pub(crate) fn list(app: &App) -> Reply {
+    let all = app.sources.get().map_or(&[][..], Vec::as_slice);
+    let all: Vec<Value> = all.iter().map(|s| s.describe()).collect();
+    Reply::json(StatusCode::OK, &json!({ "sources": all }))
+}
+
+/// What a push looks like.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Push {
+    samples: Vec<Vec<f32>>,
+    #[serde(default)]
+    sequence: Option<u64>,
+}
+
+pub(crate) fn push(app: &App, req: &Req) -> Reply {
+    let refused = |status, kind, why: &str| Reply::refusal(status, kind, why, true);
+    let name = req.path.rsplit('/').nth(1).unwrap_or_default();
+    let all = app.sources.get().map_or(&[][..], Vec::as_slice);
+    let Some(live) = all.iter().find(|s| s.name() == name) else {
+        let harmless =
+            name.len() <= 32 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        let why = format!("there is no source {}", if harmless { name } else { "of that name" });
+        return refused(StatusCode::NOT_FOUND, "not_found", &why);
+    };
+    let Some(push) = req.object::<Push>() else {
+        let why = "a JSON object is needed: samples, a list of lists of numbers, and sequence, the number of the first one";
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", why);
+    };
+    let channels = live.config.spec.channels;
+    let taken = if push.samples.iter().all(|s| s.len() == channels) {
+        live.source.push(push.sequence, &push.samples.concat())
+    } else {
+        Err(PushError::Shape(channels))
+    };
+    match taken {
+        Ok(taken) => {
+            let body = json!({ "taken": taken.samples, "next": taken.next, "missing": taken.missing });
+            Reply::json(StatusCode::ACCEPTED, &body)
+        }
+        Err(e @ PushError::Kind) => refused(StatusCode::CONFLICT, "not_pushed", &e.to_string()),
+        Err(e @ PushError::TooMany) => {
+            refused(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", &e.to_string())
+        }
+        Err(e @ (PushError::Shape(_) | PushError::NotFinite)) => {
+            refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", &e.to_string())
+        }
+    }
+}
+
+/// The numbers of sources.
+#[derive(Debug)]
+pub(crate) struct Numbers(pub Sources);
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(all) = self.0.get().filter(|all| !all.is_empty()) else { return Ok(()) };
+        let views: Vec<_> = all.iter().map(|s| (s.name(), s.source.view())).collect();
+        let mut out = Writer { encoder: &mut encoder };
+        let states = views.iter().flat_map(|(name, view)| {
+            State::ALL
+                .map(|s| (vec![("source", *name), ("state", s.name())], f64::from(u8::from(s == view.state))))
+        });
+        out.gauge("source_state", "1 for the state a source is in", states)?;
+        let silent =
+            views.iter().filter_map(|(name, v)| Some((vec![("source", *name)], v.silent?.as_secs_f64())));
+        out.gauge("source_silent_seconds", "How long no sample has come", silent)?;
+        type Count = fn(&inferd_sources::live::Counts) -> u64;
+        let counts: [(&str, &str, Count); 7] = [
+            ("source_samples", "Samples that came", |c| c.received),
+            ("source_missing_samples", "Samples whose numbers were left out", |c| c.missing),
+            ("source_gaps", "Gaps between samples, of every kind", |c| c.gaps),
+            ("source_refused_samples", "Samples that came twice, late, or were no numbers", |c| c.refused),
+            ("source_damaged_frames", "Frames of a serial source that were damaged", |c| c.damaged),
+            ("source_windows", "Windows handed to a model", |c| c.windows),
+            (
+                "source_dropped_windows",
+                "Windows that were overwritten or too old before a model was free",
+                |c| c.dropped,
+            ),
+        ];
+        for (name, help, count) in counts {
+            let samples = views.iter().map(|(source, v)| (vec![("source", *source)], count(&v.counts)));
+            out.counter(name, help, samples)?;
+        }
+        let failed = all.iter().map(|s| (vec![("source", s.name())], s.failed.get()));
+        out.counter("emg_failed_windows", "Windows a model did not answer", failed)?;
+        let told = all.iter().map(|s| (vec![("source", s.name())], s.known().number));
+        out.counter("emg_predictions", "Windows of sources that were recognised", told)?;
+        let mut latency = encoder.encode_descriptor(
+            "emg_event_latency",
+            "From the last sample of a window to its event",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for live in all {
+            live.latency.encode(latency.encode_family(&vec![("source", live.name())])?)?;
+        }
+        Ok(())
+    }
+}

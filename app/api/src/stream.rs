@@ -1,0 +1,404 @@
+//! `POST /infer/stream`: what a source's windows are recognised as, as server-sent events; `GET /infer/stream/stats`.
+//!
+//! The wire is the EMG service's, for its clients run unmodified: every event is exactly `data: {json}` and an empty line, in a
+//! write of its own; heartbeats are comments; one event says that it is completed; whatever can be known before the 200 is a
+//! status. A client that names the last event it has (`Last-Event-ID`, the `window` of an event) gets what it missed, and every
+//! event has an `id:` then.
+//!
+//! **Pace.** Frame `n` is due at the start plus `n / fps`, whatever came before; what is sent is the newest prediction by then.
+//! A frame for which there was none in time is late and counted, and no two are sent at once to make up for it. Predictions are
+//! made once per window and source (`sources.rs`), so that a client costs a few writes, a slow one misses frames (counted, the
+//! `frame` numbers show it), and one that is gone ends its task at once.
+
+use crate::http::Stream;
+use crate::infer::{Failure, Wording, refuse};
+use crate::metrics::live::Writer;
+use crate::sources::{self, Live, Prediction, pick, seconds, unfiltered};
+use crate::{App, Reply, Req, emg, limits};
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderName, HeaderValue};
+use inferd_model::EngineKind;
+use inferd_sources::live::State;
+use inferd_sources::pace::Rate;
+use inferd_tasks::form::{Form, FormError};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// Says why TensorRT does not answer although it was asked for.
+const FALLBACK: HeaderName = HeaderName::from_static("x-inferd-fallback");
+/// The most frames a second: faster than a display, and than a hop of 8 ms.
+const MOST_FPS: i64 = 120;
+/// The fields of its form.
+const FIELDS: &[&str] = &["duration_seconds", "use_tensorrt", "fps", "preprocess", "emg_mode", "model_type"];
+/// How often a stream looks how its source is.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long the last event waits for a client that does not read.
+const LAST: Duration = Duration::from_secs(5);
+/// Latencies that percentiles are of.
+const RECENT: usize = 1024;
+
+/// What all streams of a daemon count.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    clients: AtomicUsize,
+    frames: AtomicU64,
+    late: AtomicU64,
+    missed: AtomicU64,
+    latencies: Mutex<VecDeque<f64>>,
+}
+
+/// What a client asks for.
+#[derive(Debug)]
+struct Wish {
+    duration: Option<Duration>,
+    fps: i64,
+    preprocess: bool,
+    resume: Option<Option<u64>>,
+}
+
+impl Wish {
+    fn of(form: &Form, req: &Req) -> Result<Self, FormError> {
+        let duration = match form.number_or_null("duration_seconds")?.flatten() {
+            None => None,
+            Some(s) if s > 0.0 && s <= 1e7 => Some(Duration::from_secs_f64(s)),
+            Some(_) => {
+                let why = "Input should be greater than 0 and at most 10000000, or null";
+                return Err(FormError::field("duration_seconds", "greater_than", why));
+            }
+        };
+        // Empty: from now on, with ids.
+        let resume = req.headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
+        Ok(Self {
+            duration,
+            fps: form.whole("fps", 1, MOST_FPS)?.unwrap_or(30),
+            preprocess: form.truth("preprocess")?.unwrap_or(true),
+            resume,
+        })
+    }
+}
+
+/// `POST /infer/stream`.
+pub(crate) fn stream(app: &Arc<App>, req: &Req) -> Reply {
+    match begin(app, req) {
+        Ok(reply) => reply,
+        Err(failure) => refuse(app, &failure, Wording::Infer),
+    }
+}
+
+fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
+    let form = Form::read(&req.body, FIELDS)?;
+    let wish = Wish::of(&form, req)?;
+    let tensorrt = form.truth("use_tensorrt")?.unwrap_or(false);
+    let mode = form.text("emg_mode")?;
+    if mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
+        return Err(Failure::Source(
+            "there is no source on this device: name one in its settings".to_owned(),
+        ));
+    }
+    let live = Arc::clone(pick(app, mode)?);
+    let model = live.model(app);
+    let model = model.ok_or_else(|| Failure::Source(format!("source {} has no model", live.name())))?;
+    if form.text("model_type")?.is_some() && emg::choose(app, &form)?.manifest().name != model.manifest().name
+    {
+        let why = format!("Value error, the windows of source {} go to another model", live.name());
+        return Err(FormError::field("model_type", "value_error", why).into());
+    }
+    let view = live.source.view();
+    if !matches!(view.state, State::Live | State::Starting) {
+        return Err(Failure::Source(format!("source {}: {}", live.name(), view.reason)));
+    }
+    if let (false, Some((_, plan))) = (wish.preprocess, live.plan()) {
+        unfiltered(&plan)?;
+    }
+    let Ok(place) = app.streams.clone().try_acquire_owned() else {
+        let detail = "as many clients as may stream do so already";
+        let reply = Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "listeners", detail, true);
+        return Ok(reply.with_retry_after(Duration::from_secs(5)));
+    };
+    let on_tensorrt = emg::serves_on(&model, EngineKind::Tensorrt);
+    // One: an event that is not taken is not kept, and none ever shares a write with another.
+    let (pieces, stream) = mpsc::channel(1);
+    tokio::spawn(Producer::new(Arc::clone(app), live, wish, pieces).run());
+    let mut reply = Reply::streamed("text/event-stream; charset=utf-8", Stream::new(stream, place))
+        .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
+        // Proxies that buffer answers would keep events back.
+        .with(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    if tensorrt && !on_tensorrt {
+        reply.headers.insert(FALLBACK, HeaderValue::from_static("TensorRT runtime not available"));
+    }
+    Ok(reply)
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client is gone, or the daemon ends: there is nobody to tell.
+    Silent,
+    /// Time is over, or the source.
+    Completed,
+}
+
+/// One client's stream.
+struct Producer {
+    app: Arc<App>,
+    live: Arc<Live>,
+    wish: Wish,
+    pieces: mpsc::Sender<Bytes>,
+    rate: Rate,
+    start: Instant,
+    /// The next place on the grid of frames.
+    due: u64,
+    /// Frames that were made, and of those the sent ones.
+    frame: u64,
+    sent: u64,
+    told_state: State,
+}
+
+impl Producer {
+    fn new(app: Arc<App>, live: Arc<Live>, wish: Wish, pieces: mpsc::Sender<Bytes>) -> Self {
+        #[allow(clippy::cast_precision_loss)] // at most 120
+        let rate = Rate::from_hz(wish.fps as f64).expect("1 to 120 a second can be paced");
+        app.stream_counts.clients.fetch_add(1, Relaxed);
+        Self {
+            app,
+            live,
+            wish,
+            pieces,
+            rate,
+            start: Instant::now(),
+            due: 0,
+            frame: 0,
+            sent: 0,
+            told_state: State::Live,
+        }
+    }
+
+    async fn run(mut self) {
+        if let End::Completed = self.frames().await {
+            let took = self.start.elapsed().as_secs_f64();
+            #[allow(clippy::cast_precision_loss)] // frames of one client
+            let fps = if took > 0.0 { self.sent as f64 / took } else { 0.0 };
+            let event = json!({
+                "status": "completed",
+                "total_frames": self.sent,
+                "duration_seconds": (took * 1e3).round() / 1e3,
+                "avg_fps": (fps * 1e2).round() / 1e2,
+            });
+            let _ = tokio::time::timeout(LAST, self.pieces.send(written(&event, None))).await;
+        }
+    }
+
+    /// When the frame at a place of the grid is due.
+    fn at(&self, place: u64) -> Instant {
+        self.start + Duration::from_micros(self.rate.offset(place).0)
+    }
+
+    async fn frames(&mut self) -> End {
+        let after = self.wish.resume.flatten();
+        let (missed, mut events) = self.live.listen(after);
+        let mut ending = self.app.ending.subscribe();
+        for prediction in missed {
+            // Not paced, and waited for: the client asked for exactly these.
+            let event = self.event(&prediction);
+            if self.pieces.send(event).await.is_err() {
+                return End::Silent;
+            }
+            self.count_sent();
+        }
+        let end = self.wish.duration.map(|d| self.start + d);
+        let mut newest: Option<Arc<Prediction>> = None;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut quiet_since = Instant::now();
+        loop {
+            let mut due = None;
+            tokio::select! {
+                biased;
+                () = self.pieces.closed() => return End::Silent,
+                _ = ending.wait_for(|ending| *ending) => return End::Silent,
+                () = sleep_until(end.unwrap_or(self.start)), if end.is_some() => return End::Completed,
+                () = sleep_until(self.at(self.due)), if newest.is_some() => due = newest.take(),
+                event = events.recv() => match event {
+                    Ok(prediction) => newest = Some(prediction),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return End::Completed,
+                },
+                _ = look.tick() => {
+                    if let Some(end) = self.look(&mut quiet_since) {
+                        return end;
+                    }
+                }
+            }
+            if let Some(prediction) = due {
+                self.send(&prediction).await;
+                quiet_since = Instant::now();
+            }
+        }
+    }
+
+    /// Sends a frame, and finds the next place on the grid that lies ahead.
+    async fn send(&mut self, prediction: &Arc<Prediction>) {
+        let event = if self.wish.preprocess {
+            self.event(prediction)
+        } else {
+            match self.raw(prediction.number).await {
+                Ok(raw) => self.event(&raw),
+                Err(why) => self.error(&why.to_string()),
+            }
+        };
+        if self.pieces.try_send(event).is_ok() {
+            self.count_sent();
+        } else {
+            // The one before is still on its way: this client does not keep up.
+            self.app.stream_counts.missed.fetch_add(1, Relaxed);
+        }
+        self.frame += 1;
+        let elapsed = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let passed = self.rate.due(inferd_sources::Micros(elapsed));
+        let next = passed.max(self.due + 1);
+        self.app.stream_counts.late.fetch_add(next - self.due - 1, Relaxed);
+        self.due = next;
+    }
+
+    /// The newest window of the source, by the model as it is.
+    async fn raw(&self, number: u64) -> Result<Prediction, Failure> {
+        let model = self.live.model(&self.app).ok_or(Failure::Lost)?;
+        let mut ticket = model.begin(None)?;
+        let plan = sources::newest(&self.app, Some(self.live.name()), &mut ticket, false)?;
+        Ok(sources::infer(&plan, ticket, false).await?.told(number))
+    }
+
+    fn count_sent(&mut self) {
+        self.sent += 1;
+        self.app.stream_counts.frames.fetch_add(1, Relaxed);
+    }
+
+    fn event(&self, prediction: &Prediction) -> Bytes {
+        let latency = prediction.latency.as_secs_f64() * 1e3;
+        let mut recent = self.app.stream_counts.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(latency);
+        drop(recent);
+        let mut event = prediction.fields();
+        if let Value::Object(event) = &mut event {
+            event.insert("frame".to_owned(), json!(self.frame));
+            event.insert("status".to_owned(), json!("running"));
+            event.insert("cpu_percent".to_owned(), json!((self.app.cpu.percent() * 10.0).round() / 10.0));
+            let [samples, channels] = prediction.window;
+            event.insert("emg_tensor_shape".to_owned(), json!([1, samples, channels]));
+            event.insert("source".to_owned(), json!(self.live.name()));
+            event.insert("model".to_owned(), json!(prediction.model));
+        }
+        written(&event, self.wish.resume.map(|_| prediction.number))
+    }
+
+    fn error(&self, why: &str) -> Bytes {
+        let event = json!({ "error": why, "timestamp": seconds(SystemTime::now()), "frame": self.frame });
+        written(&event, None)
+    }
+
+    /// Tells that the source is not well any more, once; a comment when nothing else was told for long.
+    fn look(&mut self, quiet_since: &mut Instant) -> Option<End> {
+        let view = self.live.source.view();
+        if view.state == State::Over {
+            return Some(End::Completed);
+        }
+        let well = matches!(view.state, State::Live | State::Starting);
+        let event = if view.state != self.told_state && !well {
+            self.error(&format!("source {}: {}", self.live.name(), view.reason))
+        } else if quiet_since.elapsed() >= limits::HEARTBEAT {
+            Bytes::from_static(b": here\n\n")
+        } else {
+            self.told_state = if well { view.state } else { self.told_state };
+            return None;
+        };
+        // What could not be told now is told at the next look.
+        if self.pieces.try_send(event).is_ok() {
+            (*quiet_since, self.told_state) = (Instant::now(), view.state);
+        }
+        None
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.app.stream_counts.clients.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An event: nothing but its data, unless the client counts events.
+fn written(event: &Value, id: Option<u64>) -> Bytes {
+    match id {
+        None => format!("data: {event}\n\n").into(),
+        Some(id) => format!("id: {id}\ndata: {event}\n\n").into(),
+    }
+}
+
+/// `GET /infer/stream/stats`: the EMG service's fields, measured; null is not known.
+pub(crate) fn stats(app: &App) -> Reply {
+    let live = app.sources.get().and_then(|all| all.first());
+    let plan = live.and_then(|l| l.plan()).map(|(_, plan)| plan);
+    let model = emg::models(app).next();
+    let plan =
+        plan.or_else(|| inferd_tasks::emg::EmgPlan::new(&model.as_ref()?.manifest()).ok().map(Arc::new));
+    let counts = &app.stream_counts;
+    let mut recent: Vec<f64> =
+        counts.latencies.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    recent.sort_by(f64::total_cmp);
+    #[allow(clippy::cast_precision_loss)] // at most 1024
+    let mean = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
+    let rounded = |v: f64| (v * 1e3).round() / 1e3;
+    // The least value that so many percent do not exceed.
+    let percentile = |p: usize| recent.get((recent.len() * p).div_ceil(100).max(1) - 1).copied().map(rounded);
+    Reply::json(
+        StatusCode::OK,
+        &json!({
+            "tensorrt_available": emg::models(app).any(|m| emg::serves_on(&m, EngineKind::Tensorrt)),
+            "emg_mode": live.map(|l| l.mode()),
+            "emg_window_size": plan.as_ref().map(|p| p.timesteps()),
+            "emg_channels": plan.as_ref().map(|p| p.channels()),
+            "emg_sampling_rate": plan.as_ref().and_then(|p| p.rate_hz()),
+            // One at a time, at the mean of what was measured.
+            "max_throughput_qps": mean.filter(|ms| *ms > 0.0).map(|ms| rounded(1e3 / ms)),
+            "expected_latency_ms": mean.map(rounded),
+            "latency_ms": { "samples": recent.len(), "p50": percentile(50), "p95": percentile(95), "p99": percentile(99) },
+            "clients": counts.clients.load(Relaxed),
+            "frames_sent": counts.frames.load(Relaxed),
+            "frames_late": counts.late.load(Relaxed),
+            "frames_missed": counts.missed.load(Relaxed),
+        }),
+    )
+}
+
+/// The numbers of streams.
+#[derive(Debug)]
+pub(crate) struct Numbers(pub Arc<Counts>);
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Writer { encoder: &mut encoder };
+        #[allow(clippy::cast_precision_loss)] // at most 64
+        let clients = self.0.clients.load(Relaxed) as f64;
+        out.gauge("emg_stream_clients", "Clients of /infer/stream", [(vec![], clients)])?;
+        let counts = [
+            ("emg_stream_frames", "Frames handed to clients of /infer/stream", &self.0.frames),
+            ("emg_stream_late_frames", "Frames for which there was no new prediction in time", &self.0.late),
+            ("emg_stream_missed_frames", "Frames a client was too slow for", &self.0.missed),
+        ];
+        for (name, help, count) in counts {
+            out.counter(name, help, [(vec![], count.load(Relaxed))])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+"""A microcontroller on a serial port, and recordings whose gesture is known."""
+
+import ctypes
+import os
+import subprocess
+import threading
+import time
+import tty
+
+import numpy
+import places
+
+REFERENCE = places.ROOT / "app/sources/reference"
+RATE = 2000
+STEPS = 10
+
+
+def encoder(folder):
+    """The reference encoder as a library."""
+    library = folder / "frame.so"
+    command = [os.environ.get("CC", "cc"), "-std=c99", "-O1", "-shared", "-fPIC", "-o", library, REFERENCE / "inferd_frame.c"]
+    subprocess.run([str(part) for part in command], check=True)
+    encode = ctypes.CDLL(str(library)).inferd_frame_encode
+    encode.restype = ctypes.c_size_t
+    return encode
+
+
+class Sensor:
+    """Sends frames of 16 channels at 2 kHz for as long as it is plugged in; `path` is where the port appears."""
+
+    def __init__(self, folder, encode):
+        self.path = folder / "port"
+        self.encode = encode
+        self.gesture, self.channels, self.sending, self.skip = 0, 16, True, 0
+        self.garbage = b""
+        self.master = self.thread = None
+        self.sequence = 0
+        self.lock = threading.Lock()
+
+    def plug(self):
+        self.master, slave = os.openpty()
+        tty.setraw(slave)
+        self.path.unlink(missing_ok=True)
+        self.path.symlink_to(os.ttyname(slave))
+        # Held open until the reader has it: a port without a reader hangs up.
+        self.slave = slave
+        os.set_blocking(self.master, False)
+        self.thread = threading.Thread(target=self._send, args=(self.master,))
+        self.thread.start()
+        return self
+
+    def unplug(self):
+        master, self.master = self.master, None
+        if self.thread:
+            self.thread.join()
+            self.path.unlink(missing_ok=True)
+            os.close(self.slave)
+            os.close(master)
+            self.thread = None
+
+    def _frame(self):
+        out = (ctypes.c_uint8 * 1042)()
+        row = [0] * self.channels
+        row[self.gesture] = 20
+        values = (ctypes.c_int16 * (self.channels * STEPS))(*(row * STEPS))
+        at = self.sequence * 1_000_000 // RATE & 0xFFFFFFFF
+        length = self.encode(out, 1042, self.sequence & 0xFFFFFFFF, at, self.channels, STEPS, 0, values)
+        return bytes(out[:length])
+
+    def _send(self, master):
+        due = time.monotonic()
+        while self.master == master:
+            due += STEPS / RATE
+            time.sleep(max(0, due - time.monotonic()))
+            with self.lock:
+                self.sequence += STEPS * (1 + self.skip)
+                self.skip = 0
+                data = self.garbage or (self._frame() if self.sending else b"")
+            try:
+                os.write(master, data)
+            except BlockingIOError:
+                # Nobody reads: the sensor's own buffer runs over.
+                pass
+
+
+def recording(path, gesture, loud=2.0, seconds=5):
+    """An NPY file in which one electrode has this mean and all others none."""
+    samples = numpy.zeros((RATE * seconds, 16), numpy.float32)
+    samples[:, gesture] = loud
+    numpy.save(path, samples)
+    return path
+
+
+def source(device, name=None):
+    """What the device says of a source; the only one when none is named."""
+    [found] = [s for s in device.request("/api/v1/sources").json()["sources"] if name in (None, s["name"])]
+    return found
