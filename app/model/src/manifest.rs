@@ -130,7 +130,7 @@ pub struct GoldenRef {
     pub file: String,
     /// SHA-256 of the content, 64 lower-case hex digits.
     pub sha256: String,
-    /// Least cosine similarity per output, in (0, 1], of the model's own network. A variant has its own.
+    /// Least cosine similarity per output that says anything, in (0, 1], of the model's own network. A variant has its own.
     pub cosine: f64,
     /// Largest absolute difference of any element, in the output's unit, likewise.
     pub max_abs: f64,

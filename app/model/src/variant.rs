@@ -69,7 +69,7 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tolerance {
-    /// Least cosine similarity per output, in (0, 1].
+    /// Least cosine similarity per output that says anything ([`Golden::compare`](crate::Golden::compare)), in (0, 1].
     pub cosine: f64,
     /// Largest absolute difference of any element, in the output's unit.
     pub max_abs: f64,
@@ -115,7 +115,7 @@ pub struct MadeFor {
 pub struct Measured {
     /// How it was made: `static QDQ, per channel, minmax`.
     pub method: String,
-    /// The data it was measured on, and calibrated with where it was.
+    /// The data it was calibrated with, and judged on: on other samples of it, and on the golden vectors.
     pub data: String,
     /// SHA-256 of that data.
     pub data_sha256: String,
@@ -125,7 +125,7 @@ pub struct Measured {
     pub bytes: u64,
     /// Size of the model's own network.
     pub original_bytes: u64,
-    /// Least cosine similarity of any output to the model's own network.
+    /// Least cosine similarity to the model's own network, of any output of any sample it was judged on that says anything.
     pub cosine: f64,
     /// Largest difference of any element.
     pub max_abs: f64,
