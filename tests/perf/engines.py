@@ -86,7 +86,7 @@ def quantise(folder, name):
     inferctl = os.environ.get("INFERCTL_BIN", TARGET / "debug/inferctl")
     command = [inferctl, "quantize", folder / name, "-o", to, "--calibration", data, "--python", sys.executable]
     # Weights that were not trained lose more: what they lose is printed here, not refused.
-    command += ["--engines", "ort-int8,ort,cpu-int8,cpu", "--min-cosine", "0.5", "--max-loss", "1", "--json"]
+    command += ["--engines", "ort-int8,ort,cpu-int8,cpu", "--min-cosine", "0.5", "--min-overall-cosine", "0.5", "--max-loss", "1", "--json"]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{name}: {done.stdout}{done.stderr}")

@@ -134,7 +134,7 @@ pub struct Measured {
     /// Memory of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Peak>,
-    /// The least cosine similarity to the golden vectors, on this device.
+    /// The least cosine similarity of any output of any golden vector that says anything, on this device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cosine: Option<Number>,
     /// The largest difference to them.

@@ -5,7 +5,7 @@
 //! stand-in. Calibration data go the way of [`crate::quantize`].
 
 use crate::fail::Failure;
-use crate::quantize::{Data, Directory, Scratch, environment, must_be_new, script};
+use crate::quantize::{Data, Directory, Scratch, environment, must_be_new, samples::Samples, script};
 use crate::show;
 use inferd_model::{
     DType, EngineKind, Golden, MANIFEST_FILE, MadeFor, Manifest, NetworkFormat, Precision, Rung, Tolerance,
@@ -84,7 +84,9 @@ impl Compile {
         must_be_new(&self.output)?;
         // The compiler takes hours: whatever can be wrong with the manifest is found before.
         let name = directory.free_name(&format!("model.{}.hef", self.target.name()));
-        let mut whole = self.manifest(&directory.manifest, &name)?;
+        let golden = directory.golden(&self.model)?;
+        let mut whole = self.manifest(&directory.manifest, &golden, &name)?;
+        let data = self.data.read(&directory.manifest, &golden)?;
         let Some(compiler) = on_path("hailo") else { return Err(Failure::Other(HOW.to_owned())) };
         let manifest = &directory.manifest;
         if manifest.inputs.len() != 1 {
@@ -98,10 +100,10 @@ impl Compile {
         let python = self.python.find(|text| eprintln!("{text}"))?;
         let request = script::Request {
             model: &self.model.join(&manifest.onnx.file),
-            golden: &self.model.join(&manifest.golden.file),
+            golden: &Samples::golden(&manifest.inputs, &golden),
+            samples: &data,
             manifest,
             work: &work,
-            calibration: self.data.calibration.as_deref(),
         };
         let calibration = work.join("calibration.npy");
         let path = calibration.to_string_lossy();
@@ -178,7 +180,7 @@ impl Compile {
     }
 
     /// The manifest with the variant in it, the last of all and first on the ladder; the digest of its file is not known yet.
-    fn manifest(&self, old: &Manifest, name: &str) -> Result<Manifest, Failure> {
+    fn manifest(&self, old: &Manifest, golden: &Golden, name: &str) -> Result<Manifest, Failure> {
         let mut new = old.clone();
         let variant =
             self.target.name().parse().map_err(|e: inferd_model::RungError| Failure::Other(e.to_string()))?;
@@ -195,7 +197,7 @@ impl Compile {
         let rung = Rung { engine: EngineKind::Hailo, variant: others().next().map(|_| variant) };
         let max_abs = match self.max_abs {
             Some(limit) => limit,
-            None => 0.1 * self.largest(old)?,
+            None => 0.1 * largest(old, golden),
         };
         new.variants.push(Variant {
             name: variant,
@@ -210,25 +212,19 @@ impl Compile {
         new.engines.insert(0, rung);
         new.validated().map_err(|e| Failure::Other(e.to_string()))
     }
+}
 
-    /// The largest value of the golden outputs.
-    fn largest(&self, manifest: &Manifest) -> Result<f64, Failure> {
-        let path = self.model.join(&manifest.golden.file);
-        let bytes = fs::read(&path).map_err(|e| file(&path, &e))?;
-        let golden = Golden::parse(&bytes, manifest).map_err(|e| Failure::Other(e.to_string()))?;
-        let mut largest = 0.0_f64;
-        for case in golden.cases() {
-            for (spec, bytes) in
-                manifest.outputs.iter().zip(&case.outputs).filter(|(s, _)| s.dtype == DType::Fp32)
-            {
-                debug_assert_eq!(spec.byte_len(), bytes.len());
-                for value in bytes.as_chunks::<4>().0 {
-                    largest = largest.max(f64::from(f32::from_le_bytes(*value)).abs());
-                }
+/// The largest value of the golden outputs.
+fn largest(manifest: &Manifest, golden: &Golden) -> f64 {
+    let mut largest = 0.0_f64;
+    for case in golden.cases() {
+        for (_, bytes) in manifest.outputs.iter().zip(&case.outputs).filter(|(s, _)| s.dtype == DType::Fp32) {
+            for value in bytes.as_chunks::<4>().0 {
+                largest = largest.max(f64::from(f32::from_le_bytes(*value)).abs());
             }
         }
-        Ok(largest)
     }
+    largest
 }
 
 /// A program on PATH.

@@ -1,11 +1,13 @@
 //! `inferctl quantize`: smaller and faster forms of a model's network, made and proven on this machine. Never on a device.
 //!
-//! onnxruntime's own tools do the work, in Python ([`script`]), in an environment that is made once ([`environment`]). Here it is
+//! Calibration data are read and checked first ([`samples`]): a part is held out. onnxruntime's own tools do the work, in Python
+//! ([`script`]), in an environment that is made once ([`environment`]); they are calibrated with the rest. Here it is
 //! decided whether a variant may be kept ([`judge`]), and a new model directory is written with the variants, what they cost, and
 //! the rungs that run them. The directory that was given is only read.
 
 pub mod environment;
 mod judge;
+pub mod samples;
 pub mod script;
 
 use crate::{fail::Failure, show};
@@ -14,6 +16,7 @@ use inferd_model::{
     EngineKind, Golden, MANIFEST_FILE, Manifest, Measured, Motif, NetworkFormat, Rung, TaskMetric, Variant,
 };
 use judge::Limits;
+use samples::Samples;
 use script::{Made, Request};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -52,9 +55,12 @@ pub struct Quantize {
     /// One scale for all weights of an operator
     #[arg(long)]
     per_tensor: bool,
-    /// Least cosine similarity to the network itself, of each output over all samples together
-    #[arg(long, default_value_t = 0.99, value_parser = ratio)]
+    /// Least cosine similarity to the network itself, of each output of each held-out sample and golden vector
+    #[arg(long, default_value_t = 0.95, value_parser = ratio)]
     min_cosine: f64,
+    /// The same of each output over all of them together
+    #[arg(long, default_value_t = 0.99, value_parser = ratio)]
+    min_overall_cosine: f64,
     /// The largest part of samples whose highest score may be another one, and the largest loss of the task's own measure
     #[arg(long, default_value_t = 0.02, value_parser = ratio)]
     max_loss: f64,
@@ -72,6 +78,19 @@ pub struct Data {
     /// vectors
     #[arg(long, value_name = "FILE|DIR")]
     pub calibration: Option<PathBuf>,
+}
+
+impl Data {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn read<'m>(&self, manifest: &'m Manifest, golden: &Golden) -> Result<Samples<'m>, Failure> {
+        match &self.calibration {
+            Some(path) => Samples::read(path, &manifest.inputs),
+            None => Ok(Samples::golden(&manifest.inputs, golden)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -92,6 +111,10 @@ fn ratio(text: &str) -> Result<f64, String> {
 struct Report {
     output: PathBuf,
     engines: Vec<Rung>,
+    /// Samples the ranges were made of, samples and golden vectors that the loss was judged on.
+    calibrated: usize,
+    held_out: usize,
+    golden: usize,
     variants: Vec<Line>,
 }
 
@@ -106,8 +129,10 @@ struct Line {
     errors: Vec<String>,
     name: String,
     method: String,
-    cosine: f64,
-    worst_cosine: f64,
+    /// The least of any output of any held-out sample and golden vector that says anything.
+    cosine: Option<f64>,
+    /// The least of any output over all of them together.
+    overall_cosine: Option<f64>,
     max_abs: Option<f64>,
     argmax: Option<f64>,
     speed: f64,
@@ -121,15 +146,20 @@ impl Quantize {
     pub fn run(&self, json: bool) -> Result<(), Failure> {
         let model = Directory::read(&self.model)?;
         must_be_new(&self.output)?;
+        // What is wrong with the data is said before an environment is made for it.
+        let golden = model.golden(&self.model)?;
+        let samples = self.data.read(&model.manifest, &golden)?;
+        let golden = Samples::golden(&model.manifest.inputs, &golden);
+        golden.to_safetensors()?;
         let scratch = Scratch::beside(&self.output)?;
         let python = self.python.find(|text| eprintln!("{text}"))?;
         let kinds = self.kinds();
         let request = Request {
             model: &self.model.join(&model.manifest.onnx.file),
-            golden: &self.model.join(&model.manifest.golden.file),
+            golden: &golden,
+            samples: &samples,
             manifest: &model.manifest,
             work: &scratch.make("work")?,
-            calibration: self.data.calibration.as_deref(),
         };
         let mut options: Vec<&str> = kinds.iter().flat_map(|kind| ["--kind", kind]).collect();
         options.extend(match self.method {
@@ -140,20 +170,23 @@ impl Quantize {
             options.push("--per-tensor");
         }
         let made: Made = script::run(&python, &request, &options, |text| eprintln!("{text}"))?;
-        let limits = Limits { cosine: self.min_cosine, loss: self.max_loss };
+        let limits =
+            Limits { cosine: self.min_cosine, overall: self.min_overall_cosine, loss: self.max_loss };
         let judged: Vec<(script::Variant, Vec<String>)> =
             made.variants.iter().map(|v| (v.clone(), limits.complaints(v, made.original_bytes))).collect();
-        let lines = judged.iter().map(|(v, errors)| line(v, errors, made.original_bytes)).collect();
+        let held_out = samples.held_out().len();
+        let mut report = Report {
+            output: self.output.clone(),
+            engines: model.manifest.engines.clone(),
+            calibrated: samples.len() - held_out,
+            held_out,
+            golden: golden.len(),
+            variants: judged.iter().map(|(v, errors)| line(v, errors, made.original_bytes)).collect(),
+        };
         if judged.iter().any(|(_, errors)| !errors.is_empty()) {
-            let report = Report {
-                output: self.output.clone(),
-                engines: model.manifest.engines.clone(),
-                variants: lines,
-            };
             return refuse(&report, json);
         }
-        let whole = self.assemble(&model, &made, request.work, &scratch)?;
-        let report = Report { output: self.output.clone(), engines: whole.engines, variants: lines };
+        report.engines = self.assemble(&model, &made, &request, &scratch)?.engines;
         scratch.become_directory(&self.output)?;
         if json {
             show::json(&report);
@@ -175,9 +208,10 @@ impl Quantize {
         &self,
         model: &Directory,
         made: &Made,
-        work: &Path,
+        request: &Request<'_>,
         scratch: &Scratch,
     ) -> Result<Manifest, Failure> {
+        let work = request.work;
         let mut manifest = model.manifest.clone();
         let dir = scratch.make("model")?;
         let data = match &self.data.calibration {
@@ -193,7 +227,7 @@ impl Quantize {
             let bytes = fs::read(work.join(&variant.file)).map_err(|e| other(work, &e))?;
             let file = model.free_name(&variant.file);
             fs::write(dir.join(&file), &bytes).map_err(|e| other(&dir, &e))?;
-            let entry = variant_entry(variant, made, &manifest, file, &bytes, &data)?;
+            let entry = variant_entry(variant, made, &manifest, request.samples, (file, &bytes), &data)?;
             if manifest.variants.iter().any(|v| v.name == entry.name) {
                 return Err(Failure::Other(format!("the model has a variant {} already", entry.name)));
             }
@@ -215,31 +249,33 @@ fn variant_entry(
     variant: &script::Variant,
     made: &Made,
     manifest: &Manifest,
-    file: String,
-    bytes: &[u8],
+    samples: &Samples<'_>,
+    (file, bytes): (String, &[u8]),
     data: &str,
 ) -> Result<Variant, Failure> {
-    let (c, g) = (&variant.calibration, &variant.golden);
     let none = || Failure::Other("the tools gave no numbers".into());
-    let max_abs = c.max_abs.zip(g.max_abs).map(|(c, g)| c.max(g)).ok_or_else(none)?;
+    let golden = variant.golden.as_ref().ok_or_else(none)?;
+    let near =
+        judge::tolerance(manifest.golden.tolerance(), golden.worst.cosine, golden.max_abs.ok_or_else(none)?);
+    let told = Told::of(variant);
     Ok(Variant {
         name: variant.name,
         format: NetworkFormat::Onnx,
         precision: variant.precision,
         file,
         sha256: hex(bytes),
-        golden: judge::tolerance(manifest.golden.tolerance(), g.worst_cosine, g.max_abs.ok_or_else(none)?),
+        golden: near.ok_or_else(none)?,
         made_for: None,
         measured: Some(Measured {
             method: variant.method.clone(),
             data: data.chars().filter(|c| !c.is_control()).take(200).collect(),
-            data_sha256: made.data_sha256.clone(),
-            samples: made.samples,
+            data_sha256: samples.sha256(),
+            samples: samples.len() as u64,
             bytes: variant.bytes,
             original_bytes: made.original_bytes,
-            cosine: c.cosine.min(g.cosine),
-            max_abs,
-            argmax: c.argmax,
+            cosine: told.cosine.ok_or_else(none)?,
+            max_abs: told.max_abs.ok_or_else(none)?,
+            argmax: told.argmax,
             tools: made.tools.clone(),
             task: variant.task.as_ref().map(|t| TaskMetric {
                 metric: "top-1".into(),
@@ -276,6 +312,7 @@ fn prove(manifest: &Manifest, dir: &Path) -> Result<(), Failure> {
 fn line(v: &script::Variant, errors: &[String], original: u64) -> Line {
     #[allow(clippy::cast_precision_loss)] // below 2^31: the tools read no larger network
     let ratio = v.bytes as f64 / original as f64;
+    let told = Told::of(v);
     Line {
         valid: errors.is_empty(),
         original_size: original,
@@ -285,11 +322,32 @@ fn line(v: &script::Variant, errors: &[String], original: u64) -> Line {
         errors: errors.to_vec(),
         name: v.name.to_string(),
         method: v.method.clone(),
-        cosine: v.calibration.cosine.min(v.golden.cosine),
-        worst_cosine: v.calibration.worst_cosine.min(v.golden.worst_cosine),
-        max_abs: v.calibration.max_abs.zip(v.golden.max_abs).map(|(c, g)| c.max(g)),
-        argmax: v.calibration.argmax,
+        cosine: told.cosine,
+        overall_cosine: told.overall_cosine,
+        max_abs: told.max_abs,
+        argmax: told.argmax,
         speed: v.speed,
+    }
+}
+
+/// What a variant lost, on all that it is judged by.
+struct Told {
+    cosine: Option<f64>,
+    overall_cosine: Option<f64>,
+    max_abs: Option<f64>,
+    argmax: Option<f64>,
+}
+
+impl Told {
+    fn of(v: &script::Variant) -> Self {
+        let parts = || [&v.held_out, &v.golden].into_iter().flatten();
+        Self {
+            cosine: parts().map(|d| d.worst.cosine).reduce(f64::min),
+            overall_cosine: parts().map(|d| d.overall_cosine).reduce(f64::min),
+            // Of what is not finite there is none.
+            max_abs: parts().map(|d| d.max_abs).reduce(|a, b| Some(a?.max(b?))).flatten(),
+            argmax: parts().filter_map(|d| d.argmax).reduce(f64::min),
+        }
     }
 }
 
@@ -310,6 +368,7 @@ fn refuse(report: &Report, json: bool) -> Result<(), Failure> {
 }
 
 fn table(report: &Report) -> String {
+    let number = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.6}"));
     let percent = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |r| format!("{:.1} %", r * 100.0));
     let rows: Vec<Vec<String>> = report
         .variants
@@ -319,7 +378,8 @@ fn table(report: &Report) -> String {
                 v.name.clone(),
                 v.method.clone(),
                 format!("{} ({:.2}x smaller)", v.quantized_size, v.compression_ratio),
-                format!("{:.6}", v.cosine),
+                number(v.cosine),
+                number(v.overall_cosine),
                 v.max_abs.map_or_else(|| "-".into(), |m| format!("{m:.2e}")),
                 percent(v.argmax),
                 format!("{:.2}x", v.speed),
@@ -327,8 +387,13 @@ fn table(report: &Report) -> String {
         })
         .collect();
     let ladder: Vec<String> = report.engines.iter().map(ToString::to_string).collect();
-    let head = ["variant", "how", "bytes", "cosine", "max diff", "same top", "speed here"];
-    format!("{}\nengines: {}", show::table(&head, &rows), ladder.join(", "))
+    let head = ["variant", "how", "bytes", "worst cosine", "overall", "max diff", "same top", "speed here"];
+    let (calibrated, held_out, golden) = (report.calibrated, report.held_out, report.golden);
+    format!(
+        "{}\nranges from {calibrated} samples; judged on {held_out} held out and {golden} golden vectors\nengines: {}",
+        show::table(&head, &rows),
+        ladder.join(", ")
+    )
 }
 
 // ------------------------------------------------------------------------------------------------------ directories
@@ -365,6 +430,16 @@ impl Directory {
             }
         }
         Ok(Self { manifest })
+    }
+
+    /// Its golden vectors.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn golden(&self, dir: &Path) -> Result<Golden, Failure> {
+        let path = dir.join(&self.manifest.golden.file);
+        let bytes = fs::read(&path).map_err(|e| other(&path, &e))?;
+        Golden::parse(&bytes, &self.manifest).map_err(|e| Failure::Other(format!("{}: {e}", path.display())))
     }
 
     /// The files it is made of, without the manifest.

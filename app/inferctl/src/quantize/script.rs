@@ -1,6 +1,6 @@
 //! The Python side: `quantize.py`, and what it says.
 
-use super::environment::Python;
+use super::{environment::Python, samples::Samples};
 use crate::fail::Failure;
 use inferd_model::{Manifest, Motif, Precision, Task as ModelTask, VariantName};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -19,14 +19,14 @@ const MOST_SAID: u64 = 4 << 20;
 pub struct Request<'a> {
     /// The network.
     pub model: &'a Path,
-    /// The golden vectors.
-    pub golden: &'a Path,
     /// The model's manifest.
     pub manifest: &'a Manifest,
     /// A folder for what it makes.
     pub work: &'a Path,
-    /// Samples; `None`: the golden vectors.
-    pub calibration: Option<&'a Path>,
+    /// Inputs of the golden vectors.
+    pub golden: &'a Samples<'a>,
+    /// Calibration data.
+    pub samples: &'a Samples<'a>,
 }
 
 /// What it made.
@@ -34,8 +34,6 @@ pub struct Request<'a> {
 pub struct Made {
     pub variants: Vec<Variant>,
     pub original_bytes: u64,
-    pub samples: u64,
-    pub data_sha256: String,
     pub tools: BTreeMap<String, String>,
 }
 
@@ -48,8 +46,10 @@ pub struct Variant {
     pub method: String,
     pub bytes: u64,
     pub same_interface: bool,
-    pub calibration: Differences,
-    pub golden: Differences,
+    /// On the samples that are held out; none where none are.
+    pub held_out: Option<Differences>,
+    /// On the golden vectors; none of a network with another interface.
+    pub golden: Option<Differences>,
     pub task: Option<Task>,
     /// How many times as fast as the network itself, on this machine.
     pub speed: f64,
@@ -60,13 +60,22 @@ pub struct Variant {
 pub struct Differences {
     /// Whether every value is a number.
     pub finite: bool,
-    /// The least of any output over all samples together.
-    pub cosine: f64,
-    /// The least of any output of any sample.
-    pub worst_cosine: f64,
+    /// The least cosine similarity of any output over all samples together.
+    pub overall_cosine: f64,
+    /// The least of any output of any sample that says anything.
+    pub worst: Worst,
     pub max_abs: Option<f64>,
     /// Of samples with a clearly highest score: for how many it is the same one.
     pub argmax: Option<f64>,
+}
+
+/// The sample that came out worst, and which output of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Worst {
+    pub cosine: f64,
+    /// Its place in the data; none when all are exact.
+    pub sample: Option<usize>,
+    pub output: Option<String>,
 }
 
 /// Right answers where the data has labels.
@@ -96,18 +105,32 @@ pub fn run<T: DeserializeOwned>(
     tell: impl Fn(&str),
 ) -> Result<T, Failure> {
     let other = |e: String| Failure::Other(e);
-    let tensors = request.work.join("tensors.json");
-    let page = serde_json::json!({ "inputs": request.manifest.inputs, "scored": scored(request.manifest) });
-    std::fs::write(&tensors, page.to_string()).map_err(|e| other(format!("{}: {e}", tensors.display())))?;
-    let script = request.work.join("quantize.py");
-    std::fs::write(&script, SCRIPT).map_err(|e| other(format!("{}: {e}", script.display())))?;
+    let write = |name: &str, content: &[u8]| {
+        let path = request.work.join(name);
+        std::fs::write(&path, content).map_err(|e| other(format!("{}: {e}", path.display())))?;
+        Ok::<_, Failure>(path)
+    };
+    let page = serde_json::json!({
+        "inputs": request.manifest.inputs,
+        "scored": scored(request.manifest),
+        "labels": request.samples.labels,
+        "held_out": request.samples.held_out(),
+    });
+    let page = write("page.json", page.to_string().as_bytes())?;
+    let golden = write("golden.safetensors", &request.golden.to_safetensors()?)?;
+    let samples = write("samples.safetensors", &request.samples.to_safetensors()?)?;
+    let script = write("quantize.py", SCRIPT.as_bytes())?;
     // -I: nothing of the current folder or the user's environment is imported by accident.
     let mut command = Command::new(python.program());
-    command.arg("-I").arg(&script).arg("--model").arg(request.model).arg("--golden").arg(request.golden);
-    command.arg("--tensors").arg(&tensors).arg("--work").arg(request.work).args(options);
-    if let Some(data) = request.calibration {
-        command.arg("--calibration").arg(data);
-    }
+    command.arg("-I").arg(&script).arg("--model").arg(request.model).arg("--golden").arg(&golden);
+    command
+        .arg("--samples")
+        .arg(&samples)
+        .arg("--page")
+        .arg(&page)
+        .arg("--work")
+        .arg(request.work)
+        .args(options);
     let mut child = command
         .env("ORT_DISABLE_TELEMETRY", "1")
         .stdin(Stdio::null())
