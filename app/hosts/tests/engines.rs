@@ -214,6 +214,8 @@ impl Bench {
         manifest.engines = engines.split(' ').map(|rung| rung.parse().unwrap()).collect();
         manifest.variants = variants(&manifest);
         manifest.engine_versions.clear();
+        // Nothing here is about time, and a machine may be busy.
+        manifest.budget.deadline_ms = 60_000;
         std::fs::write(path, manifest.to_toml()).unwrap();
         bench.tell("ok");
         bench
@@ -248,6 +250,7 @@ fn both() -> HostsConfig {
     HostsConfig {
         engines: [(EngineKind::Ort, PathBuf::from("/proc/self/exe"))].into(),
         breaker: BreakerRules { pause: Duration::from_millis(100), ..BreakerRules::default() },
+        request_timeout: Duration::from_secs(60),
         ..config()
     }
 }
