@@ -1,4 +1,4 @@
-//! TensorRT 10, as far as running a prebuilt plan needs it: loaded at run time, checked before it is trusted.
+//! TensorRT 10.3 to 10.16, as far as running a prebuilt plan needs it: loaded at run time, checked before it is trusted.
 //!
 //! libnvinfer exports two C functions; everything else goes through the tables of C++ objects. The public classes of its headers
 //! are thin: `IRuntime`, `ICudaEngine` and `IExecutionContext` hold one pointer to an object of the classes `apiv::VRuntime`,

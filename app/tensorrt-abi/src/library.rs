@@ -32,12 +32,27 @@ impl Version {
         let thousand = if number < 10_000 { 1000 } else { 10_000 };
         Self { major: number / thousand, minor: number % thousand / 100, patch: number % 100 }
     }
+
+    /// Whether its objects are known to have the tables of this room.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        self.major == 10 && (FIRST..=LAST).contains(&self.minor)
+    }
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }
+}
+
+/// The first and the last minor version of TensorRT 10 whose tables were compared with ours. What is between them has every slot where
+/// both ends have it; before and after them nobody has looked.
+const FIRST: u32 = 3;
+const LAST: u32 = 16;
+
+fn known(minor: u32) -> String {
+    format!("10.{minor}")
 }
 
 /// Why a library is not used; each is one sentence for the operator.
@@ -50,7 +65,7 @@ pub enum LibraryError {
     Open(String),
     #[error("{path}: it is no TensorRT (it has no {symbol})")]
     Symbol { path: String, symbol: &'static str },
-    #[error("{path}: it is TensorRT {version}, this program knows 10")]
+    #[error("{path}: it is TensorRT {version}, this program knows {} to {}", known(FIRST), known(LAST))]
     Version { path: String, version: Version },
 }
 
@@ -95,7 +110,7 @@ impl Library {
         // SAFETY: it takes nothing and gives a number.
         let number = unsafe { version() };
         let version = Version::of(number);
-        if version.major != 10 {
+        if !version.is_known() {
             return Err(LibraryError::Version { path: name, version });
         }
         // SAFETY: NvInferRuntime.h of 10 declares it so.
@@ -136,6 +151,19 @@ mod tests {
         assert_eq!(Version::of(8601).to_string(), "8.6.1");
         assert_eq!(Version::of(110_100).to_string(), "11.1.0");
         assert_eq!(Version::of(-1).to_string(), "0.0.0");
+    }
+
+    #[test]
+    fn only_versions_between_those_that_were_compared_are_known() {
+        for number in [100_300, 100_302, 100_900, 101_600, 101_699] {
+            assert!(Version::of(number).is_known(), "{number}");
+        }
+        for number in [8601, 100_000, 100_299, 101_700, 110_100, 110_400, -1] {
+            assert!(!Version::of(number).is_known(), "{number}");
+        }
+        let (path, version) = ("/l.so".to_owned(), Version::of(101_700));
+        let said = LibraryError::Version { path, version }.to_string();
+        assert_eq!(said, "/l.so: it is TensorRT 10.17.0, this program knows 10.3 to 10.16");
     }
 
     #[test]
