@@ -109,8 +109,11 @@ fn jobs(app: &App) -> Result<&Arc<Benchmarks>, Reply> {
     })
 }
 
-fn refusal(e: &Refused) -> Reply {
-    let said = e.to_string();
+fn refusal(app: &App, e: &Refused) -> Reply {
+    let said = match e {
+        Refused::Shedding => format!("{e}: {}", shed_by(app)),
+        _ => e.to_string(),
+    };
     match e {
         Refused::Bad(BadRequest::Form(_)) => refused(StatusCode::BAD_REQUEST, "bad_request", &said),
         Refused::Bad(_) | Refused::Rung(_) => {
@@ -122,6 +125,14 @@ fn refusal(e: &Refused) -> Reply {
             refused(StatusCode::SERVICE_UNAVAILABLE, kind, &said).with_retry_after(RETRY)
         }
     }
+}
+
+/// The alerts that are raised while optional work is shed, in words.
+fn shed_by(app: &App) -> String {
+    let view = app.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
+    let load = view.active.iter().filter(|a| a.alert.is_load());
+    let told: Vec<_> = load.map(|a| format!("alert {}, {}", a.alert.name(), a.sentence)).collect();
+    if told.is_empty() { "its alert has just been cleared".to_owned() } else { told.join(", ") }
 }
 
 /// A job in the list; its record only where one job is asked for.
@@ -163,10 +174,10 @@ pub(crate) async fn submit(app: &App, req: &Req) -> Reply {
     };
     let request = match Request::parse(&req.body) {
         Ok(request) => request,
-        Err(e) => return refusal(&Refused::Bad(e)),
+        Err(e) => return refusal(app, &Refused::Bad(e)),
     };
     match jobs.submit(request).await {
-        Err(e) => refusal(&e),
+        Err(e) => refusal(app, &e),
         Ok(number) => {
             let place = format!("/api/v1/benchmarks/{number}");
             let view = jobs.get(number).map(|v| shown(&v, false));
@@ -314,7 +325,7 @@ pub(crate) async fn quick(app: &App, req: &Req) -> Reply {
     };
     let (subject, results) = match jobs.quick(&model, iterations, QUICK).await {
         Ok(done) => done,
-        Err(e) => return refusal(&e),
+        Err(e) => return refusal(app, &e),
     };
     let plain = |r: &&RungResult| r.info.engine == "cpu" || r.info.engine == "ort";
     let baseline = results.iter().rfind(|r| plain(r) && r.info.precision == "fp32" && r.measured.is_some());

@@ -76,7 +76,7 @@ impl Default for Request {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BadRequest {
-    #[error("a JSON object of the form of a benchmark's request is needed: {0}")]
+    #[error("the body: {0}")]
     Form(String),
     #[error("{field} is {value}, allowed are {min} to {max}")]
     Range { field: &'static str, value: u64, min: u64, max: u64 },
@@ -101,7 +101,7 @@ impl Request {
             return Err(BadRequest::Range { field: "the body's length", value, min: 0, max });
         }
         if body[0] != b'{' {
-            return Err(BadRequest::Form("it is no object".into()));
+            return Err(BadRequest::Form("a JSON object is needed, or nothing".into()));
         }
         let request: Self = serde_json::from_slice(body).map_err(|e| {
             // What serde says of a wrong word repeats it; a long or strange one is left out.
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_refused_by_its_name() {
         for (body, said) in [
-            ("[]", "it is no object"),
+            ("[]", "a JSON object is needed"),
             ("{\"model\":1}", "invalid type"),
             ("{\"speed\":1}", "unknown field"),
             ("{\"iterations\":0}", "iterations is 0, allowed are 1 to 10000"),

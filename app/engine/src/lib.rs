@@ -24,6 +24,8 @@ mod hailo;
 mod onnx;
 #[cfg(feature = "ort")]
 mod ort;
+#[cfg(any(feature = "ort", test))]
+mod plain;
 mod runner;
 #[cfg(any(feature = "ort", feature = "hailo", feature = "tensorrt", test))]
 mod shared;

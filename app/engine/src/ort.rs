@@ -6,6 +6,7 @@
 use crate::cache::EngineCache;
 use crate::fit::{match_tensors, parse};
 use crate::onnx::Graph;
+use crate::plain::plain;
 use crate::runner::{check, no_bool};
 use crate::{Engine, EngineError, Model, NetworkFile, Session, shared};
 use half::{bf16, f16};
@@ -111,6 +112,12 @@ impl OrtLibrary {
         LIBRARY.get_or_init(|| Self::load(path)).as_ref().map_err(|why| EngineError::Library(why.clone()))
     }
 
+    /// Whether one is at the usual places.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        PLACES.iter().any(|place| Path::new(place).exists())
+    }
+
     fn load(path: Option<&Path>) -> Result<Self, String> {
         let path = match path {
             Some(path) => path.to_owned(),
@@ -122,13 +129,14 @@ impl OrtLibrary {
         let path = std::fs::canonicalize(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         shared::check(&path)?;
         let version = version_of(&path)?;
-        let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
+        let builder = ort::init_from(&path).map_err(|e| plain(&e.to_string()))?;
         let environment = builder
             .with_name("inferd")
             .with_telemetry(false)
             .build()
-            .map_err(|e| format!("{}: {e}", path.display()))?;
-        environment.set_log_level(LogLevel::Error);
+            .map_err(|e| format!("{}: {}", path.display(), plain(&e.to_string())))?;
+        // What goes wrong comes back as an error, and is said once.
+        environment.set_log_level(LogLevel::Fatal);
         Ok(Self { path, version, environment })
     }
 
@@ -354,8 +362,9 @@ struct OrtModel {
 impl OrtModel {
     #[allow(clippy::result_large_err)] // the builder comes back in its error
     fn open(&self) -> Result<OrtSession, String> {
-        let text = |e: ort::Error<SessionBuilder>| e.to_string();
-        let mut builder = OrtSession::builder(&self.library.environment).map_err(|e| e.to_string())?;
+        let text = |e: ort::Error<SessionBuilder>| plain(&e.to_string());
+        let mut builder =
+            OrtSession::builder(&self.library.environment).map_err(|e| plain(&e.to_string()))?;
         builder = builder
             .with_optimization_level(GraphOptimizationLevel::All)
             .and_then(|b| b.with_intra_threads(1))
@@ -366,7 +375,7 @@ impl OrtModel {
         if self.provider != Provider::Cpu {
             builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1").map_err(text)?;
         }
-        builder.commit_from_memory(self.onnx).map_err(|e| e.to_string())
+        builder.commit_from_memory(self.onnx).map_err(|e| plain(&e.to_string()))
     }
 }
 
@@ -382,10 +391,11 @@ impl Model for OrtModel {
         let mut selector = OutputSelector::no_default();
         for spec in outputs {
             selector = selector.with(&spec.name);
-            selector =
-                preallocate(selector, &Shaped::of(spec)).map_err(|e| EngineError::Load(e.to_string()))?;
+            selector = preallocate(selector, &Shaped::of(spec))
+                .map_err(|e| EngineError::Load(plain(&e.to_string())))?;
         }
-        let options = RunOptions::new().map_err(|e| EngineError::Load(e.to_string()))?.with_outputs(selector);
+        let options =
+            RunOptions::new().map_err(|e| EngineError::Load(plain(&e.to_string())))?.with_outputs(selector);
         let order = self.names.iter().map(|name| {
             // Both lists hold the same names: `match_tensors` has seen to it.
             self.manifest.inputs.iter().position(|s| s.name == *name).unwrap_or_default()
@@ -437,7 +447,7 @@ impl Session for OrtWorker {
         let answers = self
             .session
             .run_with_options(&values[..], &self.options)
-            .map_err(|e| self.failures.failed(self.provider, e.to_string()))?;
+            .map_err(|e| self.failures.failed(self.provider, plain(&e.to_string())))?;
         self.failures.passed();
         for (at, (tensor, out)) in self.outputs.iter().zip(outputs).enumerate() {
             output(tensor, &answers[at], out)?;
@@ -486,8 +496,8 @@ fn input<'a>(tensor: &'a Shaped, bytes: &'a [u8]) -> Result<SessionInputValue<'a
     ) -> Result<SessionInputValue<'a>, EngineError> {
         // Only a BOOL has bytes that are no value: alignment and length were checked.
         let data = <[T]>::try_ref_from_bytes(bytes).map_err(|_| no_bool(spec, bytes))?;
-        let value =
-            TensorRef::from_array_view((&shape[..], data)).map_err(|e| EngineError::Run(e.to_string()))?;
+        let value = TensorRef::from_array_view((&shape[..], data))
+            .map_err(|e| EngineError::Run(plain(&e.to_string())))?;
         Ok(value.into())
     }
     typed!(tensor.spec.dtype, typed_input, tensor, bytes)
@@ -506,7 +516,7 @@ fn output(tensor: &Shaped, value: &DynValue, out: &mut [u8]) -> Result<(), Engin
                 spec.name, spec.dtype
             ))
         };
-        let (got, data) = value.try_extract_tensor::<T>().map_err(|e| wrong(e.to_string()))?;
+        let (got, data) = value.try_extract_tensor::<T>().map_err(|e| wrong(plain(&e.to_string())))?;
         let same =
             got.len() == shape.len() && got.iter().zip(shape).all(|(&g, &s)| usize::try_from(g) == Ok(s));
         if !same || data.as_bytes().len() != out.len() {

@@ -293,7 +293,7 @@ impl Host {
                     },
                     Err(Unready::Late(allowed)) => StartError::Late(allowed),
                     _ => {
-                        let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap);
+                        let (end, reason) = autopsy(status.ok(), group.as_ref(), &ring, cap, &words);
                         plan.stats.ended(end);
                         plan.edition.breaker(rung).ended(end, &plan.stats);
                         ended = Some(end);
@@ -624,7 +624,7 @@ impl Host {
         let (how, reason) = match killed {
             Some((End::Signal, _)) => (End::Signal, "it was stopped".to_owned()),
             Some(other) => other,
-            None => autopsy(status.ok(), group.as_ref(), &self.ring, self.cap),
+            None => autopsy(status.ok(), group.as_ref(), &self.ring, self.cap, &[]),
         };
         if !asked {
             self.stats.load().ended(how);
@@ -879,8 +879,14 @@ async fn hear_ready(reports: &mut BufReader<UnixStream>, phase: impl Fn(Phase)) 
     }
 }
 
-/// What a dead host tells: how it ended, in words.
-fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: u64) -> (End, String) {
+/// What a dead host tells: how it ended, in words. `lines`: what it wrote last.
+fn autopsy(
+    status: Option<ExitStatus>,
+    group: Option<&Group>,
+    ring: &Ring,
+    cap: u64,
+    lines: &[String],
+) -> (End, String) {
     let mib = cap >> 20;
     if ring.refused().is_some() {
         return (End::Oom, over_cap(ring, cap));
@@ -893,6 +899,9 @@ fn autopsy(status: Option<ExitStatus>, group: Option<&Group>, ring: &Ring, cap: 
         return (End::Seccomp, format!("it tried system call {call}, which engine hosts may not make"));
     }
     let words = ring.last_words().map(|w| format!("; last words: {w}")).unwrap_or_default();
+    if let Some(why) = status.and_then(|s| words::not_loaded(s.code()?, lines)) {
+        return (End::Crash, why);
+    }
     match status {
         Some(s) => match (s.signal(), s.code()) {
             (Some(libc::SIGKILL), _) => (End::Signal, format!("it was killed (SIGKILL){words}")),

@@ -45,11 +45,7 @@ impl Lines {
     }
 
     fn end(&mut self, each: &mut impl FnMut(&str)) {
-        // A log is shown on terminals: nothing in it may move a cursor.
-        let mut line: String = String::from_utf8_lossy(&self.open)
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let mut line = plain(&String::from_utf8_lossy(&self.open));
         if self.cut {
             line.push_str(" ...");
         }
@@ -67,9 +63,32 @@ impl Lines {
     }
 }
 
-/// A log is shown on terminals: nothing in it may move a cursor.
+/// A log is shown on terminals: nothing in it may move a cursor or have a colour of its own.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == '\u{1b}' && rest.next_if_eq(&'[').is_some() {
+            // What a terminal would do ends with a letter (ECMA-48, 5.4).
+            while rest.next_if(|c| ('\u{20}'..='\u{3f}').contains(c)).is_some() {}
+            rest.next_if(|c| ('\u{40}'..='\u{7e}').contains(c));
+        } else {
+            plain.push(if c.is_control() { ' ' } else { c });
+        }
+    }
+    plain
+}
+
+/// The exit status of the dynamic linker and of a shell: there is no program to run.
+const NO_PROGRAM: i32 = 127;
+
+/// What a process that could not be loaded lacks, in words, when that is how it ended. The dynamic linker says it in a line of its own.
+pub fn not_loaded(status: i32, lines: &[String]) -> Option<String> {
+    let what = |line: &String| Some(line.split_once("error while loading shared libraries: ")?.1.to_owned());
+    (status == NO_PROGRAM).then(|| match lines.iter().rev().find_map(what) {
+        Some(library) => format!("its program cannot be loaded: it lacks {library}"),
+        None => "its program cannot be loaded: a library of it is missing (status 127)".to_owned(),
+    })
 }
 
 impl Words {
@@ -157,9 +176,21 @@ mod tests {
 
     #[test]
     fn a_line_is_text_of_a_bounded_length_without_control_characters() {
-        let (_, kept) = lines(b"\x1b[2Jred\x07\n\n\xff\xfe\n");
-        assert_eq!(kept, [" [2Jred", "\u{fffd}\u{fffd}"]);
+        let (_, kept) = lines(b"\x1b[2J\x1b[1;31mred\x07\x1b[m\x1b7\n\n\xff\xfe\n\x1b[0;9");
+        assert_eq!(kept, ["red  7", "\u{fffd}\u{fffd}"]);
         let (_, kept) = lines(&[b'x'; 10 * MAX_LINE]);
         assert_eq!(kept[0].len(), MAX_LINE + " ...".len());
+    }
+
+    #[test]
+    fn who_could_not_be_loaded_lacks_what_the_linker_says() {
+        let line = "/usr/bin/host: error while loading shared libraries: libgomp.so.1: cannot open shared object file";
+        let said = not_loaded(127, &["something".to_owned(), line.to_owned()]).unwrap();
+        assert_eq!(
+            said,
+            "its program cannot be loaded: it lacks libgomp.so.1: cannot open shared object file"
+        );
+        assert!(not_loaded(127, &[]).unwrap().contains("a library of it is missing"));
+        assert_eq!(not_loaded(1, &[line.to_owned()]), None, "another status has another reason");
     }
 }
