@@ -9,6 +9,7 @@ import places
 import pytest
 
 from engines import chip as double
+from engines import doubles
 from engines.load import Right, ask
 
 
@@ -47,6 +48,18 @@ def built_double():
 def pack_program(built_double):
     """The program that makes containers."""
     return built_double[1]
+
+
+@pytest.fixture(scope="session")
+def built_tensorrt():
+    """The folder with the double of TensorRT and CUDA and the program that makes its plans."""
+    return doubles.build("tensorrt-double")
+
+
+@pytest.fixture(scope="session")
+def built_providers():
+    """The folder with the double that stands before a libonnxruntime."""
+    return doubles.build("ort-double")
 
 
 @pytest.fixture

@@ -12,18 +12,9 @@ from helpers import until
 from engines import variants
 
 
-@pytest.fixture(scope="session")
-def built():
-    """The folder with the double and the program that makes its plans, built once."""
-    manifest, target = places.ROOT / "tests/tensorrt-double/Cargo.toml", places.target() / "doubles"
-    build = ["cargo", "build", "--locked", "--quiet", "--manifest-path", manifest, "--target-dir", target]
-    subprocess.run(build, check=True)
-    return target / "debug"
-
-
 @pytest.fixture
-def gpu(built, engine_host, tmp_path):
-    return Gpu(built, engine_host, tmp_path)
+def gpu(built_tensorrt, engine_host, tmp_path):
+    return Gpu(built_tensorrt, engine_host, tmp_path)
 
 
 class Gpu:
@@ -111,6 +102,24 @@ def test_without_a_gpu_or_with_another_library_the_next_rung_serves(native, gpu,
     assert daemon.request("/infer", walk).status == 200
 
 
+def test_a_gpu_that_comes_late_is_waited_for_while_the_next_rung_serves(native, gpu, walk):
+    gpu.fails("devices=0")
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    assert rung(daemon) == "cpu" and "CUDA finds no device" in model(daemon)["fallback"]["reason"]
+    assert daemon.request("/infer", walk).headers["X-Inferd-Engine"] == "cpu"
+    gpu.fails()
+    until(lambda: rung(daemon) == "tensorrt", "the GPU")
+    assert daemon.request("/infer", walk).status == 200 and model(daemon)["fallback"] is None
+
+
+def test_a_library_outside_the_versions_that_were_compared_is_not_waited_for(native, gpu, walk):
+    gpu.fails("version=101700")
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    assert (rung(daemon), model(daemon)["fallback"]) == ("cpu", None)
+    here = next(e for e in daemon.request("/status").json()["engines"] if e["engine"] == "tensorrt")
+    assert "it is TensorRT 10.17.0, this program knows 10.3 to 10.16" in here["problem"]
+
+
 def test_a_gpu_that_fails_under_load_gives_no_wrong_answer_and_is_gone_back_to(native, gpu, walk):
     daemon = native(models=[gpu.model()], config=gpu.config())
     right = daemon.request("/infer", walk).json()["latent"]
@@ -150,3 +159,15 @@ def test_answers_that_are_no_numbers_are_refused(native, gpu, walk):
     assert rung(daemon) == "cpu"
     assert "golden" in model(daemon)["fallback"]["reason"]
     assert daemon.request("/infer", walk).status == 200
+
+
+def test_no_client_is_given_what_is_no_number(native, gpu, walk):
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    right = daemon.request("/infer", walk).json()["latent"]
+    gpu.fails("output=nan")
+    for _ in range(3):
+        answer = daemon.request("/infer", walk)
+        assert answer.status >= 500 and "not finite" in answer.body.decode(), answer.body
+    gpu.fails()
+    until(lambda: daemon.request("/infer", walk).status == 200, "an answer")
+    assert np.allclose(daemon.request("/infer", walk).json()["latent"], right, atol=1e-4)

@@ -8,8 +8,8 @@ use crate::{
     Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records, stream,
 };
 use arc_swap::ArcSwap;
-use inferd_hosts::{Hosts, Served};
-use inferd_model::{Manifest, Motif, Task};
+use inferd_hosts::{EngineHere, Hosts, Served};
+use inferd_model::{EngineKind, Manifest, Motif, Task};
 use inferd_tasks::{PlanError, imu::ImuPlan};
 use inferd_tls::Identity;
 use inferd_watch::monitor::Monitor;
@@ -47,6 +47,8 @@ pub struct App {
     pub listening: ArcSwap<Listening>,
     /// The daemon's own life: progress, safe mode, keeper, history.
     pub alive: Arc<Alive>,
+    /// The engines of this image, as far as they have answered.
+    pub engines: Arc<ArcSwap<Vec<EngineHere>>>,
     /// LED and button.
     pub panel: Front,
     /// How busy the processors are.
@@ -135,6 +137,7 @@ impl App {
             metrics,
             records,
             alive,
+            engines: Arc::new(ArcSwap::from_pointee(config.engines.clone())),
             panel: Front::default(),
             limits: Limits::new(&config),
             hosts,
@@ -153,6 +156,16 @@ impl App {
             testing: tokio::sync::Mutex::default(),
             plans: ArcSwap::default(),
         }
+    }
+
+    /// An engine has answered what works here; `None`: this image does not have it.
+    pub fn engine_answered(&self, engine: EngineKind, here: Option<&EngineHere>) {
+        self.engines.rcu(|engines| {
+            let other = |e: &&EngineHere| e.engine != engine;
+            let mut engines: Vec<_> = engines.iter().filter(other).chain(here).cloned().collect();
+            engines.sort_by_key(|e| EngineKind::ALL.iter().position(|kind| *kind == e.engine));
+            engines
+        });
     }
 
     /// The model that health is about and that answers `/infer`: the configured one, else the first IMU encoder by name,

@@ -7,8 +7,10 @@ use std::time::Duration;
 /// Settings of the endpoint. `Default` is the appliance as it is shipped.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
-    /// The engines of this image.
+    /// The engines of this image, as far as they are known at the start ([`App::engines`](crate::App::engines) goes on from there).
     pub engines: Vec<EngineHere>,
+    /// What the configuration names and is not there, one sentence each.
+    pub not_there: Vec<String>,
     /// The model that answers `/infer`; `None`: the first `imu-encoder` by name.
     pub default_model: Option<String>,
     /// Zeros in `motif_scores` when the model has no motif head (`NUM_MOTIFS`).
@@ -88,6 +90,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             engines: Vec::new(),
+            not_there: Vec::new(),
             default_model: None,
             motifs_without_head: limits::MOTIFS,
             body_limit: limits::BODY,

@@ -61,6 +61,13 @@ pub(crate) fn default_words(app: &App) -> (Option<Arc<Served>>, Words) {
         return (Some(model), words);
     }
     let wanted = app.config.default_model.as_deref();
+    let waiting = app.hosts.waiting();
+    if let Some((name, why)) = waiting.into_iter().find(|(name, _)| wanted.is_none_or(|w| w == name)) {
+        return (
+            None,
+            Words { state: "starting", reason: format!("model {name}: {why}"), retry_after: None },
+        );
+    }
     let error = wanted
         .and_then(|n| app.hosts.last_load_error(n))
         .or_else(|| app.hosts.load_errors().into_iter().next().map(|(_, reason)| reason));
@@ -93,6 +100,7 @@ fn unavailable(words: &Words, extra: Map<String, Value>) -> Reply {
 /// What is wrong with this device, where something is: it serves all the same.
 fn problems(app: &App) -> Option<(String, Value)> {
     let mut problems = app.listening.load().problems();
+    problems.extend_from_slice(&app.config.not_there);
     for model in app.hosts.list() {
         if let Some(f) = model.fallback() {
             let name = &model.manifest().name;
@@ -153,7 +161,7 @@ pub(crate) fn livez(app: &App) -> Reply {
 
 pub(crate) fn readyz(app: &App) -> Reply {
     let (model, words) = default_words(app);
-    let models: Vec<Value> = app
+    let mut models: Vec<Value> = app
         .hosts
         .list()
         .iter()
@@ -162,6 +170,8 @@ pub(crate) fn readyz(app: &App) -> Reply {
             json!({ "name": m.manifest().name.as_str(), "state": w.state, "reason": w.reason })
         })
         .collect();
+    let waits = |(name, why)| json!({ "name": name, "state": "starting", "reason": why });
+    models.extend(app.hosts.waiting().into_iter().map(waits));
     let name = model.as_ref().map(|m| m.manifest().name.to_string());
     if words.state == "ready" {
         let mut body =

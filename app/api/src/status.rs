@@ -60,7 +60,8 @@ pub(crate) fn status(app: &App) -> Reply {
     set("api_version", json!(API_VERSION));
     set("version", json!(env!("CARGO_PKG_VERSION")));
     set("uptime_s", json!(app.started.elapsed().as_secs()));
-    let hailort = app.config.engines.iter().any(|e| e.engine == EngineKind::Hailo && e.version.is_some());
+    let engines = app.engines.load();
+    let hailort = engines.iter().any(|e| e.engine == EngineKind::Hailo && e.version.is_some());
     set("hailort_available", json!(hailort));
     let plan = model.as_ref().and_then(|m| app.imu_plan(m).ok()).map(|(_, p)| p);
     set("num_motifs", json!(plan.as_ref().map_or(app.config.motifs_without_head, |p| p.motif().len())));
@@ -109,7 +110,7 @@ pub(crate) fn status(app: &App) -> Reply {
     set("shed", json!(view.shed));
     let default = model.as_ref().map(|m| m.manifest().name.to_string());
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
-    set("engines", json!(app.config.engines));
+    set("engines", json!(**engines));
     set("models", json!(models));
     set("updates", crate::updates::summary(app));
     crate::alive::status(app).into_iter().for_each(|(key, value)| {

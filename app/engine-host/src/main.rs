@@ -72,14 +72,7 @@ fn library(variable: &str) -> Option<PathBuf> {
 
 /// What is known of an engine before any model; nothing of one that this program does not have.
 fn look(engine: EngineKind) -> Option<EngineHere> {
-    let mut here = EngineHere {
-        engine,
-        version: None,
-        library: None,
-        providers: Vec::new(),
-        problem: None,
-        waits: false,
-    };
+    let mut here = EngineHere::unknown(engine);
     match engine {
         #[cfg(feature = "ort")]
         EngineKind::Ort => match inferd_engine::OrtLibrary::open(library("INFERD_ORT_LIB").as_deref()) {
@@ -88,7 +81,11 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
                 here.library = Some(found.path().to_owned());
                 here.providers = found.providers().iter().map(|p| p.name().to_owned()).collect();
             }
-            Err(why) => here.problem = Some(why.to_string()),
+            Err(why) => {
+                here.absent =
+                    library("INFERD_ORT_LIB").is_none() && !inferd_engine::OrtLibrary::is_installed();
+                here.problem = Some(why.to_string());
+            }
         },
         #[cfg(feature = "tensorrt")]
         EngineKind::Tensorrt => {
@@ -100,6 +97,9 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
                     here.providers = vec![found.device()];
                 }
                 Err(why) => {
+                    // Where both libraries are a GPU belongs to them: it is waited for.
+                    here.library = inferd_engine::TensorrtLibrary::find(tensorrt.as_deref());
+                    here.absent = tensorrt.is_none() && here.library.is_none();
                     here.waits = why.may_pass();
                     here.problem = Some(why.to_string());
                 }
@@ -118,7 +118,11 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
                     }
                 }
             }
-            Err(why) => here.problem = Some(why.to_string()),
+            Err(why) => {
+                here.absent =
+                    library("INFERD_HAILORT_LIB").is_none() && !inferd_engine::HailoEngine::is_installed();
+                here.problem = Some(why.to_string());
+            }
         },
         _ => return None,
     }

@@ -97,6 +97,12 @@ impl HailoEngine {
         Self { owner: Owner::Service, ..self }
     }
 
+    /// Whether a library is at the usual places.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        PLACES.iter().any(|place| Path::new(place).exists())
+    }
+
     /// Looks what there is: opens the library and the chip, and closes the chip again.
     ///
     /// # Errors

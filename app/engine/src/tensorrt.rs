@@ -1,4 +1,4 @@
-//! Prebuilt plans of TensorRT 10.
+//! Prebuilt plans of TensorRT 10.3 to 10.16.
 //!
 //! A plan is bound to one version of TensorRT and one architecture of GPU. The library says when it is not ours, and its words are
 //! passed on; what the manifest says of inputs and outputs is compared with the plan before it may serve.
@@ -50,6 +50,12 @@ impl TensorrtLibrary {
     pub fn open(tensorrt: Option<&Path>, cuda: Option<&Path>) -> Result<&'static Self, EngineError> {
         static LIBRARY: OnceLock<Result<TensorrtLibrary, Refused>> = OnceLock::new();
         LIBRARY.get_or_init(|| Self::load(tensorrt, cuda)).as_ref().map_err(|why| why.clone().into())
+    }
+
+    /// Where TensorRT is, without opening anything.
+    #[must_use]
+    pub fn find(tensorrt: Option<&Path>) -> Option<PathBuf> {
+        Library::find(tensorrt).ok()
     }
 
     fn load(tensorrt: Option<&Path>, cuda: Option<&Path>) -> Result<Self, Refused> {

@@ -5,11 +5,22 @@ use crate::host::StartError;
 use crate::recovery::{Device, Ladder, Recovery, Step};
 use crate::set::HostsConfig;
 use inferd_model::EngineKind;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
+
+/// Which engines there are beside the built-in one.
+struct Found {
+    /// The programs that have them.
+    programs: BTreeMap<EngineKind, PathBuf>,
+    /// What their devices are, where that is known.
+    devices: BTreeMap<EngineKind, String>,
+    /// Those of which it is not known yet.
+    unanswered: BTreeSet<EngineKind>,
+}
 
 /// Shared by all models.
 pub struct House {
@@ -17,6 +28,7 @@ pub struct House {
     pub config: HostsConfig,
     /// Who is told what happens.
     pub events: Events,
+    found: watch::Sender<Found>,
     serial: AtomicU64,
     /// What has been done for each device, by its address.
     recoveries: Mutex<BTreeMap<String, Recovery>>,
@@ -33,8 +45,14 @@ const LEAVING: Duration = Duration::from_secs(6);
 
 impl House {
     pub fn new(config: HostsConfig) -> Self {
+        let found = Found {
+            programs: config.engines.clone(),
+            devices: config.devices.clone(),
+            unanswered: config.unanswered.clone(),
+        };
         Self {
             config,
+            found: watch::Sender::new(found),
             events: Events::new(),
             serial: AtomicU64::default(),
             recoveries: Mutex::default(),
@@ -49,11 +67,38 @@ impl House {
     }
 
     /// The program that has this engine, if one has.
-    pub fn program(&self, engine: EngineKind) -> Option<&Path> {
+    pub fn program(&self, engine: EngineKind) -> Option<PathBuf> {
         match engine {
-            EngineKind::Cpu => Some(&self.config.program),
-            other => self.config.engines.get(&other).map(std::path::PathBuf::as_path),
+            EngineKind::Cpu => Some(self.config.program.clone()),
+            other => self.found.borrow().programs.get(&other).cloned(),
         }
+    }
+
+    /// What the device of an engine is, where that is known: `hailo8`.
+    pub fn device_name(&self, engine: EngineKind) -> Option<String> {
+        self.found.borrow().devices.get(&engine).cloned()
+    }
+
+    /// An engine has answered what works here: it is in this program, on this device, or not to be used.
+    pub fn answered(&self, engine: EngineKind, program: Option<PathBuf>, device: Option<String>) {
+        self.found.send_modify(|found| {
+            found.unanswered.remove(&engine);
+            found.programs.extend(program.map(|p| (engine, p)));
+            found.devices.extend(device.map(|d| (engine, d)));
+        });
+    }
+
+    /// Those of these engines of which it is not known yet whether they are here.
+    pub fn unanswered(&self, engines: &[EngineKind]) -> Vec<EngineKind> {
+        let found = self.found.borrow();
+        engines.iter().filter(|e| found.unanswered.contains(e)).copied().collect()
+    }
+
+    /// Waits until it is known which of these engines are here.
+    pub async fn all_answered(&self, engines: &[EngineKind]) {
+        let known = |found: &Found| engines.iter().all(|e| !found.unanswered.contains(e));
+        // It ends only with us.
+        let _ = self.found.subscribe().wait_for(known).await;
     }
 
     fn device(&self, engine: EngineKind) -> Option<(Arc<dyn Ladder>, Device)> {

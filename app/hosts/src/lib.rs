@@ -54,7 +54,7 @@ pub use events::HostEvent;
 pub use inferd_engine::{DEVICE_EVENTS, DeviceState};
 pub use observe::{Drift, Latencies, Observation, Outputs};
 pub use package::{LoadError, ModelSource, OpenFile, Origin};
-pub use programs::{EngineHere, engines_here, engines_main};
+pub use programs::{Asking, EngineHere, engines_main};
 pub use recovery::{Device, Ladder, MAX_REBOOTS};
 pub use served::{
     Answer, EngineInfo, Fallback, Histograms, InferError, Served, Snapshot, State, Ticket, Timing,

@@ -673,8 +673,8 @@ impl Served {
             return Err(StartError::System(format!("no program here has engine {}", rung.engine)));
         };
         let made_for = manifest.network(rung).and_then(|n| n.variant?.made_for.as_ref());
-        if let (Some(made_for), Some(device)) = (made_for, self.house.config.devices.get(&rung.engine))
-            && made_for.device != *device
+        if let (Some(made_for), Some(device)) = (made_for, self.house.device_name(rung.engine))
+            && made_for.device != device
         {
             let why = format!(
                 "its network for {rung} was compiled for {}, this device is {device}",
@@ -699,7 +699,7 @@ impl Served {
         let (stats, edition) = (self.stats.clone(), edition.clone());
         let slots = slots.clamp(1, MAX_SLOTS);
         Host::start(
-            Plan { house: &self.house, edition, stats, workers, slots, rung, stands_in, program },
+            Plan { house: &self.house, edition, stats, workers, slots, rung, stands_in, program: &program },
             phase,
         )
         .await

@@ -11,21 +11,22 @@ use crate::cgroup;
 use crate::child::Refusal;
 use crate::edition::Edition;
 use crate::events::HostEvent;
-use crate::host::{Host, StartError};
+use crate::host::{Host, StartError, names};
 use crate::house::House;
 use crate::limits::{BACKOFF_MAX, MAX_SLOTS, MAX_WORKERS};
 use crate::package::{LoadError, ModelSource, Origin, Package};
 use crate::recovery::Ladder;
 use crate::served::{Served, Turn, finish, lock, turn_all};
 use crate::shadow::{Shadow, ShadowError, ShadowPolicy};
-use inferd_model::{EngineKind, Rung};
+use inferd_model::{EngineKind, Manifest, Rung};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
+use tokio::task::JoinError;
 
 /// Settings of the hosts.
 #[derive(Clone, Debug)]
@@ -51,6 +52,8 @@ pub struct HostsConfig {
     pub engines: BTreeMap<EngineKind, PathBuf>,
     /// What the devices of engines are, where that is known: `hailo8`. A network that was compiled for another one is refused.
     pub devices: BTreeMap<EngineKind, String>,
+    /// Engines of which it is not known yet whether they are here: [`Hosts::answered`] says so. Only models that name one wait for it.
+    pub unanswered: BTreeSet<EngineKind>,
     /// Environment variables of those programs: where their libraries are.
     pub environment: Vec<(String, OsString)>,
     /// Engines whose device several hosts may have at once, because a service has it and shares it.
@@ -72,6 +75,7 @@ impl Default for HostsConfig {
             breaker: BreakerRules::default(),
             engines: BTreeMap::new(),
             devices: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
             environment: Vec::new(),
             shared: BTreeSet::new(),
             ladder: None,
@@ -89,6 +93,8 @@ pub struct Hosts {
     errors: Mutex<BTreeMap<String, String>>,
     /// Where each model that was ever loaded (or tried) came from.
     origins: Mutex<BTreeMap<String, Origin>>,
+    /// Models that wait until it is known which engines are here, by name: which engines, and since when.
+    waiting: Mutex<BTreeMap<String, (Vec<EngineKind>, Instant)>>,
     /// Loads that are announced and not over.
     announced: Arc<AtomicUsize>,
     /// Whether optional work is shed.
@@ -123,6 +129,7 @@ impl Hosts {
             turns: Mutex::default(),
             errors: Mutex::default(),
             origins: Mutex::default(),
+            waiting: Mutex::default(),
             announced: Arc::default(),
             shedding: Arc::default(),
         })
@@ -132,6 +139,55 @@ impl Hosts {
     #[must_use]
     pub fn config(&self) -> &HostsConfig {
         &self.house.config
+    }
+
+    /// An engine has answered what works here: it is in this program, on this device where that is known, or (`None`) not to be used.
+    pub fn answered(&self, engine: EngineKind, program: Option<PathBuf>, device: Option<String>) {
+        self.house.answered(engine, program, device);
+    }
+
+    /// Waits until it is known which of these engines are here.
+    pub async fn all_answered(&self, engines: &[EngineKind]) {
+        self.house.all_answered(engines).await;
+    }
+
+    /// Whether it is known which of these engines are here.
+    #[must_use]
+    pub fn have_answered(&self, engines: &[EngineKind]) -> bool {
+        self.house.unanswered(engines).is_empty()
+    }
+
+    /// Models that wait until it is known which engines are here: name, and why it waits.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<(String, String)> {
+        let waiting = lock(&self.waiting);
+        let told = |(name, (engines, since)): (&String, &(Vec<EngineKind>, Instant))| {
+            let open = self.house.unanswered(engines);
+            let seconds = since.elapsed().as_secs_f64();
+            let why = format!(
+                "engine {} was asked what works here and has not answered for {seconds:.1} s",
+                names(&open)
+            );
+            (!open.is_empty()).then(|| (name.clone(), why))
+        };
+        waiting.iter().filter_map(told).collect()
+    }
+
+    /// Waits until it is known which of the engines are here that a model names.
+    async fn wait_for_engines(&self, manifest: &str) {
+        // What is no manifest is said by who reads it next.
+        let Ok(manifest) = Manifest::from_toml(manifest) else { return };
+        let mut engines: Vec<_> = manifest.engines.iter().map(|rung| rung.engine).collect();
+        engines.sort_unstable();
+        engines.dedup();
+        if self.have_answered(&engines) {
+            return;
+        }
+        let name = manifest.name.to_string();
+        tracing::info!(model = name, "waits for engine {}", names(&self.house.unanswered(&engines)));
+        lock(&self.waiting).insert(name.clone(), (engines.clone(), Instant::now()));
+        let _over = Over(&self.waiting, name);
+        self.house.all_answered(&engines).await;
     }
 
     /// What happens to the hosts from now on. A reader that lags loses the oldest events and is told how many.
@@ -220,20 +276,14 @@ impl Hosts {
     /// [`LoadError`], one sentence for the operator.
     pub async fn load(self: &Arc<Self>, dir: &Path) -> Result<Arc<Served>, LoadError> {
         let directory = dir.display().to_string();
-        let read = {
-            let dir = dir.to_owned();
-            let house = self.house.clone();
-            let here = move |engine| house.program(engine).is_some();
-            let read = move || Ok(Package::read(ModelSource::directory(&dir)?, here)?);
-            tokio::task::spawn_blocking(read).await
-        };
-        let edition = match read.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
-            Ok(package) => Arc::new(Edition::new(package, &self.house)),
-            Err(e) => {
-                self.remember_error(&directory, &e);
-                return Err(e);
-            }
-        };
+        let edition =
+            match self.read(dir).await.map_err(|e| LoadError(format!("{directory}: {e}"))).and_then(|r| r) {
+                Ok(package) => Arc::new(Edition::new(package, &self.house)),
+                Err(e) => {
+                    self.remember_error(&directory, &e);
+                    return Err(e);
+                }
+            };
         let origin = edition.package.origin.clone();
         let name = edition.package.manifest.name.to_string();
         let turn = self.turn(&name);
@@ -304,6 +354,18 @@ impl Hosts {
         }
     }
 
+    async fn read(&self, dir: &Path) -> Result<Result<Package, LoadError>, JoinError> {
+        let dir = dir.to_owned();
+        let source = match tokio::task::spawn_blocking(move || ModelSource::directory(&dir)).await? {
+            Ok(source) => source,
+            Err(e) => return Ok(Err(e)),
+        };
+        self.wait_for_engines(&source.manifest).await;
+        let house = self.house.clone();
+        let here = move |engine| house.program(engine).is_some();
+        Ok(tokio::task::spawn_blocking(move || Package::read(source, here)).await?.map_err(LoadError::from))
+    }
+
     fn fresh(&self, edition: &Arc<Edition>) -> Arc<Served> {
         Arc::new(Served::new(edition.clone(), self.house.clone()))
     }
@@ -330,6 +392,7 @@ impl Hosts {
     }
 
     async fn prepared(&self, source: ModelSource, new: bool) -> Result<Candidate, PrepareError> {
+        self.wait_for_engines(&source.manifest).await;
         let house = self.house.clone();
         let here = move |engine| house.program(engine).is_some();
         let read = tokio::task::spawn_blocking(move || Package::read(source, here)).await;
@@ -506,6 +569,15 @@ impl Hosts {
             ends.spawn(async move { finish(&host, false).await });
         }
         while ends.join_next().await.is_some() {}
+    }
+}
+
+/// A model's wait for engines; over when dropped.
+struct Over<'a>(&'a Mutex<BTreeMap<String, (Vec<EngineKind>, Instant)>>, String);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        lock(self.0).remove(&self.1);
     }
 }
 

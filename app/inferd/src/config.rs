@@ -144,6 +144,32 @@ pub struct Hosts {
     pub engine_choice: Choice,
 }
 
+impl Hosts {
+    /// The libraries of vendors that are named: by which setting, how the program with the engines is told, and where they are.
+    pub fn libraries(&self) -> impl Iterator<Item = (&'static str, &'static str, &PathBuf)> {
+        let libraries = [
+            ("hosts.onnxruntime", "INFERD_ORT_LIB", &self.onnxruntime),
+            ("hosts.hailort", "INFERD_HAILORT_LIB", &self.hailort),
+            ("hosts.tensorrt", "INFERD_TENSORRT_LIB", &self.tensorrt),
+            ("hosts.cuda", "INFERD_CUDA_LIB", &self.cuda),
+        ];
+        libraries
+            .into_iter()
+            .filter_map(|(setting, variable, path)| Some((setting, variable, path.as_ref()?)))
+    }
+
+    /// The settings that name a library which is not there now, one sentence each.
+    #[must_use]
+    pub fn not_there(&self) -> Vec<String> {
+        let gone = |path: &PathBuf| std::fs::metadata(path).err().map(|why| why.to_string());
+        let told = |(setting, _, path): (&str, &str, &PathBuf)| {
+            let why = gone(path)?;
+            Some(format!("{setting} names {}, which cannot be used: {why}", path.display()))
+        };
+        self.libraries().filter_map(told).collect()
+    }
+}
+
 /// Bundles over the air.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]

@@ -22,7 +22,9 @@ use crate::{
 use inferd_api::{
     Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates,
 };
-use inferd_hosts::{Announced, BreakerRules, BreakerState, EngineHere, Hosts, HostsConfig, Ladder, Origin};
+use inferd_hosts::{
+    Announced, Asking, BreakerRules, BreakerState, EngineHere, Hosts, HostsConfig, Ladder, Origin,
+};
 use inferd_model::{EngineKind, Manifest};
 use inferd_rollout::{ServingFrom, Status, Updater};
 use inferd_watch::{
@@ -96,11 +98,14 @@ pub fn run(
         let ladder = Board::new(alive.keeper.clone(), &config.updates.data_dir);
         tokio::spawn(Arc::clone(&ladder).keep_time());
         let environment = hosts_environment(config);
-        let engines = inferd_hosts::engines_here(config.hosts.engine_host.as_deref(), &environment).await;
-        let hosts = Hosts::new(hosts_config(config, program, &engines, environment, ladder));
+        let asking = Asking::of(config.hosts.engine_host.as_deref(), &environment, config.hosts.seccomp);
+        let hosts =
+            Hosts::new(hosts_config(config, program, asking.asked(), environment, Arc::clone(&ladder) as _));
         // Until the first search is over, /readyz must not take a model that happens to be up first for the default one.
         let first = hosts.announce_loading();
-        let app = Arc::new(App::with(Arc::clone(&hosts), api_config(loaded, engines), Arc::clone(&alive)));
+        let app =
+            Arc::new(App::with(Arc::clone(&hosts), api_config(loaded, asking.known()), Arc::clone(&alive)));
+        tokio::spawn(hear_engines(asking, Arc::clone(&app), config.hosts.engine_host.clone(), ladder));
         app.updates.store(Arc::new(Updates::Starting));
         for unbound in &unbound {
             error!("{unbound}; it is tried again");
@@ -191,14 +196,7 @@ fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 /// Where the libraries of vendors' engines are, and where built engines are kept, for the program that has them.
 fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
     let hosts = &config.hosts;
-    let libraries = [
-        ("INFERD_ORT_LIB", &hosts.onnxruntime),
-        ("INFERD_HAILORT_LIB", &hosts.hailort),
-        ("INFERD_TENSORRT_LIB", &hosts.tensorrt),
-        ("INFERD_CUDA_LIB", &hosts.cuda),
-    ];
-    let named = libraries.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
-    let named = named.map(|(name, path)| (name, path.clone()));
+    let named = hosts.libraries().map(|(_, variable, path)| (variable, path.clone()));
     let kept = ("INFERD_ENGINE_CACHE", config.updates.data_dir.join("engines"));
     // libhailort would write a file of its own to the working directory.
     let quiet = [("HAILORT_LOGGER_PATH", "NONE".into()), ("HAILORT_CONSOLE_LOGGER_LEVEL", "warning".into())];
@@ -214,15 +212,10 @@ fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
 fn hosts_config(
     config: &Config,
     program: PathBuf,
-    engines: &[EngineHere],
+    asked: &[EngineKind],
     environment: Vec<(String, OsString)>,
     ladder: Arc<dyn Ladder>,
 ) -> HostsConfig {
-    let may_work = |e: &&EngineHere| e.problem.is_none() || (e.waits && ladder.device(e.engine).is_some());
-    let others = engines.iter().filter(|e| e.engine != EngineKind::Cpu).filter(may_work);
-    // Its architecture is all that a Hailo says it computes on.
-    let chip = engines.iter().find(|e| e.engine == EngineKind::Hailo).and_then(|e| e.providers.first());
-    let program_of = |e: &EngineHere| Some((e.engine, config.hosts.engine_host.clone()?));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     HostsConfig {
         program,
@@ -232,13 +225,34 @@ fn hosts_config(
         cgroup_root: config.hosts.cgroup_root.clone(),
         seccomp: config.hosts.seccomp,
         breaker: BreakerRules { pause: config.hosts.breaker_pause, ..BreakerRules::default() },
-        engines: others.filter_map(program_of).collect(),
-        devices: chip.map(|chip| (EngineKind::Hailo, chip.clone())).into_iter().collect(),
+        unanswered: asked.iter().copied().collect(),
         environment,
         shared: config.hosts.hailo_service.then_some(EngineKind::Hailo).into_iter().collect(),
         ladder: Some(ladder),
         ..HostsConfig::default()
     }
+}
+
+/// Tells the hosts and the endpoint what each engine answers, as it comes.
+async fn hear_engines(mut asking: Asking, app: Arc<App>, program: Option<PathBuf>, ladder: Arc<dyn Ladder>) {
+    while let Some((engine, here)) = asking.next().await {
+        app.engine_answered(engine, here.as_ref());
+        let used = here.as_ref().filter(|here| may_work(here, &*ladder));
+        // Its architecture is all that a Hailo says it computes on.
+        let chip =
+            here.iter().find(|e| e.engine == EngineKind::Hailo).and_then(|e| e.providers.first().cloned());
+        app.hosts.answered(engine, used.and(program.clone()), chip);
+    }
+}
+
+/// Whether an engine is to be tried: it works, or its device may come back or come late. A Hailo is known to belong to the board when it
+/// was seen on its bus; a GPU when TensorRT is installed.
+fn may_work(engine: &EngineHere, ladder: &dyn Ladder) -> bool {
+    let has_device = || match engine.engine {
+        EngineKind::Tensorrt => engine.library.is_some(),
+        other => ladder.device(other).is_some(),
+    };
+    engine.problem.is_none() || (engine.waits && has_device())
 }
 
 fn api_config(loaded: &Loaded, engines: Vec<EngineHere>) -> ApiConfig {
@@ -247,6 +261,7 @@ fn api_config(loaded: &Loaded, engines: Vec<EngineHere>) -> ApiConfig {
     let rate = |n: u64| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
     ApiConfig {
         engines,
+        not_there: loaded.config.hosts.not_there(),
         default_model: models.default.as_ref().map(ToString::to_string),
         motifs_without_head: inference.motifs_without_head,
         body_limit: server.max_request_bytes,
@@ -454,10 +469,10 @@ async fn certificate(app: &Arc<App>, config: &Config) {
 async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc<Receiver>> {
     let planned = {
         let (config, keeper) = (config.clone(), app.alive.keeper_state());
-        let engines = app.config.engines.clone();
+        let engines = Arc::clone(&app.engines);
         tokio::task::spawn_blocking(move || {
             let factory = models::find(&config.models.dirs).models;
-            updates::plan(&config, factory, keeper, &engines)
+            updates::plan(&config, factory, keeper, move || engines.load_full())
         })
     };
     let broken = |why: String| {
@@ -587,6 +602,22 @@ mod tests {
     use super::*;
     use crate::config::Arguments;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn a_device_that_may_come_is_waited_for_where_there_is_reason_to_expect_it() {
+        let nothing = Board::new(inferd_api::Keeper::default(), &PathBuf::new());
+        let gpu = |problem: Option<&str>, waits, library: Option<&str>| EngineHere {
+            problem: problem.map(str::to_owned),
+            waits,
+            library: library.map(PathBuf::from),
+            ..EngineHere::unknown(EngineKind::Tensorrt)
+        };
+        let lib = Some("/usr/lib/libnvinfer.so.10");
+        assert!(may_work(&gpu(None, false, lib), &*nothing));
+        assert!(may_work(&gpu(Some("CUDA finds no device"), true, lib), &*nothing), "it may come late");
+        assert!(!may_work(&gpu(Some("it is of another version"), false, lib), &*nothing));
+        assert!(!may_work(&gpu(Some("no answer within 20 s"), true, None), &*nothing));
+    }
 
     #[test]
     fn hosts_recover_devices_by_the_ladder_that_they_are_given() {

@@ -125,6 +125,8 @@ fn check(loaded: &config::Loaded) -> ExitCode {
     let mut problems = found.problems;
     problems.extend(tls::check(&loaded.config).err().map(|e| e.to_string()));
     let mut notes = loaded.notes.clone();
+    // No problem: the models that could run there run on their next engine.
+    notes.extend(loaded.config.hosts.not_there());
     for said in listen::check(&loaded.config) {
         match said {
             listen::Said::Nothing => {}

@@ -41,7 +41,7 @@ pub fn plan(
     config: &Config,
     factory: Vec<PathBuf>,
     keeper: Option<KeeperState>,
-    engines: &[EngineHere],
+    engines: impl Fn() -> Arc<Vec<EngineHere>> + Send + Sync + 'static,
 ) -> Wanted {
     let c = &config.updates;
     let slots = [&c.slot_a, &c.slot_b];
@@ -79,12 +79,14 @@ pub fn plan(
     to.board = board(c);
     to.device = device.clone();
     to.version = env!("CARGO_PKG_VERSION").to_owned();
-    let usable = engines.iter().filter(|e| e.problem.is_none());
     let engine = |e: &EngineHere| Engine {
         name: e.engine.name().to_owned(),
         version: e.version.clone().unwrap_or_default(),
     };
-    to.engines = usable.map(engine).collect();
+    to.engines = Arc::new(move || {
+        let engines = engines();
+        engines.iter().filter(|e| e.problem.is_none()).map(engine).collect()
+    });
     to.memory_limit = c.memory_limit;
     to.factory = factory;
     to.probation = Probation { seconds: set(c.probation_s), requests: set(c.probation_requests) };
@@ -150,7 +152,7 @@ mod tests {
     }
 
     fn on(config: &Config) -> Box<Plan> {
-        match plan(config, Vec::new(), None, &[]) {
+        match plan(config, Vec::new(), None, Arc::default) {
             Wanted::On(plan) => plan,
             Wanted::Off => panic!("off"),
             Wanted::Broken(why) => panic!("{why}"),
@@ -179,7 +181,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert!(matches!(plan(&loaded.config, Vec::new(), None, &[]), Wanted::Off));
+        assert!(matches!(plan(&loaded.config, Vec::new(), None, Arc::default), Wanted::Off));
     }
 
     #[test]

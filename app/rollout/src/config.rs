@@ -43,8 +43,9 @@ pub struct UpdaterConfig {
     pub device: String,
     /// The running daemon's version, for bundles that need a newer one.
     pub version: String,
-    /// The engines of this image.
-    pub engines: Vec<Engine>,
+    /// The engines of this image. Asked for when a bundle is judged, and only once those it names have answered
+    /// ([`Hosts::all_answered`](inferd_hosts::Hosts::all_answered)).
+    pub engines: Arc<dyn Fn() -> Vec<Engine> + Send + Sync>,
     /// Bytes all engine hosts together may use. `None`: what the kernel says is available now.
     pub memory_limit: Option<u64>,
     /// Model directories that serve when no slot does: each a directory with a manifest.
@@ -75,7 +76,7 @@ impl UpdaterConfig {
             board: String::new(),
             device: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            engines: Vec::new(),
+            engines: Arc::new(Vec::new),
             memory_limit: None,
             factory: Vec::new(),
             probation: Probation::default(),

@@ -10,6 +10,7 @@ use crate::updater::StartError;
 use crate::verdict::{Gate, Outcome, Verdict};
 use inferd_bundle::{Bundle, Permit, Refusal, Root, Trust};
 use inferd_hosts::Hosts;
+use inferd_model::EngineKind;
 use inferd_slots::{Config, Documents, FileMedium, Journal, SlotError, SlotId, Step, Store, replace};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -280,13 +281,21 @@ impl Core {
         self.publish_trust();
     }
 
-    /// Asks the gates before the payload. Reads files under `/proc`: blocking.
+    /// Asks the gates before the payload. Reads files under `/proc`, and waits until the engines the bundle names have said whether they
+    /// are here: blocking.
     pub fn admit(&self, bundle: &Bundle) -> Admission {
         let state = self.store.state();
         let trusted = {
             let t = lock(&self.trusted);
             (t.trust.clone(), t.stale.clone(), t.permit.clone())
         };
+        let named = bundle.manifest().models.iter().filter_map(|entry| entry.parse().ok());
+        let named: Vec<EngineKind> =
+            named.flat_map(|manifest| manifest.engines).map(|rung| rung.engine).collect();
+        if !self.hosts.have_answered(&named) {
+            tokio::runtime::Handle::current().block_on(self.hosts.all_answered(&named));
+        }
+        let engines = (self.config.engines)();
         let hosts = self.hosts.config();
         let served = self.hosts.list();
         let running = served.iter().map(|served| {
@@ -300,7 +309,7 @@ impl Core {
             trust_stale: trusted.1.as_deref(),
             board: &self.config.board,
             version: &self.config.version,
-            engines: &self.config.engines,
+            engines: &engines,
             floors: &state.floors,
             permit: trusted.2.as_ref(),
             last_nonce: state.last_permit_nonce,

@@ -332,7 +332,7 @@ pub async fn device_with(change: impl FnOnce(&Path, &mut UpdaterConfig)) -> Devi
     config.roots = vec![at("root.cbor")];
     config.board = "test-board".into();
     config.device = "device-7".into();
-    config.engines = vec![Engine { name: "cpu".into(), version: "rten".into() }];
+    config.engines = Arc::new(|| vec![Engine { name: "cpu".into(), version: "rten".into() }]);
     config.memory_limit = Some(4 << 30);
     config.scrub_bytes_per_s = 0;
     config.evidence = told.clone();
