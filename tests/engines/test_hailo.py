@@ -61,6 +61,30 @@ def test_what_the_chip_tells_is_shown_and_stops_nothing(native, with_chip, hailo
     assert serving(daemon) == "hailo" and entry(daemon)["host"]["starts"] == 1
 
 
+def test_how_busy_the_chip_is_with_our_calls_is_measured_and_shown_by_all_its_names(
+    native, with_chip, hailo_model, windows, right, chip
+):
+    aliases = "[compat]\nmetric_aliases = true\n"
+    daemon = native(models=[hailo_model()], config=with_chip() + aliases)
+
+    def shown(name):
+        found = re.findall(rf'(?m)^{name}\{{.*"hailo8"\}} (.*)$', daemon.request("/metrics").body.decode())
+        assert len(found) == 1, f"{name}: {found}"
+        return float(found[0])
+
+    until(lambda: entry(daemon)["device"]["load"] == 0, daemon)
+    # A frame takes a multiple of what comes before and after it.
+    chip.has(frames=[{"delay_ms": 60}])
+    with Load(daemon, windows, right):
+        until(lambda: entry(daemon)["device"]["load"] > 0.5, daemon)
+        until(lambda: 0.5 < shown("inferd_device_load_ratio") <= 1, daemon)
+        until(lambda: 50 < shown("hailo_device_utilization_percent") <= 100, daemon)
+        until(lambda: 50 < shown("hailo_hardware_utilization_percent") <= 100, daemon)
+    until(lambda: entry(daemon)["device"]["load"] == 0, daemon)
+    assert entry(daemon)["device"]["memory_total_bytes"] is None, "its library tells nothing of its memory"
+    assert "inferd_device_memory" not in daemon.request("/metrics").body.decode()
+
+
 # ------------------------------------------------------------------------------------------------------------ it fails
 
 

@@ -69,6 +69,19 @@ def test_a_plan_serves_and_status_says_on_what(native, gpu, walk):
     assert np.abs(answers[0] - answers[1]).max() < 1e-4 and np.abs(answers[0]).max() > 0
 
 
+def test_what_the_gpu_tells_is_shown_and_what_it_does_not_tell_is_not(native, gpu):
+    daemon = native(models=[gpu.model()], config=gpu.config())
+    device = model(daemon)["device"]
+    assert device["memory_total_bytes"] == 1 << 30 and 0 < device["memory_used_bytes"] < 1 << 30
+    assert 0 <= device["load"] <= 1
+    assert [device[key] for key in ("celsius", "watts", "temperature", "told")] == [None] * 4
+    shown = daemon.request("/metrics").body.decode()
+    name = 'device="Double (sm_87, CUDA 12.6)"'
+    assert f"inferd_device_memory_total_bytes{{{name}}} {float(1 << 30):.0f}" in shown
+    assert f"inferd_device_load_ratio{{{name}}}" in shown and "inferd_device_memory_used_bytes" in shown
+    assert "hailo_hailort_status" not in shown and "inferd_device_notifications" not in shown
+
+
 @pytest.mark.parametrize(
     ("bound_to", "said"),
     [

@@ -210,16 +210,25 @@ fn describe(app: &App, model: &Served, default: Option<&str>) -> Value {
     })
 }
 
-/// How the accelerator is that a model runs on.
+/// How the accelerator is that a model runs on. What it does not tell is null.
 fn device_of(device: &DeviceState) -> Value {
-    let told: Map<String, Value> =
-        DEVICE_EVENTS.iter().zip(device.events).map(|(event, n)| ((*event).to_owned(), json!(n))).collect();
-    let zone = match device.zone {
+    let told = || -> Map<String, Value> {
+        DEVICE_EVENTS.iter().zip(device.events).map(|(event, n)| ((*event).to_owned(), json!(n))).collect()
+    };
+    let zone = device.zone.map(|zone| match zone {
         0 => "normal",
         1 => "high",
         _ => "too-high",
-    };
-    json!({ "celsius": device.temperature, "watts": device.power, "temperature": zone, "told": told })
+    });
+    json!({
+        "celsius": device.temperature,
+        "watts": device.power,
+        "load": device.load,
+        "memory_used_bytes": device.memory.map(|m| m.used),
+        "memory_total_bytes": device.memory.map(|m| m.total),
+        "temperature": zone,
+        "told": zone.map(|_| told()),
+    })
 }
 
 /// The bundle a model came in, if it did.

@@ -141,7 +141,7 @@ impl Station for Auditioned {
         Some(OfDevice {
             celsius: number(state.temperature),
             watts: number(state.power),
-            is_hot: state.zone != 0,
+            is_hot: state.zone.is_some_and(|zone| zone > 0),
         })
     }
 

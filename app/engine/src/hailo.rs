@@ -15,6 +15,7 @@
 //! | library, driver and firmware do not belong together | [`EngineError::Library`] |
 //! | the HEF is damaged, for another chip, or not what the manifest says | [`EngineError::Load`], [`EngineError::Tensor`] |
 
+use crate::busy::Busy;
 use crate::runner::check;
 use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, shared};
 use hailort_abi::types::{
@@ -61,6 +62,7 @@ pub struct HailoEngine {
     identity: Arc<OnceLock<String>>,
     /// The networks that were put on it.
     loaded: Mutex<Vec<Weak<Shared>>>,
+    busy: Arc<Busy>,
     /// Questions in a row that a shared chip did not answer.
     silent: AtomicU32,
 }
@@ -87,6 +89,7 @@ impl HailoEngine {
             chip: Arc::default(),
             identity: Arc::default(),
             loaded: Mutex::default(),
+            busy: Arc::default(),
             silent: AtomicU32::new(0),
         }
     }
@@ -177,6 +180,7 @@ impl Engine for HailoEngine {
             manifest: manifest.clone(),
             owner: self.owner,
             chip: self.chip.clone(),
+            busy: self.busy.clone(),
             rig: Mutex::new(None),
         });
         lock(&self.loaded).push(Arc::downgrade(&shared));
@@ -200,7 +204,10 @@ impl Engine for HailoEngine {
         Some(DeviceState {
             temperature: temperature.ok().flatten(),
             power: chip.power(),
-            zone: events.temperature_zone(),
+            load: Some(self.busy.share()),
+            // It has memory for its networks, of which the C interface tells nothing.
+            memory: None,
+            zone: Some(events.temperature_zone()),
             events: NOTIFICATIONS.map(|id| events.count(id)),
         })
     }
@@ -277,6 +284,7 @@ struct Shared {
     manifest: Manifest,
     owner: Owner,
     chip: Arc<Mutex<Option<Arc<Chip>>>>,
+    busy: Arc<Busy>,
     rig: Mutex<Option<Rig>>,
 }
 
@@ -343,7 +351,10 @@ impl Shared {
             )
             .collect();
         let mut room: Vec<&mut [u8]> = fetched.iter_mut().map(Vec::as_mut_slice).collect();
-        streams.infer(&given, &mut room)?;
+        {
+            let _call = self.busy.call();
+            streams.infer(&given, &mut room)?;
+        }
         for (frame, target) in fetched.iter().zip(targets) {
             if let Some(at) = *target {
                 self.plan.outputs[at].turn_out(frame, outputs[at]);

@@ -12,6 +12,8 @@
 #![deny(unsafe_code)] // but for opening vendor libraries
 
 mod buffer;
+#[cfg(any(feature = "hailo", feature = "tensorrt", test))]
+mod busy;
 #[cfg(feature = "ort")]
 mod cache;
 mod convert;
@@ -150,10 +152,23 @@ pub struct DeviceState {
     pub temperature: Option<f32>,
     /// Watts, where it can measure them.
     pub power: Option<f32>,
-    /// What it said of its temperature last: 0 normal, 1 high, 2 too high.
-    pub zone: u32,
+    /// The share of the time since it was asked last in which it had calls of this process under way, from 0 to 1.
+    pub load: Option<f32>,
+    /// Bytes of its memory that anybody uses, and all of it; where it tells.
+    pub memory: Option<DeviceMemory>,
+    /// What it said of its temperature last: 0 normal, 1 high, 2 too high; `None` for one that tells of nothing by itself.
+    pub zone: Option<u32>,
     /// How often it has told each of [`DEVICE_EVENTS`] since it was opened.
     pub events: [u64; DEVICE_EVENTS.len()],
+}
+
+/// The memory of an accelerator, or what it shares with the board.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that are in use, whoever uses them.
+    pub used: u64,
+    /// All bytes.
+    pub total: u64,
 }
 
 /// What a device may tell, as metrics call it.

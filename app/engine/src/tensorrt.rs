@@ -9,8 +9,9 @@
 //!
 //! Nothing is built here: a plan that has to be built from an ONNX file is what ONNX Runtime's TensorRT provider does.
 
+use crate::busy::Busy;
 use crate::runner::check;
-use crate::{Engine, EngineError, Model, NetworkFile, Session, shared};
+use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, shared};
 use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use inferd_tensorrt_abi::cuda::{Cuda, CudaError, DeviceMemory, Queue};
 use inferd_tensorrt_abi::{Context, DataType, Dims, IoMode, Library, Plan, PlanTensor, Runtime, Stream};
@@ -97,13 +98,14 @@ impl TensorrtLibrary {
 pub struct TensorrtEngine {
     tensorrt: Option<PathBuf>,
     cuda: Option<PathBuf>,
+    busy: Arc<Busy>,
 }
 
 impl TensorrtEngine {
     /// An engine with the libraries at these paths, or with those that are found.
     #[must_use]
     pub fn new(tensorrt: Option<PathBuf>, cuda: Option<PathBuf>) -> Self {
-        Self { tensorrt, cuda }
+        Self { tensorrt, cuda, busy: Arc::default() }
     }
 
     fn open(&self) -> Result<&'static TensorrtLibrary, EngineError> {
@@ -144,7 +146,18 @@ impl Engine for TensorrtEngine {
         let tensors = plan.tensors().map_err(load)?;
         let inputs = matched(&tensors, &manifest.inputs, IoMode::Input)?;
         let outputs = matched(&tensors, &manifest.outputs, IoMode::Output)?;
-        Ok(Box::new(TensorrtModel { cuda: &library.cuda, plan: Arc::new(plan), inputs, outputs }))
+        let (cuda, plan, busy) = (&library.cuda, Arc::new(plan), self.busy.clone());
+        Ok(Box::new(TensorrtModel { cuda, plan, inputs, outputs, busy }))
+    }
+
+    fn device_state(&self) -> Option<DeviceState> {
+        let cuda = &self.open().ok()?.cuda;
+        // The thread that asks need not be one that computes.
+        let told = cuda.enter().and_then(|()| cuda.memory()).ok();
+        let memory =
+            told.map(|(free, total)| crate::DeviceMemory { used: total.saturating_sub(free), total });
+        // Its temperature and its clock are the board's to tell.
+        Some(DeviceState { load: Some(self.busy.share()), memory, ..DeviceState::default() })
     }
 }
 
@@ -219,6 +232,7 @@ struct TensorrtModel {
     plan: Arc<Plan>,
     inputs: Vec<Bound>,
     outputs: Vec<Bound>,
+    busy: Arc<Busy>,
 }
 
 impl Model for TensorrtModel {
@@ -261,6 +275,7 @@ impl Model for TensorrtModel {
             memory,
             inputs: self.inputs.iter().map(|b| b.spec.clone()).collect(),
             outputs: self.outputs.iter().map(|b| b.spec.clone()).collect(),
+            busy: self.busy.clone(),
         }))
     }
 }
@@ -281,6 +296,7 @@ struct TensorrtSession {
     memory: Vec<DeviceMemory>,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
+    busy: Arc<Busy>,
 }
 
 impl Session for TensorrtSession {
@@ -293,8 +309,11 @@ impl Session for TensorrtSession {
             }
         }
         // Whatever happens, what was queued must be over before the callers' buffers are theirs again.
+        let busy = self.busy.clone();
+        let call = busy.call();
         let queued = self.enqueue(inputs, outputs);
         let done = self.queue.wait().map_err(cuda);
+        drop(call);
         done.and(queued)?;
         for (spec, bytes) in self.outputs.iter().zip(outputs) {
             if spec.dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {

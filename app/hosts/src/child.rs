@@ -274,7 +274,7 @@ fn watch_device(engine: &Arc<dyn Engine>, ring: &'static Ring) -> Result<(), Ref
 /// How a device is that is not open: after a frame that was late it is opened with the next request. What it told before stays told,
 /// but how warm it is nobody knows.
 fn closed(before: DeviceState) -> DeviceState {
-    DeviceState { temperature: None, power: None, ..before }
+    DeviceState { temperature: None, power: None, load: None, ..before }
 }
 
 thread_local! {

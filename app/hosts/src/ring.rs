@@ -25,7 +25,7 @@
 
 use crate::limits::{MAX_SLOTS, MAX_WORDS, MAX_WORKERS};
 use crate::sys::{self, Mapping, futex_wait, futex_wake, now_ns};
-use inferd_engine::{DEVICE_EVENTS, DeviceState};
+use inferd_engine::{DEVICE_EVENTS, DeviceMemory, DeviceState};
 use inferd_model::{MAX_TENSORS, TensorSpec};
 use std::fs::File;
 use std::io;
@@ -142,6 +142,11 @@ pub struct DeviceBlock {
     temperature: AtomicI64,
     /// Milliwatts; the least number when it is not known.
     power: AtomicI64,
+    /// Thousandths of a share; the least number when it is not known.
+    load: AtomicI64,
+    /// Bytes of its memory in use, and all of them; 0 of 0 when they are not known.
+    memory: [AtomicU64; 2],
+    /// The greatest number for a device that tells of nothing.
     zone: AtomicU32,
     /// 1 when a device was ever there.
     is_there: AtomicU32,
@@ -156,7 +161,11 @@ impl DeviceBlock {
             |v: Option<f32>| v.filter(|v| v.abs() < 1e6).map_or(i64::MIN, |v| (v * 1e3).round() as i64);
         self.temperature.store(thousandths(state.temperature), Relaxed);
         self.power.store(thousandths(state.power), Relaxed);
-        self.zone.store(state.zone, Relaxed);
+        self.load.store(thousandths(state.load), Relaxed);
+        let memory = state.memory.unwrap_or_default();
+        self.memory[0].store(memory.used, Relaxed);
+        self.memory[1].store(memory.total, Relaxed);
+        self.zone.store(state.zone.unwrap_or(u32::MAX), Relaxed);
         for (to, &n) in self.events.iter().zip(&state.events) {
             to.store(n, Relaxed);
         }
@@ -169,7 +178,11 @@ impl DeviceBlock {
         (self.is_there.load(Acquire) == 1).then(|| DeviceState {
             temperature: number(&self.temperature),
             power: number(&self.power),
-            zone: self.zone.load(Relaxed),
+            load: number(&self.load).map(|share| share.clamp(0.0, 1.0)),
+            memory: Some(self.memory.each_ref().map(|v| v.load(Relaxed)))
+                .filter(|[_, total]| *total > 0)
+                .map(|[used, total]| DeviceMemory { used, total }),
+            zone: Some(self.zone.load(Relaxed)).filter(|&zone| zone != u32::MAX),
             events: std::array::from_fn(|i| self.events[i].load(Relaxed)),
         })
     }

@@ -601,7 +601,7 @@ impl Config {
                 metric_aliases: r.boolean(
                     "compat.metric_aliases",
                     false,
-                    "Export the names of the seed's other services too: edge_* of the resource monitor, inference_* of requests.",
+                    "Export the names of the seed's other services too: edge_* of the resource monitor, inference_* of requests, hailo_*_utilization_percent of accelerators.",
                 ),
             },
             models: Models {

@@ -123,6 +123,7 @@ functions! {
     attribute = "cuDeviceGetAttribute" (*mut c_int, c_int, c_int);
     retain = "cuDevicePrimaryCtxRetain" (*mut Handle, c_int);
     set_current = "cuCtxSetCurrent" (Handle);
+    memory = "cuMemGetInfo_v2" (*mut usize, *mut usize);
     allocate = "cuMemAlloc_v2" (*mut Pointer, usize);
     free = "cuMemFree_v2" (Pointer);
     to_device = "cuMemcpyHtoDAsync_v2" (Pointer, *const c_void, usize, Handle);
@@ -241,6 +242,18 @@ impl Cuda {
     pub fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained for the rest of the process.
         check("cuCtxSetCurrent", unsafe { (self.call.set_current)(self.context) })
+    }
+
+    /// Bytes of the device's memory that are free, and all of them, on a thread that has entered. Where the device shares the board's
+    /// memory, that is the board's.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (mut free, mut total) = (0_usize, 0_usize);
+        // SAFETY: the pointers are to variables of the type that cuda.h asks for, and are written during the call only.
+        check("cuMemGetInfo", unsafe { (self.call.memory)(&raw mut free, &raw mut total) })?;
+        Ok((free as u64, total as u64))
     }
 
     /// A stream of its own, on a thread that has entered.

@@ -120,6 +120,23 @@ extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
     obstacle().unwrap_or(SUCCESS)
 }
 
+/// Bytes of the device's memory; more are given out all the same.
+const MEMORY_BYTES: usize = 1 << 30;
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
+    if !CURRENT.get() {
+        return INVALID_CONTEXT;
+    }
+    if let Some(code) = obstacle() {
+        return code;
+    }
+    let used: usize = MEMORY.lock().unwrap_or_else(PoisonError::into_inner).values().sum();
+    // SAFETY: the caller's variables.
+    unsafe { (*free, *total) = (MEMORY_BYTES.saturating_sub(used), MEMORY_BYTES) };
+    SUCCESS
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int {
     if let Some(code) = obstacle().or_else(|| code("allocate")) {

@@ -100,7 +100,7 @@ impl Collector for Live {
         out.gauge("inferd_model_load_errors", "Models that could not be loaded", [(vec![], float(errors))])?;
         let view = self.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
         let temperatures = view.sample.as_ref().map_or(&[][..], |s| &s.temperatures);
-        machine(&mut out, &models, temperatures)
+        machine(&mut out, &models, temperatures, self.aliases)
     }
 }
 
@@ -412,7 +412,12 @@ impl Seen {
 }
 
 /// The device and this process. What the kernel does not tell has no sample.
-fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperature]) -> fmt::Result {
+fn machine(
+    out: &mut Writer<'_, '_>,
+    models: &[Seen],
+    temperatures: &[Temperature],
+    aliases: bool,
+) -> fmt::Result {
     out.gauge(
         "inferd_temperature_celsius",
         "Temperature of a thermal zone",
@@ -422,13 +427,19 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperatur
     let on_cpu = models.iter().any(|m| m.engine == "cpu");
     let zones =
         temperatures.iter().filter(|_| on_cpu).map(|t| (vec![("device_id", t.sensor.as_str())], t.celsius));
-    // Models that share a device tell the same of it.
-    let mut devices: Vec<(&Seen, &DeviceState)> =
-        models.iter().filter_map(|m| Some((m, m.numbers.device.as_ref()?))).collect();
-    devices.sort_by(|(a, of_a), (b, of_b)| {
-        (&a.device, of_a.temperature.is_none()).cmp(&(&b.device, of_b.temperature.is_none()))
+    let mut devices: Vec<(&Seen, DeviceState)> =
+        models.iter().filter_map(|m| Some((m, m.numbers.device.clone()?))).collect();
+    devices.sort_by(|(a, _), (b, _)| a.device.cmp(&b.device));
+    // Models that share a device tell the same of it, but each only of its own calls: it is busy at least as much as with any one's.
+    devices.dedup_by(|(a, next), (b, kept)| {
+        let same = a.device == b.device;
+        if same {
+            kept.temperature = kept.temperature.or(next.temperature);
+            kept.power = kept.power.or(next.power);
+            kept.load = kept.load.into_iter().chain(next.load).reduce(f32::max);
+        }
+        same
     });
-    devices.dedup_by(|(a, _), (b, _)| a.device == b.device);
     let degrees = || devices.iter().filter_map(|(m, d)| Some((m.device.as_str(), f64::from(d.temperature?))));
     out.gauge(
         "hailo_device_temperature_celsius",
@@ -443,23 +454,50 @@ fn machine(out: &mut Writer<'_, '_>, models: &[Seen], temperatures: &[Temperatur
     out.gauge(
         "hailo_hailort_status",
         "Whether the accelerator told its temperature when it was asked last",
-        devices.iter().map(|(m, d)| (vec![("device_id", m.device.as_str())], yes(d.temperature.is_some()))),
+        devices
+            .iter()
+            .filter(|(_, d)| d.zone.is_some())
+            .map(|(m, d)| (vec![("device_id", m.device.as_str())], yes(d.temperature.is_some()))),
     )?;
     out.gauge(
         "inferd_device_power_watts",
         "What the accelerator draws, where it can measure it",
         devices.iter().filter_map(|(m, d)| Some((vec![("device", m.device.as_str())], f64::from(d.power?)))),
     )?;
+    let load = || devices.iter().filter_map(|(m, d)| Some((m.device.as_str(), f64::from(d.load?))));
+    out.gauge(
+        "inferd_device_load_ratio",
+        "Share of the last second in which the accelerator had calls of a model under way (of several models on it: of the busiest)",
+        load().map(|(device, share)| (vec![("device", device)], share)),
+    )?;
+    for (name, label) in
+        [("hailo_device_utilization_percent", "device_id"), ("hailo_hardware_utilization_percent", "chip_id")]
+    {
+        let samples =
+            load().filter(|_| aliases).map(|(device, share)| (vec![(label, device)], 100.0 * share));
+        out.gauge(name, "inferd_device_load_ratio in percent", samples)?;
+    }
+    let memory = || devices.iter().filter_map(|(m, d)| Some((m.device.as_str(), d.memory?)));
+    out.gauge(
+        "inferd_device_memory_used_bytes",
+        "Memory of the accelerator in use, whoever uses it; the board's where they share it",
+        memory().map(|(device, memory)| (vec![("device", device)], float(memory.used))),
+    )?;
+    out.gauge(
+        "inferd_device_memory_total_bytes",
+        "Memory of the accelerator; the board's where they share it",
+        memory().map(|(device, memory)| (vec![("device", device)], float(memory.total))),
+    )?;
     out.gauge(
         "inferd_device_temperature_zone",
         "What the accelerator said of its temperature last: 0 normal, 1 high, 2 too high",
-        devices.iter().map(|(m, d)| (vec![("device", m.device.as_str())], f64::from(d.zone))),
+        devices.iter().filter_map(|(m, d)| Some((vec![("device", m.device.as_str())], f64::from(d.zone?)))),
     )?;
     // A gauge: it begins anew with every host.
     out.gauge(
         "inferd_device_notifications",
         "What the accelerator has told since its engine host opened it: heat, throttling, errors",
-        devices.iter().flat_map(|(m, d)| {
+        devices.iter().filter(|(_, d)| d.zone.is_some()).flat_map(|(m, d)| {
             let told = DEVICE_EVENTS.iter().zip(d.events);
             told.map(|(event, n)| (vec![("device", m.device.as_str()), ("event", *event)], float(n)))
         }),
