@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 
 import helpers
 import numpy
@@ -115,6 +116,19 @@ def test_a_wrong_baud_rate_is_told_from_another_device(arm, sensor):
     state(arm, "live")
 
 
+def test_bare_samples_are_recognised_where_a_setting_says_that_they_are(native, sensor):
+    config = f'[[sources]]\nname = "old"\nkind = "serial"\npath = "{sensor.path}"\nbaud = 115200\nformat = "legacy"\nscale = 0.5\n'
+    device = native(models=[EMG_MODEL], config=config)
+    row = [0] * 16
+    row[6] = 40
+    sensor.garbage = struct.pack("<16h", *row) * 10
+    sensor.plug()
+    state(device, "live")
+    recognised(device, 6)
+    # A mean of 40 counts of 0.5 is a score of 10.
+    assert source(device)["latest"]["confidence"] == pytest.approx(0.9997, abs=1e-4)
+
+
 def test_a_recording_is_recognised_and_one_that_cannot_be_read_is_said(native, tmp_path):
     file = tmp_path / "arm.npy"
     device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "recording"\npath = "{file}"\n')
@@ -200,6 +214,26 @@ def test_a_synthetic_source_is_live_measured_and_described(native):
     page = device.request("/metrics").body.decode()
     for line in ('source_state{source="demo",state="live"} 1', 'source_samples_total{source="demo"} ', 'emg_predictions_total{source="demo"} ', 'emg_event_latency_seconds_count{source="demo"} '):
         assert line in page, line
+
+
+GESTURES = ["Rest", "Hand Open", "Hand Close", "Wrist Flex", "Wrist Extend", "Pinch", "Point"]
+
+
+def test_the_shipped_model_recognises_what_the_generator_does(native):
+    sources = "".join(
+        f'[[sources]]\nname = "{name.lower().replace(" ", "-")}"\nkind = "synthetic"\ngesture = "{name}"\nhop = 1000\nseed = 9\n'
+        for name in GESTURES
+    )
+    device = native(models=[places.ROOT / "app/inferd/models/emg-gestures"], config=sources)
+    for name in GESTURES:
+        where = name.lower().replace(" ", "-")
+        helpers.until(lambda where=where: source(device, where)["predictions"] > 0, device)
+        latest = source(device, where)["latest"]
+        assert (latest["label"], latest["prediction"]) == (name, GESTURES.index(name)), latest
+    # It filters, and a window of a source is filtered already.
+    for path in ("/infer", "/infer/stream"):
+        answer = ask(device, "POST", path, '{"preprocess":false,"emg_mode":"dummy"}')
+        assert answer.status == 422 and answer.json()["detail"][0]["loc"] == ["body", "preprocess"], answer
 
 
 def test_a_source_says_what_it_has_no_model_for(native):
