@@ -1,0 +1,175 @@
+"""The page for people."""
+
+import json
+import re
+import shutil
+import signal
+
+import places
+import pytest
+from helpers import freeze
+from playwright.sync_api import expect
+from updates.rig import Office, edition
+
+HEALTH = "#health"
+# What a browser says by itself when a device does not answer, or refuses.
+NO_ANSWER = ("Failed to load resource",)
+
+
+def pictured(page, pytestconfig, name):
+    """Leaves a picture where one was asked for."""
+    folder = pytestconfig.getoption("--pictures")
+    if folder:
+        page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1200, "light"), (1200, "dark"), (360, "dark")])
+def test_the_page_says_what_is_served_and_fits_its_window(daemon, visit, pytestconfig, width, colours):
+    page = visit(daemon, width=width, colours=colours)
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    card = page.get_by_role("article", name="imu-motion")
+    expect(card).to_contain_text("ready")
+    expect(card).to_contain_text(daemon.request("/status").json()["models"][0]["engine"]["version"])
+    expect(page.locator("#device")).to_contain_text("memory")
+    expect(page.locator("#updates")).to_contain_text("Updates are not configured")
+    pictured(page, pytestconfig, f"{colours}-{width}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing lies beside the window"
+    assert worst_contrast(page) >= 4.5, "WCAG 2.2 AA for text of this size"
+
+
+def worst_contrast(page):
+    """The lowest contrast of any text with what it stands on."""
+    return page.evaluate("""() => {
+      const parse = (c) => { const [r, g, b, a] = c.match(/[\\d.]+/g).map(Number); return { rgb: [r, g, b], a: a ?? 1 }; };
+      const light = (rgb) => { const [r, g, b] = rgb.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const ground = (node) => { for (; node; node = node.parentElement) { const c = parse(getComputedStyle(node).backgroundColor); if (c.a === 1) return c.rgb; } return [255, 255, 255]; };
+      let worst = 21;
+      const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      for (let text; (text = walk.nextNode());) {
+        const at = text.parentElement;
+        if (!text.data.trim() || !at.getClientRects().length || ["SCRIPT", "STYLE", "OPTION"].includes(at.tagName)) continue;
+        const [a, b] = [light(parse(getComputedStyle(at).color).rgb), light(ground(at))];
+        worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+      }
+      return worst;
+    }""")
+
+
+def test_programs_get_the_json_of_the_root_and_browsers_the_page(daemon):
+    assert daemon.request("/").json()["endpoints"]["dashboard"] == "/dashboard"
+    page = daemon.request("/", headers={"Accept": "text/html"})
+    assert page.headers["Content-Type"].startswith("text/html") and page.body == daemon.request("/dashboard").body
+    assert len(page.body) <= 100 * 1024
+
+
+def test_a_window_can_be_tried(daemon, visit):
+    page = visit(daemon, expected=NO_ANSWER)
+    page.get_by_role("button", name="walking").click()
+    page.get_by_role("button", name="Send").click()
+    first = page.locator("#try .row").first
+    expect(first).to_contain_text("walk")
+    page.get_by_label("request body").fill('{"x": [[1]]}')
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#try .bad").first).to_have_text("422")
+
+
+def test_a_device_that_stops_answering_is_shown_so_and_found_again(native, visit):
+    device = native()
+    page = visit(device, expected=NO_ANSWER)
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    freeze(device.process.pid)
+    expect(page.locator(HEALTH)).to_have_text("no connection")
+    expect(page.locator("#fresh")).to_contain_text("old")
+    device.process.send_signal(signal.SIGCONT)
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    expect(page.locator("#fresh")).to_have_text("live")
+
+
+def test_a_paused_page_asks_nothing_until_it_goes_on(daemon, visit):
+    page = visit(daemon)
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#fresh")).to_have_text("paused")
+    page.wait_for_load_state("networkidle")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    # Three rounds' time of the page's own clock, without waiting for it.
+    page.clock.install()
+    page.clock.run_for(6500)
+    assert asked == []
+    with page.expect_request("**/status"):
+        page.get_by_role("button", name="Go on").click()
+
+
+def test_a_device_that_lets_nobody_read_asks_for_a_key(native, visit):
+    device = native(config='[security]\nopen_reads = false\nviewer_keys = ["look-but-touch-nothing"]\n')
+    page = visit(device, expected=NO_ANSWER)
+    expect(page.locator(HEALTH)).to_have_text("locked")
+    for key, state in [("not-the-key-of-this", "locked"), ("look-but-touch-nothing", "healthy")]:
+        page.get_by_role("button", name="Key…").click()
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use", exact=True).click()
+        expect(page.locator(HEALTH)).to_have_text(state)
+    page.reload()
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    assert "look-but-touch-nothing" not in page.content()
+
+
+def test_everything_can_be_reached_and_used_by_keyboard_and_has_a_name(daemon, visit):
+    page = visit(daemon)
+    expect(page.locator(HEALTH)).to_have_text("healthy")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.innerText || document.activeElement.getAttribute('aria-label') || ''"))
+    assert {"Skip to content", "Pause", "Key…", "walking", "sitting", "Send", "request body"} <= reached, reached
+    nameless = page.evaluate("""[...document.querySelectorAll("button, a, input, select, textarea, svg[role=img], [role=meter]")]
+      .filter((n) => !(n.innerText || n.getAttribute("aria-label") || n.labels?.length)).map((n) => n.outerHTML)""")
+    assert nameless == []
+    page.get_by_role("button", name="Key…").press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_an_update_is_followed_to_its_verdicts(native, inferctl, visit, tmp_path, pytestconfig):
+    office = Office(inferctl, tmp_path)
+    bundle = office.bundle(1, "--probation-seconds", 600, model=edition(office.at("model"), "1.0.1"))
+    (folder := tmp_path / "updates").mkdir()
+    shutil.copy(office.root, folder / "root.imr")
+    device = native(arguments=["--updates-dir", folder], config="[updates]\nslot_size_mib = 16\n")
+    page = visit(device)
+    expect(page.locator("#updates")).to_contain_text("No bundle has come yet")
+    assert device.request("/api/v1/bundle", bundle.read_bytes(), method="PUT").status == 200
+    updates = page.locator("#updates")
+    expect(updates).to_contain_text("Slot A serves: demo")
+    expect(updates).to_contain_text("probation")
+    newest = device.request("/api/v1/slots").json()["verdicts"][-1]["sentence"]
+    expect(page.get_by_label("verdicts, newest first")).to_contain_text(newest)
+    pictured(page, pytestconfig, "update")
+
+
+def test_engines_are_compared_by_the_newest_benchmark(native, visit, pytestconfig):
+    device = native()
+    page = visit(device)
+    expect(page.locator("#engines")).to_contain_text("Nothing was measured yet")
+    wish = {"rungs": ["cpu"], "iterations": 20, "warm_up": 5, "most_repeats": 3, "in_flight": [], "soak_s": 1}
+    assert device.request("/api/v1/benchmarks", wish).status == 202
+    row = page.locator("#engines tbody tr").filter(has_text="chosen")
+    expect(row).to_have_count(1, timeout=120_000)
+    record = device.request("/api/v1/benchmarks/" + device.request("/api/v1/benchmarks").json()["benchmarks"][0]["id"]).json()["record"]
+    expect(row).to_contain_text("cpu")
+    expect(row).to_contain_text(f"{record['rungs'][0]['measured']['cosine']:.5f}")
+    expect(page.locator("#engines")).to_contain_text(record["decision"]["because"])
+    pictured(page, pytestconfig, "engines")
+
+
+def test_what_a_device_says_of_itself_is_never_taken_for_markup(native, visit, tmp_path):
+    shutil.copytree(places.DEFAULT_MODEL, folder := tmp_path / "model")
+    manifest = (folder / "manifest.toml").read_text()
+    attack = '<img src=x onerror="document.title=1"><b>bold</b>'
+    (folder / "manifest.toml").write_text(re.sub(r"^summary = .*$", "summary = " + json.dumps(attack), manifest, flags=re.M))
+    page = visit(native(models=[folder]))
+    expect(page.get_by_role("article", name="imu-motion")).to_contain_text(attack)
+    assert page.locator("#models b").count() == 0
