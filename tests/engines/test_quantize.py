@@ -210,6 +210,12 @@ def test_a_part_of_the_data_is_held_out_and_the_same_every_time(model, npz, tmp_
         assert (digest(to / "model.int8.onnx") == digest(tmp_path / "one/model.int8.onnx")) is same
 
 
+def test_without_calibration_data_it_says_that_nothing_else_is_known(model, tmp_path):
+    done = quantize(model, tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    assert "ranges from 6 samples; judged on 6 golden vectors and no other samples: what it loses on those nobody knows" in done.stdout
+
+
 def test_labels_give_the_tasks_own_measure(model, windows, tmp_path):
     np.savez(tmp_path / "labelled.npz", imu_window=windows, labels=np.zeros(len(windows), dtype=np.int64))
     done = quantize(model, to := tmp_path / "small", "--calibration", str(tmp_path / "labelled.npz"))

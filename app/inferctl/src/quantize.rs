@@ -389,8 +389,12 @@ fn table(report: &Report) -> String {
     let ladder: Vec<String> = report.engines.iter().map(ToString::to_string).collect();
     let head = ["variant", "how", "bytes", "worst cosine", "overall", "max diff", "same top", "speed here"];
     let (calibrated, held_out, golden) = (report.calibrated, report.held_out, report.golden);
+    let unseen = match held_out {
+        0 => "no other samples: what it loses on those nobody knows, --calibration brings some".to_owned(),
+        n => format!("{n} held out"),
+    };
     format!(
-        "{}\nranges from {calibrated} samples; judged on {held_out} held out and {golden} golden vectors\nengines: {}",
+        "{}\nranges from {calibrated} samples; judged on {golden} golden vectors and {unseen}\nengines: {}",
         show::table(&head, &rows),
         ladder.join(", ")
     )
