@@ -37,6 +37,7 @@ def test_a_model_is_served_by_the_chip_and_all_of_it_is_shown(native, with_chip,
     assert engine["library"] == str(chip.library)
     assert here(daemon) | {"library": None} == {
         "engine": "hailo", "version": "hailort 4.23.0", "library": None, "providers": ["hailo8"], "problem": None, "waits": False,
+        "absent": False,
     }
     for index, window in enumerate(windows):
         status, latent, stand_in = ask(daemon, window)
