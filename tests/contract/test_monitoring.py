@@ -196,6 +196,14 @@ def test_critical_load_sheds_and_inference_goes_on(native, machine, walk):
     until(lambda: samples(daemon)["inferd_shedding"] == {(): 0}, daemon)
 
 
+def test_a_benchmark_that_is_refused_for_want_of_room_names_the_alert(native):
+    daemon = native(config="[monitor]\nmemory_percent = 0\nmemory_critical_percent = 0\ninterval_s = 1\nconsecutive = 1\n")
+    until(lambda: samples(daemon).get("inferd_shedding") == {(): 1}, daemon)
+    refused = ask(daemon, "POST", "/api/v1/benchmarks", "{}")
+    assert refused.status == 503 and refused.json()["error"] == "shedding"
+    assert "the device sheds optional work; no benchmark begins: alert memory, " in refused.json()["detail"]
+
+
 def test_a_sensor_that_hangs_delays_no_request_and_no_other_reading(native, machine):
     machine.temperature(40, zone=0)
     machine.temperature(50, zone=2)

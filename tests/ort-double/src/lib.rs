@@ -83,13 +83,13 @@ fn real() -> &'static Real {
         let ours = OrtApi {
             GetAvailableProviders: available,
             ReleaseAvailableProviders: release_available,
-            CreateTensorRTProviderOptions: create_tensorrt,
-            UpdateTensorRTProviderOptions: update_tensorrt,
-            ReleaseTensorRTProviderOptions: release_tensorrt,
+            CreateTensorRTProviderOptions: create,
+            UpdateTensorRTProviderOptions: update,
+            ReleaseTensorRTProviderOptions: release,
             SessionOptionsAppendExecutionProvider_TensorRT_V2: append_tensorrt,
-            CreateCUDAProviderOptions: create_cuda,
-            UpdateCUDAProviderOptions: update_cuda,
-            ReleaseCUDAProviderOptions: release_cuda,
+            CreateCUDAProviderOptions: create,
+            UpdateCUDAProviderOptions: update,
+            ReleaseCUDAProviderOptions: release,
             SessionOptionsAppendExecutionProvider_CUDA_V2: append_cuda,
             AddSessionConfigEntry: add_entry,
             CreateSessionFromArray: create_session,
@@ -142,13 +142,13 @@ unsafe extern "system" fn release_available(_: *mut *mut c_char, _: c_int) -> Or
 
 type Options = BTreeMap<String, String>;
 
-fn create<T>(out: *mut *mut T) -> OrtStatusPtr {
+unsafe extern "system" fn create<T>(out: *mut *mut T) -> OrtStatusPtr {
     // SAFETY: the caller's variable; what it points to is ours alone.
     unsafe { *out = Box::into_raw(Box::new(Options::new())).cast() };
     WELL
 }
 
-fn update<T>(
+unsafe extern "system" fn update<T>(
     options: *mut T,
     keys: *const *const c_char,
     values: *const *const c_char,
@@ -165,7 +165,7 @@ fn update<T>(
     WELL
 }
 
-fn release<T>(options: *mut T) {
+unsafe extern "system" fn release<T>(options: *mut T) {
     if !options.is_null() {
         // SAFETY: `create` made them, and the caller gives them back once.
         drop(unsafe { Box::from_raw(options.cast::<Options>()) });
@@ -191,53 +191,19 @@ fn append(to: *mut OrtSessionOptions, name: &str, options: &Options) -> OrtStatu
     WELL
 }
 
-unsafe extern "system" fn create_tensorrt(out: *mut *mut OrtTensorRTProviderOptionsV2) -> OrtStatusPtr {
-    create(out)
-}
-
-unsafe extern "system" fn update_tensorrt(
-    options: *mut OrtTensorRTProviderOptionsV2,
-    keys: *const *const c_char,
-    values: *const *const c_char,
-    count: usize,
-) -> OrtStatusPtr {
-    update(options, keys, values, count)
-}
-
-unsafe extern "system" fn release_tensorrt(options: *mut OrtTensorRTProviderOptionsV2) {
-    release(options);
-}
-
 unsafe extern "system" fn append_tensorrt(
     to: *mut OrtSessionOptions,
     options: *const OrtTensorRTProviderOptionsV2,
 ) -> OrtStatusPtr {
-    // SAFETY: `create_tensorrt` made them.
+    // SAFETY: `create` made them.
     append(to, "tensorrt", unsafe { &*options.cast::<Options>() })
-}
-
-unsafe extern "system" fn create_cuda(out: *mut *mut OrtCUDAProviderOptionsV2) -> OrtStatusPtr {
-    create(out)
-}
-
-unsafe extern "system" fn update_cuda(
-    options: *mut OrtCUDAProviderOptionsV2,
-    keys: *const *const c_char,
-    values: *const *const c_char,
-    count: usize,
-) -> OrtStatusPtr {
-    update(options, keys, values, count)
-}
-
-unsafe extern "system" fn release_cuda(options: *mut OrtCUDAProviderOptionsV2) {
-    release(options);
 }
 
 unsafe extern "system" fn append_cuda(
     to: *mut OrtSessionOptions,
     options: *const OrtCUDAProviderOptionsV2,
 ) -> OrtStatusPtr {
-    // SAFETY: `create_cuda` made them.
+    // SAFETY: `create` made them.
     append(to, "cuda", unsafe { &*options.cast::<Options>() })
 }
 
