@@ -201,6 +201,24 @@ def test_64_clients_that_do_not_read_hold_up_nobody_and_a_65th_is_told_to_wait(d
     helpers.until(lambda: clients(device) == 0, "all have left")
 
 
+def test_a_stream_does_not_give_way_to_new_connections(native):
+    config = '[server]\nmax_connections = 2\n[[sources]]\nname = "demo"\nkind = "synthetic"\n'
+    device = native(models=[EMG_MODEL], config=config)
+    helpers.until(lambda: source(device)["predictions"] > 0, device)
+    events = Events(device)
+    frames = iter(events)
+    begun = next(frames)["timestamp"]
+    with socket.create_connection(("127.0.0.1", device.port), timeout=60) as idle:
+        # Both are old enough to be spared, and the stream is the older one.
+        while next(frames)["timestamp"] < begun + 2:
+            pass
+        assert ask(device, "GET", "/livez").status == 200
+        assert idle.recv(1) == b"", "the idle one has given way"
+    last = next(frames)["frame"]
+    assert [next(frames)["frame"] for _ in range(5)] == list(range(last + 1, last + 6))
+    events.close()
+
+
 def test_the_stats_are_measured(device):
     list(Events(device, {"duration_seconds": 0.5}))
     answer = ask(device, "GET", "/infer/stream/stats")

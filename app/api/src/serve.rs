@@ -7,6 +7,7 @@
 //!
 //! A TLS handshake holds a place like any connection, has the time of a request's head, and gives way like an idle one.
 
+use crate::http::Outgoing;
 use crate::{App, limits, rate, router};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -113,6 +114,8 @@ pub(crate) struct Connection {
     body_bytes: AtomicU64,
     /// Bytes of the next request's head came.
     in_head: AtomicBool,
+    /// The last reply is a body that comes piece by piece.
+    streams: AtomicBool,
     /// The door asks the task to close now.
     close: Notify,
 }
@@ -129,6 +132,7 @@ impl Connection {
             body_since: AtomicU64::new(NEVER),
             body_bytes: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
+            streams: AtomicBool::new(false),
             close: Notify::new(),
         };
         c.wait_for_request(idle_time);
@@ -146,6 +150,12 @@ impl Connection {
         self.body_since.store(NEVER, Relaxed);
         self.idle_since.store(now, Relaxed);
         self.deadline.store(now.saturating_add(millis(idle_time)), Relaxed);
+    }
+
+    /// The reply comes piece by piece: the client has `idle_time` for each, and the connection cannot be spared.
+    fn stream(&self, idle_time: Duration) {
+        self.wait_for_request(idle_time);
+        self.streams.store(true, Relaxed);
     }
 
     /// A TLS handshake begins: its time runs, and the connection can be spared.
@@ -173,6 +183,7 @@ impl Connection {
     fn busy(&self) {
         self.idle_since.store(NEVER, Relaxed);
         self.deadline.store(NEVER, Relaxed);
+        self.streams.store(false, Relaxed);
         self.body_bytes.store(0, Relaxed);
         self.body_since.store(self.now(), Relaxed);
     }
@@ -185,6 +196,9 @@ impl Connection {
     /// How well this connection can be spared for a new one; `None` when it cannot. Idle ones before those that send a body,
     /// the longest idle and the slowest body first; never one whose request is being answered.
     fn spare(&self) -> Option<Spare> {
+        if self.streams.load(Relaxed) {
+            return None;
+        }
         let long = |since: u64| {
             let lasts = self.now().saturating_sub(since);
             (since != NEVER && lasts >= millis(IDLE_ENOUGH)).then_some(lasts)
@@ -379,7 +393,10 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             let (app, connection) = (&door.app, connection);
             async move {
                 let reply = router::answer(app, request, peer, connection).await;
-                connection.wait_for_request(app.config.idle_time);
+                match reply.body() {
+                    Outgoing::Whole(_) => connection.wait_for_request(app.config.idle_time),
+                    Outgoing::Stream(_) => connection.stream(app.config.idle_time),
+                }
                 Ok::<_, Infallible>(reply)
             }
         });
@@ -430,6 +447,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
         return;
     }
     // Whoever only reads what nobody wants can be spared.
+    connection.streams.store(false, Relaxed);
     connection.wait_for_request(config.idle_time);
     tokio::select! {
         () = linger(&mut stream) => {}

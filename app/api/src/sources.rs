@@ -150,7 +150,10 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
                 infer(&plan, ticket, true).await.map(Some)
             };
             match told.await {
-                Ok(Some(answered)) => live.tell(answered, arrived),
+                Ok(Some(answered)) => {
+                    app.stream_counts.took(answered.latency);
+                    live.tell(answered, arrived);
+                }
                 Ok(None) => break,
                 Err(why) => {
                     live.failed.inc();

@@ -47,7 +47,7 @@ const LAST: Duration = Duration::from_secs(5);
 /// Latencies that percentiles are of.
 const RECENT: usize = 1024;
 
-/// What all streams of a daemon count.
+/// What all streams of a daemon count, and what predictions took.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     clients: AtomicUsize,
@@ -55,6 +55,17 @@ pub(crate) struct Counts {
     late: AtomicU64,
     missed: AtomicU64,
     latencies: Mutex<VecDeque<f64>>,
+}
+
+impl Counts {
+    /// What one prediction took in the queue and computing; each is counted once, whoever listens.
+    pub(crate) fn took(&self, latency: Duration) {
+        let mut recent = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(latency.as_secs_f64() * 1e3);
+    }
 }
 
 /// What a client asks for.
@@ -283,13 +294,6 @@ impl Producer {
     }
 
     fn event(&self, prediction: &Prediction) -> Bytes {
-        let latency = prediction.latency.as_secs_f64() * 1e3;
-        let mut recent = self.app.stream_counts.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() == RECENT {
-            recent.pop_front();
-        }
-        recent.push_back(latency);
-        drop(recent);
         let mut event = prediction.fields();
         if let Value::Object(event) = &mut event {
             event.insert("frame".to_owned(), json!(self.frame));
