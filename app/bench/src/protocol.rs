@@ -463,7 +463,7 @@ impl<D: Device> Run<'_, D> {
         }
         let inputs = self.subject.inputs.join(", ");
         let because = format!(
-            "a request is one input of the shape that the manifest fixes ({inputs}), so engines are given one after the other"
+            "a request is one input of the shape that the manifest fixes ({inputs}), so no engine is given several as one"
         );
         self.steps.push(StepResult { step: Step::Batch, found: Found::Batch { because, rungs } });
         Ok(())

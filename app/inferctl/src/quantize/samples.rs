@@ -132,9 +132,14 @@ impl<'m> Samples<'m> {
                 format!("{name}: calibration data are files of {known}, or a folder of them"),
             ));
         };
+        let file = |e: std::io::Error| bad("file", format!("{}: {e}", path.display()));
         let mut bytes = Vec::new();
-        let opened = std::fs::File::open(path).and_then(|f| f.take(MOST_BYTES + 1).read_to_end(&mut bytes));
-        opened.map_err(|e| bad("file", format!("{}: {e}", path.display())))?;
+        // Opening a named pipe would wait for somebody to write into it.
+        if !std::fs::metadata(path).map_err(file)?.is_file() {
+            return Err(file(std::io::Error::other("is not a regular file")));
+        }
+        let opened = std::fs::File::open(path).map_err(file)?;
+        opened.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
         if bytes.len() as u64 > MOST_BYTES {
             return Err(too_much(&name));
         }
