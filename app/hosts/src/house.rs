@@ -159,17 +159,16 @@ impl House {
     }
 
     /// A host of this engine could not be started. Whether it is worth trying again at once, with the device put right: never
-    /// when the model is to blame, or nothing is left to be done. Takes as long as the step.
-    pub async fn recover(&self, engine: EngineKind, why: &StartError) -> bool {
+    /// when the model is to blame, or nothing is left to be done. Takes as long as the step. `taken`: [`House::steps_taken`] before the host was
+    /// started.
+    pub async fn recover(&self, engine: EngineKind, why: &StartError, taken: u64) -> bool {
         if !why.is_the_devices() {
             return false;
         }
         let Some((ladder, device)) = self.device(engine) else { return false };
-        let steps = || self.recovery_steps().iter().map(|(_, _, n)| n).sum::<u64>();
-        let known = steps();
         let _alone = self.recovering.lock().await;
-        if steps() != known {
-            // Another model's host was waited for, and something was done about it: whether that helped is found out first.
+        if self.steps_taken() != taken {
+            // Something was done about it since, for another model: whether that helped is found out first.
             return true;
         }
         if self.config.shared.contains(&engine) {
@@ -220,6 +219,11 @@ impl House {
                 Step::GiveUp => return false,
             }
         }
+    }
+
+    /// How many steps that is.
+    pub fn steps_taken(&self) -> u64 {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 
     /// A number no other host of this daemon has.

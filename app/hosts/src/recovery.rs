@@ -16,6 +16,9 @@
 //! | `reboot` | (another daemon begins at the top) | it was refused: `give-up` |
 //! | `give-up` | well | the model stays on its fallback; a host is tried whenever the breaker lets one through |
 //!
+//! Models that share a device share its ladder: one step at a time, and after each all of them try a host first. Where a service shares the
+//! device, each step waits until all have left it.
+//!
 //! A step that cannot be done is followed by the next one at once. Each is taken once until the device is well again, and is told to
 //! the log, to who listens to the hosts' events (the history), and to `/metrics`.
 

@@ -640,12 +640,13 @@ impl Served {
         phase: &impl Fn(Phase),
     ) -> Result<Arc<Host>, StartError> {
         loop {
+            let taken = self.house.steps_taken();
             match self.start_once(edition, rung, None, phase).await {
                 Ok(host) => {
                     self.house.came_up(rung.engine);
                     return Ok(host);
                 }
-                Err(e) if recover && self.house.recover(rung.engine, &e).await => {}
+                Err(e) if recover && self.house.recover(rung.engine, &e, taken).await => {}
                 Err(e) => return Err(e),
             }
         }

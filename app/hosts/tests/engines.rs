@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         a_host_that_is_dead_inside_is_replaced_where_there_is_no_other_rung,
         a_host_that_is_well_outlives_a_breaker_that_bad_requests_open,
         a_device_is_recovered_while_the_fallback_serves,
+        models_that_wait_for_one_device_take_each_step_once,
         a_device_that_stays_lost_costs_two_reboots_a_day_at_most,
         a_model_that_is_refused_touches_no_device,
         a_device_without_a_fallback_is_recovered_too,
@@ -771,6 +772,33 @@ async fn a_device_is_recovered_while_the_fallback_serves() {
         assert_eq!(counted, steps.iter().map(|&step| (step, 1)).collect::<Vec<_>>());
         hosts.shutdown().await;
     }
+}
+
+async fn models_that_wait_for_one_device_take_each_step_once() {
+    let bench = Bench::new("ort cpu");
+    let bus = Arc::new(Bus { helps: Some("rebind"), file: bench.file(), ..Bus::default() });
+    let (hosts, first) = bench.serve(HostsConfig { ladder: Some(bus.clone()), ..both() }).await;
+    let mut all = vec![first];
+    let path = bench.dir.path().join("manifest.toml");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let named = |name: &str| format!("name = \"{name}\"");
+    for name in ["second", "third", "fourth"] {
+        let other = page.replacen(&named(all[0].manifest().name.as_str()), &named(name), 1);
+        std::fs::write(&path, other).unwrap();
+        all.push(hosts.load(bench.dir.path()).await.unwrap());
+    }
+    bench.tell("lost");
+    for served in &all {
+        nix::sys::signal::kill(pid(served).await, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    while bus.done().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for served in &all {
+        on(served, "ort").await;
+    }
+    assert_eq!(bus.done(), ["rebind"]);
+    hosts.shutdown().await;
 }
 
 async fn a_device_that_stays_lost_costs_two_reboots_a_day_at_most() {
