@@ -321,6 +321,7 @@ def test_who_shares_a_lost_chip_leaves_it_though_nobody_asks_anything(sharing, w
     chip.has(lost=True)
     until(lambda: on(sharing, "cpu"), sharing)
     assert all(entry(sharing, name)["host"]["ends"]["device"] for name in BOTH)
+    sharing.logged("the shared chip has not answered 2 questions in a row")
     chip.is_well()
     until(lambda: on(sharing, "hailo"), sharing)
     right.check(0, infer(sharing, "another", windows[0])[1])
