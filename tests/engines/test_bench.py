@@ -422,7 +422,7 @@ def test_a_damaged_record_is_set_aside(daemon_of, tmp_path):
         ({"soak_s": 3601}, 422, "soak_s is 3601"),
         ({"in_flight": [65]}, 422, "in_flight is 65"),
         ({"fast": True}, 400, "unknown field"),
-        ([], 400, "no object"),
+        ([], 400, "a JSON object is needed"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_its_name(daemon, wish, status, said):
