@@ -166,7 +166,7 @@ pub struct RungResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// There are none for a reason that may pass, and that says nothing about the rung: its device is there and could not be had, or its
-    /// host came up and ended while it was measured.
+    /// host came up and ended while it was measured, twice where it was its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub busy: bool,
     /// Why the first host it was measured in ended; everything here is of the second one.
