@@ -7,8 +7,9 @@ import signal
 
 import places
 import pytest
-from helpers import freeze
+from helpers import freeze, until
 from playwright.sync_api import expect
+from sensors.sensor import Sensor, encoder
 from updates.rig import Office, edition
 
 HEALTH = "#health"
@@ -150,8 +151,54 @@ def test_an_update_is_followed_to_its_verdicts(native, inferctl, visit, tmp_path
     pictured(page, pytestconfig, "update")
 
 
-def test_engines_are_compared_by_the_newest_benchmark(native, visit, pytestconfig):
-    device = native()
+def test_live_predictions_follow_a_sensor_that_is_unplugged_and_plugged_in_again(native, visit, tmp_path, pytestconfig):
+    sensor = Sensor(tmp_path, encoder(tmp_path))
+    try:
+        sensor.gesture = 2
+        sensor.plug()
+        config = f'[[sources]]\nname = "arm"\nkind = "serial"\npath = "{sensor.path}"\n'
+        device = native(models=[places.ROOT / "tests/models/emg-loudest"], config=config)
+        page = visit(device, expected=NO_ANSWER)
+        label, state = page.locator("#prediction .label"), page.locator("#source-state")
+        expect(label).to_have_text("Hand Close")
+        expect(state).to_have_text("live")
+        sensor.gesture = 6
+        expect(label).to_have_text("Point")
+        pictured(page, pytestconfig, "live")
+        sensor.unplug()
+        expect(state).to_have_text("unplugged")
+        expect(label).to_have_class(re.compile("soft"))
+        sensor.gesture = 1
+        sensor.plug()
+        expect(state).to_have_text("live")
+        expect(label).to_have_text("Hand Open")
+    finally:
+        sensor.unplug()
+
+
+def test_a_stream_is_stopped_for_good_and_started_again(native, visit):
+    device = native(
+        models=[places.ROOT / "app/inferd/models/emg-gestures"], config='[[sources]]\nname = "arm"\nkind = "synthetic"\ngesture = "Point"\n'
+    )
+    page = visit(device, expected=("Failed to load resource", "net::"))
+
+    def clients():
+        return device.request("/infer/stream/stats").json()["clients"]
+
+    expect(page.locator("#prediction .label")).to_have_text("Point")
+    assert clients() == 1
+    page.get_by_role("button", name="Stop").click()
+    until(lambda: clients() == 0, "the device to know that nobody listens")
+    expect(page.locator("#source-reason")).to_contain_text("stopped")
+    page.get_by_role("button", name="Start").click()
+    until(lambda: clients() == 1, "the device to have a listener again")
+    device.process.send_signal(signal.SIGTERM)
+    # The end of the device is the end of the page's stream too, which is said.
+    expect(page.locator(HEALTH)).to_have_text("no connection")
+
+
+def test_engines_are_compared_by_the_newest_benchmark(native, visit, pytestconfig, tmp_path):
+    device = native(config=f'[updates]\ndata_dir = "{tmp_path}/data"\n')
     page = visit(device)
     expect(page.locator("#engines")).to_contain_text("Nothing was measured yet")
     wish = {"rungs": ["cpu"], "iterations": 20, "warm_up": 5, "most_repeats": 3, "in_flight": [], "soak_s": 1}
