@@ -303,6 +303,39 @@ def test_the_served_rules_are_good_and_every_metric_in_them_exists(native, machi
     assert named(served.decode()) <= exported
 
 
+def test_every_query_of_the_grafana_dashboard_is_good_and_every_metric_and_label_in_it_exists(native, machine, walk, tmp_path):
+    """A label of a legend that a metric does not have is an empty name on the screen."""
+    machine.temperature(50)
+    updates = "slot_size_mib = 16\n"
+    source = '[[sources]]\nname = "arm"\nkind = "synthetic"\n'
+    daemon = native(config=machine.config(updates + source), models=places.SHIPPED_MODELS, arguments=["--updates-dir", tmp_path / "updates"])
+    assert ask(daemon, "POST", "/infer", json.dumps(walk)).status == 200
+    machine.cpu(10)
+    until(lambda: {"cpu_usage_percent", "inferd_temperature_celsius", "inferd_slot_active"} <= set(samples(daemon)), daemon)
+    until(lambda: any(samples(daemon)["emg_predictions_total"].values()), daemon)
+    labels = {}
+    for family in classic(scrape(daemon)[1]):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    page = json.loads((places.ROOT / "board/common/grafana/inferd.json").read_text())
+    queries = [(target["expr"], target["legendFormat"]) for panel in page["panels"] for target in panel.get("targets", [])]
+    assert len(queries) > 20
+    rules = "".join(f"      - record: query:{i}:x\n        expr: {json.dumps(expr)}\n" for i, (expr, _) in enumerate(queries))
+    for variable, value in (("$__rate_interval", "1m"), ("$instance", ".*")):
+        rules = rules.replace(variable, value)
+    (file := tmp_path / "queries.yml").write_text(f"groups:\n  - name: queries\n    rules:\n{rules}")
+    promtool = hosttools.Tools(["prometheus"]).path("promtool")
+    run = subprocess.run([promtool, "check", "rules", file], text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for expr, legend in queries:
+        metrics = re.findall(r"([a-z_][a-z_0-9]*)\{", expr)
+        assert metrics and set(metrics) <= set(labels), expr
+        wanted = set(re.findall(r"\{\{(\w+)\}\}", legend)) - {"instance"}
+        kept = re.search(r"by \(([^)]*)\)", expr)
+        has = {label.strip() for label in kept[1].split(",")} if kept else set.union(*(labels[m] for m in metrics))
+        assert wanted <= has and has - {"instance", "le"} <= set.union(*(labels[m] for m in metrics)), (expr, legend)
+
+
 def test_no_mistake_of_a_client_counts_as_an_error_of_the_device(native, machine, walk):
     key = [("X-API-Key", "correct-horse-battery")]
     settings = '[security]\napi_key = "correct-horse-battery"\nopen_inference = false\nrate_limit_per_s = 1\nrate_limit_burst = 8\n'

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hosttools
 import pytest
 from helpers import request, until
 
@@ -134,6 +135,11 @@ def test_a_benchmark_measures_both_engines_and_its_reports_stay_the_same(daemon_
         assert two["latency"]["max_ms"] == two["whole"]["max_ms"], "the whole is there with its last answer"
     best = by_the_rule(record)
     assert record["decision"]["rung"] == done["decision"]["rung"] == best
+    metrics = daemon.request("/metrics").body.decode()
+    assert f'inferd_engine_selected{{model="imu-motion",engine="{best}"}} 1' in metrics
+    promtool = hosttools.Tools(["prometheus"]).path("promtool")
+    check = subprocess.run([promtool, "check", "metrics"], input=metrics, text=True, capture_output=True)
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
 
     pages = {}
     for query in ("?format=json", "?format=html", "?format=html&view=simple", "?format=md", "?format=csv"):

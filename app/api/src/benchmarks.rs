@@ -393,11 +393,12 @@ impl Collector for Numbers {
             for rung in &record.rungs {
                 let name = rung.info.rung.as_str();
                 if let Some(m) = &rung.measured {
-                    for (quantile, time) in
-                        [("0.5", m.latency.p50), ("0.95", m.latency.p95), ("0.99", m.latency.p99)]
+                    for (percentile, time) in
+                        [("50", m.latency.p50), ("95", m.latency.p95), ("99", m.latency.p99)]
                     {
+                        // Not "quantile", which belongs to summaries.
                         let labels =
-                            vec![("model", model.as_str()), ("engine", name), ("quantile", quantile)];
+                            vec![("model", model.as_str()), ("engine", name), ("percentile", percentile)];
                         latency.push((labels, time.ms() / 1e3));
                     }
                 }
@@ -407,7 +408,7 @@ impl Collector for Numbers {
         }
         out.gauge(
             "inferd_benchmark_latency_seconds",
-            "Latency in the newest benchmark of a model, one request in flight, by quantile",
+            "Latency in the newest benchmark of a model, one request in flight, by percentile",
             latency,
         )?;
         out.gauge(
