@@ -28,13 +28,15 @@ def visit(browser):
     """Opens a device's page: `visit(device)`; what else than the device it asked, and what went wrong in it, fails the test."""
     wrong, contexts = [], []
 
-    def open_page(device, path="/", *, width=1200, height=900, colours="light", expected=()):
+    def open_page(device, path="/", *, width=1200, height=900, colours="light", expected=(), clock=False):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=colours)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
         page.on("console", lambda line: complain(line, expected))
         page.on("request", lambda asked: asked.url.startswith((device.url, "data:")) or wrong.append(f"asked {asked.url}"))
+        if clock:
+            page.clock.install()
         page.goto(device.url + path)
         return page
 

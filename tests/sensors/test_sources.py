@@ -1,6 +1,7 @@
 """Live sources: what is recognised in them, and what is said when something is wrong with them."""
 
 import json
+import os
 import random
 import struct
 
@@ -197,6 +198,30 @@ def test_what_is_no_sample_is_refused_and_counts_for_nothing(native, body, statu
     assert answer.status == status, answer
     assert source(device)["samples"] == 0
     check(device.request("/openapi.json").json(), "/api/v1/sources/{name}/samples", "POST", answer)
+
+
+def test_a_sender_that_begins_anew_is_taken_for_one_and_what_comes_late_is_not(native):
+    device = native(models=[EMG_MODEL], config=PUSH)
+    helpers.until(lambda: source(device)["model"] == "emg-loudest", "the source has its model")
+    assert push(device, {"samples": samples(2, 220), "sequence": 0}).json()["taken"] == 220
+    assert push(device, {"samples": samples(4, 100), "sequence": 5}).json() == {"taken": 0, "next": 220, "missing": 0}
+    state(device, "stale")
+    # Behind a silence it is no late one, but another count.
+    assert push(device, {"samples": samples(4, 250), "sequence": 5}).json()["next"] == 255
+    recognised(device, 4)
+    assert push(device, {"samples": samples(6, 250), "sequence": 1 << 40}).json()["next"] == (1 << 40) + 250
+    recognised(device, 6)
+    assert push(device, {"samples": samples(1, 250), "sequence": 7}).json()["taken"] == 250
+    recognised(device, 1)
+    assert push(device, {"samples": samples(1, 1), "sequence": (1 << 53) + 1}).status == 422
+    assert push(device, '{"samples":[' + "[]," * 600_000 + "[]]}").status == 413
+
+
+def test_a_pipe_in_a_recordings_place_is_refused_and_holds_nothing_up(native, tmp_path):
+    os.mkfifo(tmp_path / "arm.npy")
+    device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "recording"\npath = "{tmp_path}/arm.npy"\n')
+    assert "no file" in state(device, "unplugged")["reason"]
+    assert device.stop() == 0
 
 
 def test_only_a_source_of_this_kind_is_pushed_to(native):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import helpers
 import pytest
@@ -168,9 +169,10 @@ def test_who_comes_back_gets_what_it_missed(device):
     assert all(chunk.startswith(b"id: ") for chunk in chunks), chunks
     first = int(chunks[0].split()[1])
     again = Events(device, {"fps": 1}, [("Last-Event-ID", str(first))])
-    ids = [int(chunk.split()[1]) for chunk, _ in zip(again.chunks(), range(4))]
+    chunks = [chunk for chunk, _ in zip(again.chunks(), range(4))]
     again.close()
-    assert ids == list(range(first + 1, first + 5)), "each, and at once"
+    assert [int(chunk.split()[1]) for chunk in chunks] == list(range(first + 1, first + 5)), "each, and at once"
+    assert [json.loads(chunk.split(b"data: ", 1)[1])["frame"] for chunk in chunks] == [0, 1, 2, 3]
 
 
 def clients(device):
@@ -254,6 +256,41 @@ def test_an_unplugged_sensor_is_told_in_the_stream_and_it_goes_on_when_it_is_bac
         assert next(event for event in events if event.get("prediction") == 6)["frame"] == wrong["frame"]
     finally:
         sensor.unplug()
+
+
+def test_a_model_that_is_gone_is_told_in_the_stream_and_it_goes_on_when_it_is_back(native):
+    device = native(models=[EMG_MODEL], config='[[sources]]\nname = "demo"\nkind = "synthetic"\n')
+    helpers.until(lambda: source(device)["predictions"] > 0, device)
+    events = iter(Events(device, {"fps": 20}))
+    assert "prediction" in next(events)
+    assert ask(device, "POST", "/v2/repository/models/emg-loudest/unload").status == 200
+    wrong = next(event for event in events if "error" in event)
+    assert "no model" in wrong["error"], wrong
+    assert source(device)["state"] == "live" and "no model" in source(device)["problem"]
+    assert ask(device, "POST", "/v2/repository/models/emg-loudest/load").status == 200
+    assert "prediction" in next(event for event in events if "error" not in event)
+
+
+def test_the_newest_window_is_there_while_the_model_is_replaced(native):
+    device = native(models=[EMG_MODEL], config='[[sources]]\nname = "demo"\nkind = "synthetic"\n')
+    helpers.until(lambda: ask(device, "POST", "/infer").status == 200, device)
+    gaps = source(device)["gaps"]
+    with ThreadPoolExecutor(1) as pool:
+        replaced = pool.submit(lambda: [ask(device, "POST", "/v2/repository/models/emg-loudest/load").status for _ in range(3)])
+        answers = []
+        while not replaced.done():
+            answers.append(ask(device, "POST", "/infer").status)
+    assert replaced.result() == [200] * 3 and len(answers) > 3
+    assert set(answers) == {200} and source(device)["gaps"] == gaps
+
+
+def test_a_daemon_that_ends_completes_its_streams(native):
+    device = native(models=[EMG_MODEL], config='[[sources]]\nname = "demo"\nkind = "synthetic"\n')
+    helpers.until(lambda: source(device)["predictions"] > 0, device)
+    events = iter(Events(device))
+    next(events)
+    device.process.terminate()
+    assert [event["status"] for event in events][-1] == "completed"
 
 
 def test_a_recording_that_ends_completes_the_stream_once(native, tmp_path):

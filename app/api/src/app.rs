@@ -132,7 +132,8 @@ impl App {
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
             sources,
-            streams: Arc::new(Semaphore::new(limits::STREAMS)),
+            // They never make room for others, so that half of the places stay those of others.
+            streams: Arc::new(Semaphore::new(limits::STREAMS.min(config.max_connections / 2))),
             stream_counts,
             metrics,
             records,

@@ -15,7 +15,7 @@ use crate::{App, Reply, Req, emg};
 use hyper::StatusCode;
 use inferd_hosts::{Served, Ticket};
 use inferd_model::{Manifest, Rung, Task};
-use inferd_sources::live::{Kind, PushError, Source, Spec, State};
+use inferd_sources::live::{Kind, MAX_PUSH_VALUES, PushError, Source, Spec, State};
 use inferd_tasks::NotFinite;
 use inferd_tasks::emg::{EmgPlan, Gesture};
 use inferd_tasks::form::FormError;
@@ -37,6 +37,8 @@ use tokio::sync::{Notify, broadcast};
 const BACKLOG: usize = 64;
 /// Predictions that are kept for who comes back: five seconds at 50 a second.
 const HISTORY: usize = 256;
+/// The longest push: `MAX_PUSH_VALUES` numbers of 24 characters. Parsed on the thread of the endpoint, in some milliseconds.
+const PUSH_BODY: usize = 24 * MAX_PUSH_VALUES;
 /// A source is looked after this often also when nothing comes: a model may have come.
 const LOOK: Duration = Duration::from_millis(500);
 /// From the last sample of a window to its event.
@@ -275,10 +277,15 @@ impl Live {
             return Some((model, Arc::clone(plan)));
         }
         let made = self.plan_for(&manifest);
-        self.source.shape(match &made {
-            Ok((plan, hop)) => Ok((plan.preparation(), plan.timesteps(), *hop)),
-            Err(why) => Err(why.clone()),
-        });
+        let same = matches!((&made, &known.fit), (Ok((new, hop)), Some((_, old, before)))
+            if hop == before && new.timesteps() == old.timesteps() && new.preparation() == old.preparation());
+        // Another edition whose windows are the same goes on with those that are there.
+        if !same {
+            self.source.shape(match &made {
+                Ok((plan, hop)) => Ok((plan.preparation(), plan.timesteps(), *hop)),
+                Err(why) => Err(why.clone()),
+            });
+        }
         match made {
             Ok((plan, hop)) => {
                 known.problem.clear();
@@ -325,10 +332,15 @@ impl Live {
             known.history.pop_front();
         }
         known.history.push_back(Arc::clone(&prediction));
+        // Nobody listens: nobody misses it. Under the lock: who begins to listen has it from the history or from here, not from both.
+        let _ = self.events.send(prediction);
         drop(known);
         self.latency.observe(arrived.elapsed().as_secs_f64());
-        // Nobody listens: nobody misses it.
-        let _ = self.events.send(prediction);
+    }
+
+    /// Why nothing is recognised although samples come; empty while something is.
+    pub(crate) fn problem(&self) -> String {
+        self.known().problem.clone()
     }
 
     /// What was told after this number, as far as it is kept, and then everything as it comes.
@@ -431,8 +443,21 @@ pub(crate) fn newest(
     if view.state != State::Live {
         return Err(refused(if view.reason.is_empty() { view.state.name().to_owned() } else { view.reason }));
     }
-    let Some((_, plan)) = live.plan().filter(|(m, _)| Arc::ptr_eq(m, ticket.manifest())) else {
-        return Err(refused(live.known().problem.clone()));
+    let fits = |ticket: &Ticket| live.plan().filter(|(m, _)| Arc::ptr_eq(m, ticket.manifest()));
+    // Another edition may have come this moment.
+    let found = fits(ticket).or_else(|| {
+        live.fit(app);
+        fits(ticket)
+    });
+    let Some((_, plan)) = found else {
+        return Err(match live.plan() {
+            Some((other, _)) if other.name != ticket.manifest().name => {
+                let why = format!("Value error, the windows of source {} go to another model", live.name());
+                FormError::field("emg_mode", "value_error", why).into()
+            }
+            Some(_) => refused("its model is being replaced this moment".to_owned()),
+            None => refused(live.problem()),
+        });
     };
     if !preprocess {
         unfiltered(&plan)?;
@@ -476,6 +501,10 @@ pub(crate) fn push(app: &App, req: &Req) -> Reply {
         let why = format!("there is no source {}", if harmless { name } else { "of that name" });
         return refused(StatusCode::NOT_FOUND, "not_found", &why);
     };
+    if req.body.len() > PUSH_BODY {
+        let why = format!("a push has at most {PUSH_BODY} bytes");
+        return refused(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", &why);
+    }
     let Some(push) = req.object::<Push>() else {
         let why = "a JSON object is needed: samples, a list of lists of numbers, and sequence, the number of the first one";
         return refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", why);
@@ -495,7 +524,7 @@ pub(crate) fn push(app: &App, req: &Req) -> Reply {
         Err(e @ PushError::TooMany) => {
             refused(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", &e.to_string())
         }
-        Err(e @ (PushError::Shape(_) | PushError::NotFinite)) => {
+        Err(e @ (PushError::Shape(_) | PushError::NotFinite | PushError::Sequence)) => {
             refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", &e.to_string())
         }
     }

@@ -44,6 +44,10 @@ const FIELDS: &[&str] = &["duration_seconds", "use_tensorrt", "fps", "preprocess
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the last event waits for a client that does not read.
 const LAST: Duration = Duration::from_secs(5);
+/// Samples that come and are not recognised for so long are told to the client.
+const UNRECOGNISED: Duration = Duration::from_secs(1);
+/// The longest form: its fields are six short ones.
+const FORM: usize = 16 * 1024;
 /// Latencies that percentiles are of.
 const RECENT: usize = 1024;
 
@@ -107,6 +111,10 @@ pub(crate) fn stream(app: &Arc<App>, req: &Req) -> Reply {
 }
 
 fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
+    if req.body.len() > FORM {
+        let detail = "the form of a stream is much shorter";
+        return Ok(Reply::refusal(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail, true));
+    }
     let form = Form::read(&req.body, FIELDS)?;
     let wish = Wish::of(&form, req)?;
     let tensorrt = form.truth("use_tensorrt")?.unwrap_or(false);
@@ -152,10 +160,12 @@ fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
 
 /// Why a stream ends.
 enum End {
-    /// The client is gone, or the daemon ends: there is nobody to tell.
+    /// The client is gone: there is nobody to tell.
     Silent,
     /// Time is over, or the source.
     Completed,
+    /// The daemon ends: what can be told at once is told.
+    Ending,
 }
 
 /// One client's stream.
@@ -171,7 +181,19 @@ struct Producer {
     /// Frames that were made, and of those the sent ones.
     frame: u64,
     sent: u64,
-    told_state: State,
+    /// When something was last recognised, or the stream began.
+    heard: Instant,
+    told: Told,
+}
+
+/// What a client was last told of how the source does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Well,
+    /// No samples worth the name come.
+    Source(State),
+    /// Samples come, and no model recognises them.
+    Unrecognised,
 }
 
 impl Producer {
@@ -189,23 +211,34 @@ impl Producer {
             due: 0,
             frame: 0,
             sent: 0,
-            told_state: State::Live,
+            heard: Instant::now(),
+            told: Told::Well,
         }
     }
 
     async fn run(mut self) {
-        if let End::Completed = self.frames().await {
-            let took = self.start.elapsed().as_secs_f64();
-            #[allow(clippy::cast_precision_loss)] // frames of one client
-            let fps = if took > 0.0 { self.sent as f64 / took } else { 0.0 };
-            let event = json!({
-                "status": "completed",
-                "total_frames": self.sent,
-                "duration_seconds": (took * 1e3).round() / 1e3,
-                "avg_fps": (fps * 1e2).round() / 1e2,
-            });
-            let _ = tokio::time::timeout(LAST, self.pieces.send(written(&event, None))).await;
+        match self.frames().await {
+            End::Silent => {}
+            End::Completed => {
+                let _ = tokio::time::timeout(LAST, self.pieces.send(self.completed())).await;
+            }
+            End::Ending => {
+                let _ = self.pieces.try_send(self.completed());
+            }
         }
+    }
+
+    fn completed(&self) -> Bytes {
+        let took = self.start.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss)] // frames of one client
+        let fps = if took > 0.0 { self.sent as f64 / took } else { 0.0 };
+        let event = json!({
+            "status": "completed",
+            "total_frames": self.sent,
+            "duration_seconds": (took * 1e3).round() / 1e3,
+            "avg_fps": (fps * 1e2).round() / 1e2,
+        });
+        written(&event, None)
     }
 
     /// When the frame at a place of the grid is due.
@@ -224,6 +257,7 @@ impl Producer {
                 return End::Silent;
             }
             self.count_sent();
+            self.frame += 1;
         }
         let end = self.wish.duration.map(|d| self.start + d);
         let mut newest: Option<Arc<Prediction>> = None;
@@ -235,11 +269,11 @@ impl Producer {
             tokio::select! {
                 biased;
                 () = self.pieces.closed() => return End::Silent,
-                _ = ending.wait_for(|ending| *ending) => return End::Silent,
+                _ = ending.wait_for(|ending| *ending) => return End::Ending,
                 () = sleep_until(end.unwrap_or(self.start)), if end.is_some() => return End::Completed,
                 () = sleep_until(self.at(self.due)), if newest.is_some() => due = newest.take(),
                 event = events.recv() => match event {
-                    Ok(prediction) => newest = Some(prediction),
+                    Ok(prediction) => (newest, self.heard) = (Some(prediction), Instant::now()),
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return End::Completed,
                 },
@@ -258,16 +292,18 @@ impl Producer {
 
     /// Sends a frame, and finds the next place on the grid that lies ahead.
     async fn send(&mut self, prediction: &Arc<Prediction>) {
-        let event = if self.wish.preprocess {
-            self.event(prediction)
+        let (event, is_frame) = if self.wish.preprocess {
+            (self.event(prediction), true)
         } else {
             match self.raw(prediction.number).await {
-                Ok(raw) => self.event(&raw),
-                Err(why) => self.error(&why.to_string()),
+                Ok(raw) => (self.event(&raw), true),
+                Err(why) => (self.error(&why.to_string()), false),
             }
         };
         if self.pieces.try_send(event).is_ok() {
-            self.count_sent();
+            if is_frame {
+                self.count_sent();
+            }
         } else {
             // The one before is still on its way: this client does not keep up.
             self.app.stream_counts.missed.fetch_add(1, Relaxed);
@@ -312,24 +348,32 @@ impl Producer {
         written(&event, None)
     }
 
-    /// Tells that the source is not well any more, once; a comment when nothing else was told for long.
+    /// Tells that the source is not well any more, or that nothing recognises it, once; a comment when nothing else was told
+    /// for long.
     fn look(&mut self, quiet_since: &mut Instant) -> Option<End> {
         let view = self.live.source.view();
         if view.state == State::Over {
             return Some(End::Completed);
         }
-        let well = matches!(view.state, State::Live | State::Starting);
-        let event = if view.state != self.told_state && !well {
-            self.error(&format!("source {}: {}", self.live.name(), view.reason))
+        let problem = self.live.problem();
+        let (now, why) = if !matches!(view.state, State::Live | State::Starting) {
+            (Told::Source(view.state), view.reason)
+        } else if !problem.is_empty() && self.heard.elapsed() > UNRECOGNISED {
+            (Told::Unrecognised, problem)
+        } else {
+            (Told::Well, String::new())
+        };
+        let event = if now != self.told && now != Told::Well {
+            self.error(&format!("source {}: {why}", self.live.name()))
         } else if quiet_since.elapsed() >= limits::HEARTBEAT {
             Bytes::from_static(b": here\n\n")
         } else {
-            self.told_state = if well { view.state } else { self.told_state };
+            self.told = now;
             return None;
         };
         // What could not be told now is told at the next look.
         if self.pieces.try_send(event).is_ok() {
-            (*quiet_since, self.told_state) = (Instant::now(), view.state);
+            (*quiet_since, self.told) = (Instant::now(), now);
         }
         None
     }

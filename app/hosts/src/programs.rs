@@ -3,7 +3,8 @@
 //! Asking an engine runs the constructors of a vendor's library and opens its device, and any of that may crash, hang or print. So
 //! each engine is asked in a process of its own, all at once, with little time and confined as a host of it is, memory included; and one
 //! that does not answer is an engine with a problem: the others are there all the same. Nobody waits for an answer but models that name
-//! that engine. The answer is one line on a pipe that the library does not know.
+//! that engine, and at a start those that come up behind one of them: a bundle's one after another, then the image's. The answer is
+//! one line on a pipe that the library does not know.
 
 use crate::{
     confine::{self, Stage},

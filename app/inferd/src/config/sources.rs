@@ -55,6 +55,17 @@ pub(super) fn read(r: &mut Reader) -> Vec<SourceConfig> {
     if let Some(i) = (1..sources.len()).find(|i| twice(*i)) {
         r.problem(format!("sources: {:?} is the name of two.", sources[i].spec.name));
     }
+    // Two readers of one port would get half of the bytes each.
+    let port = |i: usize| match &sources[i].spec.kind {
+        Kind::Serial { path, .. } => Some(path),
+        _ => None,
+    };
+    if let Some(i) = (1..sources.len()).find(|&i| port(i).is_some() && (0..i).any(|j| port(j) == port(i))) {
+        r.problem(format!(
+            "sources: the serial port of {:?} is that of another one too.",
+            sources[i].spec.name
+        ));
+    }
     sources
 }
 

@@ -353,6 +353,10 @@ fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
     }
     let twice = "[[sources]]\nname = \"a\"\nkind = \"push\"\n".repeat(2);
     assert!(load(&twice, &[]).unwrap_err().to_string().contains("two"));
+    let port =
+        |name: &str| format!("[[sources]]\nname = \"{name}\"\nkind = \"serial\"\npath = \"/dev/ttyACM0\"\n");
+    let shared = load(&(port("a") + &port("b")), &[]).unwrap_err().to_string();
+    assert!(shared.contains("port of \"b\""), "{shared}");
     assert!(load("sources = 3\n", &[]).unwrap_err().to_string().contains("up to 8 tables"));
 }
 

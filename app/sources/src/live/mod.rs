@@ -26,6 +26,7 @@ use crate::window::{self, Window, Windows};
 use crate::{MAX_CHANNELS, Micros};
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,10 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const PUSH_STALE: Micros = Micros::from_millis(1000);
 /// The most values of one push: 4096 samples of 16 channels, two seconds.
 pub const MAX_PUSH_VALUES: usize = 1 << 16;
+/// The highest number of a pushed sample: what a client in JavaScript counts to exactly.
+pub const MAX_SEQUENCE: u64 = 1 << 53;
+/// A number that lies farther back than this is that of a sender that has begun anew, as on a serial port.
+const BEGUN_ANEW: u64 = 1 << 16;
 
 /// What is wrong with a source, or that nothing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +148,9 @@ pub enum PushError {
     /// A value that is no number.
     #[error("a value is not a finite number")]
     NotFinite,
+    /// A number beyond what any sensor counts to.
+    #[error("sequence is at most {MAX_SEQUENCE}")]
+    Sequence,
 }
 
 /// What became of a push.
@@ -316,6 +324,7 @@ impl Source {
             Link::Unplugged(why) => (State::Unplugged, why.clone()),
             Link::Misfit(why) => (State::Misfit, why.clone()),
             Link::Over => (State::Over, "the recording is over".to_owned()),
+            Link::Opening => (State::Starting, String::new()),
             _ if feed.misfit.is_some() => (State::Misfit, feed.misfit.clone().unwrap_or_default()),
             Link::Line(verdict) if !flows => {
                 let state = match verdict {
@@ -350,7 +359,8 @@ impl Source {
     }
 
     /// Takes samples of a source of kind push: their values, sample by sample. `first` is the number of the first one; without
-    /// it they continue what came before, unless nothing has come for a second. Number 0 begins anew.
+    /// it they continue what came before, unless nothing has come for a second. Number 0 begins anew, and one that lies back, by
+    /// more than 65,536 or after a second of silence.
     ///
     /// # Errors
     /// [`PushError`] when none is taken.
@@ -368,22 +378,31 @@ impl Source {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(PushError::NotFinite);
         }
+        if first.is_some_and(|first| first > MAX_SEQUENCE) {
+            return Err(PushError::Sequence);
+        }
         let (now, at) = (Instant::now(), self.shared.now());
         let mut feed = self.shared.lock();
         let next = feed.last.map_or(0, |(next, _)| next);
         let paused = feed.arrived.is_some_and(|t| t.elapsed() > Duration::from_micros(PUSH_STALE.0));
-        let anew = first == Some(0) || (first.is_none() && paused);
         let from = first.unwrap_or(next);
+        let back = next.saturating_sub(from);
+        let anew =
+            first == Some(0) || (first.is_none() && paused) || back > BEGUN_ANEW || (back > 0 && paused);
         let missing = if anew { 0 } else { from.saturating_sub(next) * u64::from(feed.last.is_some()) };
+        let mut taken = 0;
         for (sequence, sample) in (from..).zip(values.chunks_exact(spec.channels)) {
             let anew = anew && sequence == from;
-            feed.sample(sequence, spec.rate.offset(sequence), at, anew, sample);
+            taken += usize::from(feed.sample(sequence, spec.rate.offset(sequence), at, anew, sample));
         }
-        feed.arrived = Some(now);
+        // What was there before is no sign of life; where no model wants any, coming is all that samples can do.
+        if taken > 0 || feed.pipe.is_none() {
+            feed.arrived = Some(now);
+        }
         let next = feed.last.map_or(0, |(next, _)| next);
         drop(feed);
         (self.shared.wake)();
-        Ok(Taken { samples: values.len() / spec.channels, next, missing })
+        Ok(Taken { samples: taken, next, missing })
     }
 }
 
@@ -399,12 +418,12 @@ impl Drop for Source {
 }
 
 impl Feed {
-    /// Takes a sample into the ring, filtered; nothing is filtered across a gap.
-    fn sample(&mut self, sequence: u64, time: Micros, arrived: Micros, anew: bool, values: &[f32]) {
+    /// Takes a sample into the ring, filtered; nothing is filtered across a gap. Whether it was taken.
+    fn sample(&mut self, sequence: u64, time: Micros, arrived: Micros, anew: bool, values: &[f32]) -> bool {
         self.counts.received += 1;
-        let Some(pipe) = &mut self.pipe else { return };
+        let Some(pipe) = &mut self.pipe else { return false };
         let mut sample = [0.0; MAX_CHANNELS];
-        let Some(sample) = sample.get_mut(..values.len()) else { return };
+        let Some(sample) = sample.get_mut(..values.len()) else { return false };
         sample.copy_from_slice(values);
         let follows = self.last.is_some_and(|(next, before)| {
             sequence == next && time >= before && time - before <= pipe.windows.settings().max_step
@@ -415,15 +434,17 @@ impl Feed {
         if self.last.is_some_and(|(next, _)| sequence < next) && !anew {
             // Told by the ring that it is old; the filters must not see it.
             pipe.windows.push(sequence, time, arrived, sample);
-            return;
+            return false;
         }
         if anew || !follows {
             pipe.filters.reset();
         }
         pipe.filters.filter(sample);
-        if pipe.windows.push(sequence, time, arrived, sample).is_taken() {
+        let taken = pipe.windows.push(sequence, time, arrived, sample).is_taken();
+        if taken {
             self.last = Some((sequence + 1, time));
         }
+        taken
     }
 }
 
@@ -462,14 +483,12 @@ impl Shared {
             }
             Kind::Recording { path, looped } => {
                 let mut retry = FIRST_RETRY;
+                let mut refused = None;
                 let recording = loop {
-                    let read = File::open(path).map_err(|e| e.to_string()).and_then(|file| {
-                        Recording::read(io::BufReader::new(file), &Limits::default())
-                            .map_err(|e| e.to_string())
-                    });
-                    match read {
-                        Ok(recording) => break recording,
-                        Err(why) => self.set(Link::Unplugged(format!("{}: {why}", path.display()))),
+                    match read_recording(path, &mut refused) {
+                        Some(Ok(recording)) => break recording,
+                        Some(Err(why)) => self.set(Link::Unplugged(format!("{}: {why}", path.display()))),
+                        None => {}
                     }
                     if self.ends_within(retry) {
                         return;
@@ -541,6 +560,28 @@ impl Shared {
             }
         }
     }
+}
+
+/// A file's length and when it was last written.
+type Written = (u64, Option<std::time::SystemTime>);
+
+/// Reads a recording, unless it is the file that was `refused` before: reading may take long. Nothing but a file is opened: a
+/// pipe would be waited for.
+fn read_recording(path: &Path, refused: &mut Option<Written>) -> Option<Result<Recording, String>> {
+    let about = match std::fs::metadata(path) {
+        Ok(about) if about.is_file() => about,
+        Ok(_) => return Some(Err("this is no file".to_owned())),
+        Err(e) => return Some(Err(e.to_string())),
+    };
+    let written = (about.len(), about.modified().ok());
+    if *refused == Some(written) {
+        return None;
+    }
+    let read = File::open(path).map_err(|e| e.to_string()).and_then(|file| {
+        Recording::read(io::BufReader::new(file), &Limits::default()).map_err(|e| e.to_string())
+    });
+    *refused = read.is_err().then_some(written);
+    Some(read)
 }
 
 fn sum(a: &window::Counts, b: &window::Counts) -> window::Counts {
