@@ -94,7 +94,7 @@ def test_what_does_not_fit_the_model_is_422_and_names_the_field(emg, change, fie
 
 def test_the_models_there_are_are_named_to_who_asks_for_another(emg):
     detail = infer(emg, {"model_type": "SpikingTCN", "window": window()}).json()["detail"][0]
-    assert detail["msg"] == "Input should be 'tcn', 'emg-loudest'"
+    assert detail["msg"] == "Input should be 'emg-loudest', 'tcn'"
 
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "1e400"])

@@ -182,8 +182,10 @@ pub(crate) fn choose(app: &App, form: &Form) -> Result<Arc<Served>, Failure> {
     };
     let found = models.iter().find(|m| called(m).into_iter().flatten().any(|name| bare(&name) == wanted));
     found.cloned().ok_or_else(|| {
-        let names: Vec<_> =
+        let mut names: Vec<_> =
             models.iter().flat_map(|m| called(m)).flatten().map(|n| format!("'{n}'")).collect();
+        names.sort_unstable();
+        names.dedup();
         FormError::field(field, "enum", format!("Input should be {}", names.join(", "))).into()
     })
 }

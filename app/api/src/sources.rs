@@ -263,7 +263,10 @@ impl Live {
         let Some(model) = self.model(app) else {
             let mut known = self.known();
             known.problem = match &self.config.model {
-                Some(name) => format!("model {name} of task emg-classifier is not loaded"),
+                Some(name) if app.hosts.get(name).is_some() => {
+                    format!("model {name} is of another task than emg-classifier")
+                }
+                Some(name) => format!("model {name} is not loaded"),
                 None => "no model of task emg-classifier is loaded".to_owned(),
             };
             known.fit = None;
@@ -510,7 +513,9 @@ pub(crate) fn push(app: &App, req: &Req) -> Reply {
         return refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", why);
     };
     let channels = live.config.spec.channels;
-    let taken = if push.samples.iter().all(|s| s.len() == channels) {
+    let taken = if live.config.spec.kind != Kind::Push {
+        Err(PushError::Kind)
+    } else if push.samples.iter().all(|s| s.len() == channels) {
         live.source.push(push.sequence, &push.samples.concat())
     } else {
         Err(PushError::Shape(channels))

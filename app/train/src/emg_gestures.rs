@@ -234,7 +234,7 @@ pub fn write(net: &Tcn, seed: u64, quality: &[Measured], dir: &Path) -> Result<M
         engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
         variants: Vec::new(),
         engine_versions: std::collections::BTreeMap::new(),
-        budget: Budget { memory_mib: 64, deadline_ms: 250, queue: None, workers: None },
+        budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
         onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
         golden: GoldenRef {
             file: GOLDEN_FILE.to_owned(),

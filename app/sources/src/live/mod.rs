@@ -332,6 +332,8 @@ impl Source {
                     Verdict::NotFrames | Verdict::OtherVersion => State::NotFrames,
                     _ => State::Stale,
                 };
+                // What it was like while it came is no reason why it does not.
+                let verdict = if *verdict == Verdict::Good { Verdict::Silent } else { *verdict };
                 (state, verdict.sentence().to_owned())
             }
             Link::Line(verdict @ Verdict::Noisy) => (State::Live, verdict.sentence().to_owned()),
@@ -341,6 +343,9 @@ impl Source {
                 let kind = &self.shared.spec.kind;
                 let why = match kind {
                     Kind::Push => "nobody pushes samples",
+                    Kind::Synthetic { .. } | Kind::Recording { .. } => {
+                        "this device is too busy to play it at its rate"
+                    }
                     _ => Verdict::Silent.sentence(),
                 };
                 (State::Stale, why.to_owned())
