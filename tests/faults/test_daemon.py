@@ -88,6 +88,7 @@ def test_an_impatient_client_does_not_cost_others_their_host(native, walk, patie
 
 def test_a_host_over_its_memory_cap_costs_one_request_and_the_daemon_nothing(native, walk):
     daemon = native(models=[IMU, MODELS / "fault-alloc"])
+    eventually(lambda: daemon.request("/v2/models/fault-alloc/ready").status == 200, "the other model serves too")
     shape = daemon.request("/v2/models/fault-alloc").json()["inputs"][0]
     n = (shape["datatype"], shape["shape"], [1 << 30])
     daemon_pid = daemon.process.pid
@@ -113,6 +114,7 @@ def test_a_panic_costs_one_request_and_not_the_host(native):
 
 def test_an_engine_that_keeps_failing_rests_and_is_tried_again(native, walk):
     daemon = native(models=[IMU, MODELS / "fault-panic"], config="[hosts]\nbreaker_pause_s = 5\n")
+    eventually(lambda: daemon.request("/v2/models/fault-panic/ready").status == 200, "the other model serves too")
     least = -(2**31)
 
     def panics():
@@ -145,6 +147,7 @@ def test_an_engine_that_keeps_failing_rests_and_is_tried_again(native, walk):
 
 def test_an_input_that_ends_hosts_is_refused_the_third_time(native, walk):
     daemon = native(models=[IMU, MODELS / "fault-alloc"])
+    eventually(lambda: daemon.request("/v2/models/fault-alloc/ready").status == 200, "the other model serves too")
     shape = daemon.request("/v2/models/fault-alloc").json()["inputs"][0]
 
     def allocate(n):
@@ -165,6 +168,7 @@ def test_an_input_that_ends_hosts_is_refused_the_third_time(native, walk):
 
 def test_an_endless_inference_ends_with_its_host_and_others_go_on(native, walk):
     daemon = native(models=[IMU, MODELS / "fault-slow"])
+    eventually(lambda: daemon.request("/v2/models/fault-slow/ready").status == 200, "the other model serves too")
     before = host_pid(daemon, "fault-slow")
     answers = []
     client = threading.Thread(target=lambda: answers.append(slow(daemon, 2**30)))
