@@ -105,6 +105,7 @@ impl<'a> Network<'a> {
                 7 if graph.is_some() => return Err("it holds two graphs".into()),
                 7 => graph = Some(Graph::parse(field.bytes()?, 0)?),
                 8 => network.opsets.push(opset(field.bytes()?)?),
+                14 => pair(field.bytes()?)?,
                 // Functions of the model itself: the loader does not know them and would fail at their first use.
                 25 => return Err("it defines functions of its own; inline them first".into()),
                 _ => {}
@@ -217,6 +218,7 @@ impl<'a> Constant<'a> {
                 8 => constant.name = field.text()?,
                 9 => constant.raw = Some(field.bytes()?),
                 10 => field.doubles(&mut constant.doubles)?,
+                13 => pair(field.bytes()?)?,
                 14 => constant.external = field.int()? != 0,
                 _ => {}
             }
@@ -320,6 +322,18 @@ fn dimension(bytes: &[u8]) -> Result<Dim<'_>, Damage> {
     }
     // Some exporters write a dynamic batch as -1.
     Ok(if matches!(dim, Dim::Fixed(..0)) { Dim::Dynamic("") } else { dim })
+}
+
+/// `StringStringEntryProto`, which nobody here asks for: the loader reads it, and would never come to its end where a length
+/// goes beyond it.
+fn pair(bytes: &[u8]) -> Result<(), Damage> {
+    for field in Fields::of(bytes, "key and value") {
+        let field = field?;
+        if matches!(field.number, 1 | 2) {
+            field.text()?;
+        }
+    }
+    Ok(())
 }
 
 fn opset(bytes: &[u8]) -> Result<(&str, i64), Damage> {
@@ -527,6 +541,13 @@ mod tests {
         // A length near 2^64 must not wrap.
         let file = [&[0x3a][..], &[0xff; 9], &[0x01]].concat();
         assert!(Network::parse(&file).unwrap_err().contains("a model is cut short"));
+        // Also in what is not asked for but read by the loader: model { metadata_props: 2 bytes { key: claims 127 bytes } },
+        // and the same as a constant's external data.
+        let wrong = [0x0a, 0x7f];
+        let told = Network::parse(&[&[0x72, 0x02][..], &wrong].concat()).unwrap_err();
+        assert!(told.contains("a key and value is cut short"), "{told}");
+        let told = Network::parse(&[&[0x3a, 0x06, 0x2a, 0x04, 0x6a, 0x02][..], &wrong].concat()).unwrap_err();
+        assert!(told.contains("a key and value is cut short"), "{told}");
     }
 
     #[test]
