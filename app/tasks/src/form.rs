@@ -4,7 +4,7 @@
 //! string and a string as nothing else. What is wrong is told in FastAPI's words, without the value. No value is kept that
 //! is not a number, a truth or a text of at most [`LONGEST`] bytes: a hostile body costs a walk and nothing else.
 
-use crate::window::{Step, WindowError, detail, mark_non_finite, syntax, text_of};
+use crate::window::{Key, Step, WindowError, detail, mark_non_finite, syntax, text_of};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
@@ -243,7 +243,9 @@ impl<'de> Visitor<'de> for Object {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found: Vec<(&'static str, Scalar)> = Vec::new();
-        while let Some(key) = map.next_key_seed(Key(self.0))? {
+        while let Some(key) =
+            map.next_key_seed(Key(|key: &str| self.0.iter().find(|name| **name == key).copied()))?
+        {
             let value = map.next_value_seed(Value)?;
             if let Some(key) = key {
                 found.retain(|(k, _)| *k != key);
@@ -274,25 +276,6 @@ impl<'de> Visitor<'de> for Object {
     }
     fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
         Ok(None)
-    }
-}
-
-struct Key(&'static [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Option<&'static str>;
-    fn deserialize<D: Deserializer<'de>>(self, de: D) -> Result<Self::Value, D::Error> {
-        de.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key {
-    type Value = Option<&'static str>;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-    fn visit_str<E: Error>(self, v: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().find(|name| **name == v).copied())
     }
 }
 

@@ -4,14 +4,14 @@
 //! made with rest between them, under noise, hum and drift that differ from session to session. Windows are cut anywhere,
 //! also where one gesture becomes another; the target of such a window is the share that each gesture has in it.
 
-use crate::directory::{self, GOLDEN_FILE, ONNX_FILE, WriteError, bytes, digest, round, size};
+use crate::directory::{self, WriteError, bytes, round, size};
 use crate::head::Link;
 use crate::net::{Answer, Tcn};
 use crate::onnx::{Border, to_onnx};
 use crate::training::{self, Confusion, Example, Round, Schedule, normalized};
 use inferd_model::{
-    Accuracy, Budget, Channels, DType, EmgFilter, EmgScaling, EmgTask, EngineKind, FileRef, GoldenCase,
-    GoldenRef, GoldenWriter, Limit, Manifest, ModelName, Normalization, Provenance, SCHEMA, Task, TensorSpec,
+    Accuracy, Channels, DType, EmgFilter, EmgScaling, EmgTask, GoldenCase, GoldenWriter, Limit, Manifest,
+    Normalization, Provenance, Task, TensorSpec,
 };
 use inferd_sources::prepare::{Filter, Preparation, Scaling};
 use inferd_sources::random::Random;
@@ -224,25 +224,9 @@ pub fn write(net: &Tcn, seed: u64, quality: &[Measured], dir: &Path) -> Result<M
     let (inputs, outputs) =
         (vec![input], vec![output(FEATURES_OUTPUT, net.latent.bias.len()), output(LOGITS_OUTPUT, GESTURES)]);
     let golden = golden(net, &normalization)?.to_bytes(&inputs, &outputs)?;
+    let summary = "A tenth of a second of sixteen electrodes around a forearm to seven gestures; trained on synthetic EMG";
+    let what = ("emg-gestures", Task::EmgClassifier, summary);
     let manifest = Manifest {
-        schema: SCHEMA,
-        name: ModelName::new("emg-gestures")?,
-        version: "1.0.0".to_owned(),
-        task: Task::EmgClassifier,
-        summary: "A tenth of a second of sixteen electrodes around a forearm to seven gestures; trained on synthetic EMG"
-            .to_owned(),
-        engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
-        variants: Vec::new(),
-        engine_versions: std::collections::BTreeMap::new(),
-        budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
-        onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
-        golden: GoldenRef {
-            file: GOLDEN_FILE.to_owned(),
-            sha256: digest(&golden),
-            cosine: 0.9999,
-            max_abs: 1e-3,
-        },
-        imu: None,
         emg: Some(EmgTask {
             logits: LOGITS_OUTPUT.to_owned(),
             labels: Gesture::ALL.map(|g| g.name().to_owned()).to_vec(),
@@ -265,6 +249,7 @@ pub fn write(net: &Tcn, seed: u64, quality: &[Measured], dir: &Path) -> Result<M
         accuracy: quality.iter().map(Measured::accuracy).collect(),
         inputs,
         outputs,
+        ..directory::manifest(what, &onnx, &golden, 1e-3)?
     }
     .validated()?;
     directory::write(dir, &manifest, &onnx, &golden)?;

@@ -1,6 +1,6 @@
 //! The appliance's default model, `imu-motion`: what it is called, what goes in and out, and its directory.
 
-use crate::directory::{self, GOLDEN_FILE, ONNX_FILE, WriteError, bytes, digest, round, size};
+use crate::directory::{self, WriteError, bytes, round, size};
 use crate::head::Link;
 use crate::motion::{
     CHANNEL_NAMES, CHANNEL_UNITS, CHANNELS, Conditions, Motion, MotionStream, RATE_HZ, STEPS, Sample,
@@ -9,8 +9,8 @@ use crate::net::{Answer, Tcn};
 use crate::onnx::{Border, to_onnx};
 use crate::training::{self, Confusion, Example, Round, Schedule, normalized, ratio};
 use inferd_model::{
-    Accuracy, Budget, Channels, DType, EngineKind, FileRef, GoldenCase, GoldenRef, GoldenWriter, ImuTask,
-    Limit, Manifest, ModelName, Motif, Normalization, Provenance, SCHEMA, Task, TensorSpec,
+    Accuracy, Channels, DType, GoldenCase, GoldenWriter, ImuTask, Limit, Manifest, Motif, Normalization,
+    Provenance, Task, TensorSpec,
 };
 use inferd_sources::random::Random;
 use ndarray::Array1;
@@ -180,25 +180,10 @@ pub fn write(
     let onnx = to_onnx(net, &border, "imu_motion", doc);
     let (inputs, outputs) = (vec![input()], outputs());
     let golden = golden(net)?.to_bytes(&inputs, &outputs)?;
+    let summary = "One second of a collar's nine-axis sensor to a latent vector and the scores of 12 motions; trained \
+                  on synthetic motion";
+    let what = ("imu-motion", Task::ImuEncoder, summary);
     let manifest = Manifest {
-        schema: SCHEMA,
-        name: ModelName::new("imu-motion")?,
-        version: "1.0.0".to_owned(),
-        task: Task::ImuEncoder,
-        summary: "One second of a collar's nine-axis sensor to a latent vector and the scores of 12 motions; trained \
-                  on synthetic motion"
-            .to_owned(),
-        engines: vec![EngineKind::Ort.into(), EngineKind::Cpu.into()],
-        variants: Vec::new(),
-        engine_versions: std::collections::BTreeMap::new(),
-        budget: Budget { memory_mib: 64, deadline_ms: 1000, queue: None, workers: None },
-        onnx: FileRef { file: ONNX_FILE.to_owned(), sha256: digest(&onnx) },
-        golden: GoldenRef {
-            file: GOLDEN_FILE.to_owned(),
-            sha256: digest(&golden),
-            cosine: 0.9999,
-            max_abs: 1e-4,
-        },
         imu: Some(ImuTask {
             latent: LATENT_OUTPUT.to_owned(),
             motif: Some(Motif::Output {
@@ -206,7 +191,6 @@ pub fn write(
                 labels: Motion::ALL.map(|m| m.name().to_owned()).to_vec(),
             }),
         }),
-        emg: None,
         provenance: Some(Provenance {
             source: format!(
                 "Trained by inferd-train {} (imu-motion --seed {seed}) on synthetic motion; no recording of an animal \
@@ -221,6 +205,7 @@ pub fn write(
         accuracy: accuracy(usual, hard),
         inputs,
         outputs,
+        ..directory::manifest(what, &onnx, &golden, 1e-4)?
     }
     .validated()?;
     directory::write(dir, &manifest, &onnx, &golden)?;

@@ -5,8 +5,8 @@ mod parse;
 
 pub use error::{Place, WindowError};
 pub(crate) use error::{Step, detail};
+pub(crate) use parse::{Key, mark_non_finite, syntax, text_of};
 pub use parse::{Numbers, WindowKey};
-pub(crate) use parse::{mark_non_finite, syntax, text_of};
 
 use inferd_model::TensorSpec;
 

@@ -217,7 +217,7 @@ impl<'de> Visitor<'de> for Body<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let window = self.0;
         window.object = true;
-        while let Some(key) = map.next_key_seed(Key(window.key))? {
+        while let Some(key) = map.next_key_seed(Key(|key: &str| window.key.accepts(key)))? {
             match key {
                 Some(key) => {
                     window.found = Some(Found {
@@ -242,23 +242,23 @@ impl<'de> Visitor<'de> for Body<'_, '_> {
     otherwise!(seq);
 }
 
-/// A key of the body: its spelling when it holds the window.
-struct Key(WindowKey);
+/// A key of an object: what the function makes of it.
+pub(crate) struct Key<F>(pub F);
 
-impl<'de> DeserializeSeed<'de> for Key {
+impl<'de, F: FnOnce(&str) -> Option<&'static str>> DeserializeSeed<'de> for Key<F> {
     type Value = Option<&'static str>;
     fn deserialize<D: Deserializer<'de>>(self, de: D) -> Result<Self::Value, D::Error> {
         de.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Key {
+impl<F: FnOnce(&str) -> Option<&'static str>> Visitor<'_> for Key<F> {
     type Value = Option<&'static str>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
     fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.accepts(key))
+        Ok((self.0)(key))
     }
 }
 
