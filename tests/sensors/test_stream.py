@@ -246,7 +246,7 @@ def test_an_unplugged_sensor_is_told_in_the_stream_and_it_goes_on_when_it_is_bac
         sensor.plug()
         device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "serial"\npath = "{sensor.path}"\n')
         helpers.until(lambda: source(device)["predictions"] > 0, device)
-        events = iter(Events(device, {"fps": 20, "emg_mode": "realtime"}))
+        events = iter(Events(device, {"fps": 20, "emg_mode": "realtime", "duration_seconds": 30}))
         assert next(events)["prediction"] == 2
         sensor.unplug()
         wrong = next(event for event in events if "error" in event)
@@ -261,7 +261,8 @@ def test_an_unplugged_sensor_is_told_in_the_stream_and_it_goes_on_when_it_is_bac
 def test_a_model_that_is_gone_is_told_in_the_stream_and_it_goes_on_when_it_is_back(native):
     device = native(models=[EMG_MODEL], config='[[sources]]\nname = "demo"\nkind = "synthetic"\n')
     helpers.until(lambda: source(device)["predictions"] > 0, device)
-    events = iter(Events(device, {"fps": 20}))
+    # With an end, so that what is never told is seen to be.
+    events = iter(Events(device, {"fps": 20, "duration_seconds": 30}))
     assert "prediction" in next(events)
     assert ask(device, "POST", "/v2/repository/models/emg-loudest/unload").status == 200
     wrong = next(event for event in events if "error" in event)
