@@ -133,6 +133,11 @@ impl WorkerBlock {
         let bytes = |v: &AtomicI64| u64::try_from(v.load(Relaxed)).unwrap_or(0);
         (bytes(&self.live), bytes(&self.peak), self.requests.load(Relaxed), self.panics.load(Relaxed))
     }
+
+    /// Whether it has taken a request and not finished it.
+    pub fn is_busy(&self) -> bool {
+        self.started_ns.load(Relaxed) != 0
+    }
 }
 
 /// How a host's device is. Numbers only, so whatever is written there is a number.

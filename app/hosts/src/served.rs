@@ -182,6 +182,8 @@ pub struct WorkerSnapshot {
     pub peak_bytes: u64,
     /// Inferences it ran.
     pub requests: u64,
+    /// Whether it runs one now.
+    pub busy: bool,
 }
 
 /// Fixed-bucket histograms in seconds, registered by the api under its names.
@@ -345,7 +347,7 @@ impl Served {
             snapshot.device = ring.device().load();
             let worker = |i| {
                 let (live_bytes, peak_bytes, requests, _) = ring.worker(i).read();
-                WorkerSnapshot { live_bytes, peak_bytes, requests }
+                WorkerSnapshot { live_bytes, peak_bytes, requests, busy: ring.worker(i).is_busy() }
             };
             snapshot.workers = (0..host.workers).map(worker).collect();
         }
