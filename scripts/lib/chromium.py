@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import places
 from steps import Failure, main, run, say, step
 
 NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -12,9 +13,15 @@ PACKAGE = "chromium-headless-shell"
 def program():
     """The browser: `$INFERD_BROWSER`, one on the path, or, as root on Debian, one that is installed now."""
     chosen = os.environ.get("INFERD_BROWSER")
-    found = chosen or next(filter(None, map(shutil.which, NAMES)), None)
-    if found:
-        return found
+    with places.locked(places.cache() / "chromium"):
+        return chosen or _found() or _installed()
+
+
+def _found():
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def _installed():
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise Failure(f"the page for people is tested in a browser; as root: apt-get install {PACKAGE}, or set INFERD_BROWSER")
     with step(f"Installing {PACKAGE} with apt-get (the page for people is tested in a browser)"):

@@ -81,7 +81,7 @@ class Machine:
     def __init__(
         self, board, image, *, port=None, tls_port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
         serial=None, dhcp=True, clock=None, restarts=False, write_speed=None, early=None,
-        initramfs=None, cmdline=None, devices=(),
+        initramfs=None, cmdline=None, devices=(), sensors=None,
     ):
         """`port`: where on this machine's loopback interface the appliance is reached; `tls_port`: and where over TLS.
         `slot`: boot `b` instead of `a`.
@@ -89,12 +89,13 @@ class Machine:
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
         instead of ending QEMU. `write_speed`: bytes per second that its medium takes. `early`: the text of another /init for
-        its initramfs. `initramfs`, `cmdline`: used in place of the image's own. `devices`: what else is plugged in, as QEMU names it."""
+        its initramfs. `initramfs`, `cmdline`: used in place of the image's own. `devices`: what else is plugged in, as QEMU names it.
+        `sensors`: serial ports of this machine by name; each is at the far side of a serial adapter on USB, plugged in from the start."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
         self.clock, self.restarts, self.write_speed, self.early = clock, restarts, write_speed, early
-        self.initramfs, self.cmdline, self.devices = initramfs, cmdline, devices
+        self.initramfs, self.cmdline, self.devices, self.sensors = initramfs, cmdline, devices, sensors or {}
         self.port, self.tls_port = port or free_port(), tls_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -172,6 +173,16 @@ class Machine:
     def network(self, plugged):
         """Plugs the network cable in, or pulls it."""
         self.qmp.execute("set_link", name="net", up=plugged)
+
+    def plug(self, sensor):
+        """Plugs the serial adapter of this sensor in."""
+        self.qmp.execute("device_add", **_adapter(sensor))
+
+    def unplug(self, sensor):
+        """Pulls the serial adapter of this sensor out."""
+        gone = len(self.qmp.told("DEVICE_DELETED"))
+        self.qmp.execute("device_del", id=_adapter(sensor)["id"])
+        self.qmp.wait_for("DEVICE_DELETED", gone + 1, 30)
 
     def throttle_writes(self, bytes_per_second):
         """From now on its medium takes so many bytes in a second; 0 is as many as come. Not with `write_log`."""
@@ -279,6 +290,10 @@ class Machine:
             command += ["-device", "virtio-serial-pci", "-chardev", shell, "-device", "virtconsole,chardev=shell"]
         for device in self.devices:
             command += ["-device", device]
+        if self.sensors:
+            command += ["-device", "qemu-xhci,id=usb"]
+        for name, port in self.sensors.items():
+            command += ["-chardev", f"serial,id={name},path={port}", "-device", json.dumps(_adapter(name))]
         for number, stick in enumerate(self.sticks):
             command += ["-drive", f"if=none,id=stick{number},format=raw,file={stick},readonly=on"]
             command += ["-device", f"virtio-blk-pci,drive=stick{number}"]
@@ -417,6 +432,11 @@ class Monitor:
         with self.changed:
             self.ended = True
             self.changed.notify_all()
+
+
+def _adapter(sensor):
+    """A serial adapter on USB, as QEMU is told of one."""
+    return {"driver": "usb-serial", "bus": "usb.0", "id": f"adapter-{sensor}", "chardev": sensor}
 
 
 def readiness(url):

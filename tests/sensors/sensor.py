@@ -1,6 +1,7 @@
 """A microcontroller on a serial port, and recordings whose gesture is known."""
 
 import ctypes
+import itertools
 import os
 import subprocess
 import threading
@@ -26,13 +27,14 @@ def encoder(folder):
 
 
 class Sensor:
-    """Sends frames of 16 channels at 2 kHz for as long as it is plugged in; `path` is where the port appears."""
+    """Sends frames of 16 channels at 2 kHz for as long as it is plugged in; `path` is where the port appears. They hold one
+    loud channel, or `signal` over and over: integers, 16 a row, rows by the ten."""
 
     def __init__(self, folder, encode):
         self.path = folder / "port"
         self.encode = encode
         self.gesture, self.channels, self.sending, self.skip = 0, 16, True, 0
-        self.garbage = b""
+        self.garbage, self.signal = b"", None
         self.master = self.thread = None
         self.sequence = 0
         self.lock = threading.Lock()
@@ -60,9 +62,14 @@ class Sensor:
 
     def _frame(self):
         out = (ctypes.c_uint8 * 1042)()
-        row = [0] * self.channels
-        row[self.gesture] = 20
-        values = (ctypes.c_int16 * (self.channels * STEPS))(*(row * STEPS))
+        if self.signal is None:
+            row = [0] * self.channels
+            row[self.gesture] = 20
+            rows = [row] * STEPS
+        else:
+            at = self.sequence // STEPS * STEPS % len(self.signal)
+            rows = self.signal[at : at + STEPS].tolist()
+        values = (ctypes.c_int16 * (self.channels * STEPS))(*itertools.chain(*rows))
         at = self.sequence * 1_000_000 // RATE & 0xFFFFFFFF
         length = self.encode(out, 1042, self.sequence & 0xFFFFFFFF, at, self.channels, STEPS, 0, values)
         return bytes(out[:length])
