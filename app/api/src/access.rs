@@ -260,7 +260,8 @@ fn given(req: &Req) -> Option<&str> {
         let (scheme, token) = req.header(&header::AUTHORIZATION)?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     };
-    req.headers.get("x-api-key").and_then(|v| v.to_str().ok()).or_else(bearer)
+    let socket = || crate::socket::key(&req.headers);
+    req.headers.get("x-api-key").and_then(|v| v.to_str().ok()).or_else(bearer).or_else(socket)
 }
 
 /// Whether the request comes from a program, or from a page this endpoint served under a local name (an attacker's name may

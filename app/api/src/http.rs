@@ -158,6 +158,8 @@ pub struct Reply {
     pub body: Bytes,
     /// A body that comes piece by piece instead (`body` is empty then). It is never compressed.
     pub stream: Option<Box<Stream>>,
+    /// What goes on after a 101.
+    pub(crate) socket: Option<Box<crate::socket::Session>>,
     /// What went wrong, for metrics and the log; `None` for a success.
     pub error: Option<&'static str>,
 }
@@ -169,14 +171,17 @@ pub struct Stream {
     /// A piece has just been given: it is written before the next one is asked for.
     given: bool,
     /// Kept for as long as the connection holds the stream: a place among a bounded number.
-    _place: tokio::sync::OwnedSemaphorePermit,
+    _place: Box<dyn std::fmt::Debug + Send + Sync>,
 }
 
 impl Stream {
     /// A stream of these pieces that holds this place.
     #[must_use]
-    pub fn new(pieces: tokio::sync::mpsc::Receiver<Bytes>, place: tokio::sync::OwnedSemaphorePermit) -> Self {
-        Self { pieces, given: false, _place: place }
+    pub fn new(
+        pieces: tokio::sync::mpsc::Receiver<Bytes>,
+        place: impl std::fmt::Debug + Send + Sync + 'static,
+    ) -> Self {
+        Self { pieces, given: false, _place: Box::new(place) }
     }
 }
 
@@ -248,7 +253,7 @@ impl Reply {
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Self { status, headers, body: body.into(), stream: None, error: None }
+        Self { status, headers, body: body.into(), stream: None, socket: None, error: None }
     }
 
     /// `application/json` from bytes that already are JSON.

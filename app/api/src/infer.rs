@@ -76,6 +76,8 @@ pub(crate) enum Failure {
     Engine(String),
     #[error("{0}")]
     Source(String),
+    #[error("{0}")]
+    Crowded(&'static str),
     #[error(transparent)]
     Infer(#[from] InferError),
     #[error("Inference failed: {0}")]
@@ -234,6 +236,10 @@ pub(crate) fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
         Failure::Source(_) => {
             let kind = (StatusCode::SERVICE_UNAVAILABLE, "source_unavailable", ready());
             (kind, Some(Duration::from_secs(1)))
+        }
+        Failure::Crowded(_) => {
+            let kind = (StatusCode::SERVICE_UNAVAILABLE, "listeners", ready());
+            (kind, Some(Duration::from_secs(5)))
         }
         Failure::Answer(_) | Failure::Lost => {
             ((StatusCode::INTERNAL_SERVER_ERROR, "inference_error", true), None)

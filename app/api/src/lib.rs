@@ -5,7 +5,7 @@
 //! GET  /dashboard            the page for people
 //! GET  /healthz /livez /readyz /health
 //! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
-//! POST /infer/stream         what a live source is recognised as, as server-sent events: see `stream.rs`; GET /infer/stream/stats
+//! POST /infer/stream         what a live source is recognised as, as server-sent events; GET: as a WebSocket: see `stream.rs`, `socket.rs`; GET /infer/stream/stats
 //! *    /api/v1/sources        live sources: see `sources.rs`
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
@@ -49,10 +49,12 @@ mod monitoring;
 pub mod oip;
 mod outgoing;
 mod panel;
+mod query;
 mod rate;
 mod records;
 mod router;
 mod serve;
+mod socket;
 mod sources;
 mod status;
 mod stream;

@@ -26,6 +26,8 @@ pub const UPLOAD_RATE: u64 = 1024;
 pub const LISTENERS: usize = 16;
 /// Clients that may stream from `/infer/stream` at once.
 pub const STREAMS: usize = 64;
+/// Bytes of what the client of a WebSocket may send at once: it has nothing to say but pongs, whose load is 125 bytes at most.
+pub const SOCKET_MESSAGE: usize = 4 << 10;
 /// Pieces that wait for one listener; one more and it is dropped, since it does not read.
 pub const LISTENER_BACKLOG: usize = 32;
 /// A comment goes out when nothing else did for this long, so that a listener that is gone is noticed.

@@ -94,7 +94,8 @@ fn takes_gzip(value: &HeaderValue) -> bool {
     weight("gzip").or_else(|| weight("x-gzip")).or_else(|| weight("*")).is_some_and(|q| q > 0.0)
 }
 
-fn allowed(cors: &Cors, origin: &HeaderValue) -> bool {
+/// Whether pages of this origin may read answers.
+pub(crate) fn allowed(cors: &Cors, origin: &HeaderValue) -> bool {
     cors.origins.iter().any(|o| o == "*" || o.as_bytes() == origin.as_bytes())
 }
 

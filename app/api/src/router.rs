@@ -35,6 +35,7 @@ pub(crate) enum Route {
     Infer,
     InferOn,
     InferStream,
+    StreamSocket,
     StreamStats,
     Sources,
     PushSamples,
@@ -122,6 +123,7 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/infer", Verb::Post, Need::Infer, Route::Infer),
     ("/infer/infer", Verb::Post, Need::Infer, Route::Infer),
     ("/infer/stream", Verb::Post, Need::Infer, Route::InferStream),
+    ("/infer/stream", Verb::Get, Need::Infer, Route::StreamSocket),
     ("/infer/stream/stats", Verb::Get, Need::Read, Route::StreamStats),
     ("/infer/{engine}", Verb::Post, Need::Infer, Route::InferOn),
     ("/encode", Verb::Post, Need::Infer, Route::Encode),
@@ -256,7 +258,7 @@ fn oip_endpoint(path: &str) -> &'static str {
 fn surface(target: Target) -> Option<Surface> {
     match target.route {
         Route::Infer | Route::Analysis => Some(Surface::Infer),
-        Route::InferOn | Route::InferStream => Some(Surface::Emg),
+        Route::InferOn | Route::InferStream | Route::StreamSocket => Some(Surface::Emg),
         Route::Encode => Some(Surface::Encode),
         Route::Oip if target.endpoint.ends_with("/infer") => Some(Surface::Oip),
         _ => None,
@@ -395,6 +397,9 @@ async fn answer_as(
         latency_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         "request"
     );
+    if let Some(session) = reply.socket {
+        connection.go_on_as(session);
+    }
     let mut response = Response::new(Outgoing::new(reply.body, reply.stream));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
@@ -406,6 +411,7 @@ async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
         Route::Infer => infer::infer(app, req, infer::Wording::Infer).await,
         Route::InferOn => emg::infer_on(app, req).await,
         Route::InferStream => stream::stream(app, req),
+        Route::StreamSocket => stream::socket(app, req),
         Route::StreamStats => stream::stats(app),
         Route::Sources => sources::list(app),
         Route::PushSamples => sources::push(app, req),

@@ -8,6 +8,7 @@
 //! A TLS handshake holds a place like any connection, has the time of a request's head, and gives way like an idle one.
 
 use crate::http::Outgoing;
+use crate::socket::Session;
 use crate::{App, limits, rate, router};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -116,6 +117,8 @@ pub(crate) struct Connection {
     in_head: AtomicBool,
     /// The last reply is a body that comes piece by piece.
     streams: AtomicBool,
+    /// What goes on here after a 101.
+    session: Mutex<Option<Box<Session>>>,
     /// The door asks the task to close now.
     close: Notify,
 }
@@ -133,6 +136,7 @@ impl Connection {
             body_bytes: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             streams: AtomicBool::new(false),
+            session: Mutex::default(),
             close: Notify::new(),
         };
         c.wait_for_request(idle_time);
@@ -186,6 +190,21 @@ impl Connection {
         self.streams.store(false, Relaxed);
         self.body_bytes.store(0, Relaxed);
         self.body_since.store(self.now(), Relaxed);
+    }
+
+    /// The reply is a 101: this speaks from then on.
+    pub(crate) fn go_on_as(&self, session: Box<Session>) {
+        // Only ever taken or put.
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
+    /// What goes on here. It keeps times of its own, and the connection cannot be spared.
+    fn goes_on(&self) -> Option<Box<Session>> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        self.busy();
+        self.body_done();
+        self.streams.store(true, Relaxed);
+        Some(session)
     }
 
     /// The body is complete or given up; what takes its time now is ours.
@@ -387,7 +406,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     peer: SocketAddr,
 ) {
     let config = &door.app.config;
-    let end = {
+    let (end, begun) = {
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             connection.busy();
             let (app, connection) = (&door.app, connection);
@@ -401,20 +420,18 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             }
         });
         let io = Watched { stream: &mut stream, connection, head: config.head_time, idle: config.idle_time };
-        let mut http = pin!(
-            http1::Builder::new()
-                .header_read_timeout(None)
-                .max_header_size(limits::HEAD)
-                .max_buf_size(limits::READ_BUFFER)
-                .serve_connection(TokioIo::new(io), service)
-        );
+        let mut http = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_header_size(limits::HEAD)
+            .max_buf_size(limits::READ_BUFFER)
+            .serve_connection(TokioIo::new(io), service);
         let mut expired = pin!(connection.expired(config.head_time.min(config.idle_time)));
         let mut told = door.app.ending.subscribe();
         let mut leaving = false;
-        loop {
+        let end = loop {
             tokio::select! {
                 biased;
-                ended = http.as_mut() => {
+                ended = Pin::new(&mut http) => {
                     if let Err(e) = ended {
                         tracing::debug!(%peer, error = %e, "connection ended early");
                     }
@@ -424,11 +441,20 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                 () = connection.close.notified() => break End::Closed,
                 _ = told.wait_for(|leave| *leave), if !leaving => {
                     leaving = true;
-                    http.as_mut().graceful_shutdown();
+                    Pin::new(&mut http).graceful_shutdown();
                 }
             }
-        }
+        };
+        (end, http.into_parts().read_buf)
     };
+    if end == End::Done
+        && let Some(session) = connection.goes_on()
+    {
+        tokio::select! {
+            () = session.run(&mut stream, begun) => {}
+            () = connection.close.notified() => return,
+        }
+    }
     if end == End::Expired && connection.in_head.load(Relaxed) {
         door.app.metrics.slow_heads.inc();
         let text = raw("408 Request Timeout", "slow_head", "the head of the request did not come in time");

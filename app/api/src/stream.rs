@@ -1,9 +1,13 @@
-//! `POST /infer/stream`: what a source's windows are recognised as, as server-sent events; `GET /infer/stream/stats`.
+//! `POST /infer/stream`: what a source's windows are recognised as, as server-sent events; `GET /infer/stream`: the same as the messages
+//! of a WebSocket; `GET /infer/stream/stats`.
 //!
 //! The wire is the EMG service's, for its clients run unmodified: every event is exactly `data: {json}` and an empty line, in a
 //! write of its own; heartbeats are comments; one event says that it is completed; whatever can be known before the 200 is a
 //! status. A client that names the last event it has (`Last-Event-ID`, the `window` of an event) gets what it missed, and every
 //! event has an `id:` then.
+//!
+//! A WebSocket (`socket.rs`) has the fields of the form as its query, and `last_event_id`; a name that is none of them is a mistake there,
+//! since it can be nothing else. Each message is one event's JSON; pings are its heartbeats.
 //!
 //! **Pace.** Frame `n` is due at the start plus `n / fps`, whatever came before; what is sent is the newest prediction by then.
 //! A frame for which there was none in time is late and counted, and no two are sent at once to make up for it. Predictions are
@@ -14,12 +18,12 @@ use crate::http::Stream;
 use crate::infer::{Failure, Wording, refuse};
 use crate::metrics::live::Writer;
 use crate::sources::{self, Live, Prediction, pick, seconds, unfiltered};
-use crate::{App, Reply, Req, emg, limits};
+use crate::{App, Reply, Req, emg, limits, query, socket};
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
 use inferd_model::EngineKind;
-use inferd_sources::live::State;
+use inferd_sources::live::{MAX_SEQUENCE, State};
 use inferd_sources::pace::Rate;
 use inferd_tasks::form::{Form, FormError};
 use prometheus_client::collector::Collector;
@@ -31,7 +35,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 /// Says why TensorRT does not answer although it was asked for.
@@ -40,6 +44,9 @@ const FALLBACK: HeaderName = HeaderName::from_static("x-inferd-fallback");
 const MOST_FPS: i64 = 120;
 /// The fields of its form.
 const FIELDS: &[&str] = &["duration_seconds", "use_tensorrt", "fps", "preprocess", "emg_mode", "model_type"];
+/// Those of the query of a WebSocket.
+const SOCKET_FIELDS: &[&str] =
+    &["duration_seconds", "use_tensorrt", "fps", "preprocess", "emg_mode", "model_type", "last_event_id"];
 /// How often a stream looks how its source is.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the last event waits for a client that does not read.
@@ -82,7 +89,7 @@ struct Wish {
 }
 
 impl Wish {
-    fn of(form: &Form, req: &Req) -> Result<Self, FormError> {
+    fn of(form: &Form, resume: Option<Option<u64>>) -> Result<Self, FormError> {
         let duration = match form.number_or_null("duration_seconds")?.flatten() {
             None => None,
             Some(s) if s > 0.0 && s <= 1e7 => Some(Duration::from_secs_f64(s)),
@@ -91,8 +98,6 @@ impl Wish {
                 return Err(FormError::field("duration_seconds", "greater_than", why));
             }
         };
-        // Empty: from now on, with ids.
-        let resume = req.headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
         Ok(Self {
             duration,
             fps: form.whole("fps", 1, MOST_FPS)?.unwrap_or(30),
@@ -115,8 +120,46 @@ fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
         let detail = "the form of a stream is much shorter";
         return Ok(Reply::refusal(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail, true));
     }
-    let form = Form::read(&req.body, FIELDS)?;
-    let wish = Wish::of(&form, req)?;
+    // Empty: from now on, with ids.
+    let resume = req.headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
+    let opened = open(app, &Form::read(&req.body, FIELDS)?, resume, Wire::Events)?;
+    let mut reply =
+        Reply::streamed("text/event-stream; charset=utf-8", Stream::new(opened.pieces, opened.place))
+            .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
+            // Proxies that buffer answers would keep events back.
+            .with(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    if opened.falls_back {
+        reply.headers.insert(FALLBACK, HeaderValue::from_static("TensorRT runtime not available"));
+    }
+    Ok(reply)
+}
+
+/// `GET /infer/stream`: a WebSocket.
+pub(crate) fn socket(app: &Arc<App>, req: &Req) -> Reply {
+    socket::answer(app, req, || {
+        let opened = query::read(req, SOCKET_FIELDS).map_err(Failure::from).and_then(|form| {
+            let most = i64::try_from(MAX_SEQUENCE).unwrap_or(i64::MAX);
+            let after = form.whole("last_event_id", 0, most)?;
+            open(app, &form, after.map(|n| u64::try_from(n).ok()), Wire::Socket)
+        });
+        match opened {
+            Ok(opened) => Ok((opened.pieces, opened.place)),
+            Err(failure) => Err(refuse(app, &failure, Wording::Infer)),
+        }
+    })
+}
+
+/// A stream that has begun.
+struct Opened {
+    pieces: mpsc::Receiver<Bytes>,
+    place: OwnedSemaphorePermit,
+    /// TensorRT was asked for, and does not answer.
+    falls_back: bool,
+}
+
+/// Begins a stream, unless something is wrong with what is asked for.
+fn open(app: &Arc<App>, form: &Form, resume: Option<Option<u64>>, wire: Wire) -> Result<Opened, Failure> {
+    let wish = Wish::of(form, resume)?;
     let tensorrt = form.truth("use_tensorrt")?.unwrap_or(false);
     let mode = form.text("emg_mode")?;
     if mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
@@ -127,7 +170,7 @@ fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
     let live = Arc::clone(pick(app, mode)?);
     let model = live.model(app);
     let model = model.ok_or_else(|| Failure::Source(format!("source {} has no model", live.name())))?;
-    if form.text("model_type")?.is_some() && emg::choose(app, &form)?.manifest().name != model.manifest().name
+    if form.text("model_type")?.is_some() && emg::choose(app, form)?.manifest().name != model.manifest().name
     {
         let why = format!("Value error, the windows of source {} go to another model", live.name());
         return Err(FormError::field("model_type", "value_error", why).into());
@@ -140,22 +183,22 @@ fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
         unfiltered(&plan)?;
     }
     let Ok(place) = app.streams.clone().try_acquire_owned() else {
-        let detail = "as many clients as may stream do so already";
-        let reply = Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "listeners", detail, true);
-        return Ok(reply.with_retry_after(Duration::from_secs(5)));
+        return Err(Failure::Crowded("as many clients as may stream do so already"));
     };
     let on_tensorrt = emg::serves_on(&model, EngineKind::Tensorrt);
     // One: an event that is not taken is not kept, and none ever shares a write with another.
-    let (pieces, stream) = mpsc::channel(1);
-    tokio::spawn(Producer::new(Arc::clone(app), live, wish, pieces).run());
-    let mut reply = Reply::streamed("text/event-stream; charset=utf-8", Stream::new(stream, place))
-        .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
-        // Proxies that buffer answers would keep events back.
-        .with(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    if tensorrt && !on_tensorrt {
-        reply.headers.insert(FALLBACK, HeaderValue::from_static("TensorRT runtime not available"));
-    }
-    Ok(reply)
+    let (tell, pieces) = mpsc::channel(1);
+    tokio::spawn(Producer::new(Arc::clone(app), live, wish, wire, tell).run());
+    Ok(Opened { pieces, place, falls_back: tensorrt && !on_tensorrt })
+}
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// Server-sent events.
+    Events,
+    /// The messages of a WebSocket, which has heartbeats of its own.
+    Socket,
 }
 
 /// Why a stream ends.
@@ -173,6 +216,7 @@ struct Producer {
     app: Arc<App>,
     live: Arc<Live>,
     wish: Wish,
+    wire: Wire,
     pieces: mpsc::Sender<Bytes>,
     rate: Rate,
     start: Instant,
@@ -197,7 +241,7 @@ enum Told {
 }
 
 impl Producer {
-    fn new(app: Arc<App>, live: Arc<Live>, wish: Wish, pieces: mpsc::Sender<Bytes>) -> Self {
+    fn new(app: Arc<App>, live: Arc<Live>, wish: Wish, wire: Wire, pieces: mpsc::Sender<Bytes>) -> Self {
         #[allow(clippy::cast_precision_loss)] // at most 120
         let rate = Rate::from_hz(wish.fps as f64).expect("1 to 120 a second can be paced");
         app.stream_counts.clients.fetch_add(1, Relaxed);
@@ -205,6 +249,7 @@ impl Producer {
             app,
             live,
             wish,
+            wire,
             pieces,
             rate,
             start: Instant::now(),
@@ -238,7 +283,7 @@ impl Producer {
             "duration_seconds": (took * 1e3).round() / 1e3,
             "avg_fps": (fps * 1e2).round() / 1e2,
         });
-        written(&event, None)
+        self.written(&event, None)
     }
 
     /// When the frame at a place of the grid is due.
@@ -340,12 +385,21 @@ impl Producer {
             event.insert("source".to_owned(), json!(self.live.name()));
             event.insert("model".to_owned(), json!(prediction.model));
         }
-        written(&event, self.wish.resume.map(|_| prediction.number))
+        self.written(&event, self.wish.resume.map(|_| prediction.number))
     }
 
     fn error(&self, why: &str) -> Bytes {
         let event = json!({ "error": why, "timestamp": seconds(SystemTime::now()), "frame": self.frame });
-        written(&event, None)
+        self.written(&event, None)
+    }
+
+    /// An event: nothing but its data, unless the client counts events.
+    fn written(&self, event: &Value, id: Option<u64>) -> Bytes {
+        match (self.wire, id) {
+            (Wire::Socket, _) => event.to_string().into(),
+            (Wire::Events, None) => format!("data: {event}\n\n").into(),
+            (Wire::Events, Some(id)) => format!("id: {id}\ndata: {event}\n\n").into(),
+        }
     }
 
     /// Tells that the source is not well any more, or that nothing recognises it, once; a comment when nothing else was told
@@ -365,7 +419,7 @@ impl Producer {
         };
         let event = if now != self.told && now != Told::Well {
             self.error(&format!("source {}: {why}", self.live.name()))
-        } else if quiet_since.elapsed() >= limits::HEARTBEAT {
+        } else if self.wire == Wire::Events && quiet_since.elapsed() >= limits::HEARTBEAT {
             Bytes::from_static(b": here\n\n")
         } else {
             self.told = now;
@@ -382,14 +436,6 @@ impl Producer {
 impl Drop for Producer {
     fn drop(&mut self) {
         self.app.stream_counts.clients.fetch_sub(1, Relaxed);
-    }
-}
-
-/// An event: nothing but its data, unless the client counts events.
-fn written(event: &Value, id: Option<u64>) -> Bytes {
-    match id {
-        None => format!("data: {event}\n\n").into(),
-        Some(id) => format!("id: {id}\ndata: {event}\n\n").into(),
     }
 }
 
