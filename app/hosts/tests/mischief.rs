@@ -567,7 +567,7 @@ async fn a_host_that_ignores_sigterm_ends_when_it_must() {
         let served = served.clone();
         async move { tell(&served, NEVER_DONE, 0).await }
     });
-    while served.snapshot().slots_in_use == 0 {
+    while !served.snapshot().workers.iter().any(|w| w.busy) {
         tokio::task::yield_now().await;
     }
     hosts.shutdown().await;
