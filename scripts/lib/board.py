@@ -7,6 +7,62 @@ import places
 from steps import Failure
 
 
+# How a board's firmware picks the system that it starts, and tries another one once:
+#   initramfs    it does not: the initramfs takes the root slot that the kernel's command line names
+#   rpi-tryboot  Raspberry Pi: autoboot.txt names the boot partition, and another for one start after `reboot "0 tryboot"`
+#   uefi-nv      Jetson: variables of its UEFI, which this project reads and never writes
+BACKENDS = ("initramfs", "rpi-tryboot", "uefi-nv")
+# What runs models there: the engine that is built in, and those of vendors.
+ENGINES = ("rten", "onnxruntime", "hailo", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Debian:
+    """What scripts/image takes from Debian."""
+
+    architecture: str
+    suite: str
+    kernel: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The kernel that a builder from source makes."""
+
+    source: str  # whose tree: linux, raspberrypi/linux
+    version: str  # a release, or a commit of that tree
+    defconfig: str
+    image: str
+    device_trees: tuple
+    page_kib: int
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """What starts before the kernel."""
+
+    files: tuple  # that lie beside the kernel
+    floor: str  # the oldest release that a system update may rely on, as a date; "" where none is known
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """The one that resets the board, and the most it can be asked for. The keeper asks for 15 s (app/watch)."""
+
+    device: str
+    driver: str
+    max_s: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a person sees and presses: an LED of the kernel's, lines of the header (BCM numbers). "" and 0 are none."""
+
+    led: str
+    led_gpio: int
+    button_gpio: int
+
+
 @dataclass(frozen=True)
 class Qemu:
     """How QEMU plays the board."""
@@ -21,23 +77,25 @@ class Qemu:
 
 @dataclass(frozen=True)
 class Board:
-    """One target machine."""
+    """One target machine. `debian`, `kernel` and `qemu` are None where nobody assembles, builds or emulates it."""
 
     name: str
     summary: str
     rust_target: str
-    architecture: str
-    suite: str
-    kernel: str
+    debian: Debian | None
+    kernel: Kernel | None
+    firmware: Firmware
+    backend: str
     cmdline: str
     modules: tuple
     module_parameters: dict  # of those that have any: what insmod is given after the name
     console: str
     dev_shell: str
-    watchdog: str
-    watchdog_driver: str
+    watchdog: Watchdog
+    panel: Panel
+    engines: tuple
     sizes: dict
-    qemu: Qemu
+    qemu: Qemu | None
 
     @property
     def architecture_in_rust(self):
@@ -50,6 +108,16 @@ def names():
     return sorted(path.parent.name for path in places.BOARDS.glob("*/board.toml"))
 
 
+def assembled():
+    """Those that scripts/image makes images for, from packages of Debian."""
+    return [name for name in names() if load(name).debian]
+
+
+def emulated():
+    """Those that QEMU plays, of what scripts/image makes."""
+    return [name for name in assembled() if load(name).qemu]
+
+
 def load(name):
     """The board called `name`."""
     path = places.BOARDS / name / "board.toml"
@@ -59,39 +127,76 @@ def load(name):
 
 
 def parse(text, origin):
-    """A board.toml's text. Missing, unknown and mistyped keys are refused with their name."""
+    """A board.toml's text. Missing, unknown and mistyped keys, and values that mean nothing, are refused with their key."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Failure(f"{origin}: {error}") from error
     page = _Page(raw, origin)
-    modules = [entry.partition(" ") for entry in page.take("boot.modules", list)]
+    modules = [entry.partition(" ") for entry in page.words("boot.modules", default=[])]
     board = Board(
         name=page.take("name", str),
         summary=page.take("summary", str),
         rust_target=page.take("rust-target", str),
-        architecture=page.take("debian.architecture", str),
-        suite=page.take("debian.suite", str),
-        kernel=page.take("debian.kernel", str),
+        debian=_debian(page) if "debian" in raw else None,
+        kernel=_kernel(page) if "kernel" in raw else None,
+        firmware=Firmware(page.words("firmware.files", default=[]), page.take("firmware.floor", str, "")),
+        backend=page.one_of("boot.backend", BACKENDS),
         cmdline=page.take("boot.cmdline", str),
         modules=tuple(name for name, _, _ in modules),
         module_parameters={name: given for name, _, given in modules if given},
         console=page.take("console.device", str),
-        dev_shell=page.take("console.dev-shell", str),
-        watchdog=page.take("watchdog.device", str),
-        watchdog_driver=page.take("watchdog.driver", str),
-        sizes=page.take("sizes", dict),
-        qemu=Qemu(
-            package=page.take("qemu.package", str),
-            program=page.take("qemu.program", str),
-            machine=page.take("qemu.machine", str),
-            cpu=page.take("qemu.cpu", str),
-            cpus=page.take("qemu.cpus", int),
-            memory_mib=page.take("qemu.memory-mib", int),
+        dev_shell=page.take("console.dev-shell", str, ""),
+        watchdog=_watchdog(page),
+        panel=Panel(
+            led=page.take("panel.led", str, ""),
+            led_gpio=page.whole("panel.led-gpio", 0, 27, 0),
+            button_gpio=page.whole("panel.button-gpio", 0, 27, 0),
         ),
+        engines=page.words("engines.kinds", ENGINES),
+        sizes=page.take("sizes", dict),
+        qemu=_qemu(page) if "qemu" in raw else None,
     )
     page.finish()
+    if f"console={board.console}" not in board.cmdline.replace(",", " ").split():
+        raise Failure(f"{origin}: 'boot.cmdline' does not name the console {board.console!r} of 'console.device'")
+    if board.debian and not board.dev_shell:
+        raise Failure(f"{origin}: 'console.dev-shell' is missing; an image made with --dev has a root shell there")
     return board
+
+
+def _debian(page):
+    return Debian(*(page.take(f"debian.{key}", str) for key in ("architecture", "suite", "kernel")))
+
+
+def _kernel(page):
+    return Kernel(
+        source=page.take("kernel.source", str),
+        version=page.take("kernel.version", str),
+        defconfig=page.take("kernel.defconfig", str),
+        image=page.take("kernel.image", str),
+        device_trees=page.words("kernel.device-trees", default=[]),
+        page_kib=page.one_of("kernel.page-kib", (4, 16, 64)),
+    )
+
+
+def _watchdog(page):
+    return Watchdog(
+        device=page.take("watchdog.device", str),
+        driver=page.take("watchdog.driver", str),
+        max_s=page.whole("watchdog.max-seconds", 15, 1 << 16),  # the keeper's timeout must fit
+    )
+
+
+def _qemu(page):
+    return Qemu(
+        package=page.take("qemu.package", str),
+        program=page.take("qemu.program", str),
+        machine=page.take("qemu.machine", str),
+        cpu=page.take("qemu.cpu", str),
+        cpus=page.take("qemu.cpus", int),
+        memory_mib=page.take("qemu.memory-mib", int),
+    )
 
 
 class _Page:
@@ -100,15 +205,38 @@ class _Page:
     def __init__(self, raw, origin):
         self.raw, self.origin = raw, origin
 
-    def take(self, key, kind):
+    def take(self, key, kind, default=None):
         table, *rest = key.split(".")
         holder, last = (self.raw.get(table, {}), rest[0]) if rest else (self.raw, table)
+        if not isinstance(holder, dict):
+            raise Failure(f"{self.origin}: {table!r} is {holder!r}, not a table")
         if last not in holder:
+            if default is not None:
+                return default
             raise Failure(f"{self.origin}: the key {key!r} is missing")
         value = holder.pop(last)
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise Failure(f"{self.origin}: {key!r} is {value!r}, not of type {kind.__name__}")
         return value
+
+    def one_of(self, key, choices):
+        value = self.take(key, type(choices[0]))
+        if value not in choices:
+            raise Failure(f"{self.origin}: {key!r} is {value!r}, not one of {', '.join(map(str, choices))}")
+        return value
+
+    def whole(self, key, least, most, default=None):
+        value = self.take(key, int, default)
+        if not least <= value <= most:
+            raise Failure(f"{self.origin}: {key!r} is {value}, not from {least} to {most}")
+        return value
+
+    def words(self, key, choices=None, default=None):
+        values = self.take(key, list, default)
+        for value in values:
+            if not isinstance(value, str) or (choices and value not in choices):
+                raise Failure(f"{self.origin}: {key!r} has {value!r}, not {'one of ' + ', '.join(choices) if choices else 'a word'}")
+        return tuple(values)
 
     def finish(self):
         left = [f"{key}.{inner}" for key, value in self.raw.items() if isinstance(value, dict) for inner in value]

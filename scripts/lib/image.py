@@ -77,7 +77,7 @@ def build_id():
 def assemble(recipe, output):
     """Writes the image to `output` and the facts about it to `output`.json; returns those facts."""
     rust.check_static(recipe.inferd, recipe.board.rust_target)
-    layout = layouts.load(recipe.board.sizes)
+    layout = layouts.load(recipe.board)
     with step("Unpacking the image tools, the kernel and BusyBox from Debian packages (nothing is installed)") as remark:
         tools = hosttools.Tools(hosttools.IMAGE, refresh=recipe.refresh)
         packages = packages_of(recipe.board, recipe.refresh)
@@ -119,8 +119,8 @@ def assemble(recipe, output):
 
 def packages_of(board, refresh=False):
     """The board's kernel and BusyBox, unpacked."""
-    archive = debian.Archive(board.architecture, [board.suite])
-    return archive.tree([board.kernel, "busybox-static"], follow=[board.kernel], refresh=refresh)
+    archive = debian.Archive(board.debian.architecture, [board.debian.suite])
+    return archive.tree([board.debian.kernel, "busybox-static"], follow=[board.debian.kernel], refresh=refresh)
 
 
 def rootfs(recipe, packages, tools, work):
@@ -332,7 +332,7 @@ def arguments():
         description="Assemble a bootable image for a board: Debian's kernel and BusyBox, the init scripts of "
         "rootfs-overlay, the static daemon, the engines of vendors and models. Needs no root.",
     )
-    parser.add_argument("--board", required=True, choices=boards.names(), help="which board")
+    parser.add_argument("--board", required=True, choices=boards.assembled(), help="which board")
     parser.add_argument("-o", "--output", type=Path, help="image file (default: target/image/BOARD.img)")
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="DIR", help="one more model; repeatable")
     parser.add_argument("--no-default-model", action="store_true", help="only the models named with --model")

@@ -16,7 +16,7 @@ TYPES = {
     "linux": "0fc63daf-8483-4772-8e79-3d69d8477de4",
     "raw": "8da63339-0007-60c0-c436-083ac8230908",
 }
-CONTENTS = ("boot", "rootfs", "data")
+CONTENTS = ("boot", "system", "rootfs", "data")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -43,6 +43,10 @@ class Layout:
         """The partition that holds `content`."""
         return next(part for part in self.partitions if part.content == content)
 
+    def number(self, name):
+        """The number of the partition called `name`, as firmware and kernels count: from 1."""
+        return 1 + [part.name for part in self.partitions].index(name)
+
 
 def parse_size(text):
     """`64M` in bytes."""
@@ -52,20 +56,21 @@ def parse_size(text):
     return int(number) * UNITS[unit]
 
 
-def load(overrides=None):
-    """The layout with a board's own sizes."""
+def load(board=None):
+    """The layout of a board, with its own sizes and the partitions that its firmware wants; without a board what all have."""
     path = places.BOARDS / "common" / "layout.toml"
-    return parse(path.read_text(), overrides or {}, path)
+    return parse(path.read_text(), board.sizes if board else {}, path, board.backend if board else None)
 
 
-def parse(text, overrides, origin):
+def parse(text, overrides, origin, backend=None):
     """A layout.toml's text, checked."""
     raw = tomllib.loads(text)
-    unknown = set(overrides) - {row["name"] for row in raw["partition"]}
+    rows = [row for row in raw["partition"] if row.get("backend") in (None, backend)]
+    unknown = set(overrides) - {row["name"] for row in rows}
     if unknown:
         raise Failure(f"[sizes] names partitions that {origin} does not have: {', '.join(sorted(unknown))}")
     partitions = []
-    for row in raw["partition"]:
+    for row in rows:
         if row["type"] not in TYPES or row.get("content", "") not in ("", *CONTENTS):
             raise Failure(f"{origin}: partition {row['name']!r} has an unknown type or content")
         partitions.append(

@@ -46,7 +46,7 @@ def arguments():
         "second of motion, print the answer and stop. Nothing is installed but, as root, a missing C linker.",
         epilog=f"Downloads are kept in {places.cache()} ($INFERD_CACHE), images and logs in {places.images()}.",
     )
-    parser.add_argument("--board", default="qemu-aarch64", choices=boards.names(), help="which board (default: %(default)s)")
+    parser.add_argument("--board", default="qemu-aarch64", choices=boards.emulated(), help="which board (default: %(default)s)")
     parser.add_argument("--native", action="store_true", help="no image and no QEMU: run the daemon on this machine")
     parser.add_argument("--keep", action="store_true", help="stay up until interrupted (Ctrl-C); a reset starts it again")
     parser.add_argument("--port", type=int, help=f"port on this machine (default: {DEFAULT_PORT}, or a free one if it is taken)")

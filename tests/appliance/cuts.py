@@ -442,7 +442,7 @@ def cli():
     parser.add_argument("--workers", type=int, default=max(os.cpu_count() or 1, 1), help="appliances side by side (default: one per core)")
     parser.add_argument("--minutes", type=float, help="end after this time, with however many there were")
     parser.add_argument("--seed", type=int, help="repeat a campaign's random choices (QEMU's timing stays its own)")
-    parser.add_argument("--board", default="qemu-aarch64", choices=boards.names())
+    parser.add_argument("--board", default="qemu-aarch64", choices=boards.emulated())
     parser.add_argument("--folder", type=Path, help="where media, consoles and violations are kept (default: a temporary one)")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)

@@ -25,7 +25,8 @@ LAYOUT_PAGE = (places.BOARDS / "common/layout.toml").read_text()
 def test_every_board_page_is_complete_and_fits_the_layout(name):
     board = boards.load(name)
     assert board.name == name, "a board is called like its folder"
-    assert {part.content for part in layouts.load(board.sizes).partitions} >= {"boot", "rootfs", "data"}
+    assert {part.content for part in layouts.load(board).partitions} >= {"boot", "rootfs", "data"}
+    assert not board.qemu or board.debian, "what QEMU plays is what scripts/image assembles"
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,13 @@ def test_every_board_page_is_complete_and_fits_the_layout(name):
         (("suite = ", "suit = "), "'debian.suite' is missing"),
         (("cpus = 2", 'cpus = "2"'), "'qemu.cpus' is '2', not of type int"),
         (("[watchdog]", "[watchdog]\npaw = 1"), "unknown keys: watchdog.paw"),
+        (('backend = "initramfs"', 'backend = "grub"'), "'boot.backend' is 'grub', not one of initramfs, rpi-tryboot, uefi-nv"),
+        (("max-seconds = 2046", "max-seconds = 10"), "'watchdog.max-seconds' is 10, not from 15 to 65536"),
+        (("max-seconds = 2046", "max-seconds = true"), "'watchdog.max-seconds' is True, not of type int"),
+        (('"onnxruntime"', '"openvino"'), "'engines.kinds' has 'openvino', not one of rten, onnxruntime, hailo, tensorrt"),
+        (("page-kib = 4", "page-kib = 5"), "'kernel.page-kib' is 5, not one of 4, 16, 64"),
+        (('device = "ttyAMA0"', 'device = "ttyS9"'), "does not name the console 'ttyS9'"),
+        (('dev-shell = "hvc0"', ""), "'console.dev-shell' is missing"),
         (("[watchdog]", "[watchdog"), "board.toml: "),
     ],
 )
@@ -61,9 +69,9 @@ def test_a_partition_size_that_is_no_size_is_refused(size):
 
 
 def test_genimage_lays_a_disk_out_as_the_layout_says(tmp_path):
-    layout = layouts.load()
+    layout = layouts.load(boards.load("rpi4"))
     files = {}
-    for content in layouts.CONTENTS:
+    for content in filter(None, (part.content for part in layout.partitions)):
         files[content] = tmp_path / content
         files[content].write_bytes(content.encode() * 100)
     image.disk(layout, files, hosttools.Tools(hosttools.IMAGE), tmp_path, tmp_path / "out.img")
@@ -86,7 +94,7 @@ def test_a_part_that_does_not_fit_its_partition_is_refused_with_the_key_to_chang
 
 def test_a_damaged_partition_table_is_noticed(tmp_path):
     layout = layouts.load()
-    files = {content: tmp_path / content for content in layouts.CONTENTS}
+    files = {part.content: tmp_path / part.content for part in layout.partitions if part.content}
     for file in files.values():
         file.write_bytes(b"x")
     image.disk(layout, files, hosttools.Tools(hosttools.IMAGE), tmp_path, tmp_path / "out.img")
@@ -124,7 +132,7 @@ def test_a_cpio_archive_is_the_same_bytes_every_time_and_carries_the_console_dev
     assert stat.S_ISCHR(fields[1]) and fields[9:11] == [5, 1] and fields[5] == 0
 
 
-@pytest.fixture(scope="module", params=boards.names())
+@pytest.fixture(scope="module", params=boards.assembled())
 def packages(request):
     """Each board with its kernel and BusyBox."""
     board = boards.load(request.param)
@@ -143,10 +151,10 @@ def test_modules_are_loaded_after_what_they_depend_on_and_built_in_ones_are_left
 
 def test_the_watchdog_of_the_board_is_the_first_of_its_modules_and_cannot_be_stopped(packages):
     board, tree = packages
-    needed = [name for name, _ in modules.Modules(tree).load_order([board.watchdog_driver])]
+    needed = [name for name, _ in modules.Modules(tree).load_order([board.watchdog.driver])]
     order = [name for name, _ in modules.Modules(tree).load_order(board.modules)]
     assert order[: len(needed)] == needed
-    parameters = dict(word.split("=") for word in board.module_parameters[board.watchdog_driver].split())
+    parameters = dict(word.split("=") for word in board.module_parameters[board.watchdog.driver].split())
     assert parameters["nowayout"] == "1" and 30 <= int(parameters["heartbeat"]) <= 60
 
 

@@ -4,7 +4,7 @@ import board as boards
 import pytest
 
 
-@pytest.mark.parametrize("name", boards.names())
+@pytest.mark.parametrize("name", boards.emulated())
 def test_the_board_boots_and_answers_a_real_window(name, board, make_image, boot, walk):
     if name == board.name:
         pytest.skip("the other tests of this folder boot this board")

@@ -50,7 +50,7 @@ def content(image, part):
 
 
 def test_the_partition_table_is_the_one_layout_of_all_boards(production_image, board):
-    layout = layouts.load(board.sizes)
+    layout = layouts.load(board)
     disk, found = layouts.read_gpt(production_image[0])
     assert disk == layout.disk_uuid
     assert [(p.name, p.uuid, p.type, p.size) for p in found] == [(p.name, p.uuid, p.type, p.size) for p in layout.partitions]

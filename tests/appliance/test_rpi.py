@@ -1,0 +1,114 @@
+"""Boot files of the Raspberry Pis, as their firmware documents them. Needs no board, and proves nothing about one."""
+
+import board as boards
+import layout as layouts
+import places
+import pytest
+import rpi
+from steps import Failure
+
+PIS = [name for name in boards.names() if boards.load(name).backend == "rpi-tryboot"]
+
+
+def sections(text):
+    """A config.txt's or autoboot.txt's settings per filter, as the firmware reads them."""
+    found, filter_ = {"all": {}}, "all"
+    for line in text.splitlines():
+        line = line.partition("#")[0].strip()
+        if line.startswith("["):
+            filter_ = line.strip("[]")
+            found.setdefault(filter_, {})
+        elif line:
+            key, _, value = line.partition("=")
+            # dtparam and dtoverlay may be given many times.
+            found[filter_][line if key in ("dtparam", "dtoverlay") else key] = value
+    return found
+
+
+def test_there_are_raspberry_pis():
+    assert {"rpi4", "rpi5-hailo8"} <= set(PIS)
+
+
+@pytest.mark.parametrize("name", PIS)
+@pytest.mark.parametrize(("chosen", "other"), [("a", "b"), ("b", "a")])
+def test_autoboot_starts_the_chosen_system_and_tries_the_other(name, chosen, other):
+    layout = layouts.load(boards.load(name))
+    found = sections(rpi.autoboot(layout, chosen).decode("ascii"))
+    at = {part.name: number for number, part in enumerate(layout.partitions, 1)}
+    assert found == {
+        "all": {"tryboot_a_b": "1", "boot_partition": str(at[f"boot-{chosen}"])},
+        "tryboot": {"boot_partition": str(at[f"boot-{other}"])},
+    }
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_choosing_the_other_system_changes_one_sector_and_no_length(name):
+    layout = layouts.load(boards.load(name))
+    assert len(rpi.autoboot(layout, "a")) == len(rpi.autoboot(layout, "b")) == 512
+    assert rpi.autoboot(layout, "a") != rpi.autoboot(layout, "b")
+
+
+@pytest.mark.parametrize("name", PIS)
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_boot_partition_starts_the_root_of_its_own_slot(name, slot):
+    board = boards.load(name)
+    layout = layouts.load(board)
+    text = rpi.system_files(board, layout, slot)["cmdline.txt"].decode("ascii")
+    assert text.count("\n") == 1 and text.endswith("\n"), "the firmware reads one line"
+    words = text.split()
+    root = next(part for part in layout.partitions if part.name == f"rootfs-{slot}")
+    assert [word for word in words if word.startswith("root=")] == [f"root=PARTUUID={root.uuid}"]
+    assert {f"inferd.slot={slot}", "ro", "rootwait", "rootfstype=squashfs"} <= set(words)
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_the_partitions_that_the_firmware_reads_come_first(name):
+    firmware = [part.name for part in layouts.load(boards.load(name)).partitions if part.type == layouts.TYPES["boot"]]
+    assert [part.name for part in layouts.load(boards.load(name)).partitions][: len(firmware)] == firmware == ["boot", "boot-a", "boot-b"]
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_a_pis_watchdog_is_handed_over_and_asked_for_no_more_than_it_has(name):
+    board = boards.load(name)
+    config = sections((places.BOARDS / name / "config.txt").read_text())["all"]
+    assert int(config["kernel_watchdog_timeout"]) >= 30 and "dtparam=watchdog" not in config
+    words = dict(word.partition("=")[::2] for word in board.cmdline.split())
+    assert words[f"{board.watchdog.driver}.nowayout"] == "1" and words["watchdog.stop_on_reboot"] == "0"
+    assert int(words[f"{board.watchdog.driver}.heartbeat"]) <= board.watchdog.max_s <= 15
+    # Of the watchdog's 15 s the last feeding may have used five.
+    assert 0 < int(words["panic"]) <= board.watchdog.max_s - 5
+    assert words["softlockup_panic"] == words["hung_task_panic"] == "1"
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_config_names_the_kernel_that_the_board_page_names(name):
+    board = boards.load(name)
+    config = sections((places.BOARDS / name / "config.txt").read_text())["all"]
+    assert config["kernel"] == board.kernel.image
+
+
+def test_a_pi_5_reaches_its_accelerator_and_does_not_queue_commands_to_its_card():
+    config = sections((places.BOARDS / "rpi5-hailo8/config.txt").read_text())["all"]
+    assert {"dtparam=pciex1", "dtparam=pciex1_gen=3", "dtparam=sd_cqe=0"} <= set(config)
+    assert boards.load("rpi5-hailo8").kernel.page_kib == 4
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_a_pi_has_a_floor_for_its_firmware_that_is_a_date(name):
+    floor = boards.load(name).firmware.floor
+    year, month, day = map(int, floor.split("-"))
+    assert year >= 2022 and 1 <= month <= 12 and 1 <= day <= 31
+
+
+def test_other_boards_get_no_files_of_a_pi():
+    board = boards.load("qemu-aarch64")
+    layout = layouts.load(board)
+    assert not {"boot-a", "boot-b"} & {part.name for part in layout.partitions}
+    with pytest.raises(Failure, match="qemu-aarch64 starts by initramfs"):
+        rpi.boot_files(board, layout)
+
+
+def test_a_slot_that_there_is_not_is_refused():
+    board = boards.load("rpi4")
+    with pytest.raises(Failure, match="'c' is no slot"):
+        rpi.cmdline(board, layouts.load(board), "c")
