@@ -97,8 +97,8 @@ def freeze(pid):
 class Native:
     """A daemon on this machine: its base URL, process and log."""
 
-    def __init__(self, folder, *, models=(DEFAULT_MODEL,), config="", env=None, arguments=(), listen="127.0.0.1"):
-        self.port = qemu.free_port()
+    def __init__(self, folder, *, models=(DEFAULT_MODEL,), config="", env=None, arguments=(), listen="127.0.0.1", port=None):
+        self.port = port or qemu.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"inferd-{self.port}.log"
         file = folder / f"inferd-{self.port}.toml"

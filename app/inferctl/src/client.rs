@@ -157,6 +157,13 @@ impl Client {
         Ok(self)
     }
 
+    /// The same, with another patience for what [`Client::get`] asks.
+    #[must_use]
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// What it speaks TLS with, if it does.
     #[must_use]
     pub fn tls(&self) -> Option<&Arc<ClientConfig>> {
@@ -198,7 +205,8 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unreachable`].
     pub fn get(&self, path: &str) -> Result<Answer, ClientError> {
-        let mut request = self.agent.get(self.url(path));
+        let request = self.agent.get(self.url(path));
+        let mut request = request.config().timeout_global(Some(self.timeout)).build();
         if let Some((name, value)) = self.key_header() {
             request = request.header(name, value);
         }
@@ -217,6 +225,34 @@ impl Client {
         }
         let start = Instant::now();
         self.answer(start, request.send(body))
+    }
+
+    /// POST whose answer is read as it comes; `whole` bounds how long that may last. Any other status than 200 is a refusal.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], or [`ClientError::Refused`] with the server's reason.
+    pub fn follow(
+        &self,
+        path: &str,
+        body: &[u8],
+        whole: Duration,
+    ) -> Result<ureq::BodyReader<'static>, ClientError> {
+        let request = self.agent.post(self.url(path)).header("Content-Type", "application/json");
+        let mut request = request
+            .config()
+            .timeout_global(Some(whole))
+            .timeout_connect(Some(self.timeout))
+            .timeout_recv_response(Some(self.timeout))
+            .build();
+        if let Some((name, value)) = self.key_header() {
+            request = request.header(name, value);
+        }
+        let start = Instant::now();
+        let outcome = request.send(body);
+        match outcome {
+            Ok(response) if response.status() == 200 => Ok(response.into_body().into_reader()),
+            other => Err(ClientError::Refused(self.answer(start, other)?.reason())),
+        }
     }
 
     /// PUT; any status is an answer.

@@ -1,7 +1,7 @@
 //! The operator's tool, on a laptop or on the board.
 //!
-//! One module per command ([`status`], [`infer`], [`bench`], [`model`], [`quantize`], [`compile`], [`bundle`], [`root`], [`push`], [`slots`],
-//! [`records`]), and below them
+//! One module per command ([`status`], [`watch`], [`infer`], [`bench`], [`model`], [`quantize`], [`compile`], [`bundle`], [`root`],
+//! [`push`], [`slots`], [`records`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
 //! [`files`], used by the room `inferd-bundle`, and leave this machine in no request.
@@ -30,6 +30,7 @@ mod show;
 mod slots;
 mod status;
 mod upload;
+mod watch;
 mod words;
 
 use clap::{Parser, Subcommand};
@@ -72,6 +73,8 @@ struct Cli {
 enum Command {
     /// Whether it serves, and how it is doing
     Status,
+    /// Look at it live: models, sources and what they see, latency, updates, alerts
+    Watch(watch::Watch),
     /// The models it serves, and those it could not load
     Models,
     /// Run one input through a model
@@ -153,6 +156,7 @@ fn main() -> ExitCode {
         .map_err(Failure::from)
         .and_then(|client| match &command {
             Command::Status => status::status(&client, json),
+            Command::Watch(watch) => watch.run(&client, json),
             Command::Models => status::models(&client, json),
             Command::Infer(infer) => infer.run(&client, json),
             Command::Bench(bench) => bench.run(&client, json),

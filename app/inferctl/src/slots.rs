@@ -197,7 +197,9 @@ fn page(device: &Device, verdicts: usize) -> String {
     lines.join("\n")
 }
 
-fn serving(device: &Device) -> String {
+/// What serves, in one line.
+#[must_use]
+pub fn serving(device: &Device) -> String {
     let s = &device.serving;
     let models: Vec<String> = s
         .models
@@ -234,7 +236,9 @@ fn row(slot: &Slot) -> Vec<String> {
     ]
 }
 
-fn install(device: &Device) -> Option<String> {
+/// What is being received, and how far it is.
+#[must_use]
+pub fn install(device: &Device) -> Option<String> {
     let i = device.install.as_ref()?;
     let of = i.total.map_or(String::new(), |t| format!(" of {}", show::bytes(t)));
     let what = i.product.as_ref().zip(i.version).map_or(String::new(), |(p, v)| format!(" {p} {v}"));
