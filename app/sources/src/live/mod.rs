@@ -12,6 +12,7 @@
 //!
 //! It makes no sample up, and classifies nothing.
 
+pub mod port;
 mod serial;
 mod spec;
 

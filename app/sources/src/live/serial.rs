@@ -1,17 +1,13 @@
 //! A serial port: opened raw, read when something comes, looked for again when it is gone.
 
+use super::port::{self, Direction};
 use super::{FIRST_RETRY, LAST_RETRY, Link, SerialForm, Shared};
 use crate::MAX_CHANNELS;
 use crate::frame::{self, Continuity, Decoder, Tracker, legacy, line};
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{
-    BaudRate, ControlFlags, FlushArg, SetArg, cfmakeraw, cfsetspeed, tcflush, tcgetattr, tcsetattr,
-};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,33 +18,12 @@ const READ: usize = 4096;
 /// How often what came is judged.
 const JUDGED: Duration = Duration::from_millis(500);
 
-/// The baud rates there are.
-pub(super) const BAUDS: [(u32, BaudRate); 17] = [
-    (9_600, BaudRate::B9600),
-    (19_200, BaudRate::B19200),
-    (38_400, BaudRate::B38400),
-    (57_600, BaudRate::B57600),
-    (115_200, BaudRate::B115200),
-    (230_400, BaudRate::B230400),
-    (460_800, BaudRate::B460800),
-    (500_000, BaudRate::B500000),
-    (576_000, BaudRate::B576000),
-    (921_600, BaudRate::B921600),
-    (1_000_000, BaudRate::B1000000),
-    (1_152_000, BaudRate::B1152000),
-    (1_500_000, BaudRate::B1500000),
-    (2_000_000, BaudRate::B2000000),
-    (2_500_000, BaudRate::B2500000),
-    (3_000_000, BaudRate::B3000000),
-    (4_000_000, BaudRate::B4000000),
-];
-
 /// Reads the port for as long as the source runs.
 pub(super) fn read(shared: &Shared, path: &Path, baud: u32, form: SerialForm, scale: f32) {
     let mut reader = Reader::new(shared, form, scale);
     let mut retry = FIRST_RETRY;
     loop {
-        let why = match open(path, baud) {
+        let why = match port::open(path, baud, Direction::In) {
             Ok(mut port) => {
                 shared.lock().counts.opened += 1;
                 shared.set(Link::Open);
@@ -67,31 +42,6 @@ pub(super) fn read(shared: &Shared, path: &Path, baud: u32, form: SerialForm, sc
         }
         retry = (retry * 2).min(LAST_RETRY);
     }
-}
-
-fn open(path: &Path, baud: u32) -> Result<File, String> {
-    let port = OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
-        .open(path)
-        .map_err(|e| e.to_string())?;
-    let rate = BAUDS.iter().find(|(n, _)| *n == baud).map(|(_, rate)| *rate);
-    let rate = rate.ok_or_else(|| format!("{baud} baud cannot be set"))?;
-    let set = || {
-        let mut terminal = tcgetattr(&port)?;
-        cfmakeraw(&mut terminal);
-        terminal.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
-        terminal.control_flags -= ControlFlags::CSTOPB | ControlFlags::CRTSCTS;
-        cfsetspeed(&mut terminal, rate)?;
-        tcsetattr(&port, SetArg::TCSANOW, &terminal)?;
-        // What lies there came before anybody read.
-        tcflush(&port, FlushArg::TCIFLUSH)
-    };
-    set().map_err(|e| match e {
-        nix::Error::ENOTTY => "it is no serial port".to_owned(),
-        other => other.desc().to_owned(),
-    })?;
-    Ok(port)
 }
 
 enum Form {

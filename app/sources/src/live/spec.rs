@@ -1,6 +1,6 @@
 //! What a source is, checked.
 
-use super::serial::BAUDS;
+use super::port::{self, BAUDS};
 use crate::MAX_CHANNELS;
 use crate::pace::Rate;
 use crate::synthetic::{self, Conditions, Script};
@@ -143,7 +143,7 @@ impl Spec {
                 if !path.is_absolute() {
                     return Err(SpecError::Path);
                 }
-                if BAUDS.iter().all(|(n, _)| n != baud) {
+                if !port::can_be(*baud) {
                     return Err(SpecError::Baud { baud: *baud });
                 }
                 if !(scale.is_finite() && *scale > 0.0) {
