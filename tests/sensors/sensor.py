@@ -33,7 +33,7 @@ class Sensor:
     def __init__(self, folder, encode):
         self.path = folder / "port"
         self.encode = encode
-        self.gesture, self.channels, self.sending, self.skip = 0, 16, True, 0
+        self.gesture, self.channels, self.sending, self.skip, self.loud = 0, 16, True, 0, 20
         self.garbage, self.signal = b"", None
         self.master = self.thread = None
         self.sequence = 0
@@ -64,7 +64,7 @@ class Sensor:
         out = (ctypes.c_uint8 * 1042)()
         if self.signal is None:
             row = [0] * self.channels
-            row[self.gesture] = 20
+            row[self.gesture] = self.loud
             rows = [row] * STEPS
         else:
             at = self.sequence // STEPS * STEPS % len(self.signal)

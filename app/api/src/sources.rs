@@ -9,6 +9,7 @@
 //! way as a request ([`Served::begin`]), and tells what came out to whoever listens. However many listen, a window is inferred
 //! once; who listens slowly misses the oldest and nobody else does. Nothing is told of a window that the model did not answer.
 
+use crate::gate::{self, Command, Guard};
 use crate::infer::Failure;
 use crate::metrics::live::Writer;
 use crate::{App, Reply, Req, emg};
@@ -17,6 +18,7 @@ use inferd_hosts::{Served, Ticket};
 use inferd_model::{Manifest, Rung, Task};
 use inferd_sources::live::{Kind, MAX_PUSH_VALUES, PushError, Source, Spec, State};
 use inferd_tasks::NotFinite;
+use inferd_tasks::emg::gate::{Reason, Settings as GateSettings, loudest};
 use inferd_tasks::emg::{EmgPlan, Gesture};
 use inferd_tasks::form::FormError;
 use prometheus_client::collector::Collector;
@@ -54,6 +56,8 @@ pub struct SourceConfig {
     pub model: Option<String>,
     /// Samples from the beginning of one window to the next; `None`: a fifth of the window.
     pub hop: Option<usize>,
+    /// When what is recognised in it may be acted on.
+    pub gate: GateSettings,
 }
 
 /// What was recognised in one window.
@@ -71,6 +75,8 @@ pub(crate) struct Prediction {
     /// Window and scores as they were shaped.
     pub window: [usize; 2],
     pub model: String,
+    /// What might be acted on when it was told.
+    pub command: Command,
 }
 
 /// A source that runs.
@@ -80,6 +86,7 @@ pub(crate) struct Live {
     pub source: Source,
     pub events: broadcast::Sender<Arc<Prediction>>,
     known: Mutex<Known>,
+    guard: Guard,
     /// From the last sample to the event.
     latency: Histogram,
     failed: Counter,
@@ -116,6 +123,7 @@ pub fn start_sources(app: &Arc<App>, configs: &[SourceConfig]) {
             source,
             events: broadcast::Sender::new(BACKLOG),
             known: Mutex::default(),
+            guard: Guard::new(config.gate.clone()),
             latency: Histogram::new(LATENCY_BUCKETS),
             failed: Counter::default(),
         });
@@ -139,7 +147,10 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
         }
         let Some(app) = app.upgrade() else { return };
         live.log(&mut state);
-        let Some((model, plan)) = live.fit(&app) else { continue };
+        let Some((model, plan)) = live.fit(&app) else {
+            live.guard.interrupt(Reason::NoAnswer);
+            continue;
+        };
         window.resize(plan.timesteps() * plan.channels(), 0.0);
         while let Some((_, arrived)) = live.source.take(&mut window) {
             let told = async {
@@ -154,11 +165,12 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             match told.await {
                 Ok(Some(answered)) => {
                     app.stream_counts.took(answered.latency);
-                    live.tell(answered, arrived);
+                    live.tell(answered, loudest(&window, plan.channels()), arrived);
                 }
                 Ok(None) => break,
                 Err(why) => {
                     live.failed.inc();
+                    live.guard.interrupt(Reason::NoAnswer);
                     live.known().problem = why.to_string();
                 }
             }
@@ -191,9 +203,10 @@ pub(crate) async fn infer(
 }
 
 impl Answered {
-    pub(crate) fn told(self, number: u64) -> Prediction {
+    pub(crate) fn told(self, number: u64, command: Command) -> Prediction {
         Prediction {
             number,
+            command,
             at: SystemTime::now(),
             latency: self.latency,
             label: self.plan.labels().get(self.gesture.index).cloned().unwrap_or_default(),
@@ -208,7 +221,7 @@ impl Answered {
 impl Prediction {
     /// What every event says, of `/infer/stream` and of the list of sources.
     pub(crate) fn fields(&self) -> Value {
-        json!({
+        let mut fields = json!({
             "timestamp": seconds(self.at),
             "latency_ms": crate::health::ms(self.latency),
             "prediction": self.gesture.index,
@@ -217,7 +230,11 @@ impl Prediction {
             "shape": [1, self.gesture.probabilities.len()],
             "backend": self.rung,
             "window": self.number,
-        })
+        });
+        if let Value::Object(fields) = &mut fields {
+            self.command.add_to(fields);
+        }
+        fields
     }
 }
 
@@ -291,6 +308,8 @@ impl Live {
         }
         match made {
             Ok((plan, hop)) => {
+                let every = self.config.spec.rate.offset(u64::try_from(hop).unwrap_or(u64::MAX));
+                self.guard.fit(&plan, Duration::from_micros(every.0));
                 known.problem.clear();
                 known.fit = Some((manifest, Arc::clone(&plan), hop));
                 Some((model, plan))
@@ -326,11 +345,12 @@ impl Live {
         Ok((Arc::new(plan), hop))
     }
 
-    fn tell(&self, answered: Answered, arrived: Instant) {
+    fn tell(&self, answered: Answered, rms: f32, arrived: Instant) {
+        let command = self.guard.take(&answered.gesture, rms, arrived);
         let mut known = self.known();
         known.number += 1;
         known.problem.clear();
-        let prediction = Arc::new(answered.told(known.number));
+        let prediction = Arc::new(answered.told(known.number, command));
         if known.history.len() == HISTORY {
             known.history.pop_front();
         }
@@ -339,6 +359,25 @@ impl Live {
         let _ = self.events.send(prediction);
         drop(known);
         self.latency.observe(arrived.elapsed().as_secs_f64());
+    }
+
+    /// What may be acted on now.
+    pub(crate) fn command(&self) -> Command {
+        self.look();
+        self.guard.command()
+    }
+
+    /// The gate with what it counted and how it is set.
+    pub(crate) fn gate(&self) -> Value {
+        self.look();
+        self.guard.describe()
+    }
+
+    /// Lets the gate know of a source that is not live.
+    fn look(&self) {
+        if !matches!(self.source.view().state, State::Live | State::Starting) {
+            self.guard.interrupt(Reason::Source);
+        }
     }
 
     /// Why nothing is recognised although samples come; empty while something is.
@@ -374,6 +413,7 @@ impl Live {
 
     fn describe(&self) -> Value {
         let view = self.source.view();
+        let gate = self.gate();
         let known = self.known();
         let spec = &self.config.spec;
         let c = view.counts;
@@ -403,6 +443,7 @@ impl Live {
             "predictions": known.number,
             "failed": self.failed.get(),
             "latest": known.history.back().map(|p| p.fields()),
+            "gate": gate,
         })
     }
 }
@@ -574,6 +615,9 @@ impl Collector for Numbers {
         out.counter("emg_failed_windows", "Windows a model did not answer", failed)?;
         let told = all.iter().map(|s| (vec![("source", s.name())], s.known().number));
         out.counter("emg_predictions", "Windows of sources that were recognised", told)?;
+        let guards: Vec<_> = all.iter().map(|s| (s.name(), &s.guard)).collect();
+        all.iter().for_each(|s| s.look());
+        gate::encode(&mut out, &guards)?;
         let mut latency = encoder.encode_descriptor(
             "emg_event_latency",
             "From the last sample of a window to its event",

@@ -25,6 +25,7 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use inferd_model::EngineKind;
 use inferd_sources::live::{MAX_SEQUENCE, State};
 use inferd_sources::pace::Rate;
+use inferd_tasks::emg::gate;
 use inferd_tasks::form::{Form, FormError};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -228,6 +229,8 @@ struct Producer {
     /// When something was last recognised, or the stream began.
     heard: Instant,
     told: Told,
+    /// And of what may be acted on.
+    gate: gate::State,
 }
 
 /// What a client was last told of how the source does.
@@ -258,6 +261,7 @@ impl Producer {
             sent: 0,
             heard: Instant::now(),
             told: Told::Well,
+            gate: gate::State::Released,
         }
     }
 
@@ -366,7 +370,7 @@ impl Producer {
         let model = self.live.model(&self.app).ok_or(Failure::Lost)?;
         let mut ticket = model.begin(None)?;
         let plan = sources::newest(&self.app, Some(self.live.name()), &mut ticket, false)?;
-        Ok(sources::infer(&plan, ticket, false).await?.told(number))
+        Ok(sources::infer(&plan, ticket, false).await?.told(number, self.live.command()))
     }
 
     fn count_sent(&mut self) {
@@ -389,7 +393,10 @@ impl Producer {
     }
 
     fn error(&self, why: &str) -> Bytes {
-        let event = json!({ "error": why, "timestamp": seconds(SystemTime::now()), "frame": self.frame });
+        let mut event = json!({ "error": why, "timestamp": seconds(SystemTime::now()), "frame": self.frame });
+        if let Value::Object(event) = &mut event {
+            self.live.command().add_to(event);
+        }
         self.written(&event, None)
     }
 
@@ -417,17 +424,20 @@ impl Producer {
         } else {
             (Told::Well, String::new())
         };
-        let event = if now != self.told && now != Told::Well {
+        // Who moves something is told when the command ends, too.
+        let gate = self.live.command().view.state;
+        let let_go = gate == gate::State::Released && gate != self.gate;
+        let event = if now != Told::Well && (now != self.told || let_go) {
             self.error(&format!("source {}: {why}", self.live.name()))
         } else if self.wire == Wire::Events && quiet_since.elapsed() >= limits::HEARTBEAT {
             Bytes::from_static(b": here\n\n")
         } else {
-            self.told = now;
+            (self.told, self.gate) = (now, gate);
             return None;
         };
         // What could not be told now is told at the next look.
         if self.pieces.try_send(event).is_ok() {
-            (*quiet_since, self.told) = (Instant::now(), now);
+            (*quiet_since, self.told, self.gate) = (Instant::now(), now, gate);
         }
         None
     }
@@ -460,6 +470,7 @@ pub(crate) fn stats(app: &App) -> Reply {
         &json!({
             "tensorrt_available": emg::models(app).any(|m| emg::serves_on(&m, EngineKind::Tensorrt)),
             "emg_mode": live.map(|l| l.mode()),
+            "gate": live.map(|l| l.gate()),
             "emg_window_size": plan.as_ref().map(|p| p.timesteps()),
             "emg_channels": plan.as_ref().map(|p| p.channels()),
             "emg_sampling_rate": plan.as_ref().and_then(|p| p.rate_hz()),

@@ -1,12 +1,13 @@
 //! `[[sources]]`: where live input comes from.
 
 use super::layers::Reader;
-use inferd_api::SourceConfig;
+use inferd_api::{GateSettings, SourceConfig};
 use inferd_model::ModelName;
 use inferd_sources::live::{Kind, SerialForm, Spec, SpecLimits};
 use inferd_sources::synthetic::{self, Conditions, Script};
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const ALLOWED: &str = "up to 8 tables of name, kind (synthetic, recording, serial, push) and the keys of their kind, see app/api/README.md";
 
@@ -28,6 +29,21 @@ struct Table {
     seed: Option<u32>,
     gesture: Option<String>,
     hard: Option<bool>,
+    gate: Option<GateTable>,
+}
+
+/// When what is recognised may be acted on.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GateTable {
+    confidence: Option<f32>,
+    keep: Option<f32>,
+    agree: Option<usize>,
+    of: Option<usize>,
+    hold_ms: Option<u32>,
+    rest_rms: Option<f32>,
+    rest_ms: Option<u32>,
+    safe: Option<String>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -120,5 +136,26 @@ fn source(table: &toml::Value) -> Result<SourceConfig, String> {
     if t.hop.is_some_and(|hop| !(1..=100_000).contains(&hop)) {
         return Err("hop: 1 to 100000 samples".to_owned());
     }
-    Ok(SourceConfig { spec, model: model.map(|m| m.to_string()), hop: t.hop })
+    let gate = gate(t.gate.unwrap_or_default()).map_err(|e| format!("gate: {e}"))?;
+    Ok(SourceConfig { spec, model: model.map(|m| m.to_string()), hop: t.hop, gate })
+}
+
+fn gate(t: GateTable) -> Result<GateSettings, String> {
+    let usual = GateSettings::default();
+    let ms = |ms: Option<u32>, usual| ms.map_or(usual, |ms| Duration::from_millis(ms.into()));
+    let confidence = t.confidence.unwrap_or(usual.confidence);
+    let of = t.of.unwrap_or(usual.of);
+    let settings = GateSettings {
+        confidence,
+        keep: t.keep.unwrap_or(usual.keep.min(confidence)),
+        // Of another number four fifths again, rounded up.
+        agree: t.agree.unwrap_or((of * usual.agree).div_ceil(usual.of)),
+        of,
+        hold: ms(t.hold_ms, usual.hold),
+        rest_rms: t.rest_rms.unwrap_or(usual.rest_rms),
+        rest: ms(t.rest_ms, usual.rest),
+        safe: t.safe,
+    };
+    settings.check().map_err(|e| e.to_string())?;
+    Ok(settings)
 }

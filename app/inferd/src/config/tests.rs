@@ -334,6 +334,13 @@ fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
     let environment =
         [("INFERD_SOURCES", "[{ name = \"phone\", kind = \"push\", channels = 9, rate_hz = 100 }]")];
     assert_eq!(load("", &environment).unwrap().config.sources[0].spec.channels, 9);
+    let gates = load(
+        "[[sources]]\nname = \"a\"\nkind = \"push\"\ngate = { of = 10, confidence = 0.4, rest_rms = 4, safe = \"Relax\" }\n",
+        &[],
+    );
+    let gate = gates.unwrap().config.sources[0].gate.clone();
+    assert_eq!((gate.agree, gate.of, gate.confidence, gate.keep), (8, 10, 0.4, 0.4));
+    assert_eq!((gate.rest_rms, gate.safe.as_deref()), (4.0, Some("Relax")));
     for (table, why) in [
         ("name = \"a\"", "kind"),
         ("name = \"a\"\nkind = \"camera\"", "camera"),
@@ -347,6 +354,10 @@ fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
         ("name = \"a\"\nkind = \"push\"\nchannels = 33", "channels"),
         ("name = \"a\"\nkind = \"push\"\nhop = 0", "hop"),
         ("name = \"a\"\nkind = \"push\"\nbuad = 1", "buad"),
+        ("name = \"a\"\nkind = \"push\"\ngate = { confidence = 1.5 }", "gate: confidence"),
+        ("name = \"a\"\nkind = \"push\"\ngate = { of = 4, agree = 2 }", "gate: agree"),
+        ("name = \"a\"\nkind = \"push\"\ngate = { hold_ms = 0 }", "gate: hold_ms"),
+        ("name = \"a\"\nkind = \"push\"\ngate = { rms = 3 }", "rms"),
     ] {
         let e = load(&format!("[[sources]]\n{table}\n"), &[]).unwrap_err().to_string();
         assert!(e.starts_with("sources[0] (from ") && e.contains(why), "{table}: {e}");

@@ -2,10 +2,13 @@
 //!
 //! [`EmgPlan`] is made from the manifest of a loaded model: it reads a window out of a form, prepares one that came as a
 //! whole or out of a source's ring, and reads the outputs as a [`Gesture`]. [`asks`] tells an EMG form from an IMU window.
+//! [`gate`] says which gesture of many windows may be acted on.
 //!
 //! **Who scales what.** The engine host applies a fixed scaler (the input's `normalization`) to whatever it gets; this plan
 //! filters, and scales by the window itself where the model was trained so. A window that is to reach the network raw goes
 //! through the scaler's inverse first, so that what the host makes of it is the window again, to f32's rounding.
+
+pub mod gate;
 
 use crate::form::{Form, FormError, first_key};
 use crate::window::{Numbers, WindowError, WindowKey, WindowShape};
