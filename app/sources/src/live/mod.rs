@@ -43,6 +43,8 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const PUSH_STALE: Micros = Micros::from_millis(1000);
 /// The most values of one push: 4096 samples of 16 channels, two seconds.
 pub const MAX_PUSH_VALUES: usize = 1 << 16;
+/// The most values of a recording: 20 s of 16 channels at 2 kHz are 640,000.
+pub const MAX_RECORDED: usize = 1 << 20;
 /// The highest number of a pushed sample: what a client in JavaScript counts to exactly.
 pub const MAX_SEQUENCE: u64 = 1 << 53;
 /// A number that lies farther back than this is that of a sender that has begun anew, as on a serial port.
@@ -165,6 +167,21 @@ pub struct Taken {
     pub missing: u64,
 }
 
+/// Raw samples that were asked for by [`Source::record`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recorded {
+    /// Sample by sample, as they came: neither filtered nor scaled.
+    pub values: Vec<f32>,
+    /// The places, in samples, before which something is missing.
+    pub breaks: Vec<usize>,
+}
+
+/// A recording that is being made.
+struct Tap {
+    wanted: usize,
+    recorded: Recorded,
+}
+
 /// What lies below the samples.
 #[derive(Clone, Debug, PartialEq)]
 enum Link {
@@ -208,6 +225,7 @@ struct Feed {
     pipe: Option<Pipe>,
     /// Why the samples do not fit the model.
     misfit: Option<String>,
+    tap: Option<Tap>,
     link: Link,
     /// When the link became so.
     since: Instant,
@@ -229,6 +247,7 @@ impl Source {
         let feed = Feed {
             pipe: None,
             misfit: None,
+            tap: None,
             link: Link::Opening,
             since: now,
             last: None,
@@ -308,6 +327,26 @@ impl Source {
         let feed = self.shared.lock();
         let windows = &feed.pipe.as_ref()?.windows;
         (windows.flow(now) == window::Flow::Live).then(|| windows.latest(into))?
+    }
+
+    /// Keeps the next so many samples as they come, at most [`MAX_RECORDED`] values, beside giving windows. One recording at a time:
+    /// another one takes its place.
+    pub fn record(&self, samples: usize) {
+        let wanted = samples.min(MAX_RECORDED / self.shared.spec.channels);
+        let values = Vec::with_capacity(wanted * self.shared.spec.channels);
+        self.shared.lock().tap = Some(Tap { wanted, recorded: Recorded { values, breaks: Vec::new() } });
+    }
+
+    /// How many samples of the recording there are, and how many are wanted; `None` without one.
+    #[must_use]
+    pub fn recorded(&self) -> Option<(usize, usize)> {
+        let feed = self.shared.lock();
+        feed.tap.as_ref().map(|t| (t.recorded.values.len() / self.shared.spec.channels, t.wanted))
+    }
+
+    /// Ends the recording, whole or not.
+    pub fn take_recording(&self) -> Option<Recorded> {
+        self.shared.lock().tap.take().map(|t| t.recorded)
     }
 
     /// How it is now.
@@ -447,6 +486,15 @@ impl Feed {
         }
         pipe.filters.filter(sample);
         let taken = pipe.windows.push(sequence, time, arrived, sample).is_taken();
+        if let Some(tap) = self.tap.as_mut().filter(|_| taken) {
+            let have = tap.recorded.values.len() / values.len();
+            if have < tap.wanted {
+                if have > 0 && (anew || !follows) {
+                    tap.recorded.breaks.push(have);
+                }
+                tap.recorded.values.extend_from_slice(values);
+            }
+        }
         if taken {
             self.last = Some((sequence + 1, time));
         }
