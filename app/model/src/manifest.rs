@@ -167,6 +167,13 @@ pub struct EmgTask {
     /// The output whose elements add up to the number of spikes, where the network has neurons that spike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spikes: Option<String>,
+    /// The output that a head is fitted on for a person; without it the model cannot be calibrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<String>,
+    /// How strong the signal of each channel is, filtered and not scaled, for each label: the deviation over a held gesture, typical of
+    /// the people it was trained on. By it a calibration sees that channels are swapped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<Vec<f32>>,
 }
 
 /// How a window of muscle signals is scaled.
@@ -470,6 +477,19 @@ impl Manifest {
             && self.output("emg.spikes", spikes)?.dtype != DType::Fp32
         {
             return fail("its spikes are FP32");
+        }
+        if let Some(features) = &emg.features
+            && self.output("emg.features", features)?.dtype != DType::Fp32
+        {
+            return fail("its features are FP32");
+        }
+        let pattern = |row: &Vec<f32>| {
+            u64::try_from(row.len()).is_ok_and(|n| n == u64::from(input.shape[2]))
+                && row.iter().all(|v| v.is_finite() && *v > 0.0)
+        };
+        let whole = emg.patterns.len() == emg.labels.len() && emg.patterns.iter().all(pattern);
+        if !emg.patterns.is_empty() && !whole {
+            return fail("emg.patterns has a row per label of a number above 0 per channel");
         }
         let rate = input.channels.as_ref().and_then(|c| c.rate_hz);
         if rate.is_some_and(|hz| !(hz > 0.0 && hz <= 1e6)) {

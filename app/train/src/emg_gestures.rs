@@ -88,6 +88,32 @@ pub fn normalization(seed: u64) -> Normalization {
     Normalization { mean: vec![0.0; CHANNELS], std: std.to_vec() }
 }
 
+/// How strong the filtered signal of each electrode is for each gesture, typical of the people of training: the geometric mean over 24
+/// of them, to a tenth of a microvolt.
+#[must_use]
+pub fn patterns(seed: u64) -> Vec<Vec<f32>> {
+    const PEOPLE: u32 = 24;
+    const WINDOWS: usize = 3;
+    let mut random = Random::new(seed, 7000);
+    let mut sums = [[0.0_f64; CHANNELS]; GESTURES];
+    for _ in 0..PEOPLE {
+        let person = random.bits();
+        for (gesture, sums) in Gesture::ALL.into_iter().zip(&mut sums) {
+            let mut stream = EmgStream::new(Script::Hold(gesture), person, Conditions::USUAL);
+            let window: Vec<Window> = (0..WINDOWS).map(|_| held(&mut stream, Came::Live)).collect();
+            for (channel, sum) in sums.iter_mut().enumerate() {
+                let samples = window.iter().flatten().map(|s| f64::from(s[channel]).powi(2));
+                #[allow(clippy::cast_precision_loss, reason = "600 is exact")]
+                let mean = samples.sum::<f64>() / (WINDOWS * STEPS) as f64;
+                *sum += libm::log(mean.max(1e-12)) / 2.0;
+            }
+        }
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a deviation is an f32")]
+    let typical = |sum: f64| (((10.0 * libm::exp(sum / f64::from(PEOPLE))).round() / 10.0).max(0.1)) as f32;
+    sums.iter().map(|row| row.iter().map(|sum| typical(*sum)).collect()).collect()
+}
+
 fn preparation() -> Preparation {
     Preparation::new(&FILTERS, Scaling::None, CHANNELS, RATE_HZ).expect("a filter that every test makes")
 }
@@ -234,6 +260,8 @@ pub fn write(net: &Tcn, seed: u64, quality: &[Measured], dir: &Path) -> Result<M
             scaling: EmgScaling::Fixed,
             filters: FILTERS.map(named).to_vec(),
             spikes: None,
+            features: Some(FEATURES_OUTPUT.to_owned()),
+            patterns: patterns(seed),
         }),
         provenance: Some(Provenance {
             source: format!(

@@ -240,6 +240,13 @@ fn the_committed_gestures_reproduce_their_golden_vectors_and_name_each_once() {
 }
 
 #[test]
+fn the_committed_patterns_are_those_of_the_people_of_training() {
+    let emg = Gestures::committed().manifest.emg.unwrap();
+    assert_eq!(emg.features.as_deref(), Some("gesture_features"));
+    assert_eq!(emg.patterns, emg_gestures::patterns(1));
+}
+
+#[test]
 fn the_committed_gestures_are_as_good_on_new_people_as_their_manifest_says() {
     let model = Gestures::committed();
     let conditions = [synthetic::Conditions::USUAL, synthetic::Conditions::HARD];

@@ -575,6 +575,8 @@ fn emg(outputs: &[TensorSpec], notes: &mut Vec<String>) -> Result<EmgTask, Impor
         scaling: EmgScaling::default(),
         filters: Vec::new(),
         spikes: None,
+        features: None,
+        patterns: Vec::new(),
     })
 }
 
