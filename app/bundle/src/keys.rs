@@ -72,6 +72,12 @@ impl PublicKey {
         VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
     }
 
+    /// Whether a signature of [`SigningKey::sign_own`] is this key's.
+    #[must_use]
+    pub fn verifies_own(&self, purpose: &str, bytes: &[u8], signature: &[u8; 64]) -> bool {
+        self.verifies(&own(purpose, bytes), signature)
+    }
+
     /// The key as a line, with the line end.
     #[must_use]
     pub fn to_line(&self, note: &str) -> String {
@@ -166,6 +172,13 @@ impl SigningKey {
         Ok((Self::from_seed(&seed), note))
     }
 
+    /// Its signature over bytes that are no document of a bundle: a device signs with a key of its own what it made itself. `purpose`
+    /// is part of what is signed, so that nothing can be taken for something else; [`PublicKey::verifies_own`] asks for the same.
+    #[must_use]
+    pub fn sign_own(&self, purpose: &str, bytes: &[u8]) -> [u8; 64] {
+        self.0.sign(&own(purpose, bytes)).to_bytes()
+    }
+
     pub(crate) fn sign(&self, message: &[u8]) -> Signature {
         Signature { key: self.id(), signature: self.0.sign(message).to_bytes() }
     }
@@ -175,6 +188,11 @@ impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SigningKey({})", self.id())
     }
+}
+
+/// What a device signs of its own: never a message that a bundle or a trust document has.
+fn own(purpose: &str, bytes: &[u8]) -> Vec<u8> {
+    [b"inferd own\0", purpose.as_bytes(), b"\0", bytes].concat()
 }
 
 fn line(kind: &str, bytes: &[u8], note: &str) -> String {
