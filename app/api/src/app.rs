@@ -1,6 +1,7 @@
 //! What all handlers share.
 
 use crate::body::Held;
+use crate::calibrations::Calibrations;
 use crate::cpu::Meter;
 use crate::rate::Limits;
 use crate::sources::{self, Sources};
@@ -38,6 +39,8 @@ pub struct App {
     pub benchmarks: Arc<OnceLock<Arc<Benchmarks>>>,
     /// Live sources, once they are started.
     pub(crate) sources: Sources,
+    /// Calibrations for a person.
+    pub(crate) calibrations: Calibrations,
     /// Places of those who stream.
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) stream_counts: Arc<stream::Counts>,
@@ -131,6 +134,7 @@ impl App {
         let stream_counts = Arc::new(stream::Counts::default());
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
+            calibrations: Calibrations::default(),
             sources,
             // They never make room for others, so that half of the places stay those of others.
             streams: Arc::new(Semaphore::new(limits::STREAMS.min(config.max_connections / 2))),

@@ -93,7 +93,8 @@ async fn attempt(
     }
     let mut ticket = model.begin(deadline)?;
     // Of the model that will compute, which may be another than a moment ago.
-    let plan = Arc::new(EmgPlan::new(ticket.manifest())?);
+    let personal = app.calibrations.personal(ticket.manifest());
+    let plan = Arc::new(EmgPlan::new(ticket.manifest())?.with_personal(personal));
     plan.check(&form)?;
     let numbers = if app.config.compat.lenient_numbers { Numbers::Lenient } else { Numbers::Strict };
     if !given {

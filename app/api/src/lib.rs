@@ -7,6 +7,7 @@
 //! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
 //! POST /infer/stream         what a live source is recognised as, as server-sent events; GET: as a WebSocket: see `stream.rs`, `socket.rs`; GET /infer/stream/stats
 //! *    /api/v1/sources        live sources: see `sources.rs`
+//! *    /api/v1/calibrations   calibration for a person: see `calibrations.rs`
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
@@ -34,6 +35,7 @@ mod alive;
 mod app;
 mod benchmarks;
 mod body;
+mod calibrations;
 mod config;
 mod cpu;
 mod dashboard;
@@ -65,6 +67,7 @@ pub use access::{Access, Key, Role, digest_from_hex};
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
+pub use calibrations::start_calibrations;
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};

@@ -19,7 +19,7 @@ use inferd_model::{Manifest, Rung, Task};
 use inferd_sources::live::{Kind, MAX_PUSH_VALUES, PushError, Source, Spec, State};
 use inferd_tasks::NotFinite;
 use inferd_tasks::emg::gate::{Reason, Settings as GateSettings, loudest};
-use inferd_tasks::emg::{EmgPlan, Gesture};
+use inferd_tasks::emg::{EmgPlan, Gesture, Personal};
 use inferd_tasks::form::FormError;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -253,6 +253,11 @@ impl Live {
         &self.config.spec.name
     }
 
+    /// Samples per second.
+    pub(crate) fn rate_hz(&self) -> f64 {
+        self.config.spec.rate.hz()
+    }
+
     /// What the clients of the EMG service call a source of this kind.
     pub(crate) fn mode(&self) -> &'static str {
         match self.config.spec.kind {
@@ -290,13 +295,15 @@ impl Live {
             return None;
         };
         let manifest = model.manifest();
+        let personal = app.calibrations.personal(&manifest);
         let mut known = self.known();
         if let Some((m, plan, _)) = &known.fit
             && Arc::ptr_eq(m, &manifest)
+            && plan.personal().map(Arc::as_ptr) == personal.as_ref().map(Arc::as_ptr)
         {
             return Some((model, Arc::clone(plan)));
         }
-        let made = self.plan_for(&manifest);
+        let made = self.plan_for(&manifest, personal);
         let same = matches!((&made, &known.fit), (Ok((new, hop)), Some((_, old, before)))
             if hop == before && new.timesteps() == old.timesteps() && new.preparation() == old.preparation());
         // Another edition whose windows are the same goes on with those that are there.
@@ -322,8 +329,12 @@ impl Live {
         }
     }
 
-    fn plan_for(&self, manifest: &Manifest) -> Result<(Arc<EmgPlan>, usize), String> {
-        let plan = EmgPlan::new(manifest).map_err(|e| e.to_string())?;
+    fn plan_for(
+        &self,
+        manifest: &Manifest,
+        personal: Option<Arc<Personal>>,
+    ) -> Result<(Arc<EmgPlan>, usize), String> {
+        let plan = EmgPlan::new(manifest).map_err(|e| e.to_string())?.with_personal(personal);
         let (name, spec) = (&manifest.name, &self.config.spec);
         if plan.channels() != spec.channels {
             let (wanted, set) = (plan.channels(), spec.channels);

@@ -128,6 +128,7 @@ pub fn run(
             config.hosts.engine_choice,
         );
         inferd_api::start_sources(&app, &config.sources);
+        inferd_api::start_calibrations(&app, &config.updates.data_dir.join("calibrations"));
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;

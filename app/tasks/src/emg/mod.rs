@@ -16,6 +16,7 @@ use crate::{NotFinite, PlanError};
 use inferd_model::{EmgFilter, EmgScaling, Manifest, Normalization, Task};
 use inferd_sources::prepare::{Filter, Preparation, Scaling};
 use serde_json::json;
+use std::sync::Arc;
 
 /// The fields of the form that `POST /infer` takes, of all its versions.
 pub const FIELDS: &[&str] = &[
@@ -68,7 +69,35 @@ pub struct EmgPlan {
     logits: usize,
     labels: Vec<String>,
     spikes: Option<usize>,
+    features: Option<usize>,
+    personal: Option<Arc<Personal>>,
     family: String,
+}
+
+/// What was fitted for a person: a scaler in place of the manifest's, and a head on the network's features in place of its logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Personal {
+    /// Scale and mean of each channel; `None` where windows are scaled by themselves.
+    pub scaler: Option<Normalization>,
+    /// `[labels, features]`, row by row.
+    pub weight: Vec<f32>,
+    /// One per label.
+    pub bias: Vec<f32>,
+}
+
+impl Personal {
+    /// The scores of these features, before softmax. Sums are kept in f64, as those of motif heads.
+    #[must_use]
+    pub fn logits(&self, features: &[f32]) -> Vec<f32> {
+        let rows = self.weight.chunks_exact(features.len().max(1));
+        let dot = |(row, b): (&[f32], &f32)| {
+            let sum: f64 = row.iter().zip(features).map(|(&w, &z)| f64::from(w) * f64::from(z)).sum();
+            #[allow(clippy::cast_possible_truncation)] // the precision of logits
+            let logit = (sum + f64::from(*b)) as f32;
+            logit
+        };
+        rows.zip(&self.bias).map(dot).collect()
+    }
 }
 
 /// What was recognised.
@@ -116,9 +145,36 @@ impl EmgPlan {
             logits: output(&emg.logits)?,
             labels: emg.labels.clone(),
             spikes: emg.spikes.as_deref().map(output).transpose()?,
+            features: emg.features.as_deref().map(output).transpose()?,
+            personal: None,
             family: emg.family.clone(),
             shape,
         })
+    }
+
+    /// The same plan for a person, or for nobody in particular. The caller has seen to it that what was fitted fits this model.
+    #[must_use]
+    pub fn with_personal(mut self, personal: Option<Arc<Personal>>) -> Self {
+        self.personal = personal;
+        self
+    }
+
+    /// What was fitted for a person.
+    #[must_use]
+    pub fn personal(&self) -> Option<&Arc<Personal>> {
+        self.personal.as_ref()
+    }
+
+    /// The place of the output that a head is fitted on.
+    #[must_use]
+    pub fn features(&self) -> Option<usize> {
+        self.features
+    }
+
+    /// The scaling that the engine host does.
+    #[must_use]
+    pub fn fixed(&self) -> Option<&Normalization> {
+        self.fixed.as_ref()
     }
 
     /// Samples in a window.
@@ -196,6 +252,7 @@ impl EmgPlan {
         self.shape.parse(body, slot, WindowKey::Window, numbers)?;
         if preprocess {
             self.preparation.whole(slot);
+            self.scale_personally(slot);
         } else {
             self.as_it_is(slot);
         }
@@ -206,9 +263,23 @@ impl EmgPlan {
     pub fn scale(&self, window: &mut [f32], preprocess: bool) {
         if preprocess {
             self.preparation.scale(window);
+            self.scale_personally(window);
         } else {
             self.as_it_is(window);
         }
+    }
+
+    /// Scales for the person, so that what the host's own scaling makes of it is that.
+    fn scale_personally(&self, window: &mut [f32]) {
+        let Some(Normalization { mean, std }) = self.personal.as_ref().and_then(|p| p.scaler.as_ref()) else {
+            return;
+        };
+        for sample in window.chunks_exact_mut(mean.len()) {
+            for ((value, mean), std) in sample.iter_mut().zip(mean).zip(std) {
+                *value = (*value - mean) / std;
+            }
+        }
+        self.as_it_is(window);
     }
 
     /// Undoes what the engine host is going to do.
@@ -227,7 +298,14 @@ impl EmgPlan {
     /// [`NotFinite`] when an output this answer is made of is missing, short, or holds NaN or an infinity.
     pub fn answer<'a>(&self, output: impl Fn(usize) -> Option<&'a [f32]>) -> Result<Gesture, NotFinite> {
         let finite = |i: usize| output(i).filter(|v| v.iter().all(|v| v.is_finite())).ok_or(NotFinite);
-        let logits = finite(self.logits)?;
+        let own;
+        let logits = match (&self.personal, self.features) {
+            (Some(personal), Some(features)) => {
+                own = personal.logits(finite(features)?);
+                Some(&own[..]).filter(|v| v.iter().all(|v| v.is_finite())).ok_or(NotFinite)?
+            }
+            _ => finite(self.logits)?,
+        };
         if logits.len() != self.labels.len() {
             return Err(NotFinite);
         }

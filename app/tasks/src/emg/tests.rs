@@ -144,6 +144,32 @@ fn a_window_reaches_the_host_filtered_and_scaled_once_or_raw() {
 }
 
 #[test]
+fn what_was_fitted_for_a_person_takes_the_place_of_scaler_and_logits() {
+    let scaler = Some(Normalization { mean: vec![1.0, 0.0], std: vec![4.0, 0.5] });
+    let personal = Personal {
+        scaler,
+        weight: vec![0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+        bias: vec![0.0, 2.0, 0.0],
+    };
+    let shipped = plan("features = \"rate\"", SCALED);
+    let plan = shipped.clone().with_personal(Some(Arc::new(personal)));
+    let mut window = [5.0, 2.0, 1.0, -1.0, 9.0, 0.5, 1.0, 0.0];
+    plan.scale(&mut window, true);
+    // What the host makes of it, (x - mean) / std, is the person's scaling.
+    let reaches: Vec<f32> = window.chunks(2).flat_map(|s| [(s[0] - 1.0) / 2.0, (s[1] - 2.0) / 4.0]).collect();
+    assert_eq!(reaches, [1.0, 4.0, 0.0, -2.0, 2.0, 1.0, 0.0, 0.0]);
+    let named = |plan: &EmgPlan, features: [f32; 4]| {
+        let logits = [9.0, 0.0, 0.0];
+        plan.answer(|i| Some([&features[..], &logits[..]][i])).map(|g| g.index)
+    };
+    assert_eq!(named(&shipped, [0.0; 4]), Ok(0));
+    assert_eq!(named(&plan, [0.0; 4]), Ok(1));
+    assert_eq!(named(&plan, [0.0, 7.0, 0.0, 0.0]), Ok(2));
+    assert_eq!(named(&plan, [f32::NAN; 4]), Err(NotFinite));
+    assert_eq!(named(&shipped.with_personal(None), [f32::NAN; 4]), Ok(0));
+}
+
+#[test]
 fn a_form_that_speaks_of_another_shape_is_refused_by_name() {
     let plan = plan("", "");
     let good = r#"{"batch":1,"channels":"2","length":4,"steps":1,"encoding_type":"rate","device":"cuda"}"#;

@@ -1,0 +1,197 @@
+"""Calibration for a person whom the shipped model does not know: from the first recording to the undo, and what may go wrong."""
+
+import json
+
+import helpers
+import pytest
+from contract.test_probes import check
+from contract.wire import ask
+from sensors.person import LABELS, MODEL, RATE, Person, Sleeve, swapped
+
+SESSIONS = "/api/v1/calibrations"
+
+
+def start(folder):
+    """A device whose arm is a source of kind push."""
+    config = f'[updates]\ndata_dir = "{folder}/data"\n[[sources]]\nname = "arm"\nkind = "push"\nchannels = 16\nrate_hz = {RATE}\n'
+    device = helpers.Native(folder, models=[MODEL], config=config)
+    return device.wait_ready()
+
+
+@pytest.fixture
+def device(tmp_path):
+    device = start(tmp_path)
+    yield device
+    device.stop()
+
+
+def wait_worn(device):
+    helpers.until(lambda: device.request("/api/v1/sources").json()["sources"][0]["state"] == "live", device)
+
+
+def session(device, sleeve, gestures=None, seconds=2):
+    """Records every gesture; the session, before it is fitted."""
+    wait_worn(device)
+    answer = ask(device, "POST", SESSIONS, json.dumps({"source": "arm", "seconds": seconds, **({"gestures": gestures} if gestures else {})}))
+    assert answer.status == 201, answer
+    check(device.request("/openapi.json").json(), SESSIONS, "POST", answer)
+    at = f"{SESSIONS}/{answer.json()['id']}"
+    while (label := device.request(at).json()["next"]) is not None:
+        record(device, sleeve, at, label)
+    return at
+
+
+def record(device, sleeve, at, label):
+    """Holds a gesture until it is recorded; how that went."""
+    sleeve.label = label
+    # What was on its way is still the gesture before.
+    sent = sleeve.sequence
+    helpers.until(lambda: sleeve.sequence > sent + RATE // 5, device)
+    answer = device.request(f"{at}/record", {"label": label})
+    assert answer.status == 202, answer.body
+    done = helpers.until(lambda: (s := device.request(at).json())["state"] == "ready" and s, device)
+    [gesture] = [g for g in done["gestures"] if g["label"] == label]
+    return gesture
+
+
+def fitted(device, at):
+    answer = device.request(f"{at}/fit", b"", method="POST")
+    assert answer.status == 202, answer.body
+    done = helpers.until(lambda: (s := device.request(at).json())["state"] in ("fitted", "ready") and s, device, timeout=120)
+    assert done["fit"], done
+    return done["fit"]
+
+
+def infer(device, window):
+    return device.request("/infer", {"window": window, "model_prefix": "emg-gestures"}).json()
+
+
+def accuracy(device, windows):
+    """The part of windows by label that is named rightly."""
+    named = [infer(device, window.tolist())["pred_label"] == label for label, window in windows]
+    return sum(named) / len(named)
+
+
+def installed(device):
+    return device.request(SESSIONS).json()["installed"]
+
+
+def answers(device, windows):
+    return [infer(device, window.tolist())["probs"] for _, window in windows]
+
+
+def test_a_person_the_model_does_not_know_is_recognised_after_a_calibration_and_no_more_after_the_undo(device, tmp_path):
+    person = Person(11)
+    unseen = [(label, person.signal(label, 200).round(2)) for label in LABELS for _ in range(4)]
+    before, shipped = answers(device, unseen), accuracy(device, unseen)
+    with Sleeve(device, "arm", person) as sleeve:
+        at = session(device, sleeve)
+        fit = fitted(device, at)
+    assert fit["order"] is None and fit["order_checked"] and fit["objections"] == [], fit
+    assert fit["check"]["accuracy"] > fit["check"]["uncalibrated"], fit
+    assert answers(device, unseen) == before, "nothing is applied before it is installed"
+    answer = ask(device, "POST", f"{at}/install")
+    assert answer.status == 200, answer
+    check(device.request("/openapi.json").json(), f"{SESSIONS}/{{id}}/install", "POST", answer)
+    calibrated, after = accuracy(device, unseen), answers(device, unseen)
+    assert calibrated >= 0.9 and calibrated >= shipped + 0.15, f"{shipped} -> {calibrated}"
+    [kept] = installed(device)
+    assert (kept["model"], kept["state"], kept["source"]) == ("emg-gestures", "serving", "arm")
+
+    # A power cut: what was acknowledged is there.
+    device.process.kill()
+    device.process.wait()
+    device.stop()
+    device = start(tmp_path)
+    try:
+        helpers.until(lambda: [k["state"] for k in installed(device)] == ["serving"], device)
+        assert answers(device, unseen) == after
+        assert (tmp_path / "data/calibrations/device.key").stat().st_mode & 0o777 == 0o600
+        answer = ask(device, "POST", f"{SESSIONS}/undo")
+        assert answer.status == 200, answer
+        check(device.request("/openapi.json").json(), f"{SESSIONS}/undo", "POST", answer)
+        assert answers(device, unseen) == before, "as it was shipped, to the last digit"
+        assert installed(device) == [] and device.request(f"{SESSIONS}/undo", b"", method="POST").status == 404
+    finally:
+        device.stop()
+
+
+def test_swapped_electrodes_are_named_and_not_installed_without_force(device):
+    with Sleeve(device, "arm", Person(12)) as sleeve:
+        sleeve.order = swapped(2, 13)
+        at = session(device, sleeve)
+        fit = fitted(device, at)
+    assert "swapped: e2 and e13" in fit["order"] and fit["order"] in fit["objections"], fit
+    refused = ask(device, "POST", f"{at}/install")
+    assert (refused.status, refused.json()["error"]) == (409, "calibration_refused") and "e2 and e13" in refused.json()["detail"]
+    assert installed(device) == []
+    assert ask(device, "POST", f"{at}/install", '{"force":true}').status == 200
+    [kept] = installed(device)
+    assert kept["state"] == "serving" and fit["order"] in kept["objections"], "that it was forced stays told"
+
+
+def test_what_cannot_be_recorded_is_said_and_can_be_done_again(device):
+    document = device.request("/openapi.json").json()
+
+    def post(path, body=""):
+        answer = ask(device, "POST", path, body)
+        known = path.split("/")
+        pattern = "/".join(known[:4] + ["{id}", *known[5:]]) if len(known) > 5 else path
+        check(document, pattern, "POST", answer)
+        return answer.status, answer.json()["detail"]
+
+    status, words = post(SESSIONS, '{"source":"leg"}')
+    assert status == 404 and "source" in words
+    for bad in ("[]", '{"seconds":1}', '{"seconds":21}', '{"gestures":["Juggle"]}', '{"gestures":["Rest"]}', '{"model":"other"}', '{"x":1}'):
+        assert post(SESSIONS, bad)[0] == 422, bad
+    with Sleeve(device, "arm", Person(13)) as sleeve:
+        at = session_of(device, ["Point"])
+        assert post(SESSIONS, "{}") == (409, "session 1 is under way: go on with it, or end it")
+        assert post(f"{at}/record", '{"label":"Juggle"}')[0] == 422
+        assert post(f"{at}/record", '{"label":"Pinch"}')[0] == 422, "it is not part of the session"
+        assert post(f"{at}/record", '{"label":"Point"}') == (409, "record Rest first: the gestures are compared with it")
+        assert post(f"{at}/fit")[0] == 409 and post(f"{at}/install")[0] == 409
+        record(device, sleeve, at, "Rest")
+        # The gesture is not made.
+        sleeve.person.patterns[LABELS.index("Point")] = sleeve.person.patterns[0]
+        weak = record(device, sleeve, at, "Point")
+        assert weak["state"] == "refused" and "stronger than rest" in weak["reason"]
+        sleeve.person.patterns[LABELS.index("Point")] *= 20
+        again = record(device, sleeve, at, "Point")
+        assert again["state"] == "recorded" and again["versus_rest"] > 10, again
+        # The sensor goes while it is recorded.
+        assert post_ok(device, f"{at}/record", {"label": "Point"})
+    gone = helpers.until(lambda: (s := device.request(at).json())["state"] == "ready" and s, device)["gestures"][1]
+    assert gone["state"] == "refused" and "nobody pushes" in gone["reason"], gone
+    status, words = post(f"{at}/record", '{"label":"Point"}')
+    assert status == 503 and "nobody pushes" in words
+    assert ask(device, "DELETE", at).status == 200 and ask(device, "GET", at).status == 404
+    assert post(f"{at}/fit")[0] == 404
+
+
+def session_of(device, gestures):
+    """A session of rest and these gestures, nothing of it recorded."""
+    wait_worn(device)
+    answer = device.request(SESSIONS, {"gestures": ["Rest", *gestures], "seconds": 2})
+    assert answer.status == 201, answer.body
+    return f"{SESSIONS}/{answer.json()['id']}"
+
+
+def post_ok(device, path, body):
+    return device.request(path, body).status == 202
+
+
+def test_a_spoiled_calibration_is_ignored_with_a_word_and_the_model_serves_as_it_was_shipped(tmp_path):
+    folder = tmp_path / "data/calibrations"
+    folder.mkdir(parents=True)
+    (folder / "emg-gestures.calibration").write_bytes(b'{"signature":"' + b"0" * 128 + b'"}\n{"schema":1}\n')
+    device = start(tmp_path)
+    try:
+        [kept] = helpers.until(lambda: installed(device), device)
+        assert kept["state"] == "ignored" and "key" in kept["reason"]
+        window = Person(14).signal("Pinch", 200).round(2).tolist()
+        assert infer(device, window)["pred_label"] in LABELS
+        assert device.request(f"{SESSIONS}/undo", b"", method="POST").json() == {"model": "emg-gestures", "calibrated": False}
+        assert installed(device) == [] and list(folder.iterdir()) == []
+    finally:
+        device.stop()
