@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import socket
 
 import helpers
 import pytest
@@ -161,6 +162,49 @@ def test_a_handshake_that_is_none_is_refused_with_a_status(device, without, inst
     check(device.request("/openapi.json").json(), "/infer/stream", "GET", answer)
     if status == 426:
         assert answer.headers["upgrade"] == "websocket" and answer.headers["sec-websocket-version"] == "13"
+
+
+class Frames:
+    """A WebSocket without a library: it reads only when it is told to, out of a buffer as small as it likes."""
+
+    def __init__(self, device, path, buffer):
+        self.socket = socket.socket()
+        self.socket.settimeout(60)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect(("127.0.0.1", device.port))
+        head = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE)
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n{head}\r\n".encode())
+        self.reader = self.socket.makefile("rb")
+        lines = list(itertools.takewhile(lambda line: line != b"\r\n", iter(self.reader.readline, b"")))
+        assert lines[0].startswith(b"HTTP/1.1 101 "), lines
+
+    def __iter__(self):
+        """Every text message as JSON."""
+        while len(head := self.reader.read(2)) == 2:
+            length = head[1]
+            if length >= 126:
+                length = int.from_bytes(self.reader.read(2 if length == 126 else 8), "big")
+            data = self.reader.read(length)
+            if head[0] == 0x81:
+                yield json.loads(data)
+
+    def close(self):
+        self.reader.close()
+        self.socket.close()
+
+
+def test_a_slow_websocket_is_told_what_is_new_and_how_many_gave_way(device):
+    def missed():
+        return device.request("/infer/stream/stats").json()["frames_missed"]
+
+    before = missed()
+    frames = Frames(device, "/infer/stream?fps=120", 4096)
+    helpers.until(lambda: missed() >= before + 100, "events to give way")
+    known = source(device, "tape")["predictions"]
+    told = list(itertools.islice(frames, 300))
+    frames.close()
+    new = next(event for event in told if event["skipped"] >= 50)
+    assert new["window"] >= known - 25, (new, known)
 
 
 def test_pings_are_answered_and_what_comes_with_the_handshake_is_not_lost(device):

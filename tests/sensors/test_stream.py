@@ -1,6 +1,7 @@
 """`POST /infer/stream` as its clients read it: to the byte, on its pace, with honest errors."""
 
 import contextlib
+import itertools
 import json
 import math
 import socket
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import helpers
 import pytest
 from contract.test_probes import check
+from contract.test_access import lan  # noqa: F401 - an address of this machine that is not loopback
 from contract.wire import ask
 from sensors.conftest import EMG_MODEL
 from sensors.sensor import Sensor, encoder, recording, source
@@ -17,11 +19,18 @@ from sensors.sensor import Sensor, encoder, recording, source
 CLIENT_KEYS = {"frame", "prediction", "confidence", "latency_ms", "backend", "cpu_percent", "timestamp", "shape"}
 
 
+GESTURES = {"Rest", "Hand Open", "Hand Close", "Wrist Flex", "Wrist Extend", "Pinch", "Point"}
+
+
 class Events:
     """A connection to the stream: every chunk as it came."""
 
-    def __init__(self, device, form=None, headers=()):
-        self.socket = socket.create_connection(("127.0.0.1", device.port), timeout=60)
+    def __init__(self, device, form=None, headers=(), host="127.0.0.1", buffer=None):
+        self.socket = socket.socket()
+        self.socket.settimeout(60)
+        if buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect((host, device.port))
         self.reader = self.socket.makefile("rb")
         body = b"" if form is None else json.dumps(form).encode()
         head = "POST /infer/stream HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
@@ -201,6 +210,69 @@ def test_64_clients_that_do_not_read_hold_up_nobody_and_a_65th_is_told_to_wait(d
         assert last["status"] == "completed" and last["total_frames"] == len(frames) > 1
         assert [frame["frame"] for frame in frames] == list(range(len(frames))), "none was missed"
     helpers.until(lambda: clients(device) == 0, "all have left")
+
+
+def test_a_slow_client_reads_what_is_new_and_is_told_how_many_gave_way(device):
+    def missed():
+        return device.request("/infer/stream/stats").json()["frames_missed"]
+
+    before = missed()
+    events = Events(device, {"fps": 120}, buffer=4096)
+    helpers.until(lambda: missed() >= before + 100, "events to give way")
+    known = source(device, "tape")["predictions"]
+    told = list(itertools.islice(events, 300))
+    events.close()
+    # What lay in buffers, and then what is new.
+    new = next(event for event in told if event["skipped"] >= 50)
+    assert new["window"] >= known - 25, (new, known)
+    for before, after in itertools.pairwise(told):
+        assert after["frame"] == before["frame"] + 1 + after["skipped"]
+
+
+def test_one_client_cannot_take_all_places_and_the_device_itself_may(native, lan):
+    config = '[server]\nmax_streams_per_client = 2\n[[sources]]\nname = "demo"\nkind = "synthetic"\n'
+    device = native(models=[EMG_MODEL], config=config, listen="0.0.0.0")
+    helpers.until(lambda: source(device)["predictions"] > 0, device)
+    with contextlib.ExitStack() as stack:
+        far = [Events(device, host=lan) for _ in range(2)]
+        near = [Events(device) for _ in range(3)]
+        for events in far + near:
+            stack.callback(events.close)
+        assert [events.status for events in far + near] == [200] * 5
+        refused = Events(device, host=lan)
+        assert refused.status == 429 and refused.headers["retry-after"] == "5"
+        assert json.loads(refused.reader.read(int(refused.headers["content-length"])))["error"] == "streams_of_client"
+        refused.close()
+        far[0].close()
+
+        def admitted():
+            events = Events(device, host=lan)
+            events.close()
+            return events.status == 200
+
+        helpers.until(admitted, "the place of who has left")
+
+
+def test_events_carry_what_the_source_itself_says_is_done_where_it_says_so(native, tmp_path, device):
+    rows = [[0.0] * 16 + [number] for number in (10, 11) for _ in range(2000)]
+    for row in rows:
+        row[{10: 1, 11: 5}[row[-1]]] = 2.0
+    lines = [",".join([*(f"e{n}" for n in range(16)), "label"])] + [",".join(map(str, row)) for row in rows]
+    (tmp_path / "said.csv").write_text("\n".join(lines) + "\n")
+    labelled = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "said"\nkind = "recording"\npath = "{tmp_path}/said.csv"\n')
+    helpers.until(lambda: source(labelled)["predictions"] > 0, labelled)
+    events = Events(labelled, {"fps": 120})
+    seen = {}
+    for event in events:
+        # The loudest electrode of most samples, and the label of most.
+        seen.setdefault((event["source_label"], event["prediction"]), event)
+        if {label for label, _ in seen} == {10, 11}:
+            break
+    events.close()
+    assert set(seen) == {(10, 1), (11, 5)} and all("source_label_name" not in event for event in seen.values())
+    demo, tape = (next(iter(Events(device, {"emg_mode": mode}))) for mode in ("dummy", "ninapro"))
+    assert demo["source_label"] in range(7) and demo["source_label_name"] in GESTURES
+    assert "source_label" not in tape and "source_label_name" not in tape
 
 
 def test_a_stream_does_not_give_way_to_new_connections(native):

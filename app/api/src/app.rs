@@ -42,7 +42,7 @@ pub struct App {
     /// Calibrations for a person.
     pub(crate) calibrations: Calibrations,
     /// Places of those who stream.
-    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) streams: Arc<stream::Places>,
     pub(crate) stream_counts: Arc<stream::Counts>,
     /// TLS: what it is spoken with, now.
     pub tls: ArcSwap<Tls>,
@@ -137,7 +137,10 @@ impl App {
             calibrations: Calibrations::default(),
             sources,
             // They never make room for others, so that half of the places stay those of others.
-            streams: Arc::new(Semaphore::new(limits::STREAMS.min(config.max_connections / 2))),
+            streams: Arc::new(stream::Places::new(
+                limits::STREAMS.min(config.max_connections / 2),
+                config.max_streams_per_client,
+            )),
             stream_counts,
             metrics,
             records,

@@ -23,6 +23,8 @@ pub struct ApiConfig {
     pub max_connections: usize,
     /// Connections of one client address held at once, loopback excepted.
     pub max_connections_per_client: usize,
+    /// Streams of live input of one client address at once, loopback excepted.
+    pub max_streams_per_client: usize,
     /// Time for a request's head.
     pub head_time: Duration,
     /// Time for a request's body.
@@ -97,6 +99,7 @@ impl Default for ApiConfig {
             bodies_total: limits::BODIES_TOTAL,
             max_connections: limits::CONNECTIONS,
             max_connections_per_client: limits::CONNECTIONS_PER_CLIENT,
+            max_streams_per_client: limits::STREAMS_PER_CLIENT,
             head_time: limits::HEAD_TIME,
             body_time: limits::BODY_TIME,
             upload_window: limits::UPLOAD_WINDOW,

@@ -170,6 +170,8 @@ pub struct Stream {
     pieces: tokio::sync::mpsc::Receiver<Bytes>,
     /// A piece has just been given: it is written before the next one is asked for.
     given: bool,
+    /// The client has not taken the piece before: the next one stays where a newer one can take its place.
+    blocked: std::sync::Arc<std::sync::atomic::AtomicBool>,
     /// Kept for as long as the connection holds the stream: a place among a bounded number.
     _place: Box<dyn std::fmt::Debug + Send + Sync>,
 }
@@ -181,7 +183,7 @@ impl Stream {
         pieces: tokio::sync::mpsc::Receiver<Bytes>,
         place: impl std::fmt::Debug + Send + Sync + 'static,
     ) -> Self {
-        Self { pieces, given: false, _place: Box::new(place) }
+        Self { pieces, given: false, blocked: std::sync::Arc::default(), _place: Box::new(place) }
     }
 }
 
@@ -196,8 +198,18 @@ pub(crate) enum Outgoing {
 
 impl Outgoing {
     /// The body of a reply.
-    pub(crate) fn new(whole: Bytes, stream: Option<Box<Stream>>) -> Self {
-        stream.map_or_else(|| Self::Whole(Full::new(whole)), Self::Stream)
+    pub(crate) fn new(
+        whole: Bytes,
+        stream: Option<Box<Stream>>,
+        blocked: &std::sync::Arc<std::sync::atomic::AtomicBool>,
+    ) -> Self {
+        match stream {
+            None => Self::Whole(Full::new(whole)),
+            Some(mut stream) => {
+                stream.blocked = std::sync::Arc::clone(blocked);
+                Self::Stream(stream)
+            }
+        }
     }
 }
 
@@ -215,6 +227,10 @@ impl Body for Outgoing {
                 // Pieces that lie ready would go out in one write, and clients that take a write for an event lose some.
                 if std::mem::take(&mut stream.given) {
                     cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                // Woken by the connection, which is one task with this.
+                if stream.blocked.load(Ordering::Relaxed) {
                     return Poll::Pending;
                 }
                 let piece = stream.pieces.poll_recv(cx);

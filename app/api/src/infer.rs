@@ -76,8 +76,10 @@ pub(crate) enum Failure {
     Engine(String),
     #[error("{0}")]
     Source(String),
-    #[error("{0}")]
-    Crowded(&'static str),
+    #[error("as many clients as may stream do so already")]
+    Crowded,
+    #[error("this client has as many streams as one may")]
+    Greedy,
     #[error(transparent)]
     Infer(#[from] InferError),
     #[error("Inference failed: {0}")]
@@ -237,9 +239,11 @@ pub(crate) fn refuse(app: &App, failure: &Failure, wording: Wording) -> Reply {
             let kind = (StatusCode::SERVICE_UNAVAILABLE, "source_unavailable", ready());
             (kind, Some(Duration::from_secs(1)))
         }
-        Failure::Crowded(_) => {
-            let kind = (StatusCode::SERVICE_UNAVAILABLE, "listeners", ready());
-            (kind, Some(Duration::from_secs(5)))
+        Failure::Crowded => {
+            ((StatusCode::SERVICE_UNAVAILABLE, "listeners", ready()), Some(Duration::from_secs(5)))
+        }
+        Failure::Greedy => {
+            ((StatusCode::TOO_MANY_REQUESTS, "streams_of_client", ready()), Some(Duration::from_secs(5)))
         }
         Failure::Answer(_) | Failure::Lost => {
             ((StatusCode::INTERNAL_SERVER_ERROR, "inference_error", true), None)

@@ -5,6 +5,7 @@
 //! GET  /dashboard            the page for people
 //! GET  /healthz /livez /readyz /health
 //! POST /infer /infer/infer   an IMU window to latent and motif scores; without `x` the EMG form to a gesture
+//! GET  /emg/stream           the samples of a live source as a WebSocket: see `samples.rs`
 //! POST /infer/stream         what a live source is recognised as, as server-sent events; GET: as a WebSocket: see `stream.rs`, `socket.rs`; GET /infer/stream/stats
 //! *    /api/v1/sources        live sources: see `sources.rs`
 //! *    /api/v1/calibrations   calibration for a person: see `calibrations.rs`
@@ -56,6 +57,7 @@ mod query;
 mod rate;
 mod records;
 mod router;
+mod samples;
 mod serve;
 mod socket;
 mod sources;

@@ -24,8 +24,13 @@ pub const UPLOAD_WINDOW: Duration = Duration::from_secs(30);
 pub const UPLOAD_RATE: u64 = 1024;
 /// Clients that may listen to `/api/v1/events` at once.
 pub const LISTENERS: usize = 16;
-/// Clients that may stream from `/infer/stream` at once.
+/// Clients that may stream from `/infer/stream` and `/emg/stream` at once.
 pub const STREAMS: usize = 64;
+/// Streams of one client address at once: a person's screens and a robot, and no quarter of the places is one program's that forgets to close.
+pub const STREAMS_PER_CLIENT: usize = 16;
+/// Bytes that the kernel takes for a client beyond what it can send at once. Its own buffer holds minutes of a stream, which a slow client
+/// would read one by one instead of what is new.
+pub const UNSENT: u32 = 16 << 10;
 /// Bytes of what the client of a WebSocket may send at once: it has nothing to say but pongs, whose load is 125 bytes at most.
 pub const SOCKET_MESSAGE: usize = 4 << 10;
 /// Pieces that wait for one listener; one more and it is dropped, since it does not read.

@@ -7,7 +7,7 @@ use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
     App, Reply, Req, RequestId, Surface, alive, benchmarks, calibrations, dashboard, docs, emg, health,
-    infer, monitoring, oip, records, sources, status, stream, updates,
+    infer, monitoring, oip, records, samples, sources, status, stream, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -37,6 +37,7 @@ pub(crate) enum Route {
     InferStream,
     StreamSocket,
     StreamStats,
+    SampleSocket,
     Sources,
     PushSamples,
     Calibrations,
@@ -132,6 +133,7 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/infer/infer", Verb::Post, Need::Infer, Route::Infer),
     ("/infer/stream", Verb::Post, Need::Infer, Route::InferStream),
     ("/infer/stream", Verb::Get, Need::Infer, Route::StreamSocket),
+    ("/emg/stream", Verb::Get, Need::Read, Route::SampleSocket),
     ("/infer/stream/stats", Verb::Get, Need::Read, Route::StreamStats),
     ("/infer/{engine}", Verb::Post, Need::Infer, Route::InferOn),
     ("/encode", Verb::Post, Need::Infer, Route::Encode),
@@ -416,7 +418,7 @@ async fn answer_as(
     if let Some(session) = reply.socket {
         connection.go_on_as(session);
     }
-    let mut response = Response::new(Outgoing::new(reply.body, reply.stream));
+    let mut response = Response::new(Outgoing::new(reply.body, reply.stream, connection.blocked()));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
     response
@@ -429,6 +431,7 @@ async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
         Route::InferStream => stream::stream(app, req),
         Route::StreamSocket => stream::socket(app, req),
         Route::StreamStats => stream::stats(app),
+        Route::SampleSocket => samples::socket(app, req),
         Route::Sources => sources::list(app),
         Route::PushSamples => sources::push(app, req),
         Route::Calibrations => calibrations::list(app),
@@ -710,6 +713,7 @@ mod tests {
                 Route::Infer
                     | Route::InferOn
                     | Route::InferStream
+                    | Route::StreamSocket
                     | Route::PushSamples
                     | Route::Encode
                     | Route::Analysis

@@ -119,6 +119,8 @@ pub(crate) struct Connection {
     streams: AtomicBool,
     /// What goes on here after a 101.
     session: Mutex<Option<Box<Session>>>,
+    /// The client does not take what is written.
+    blocked: Arc<AtomicBool>,
     /// The door asks the task to close now.
     close: Notify,
 }
@@ -137,6 +139,7 @@ impl Connection {
             in_head: AtomicBool::new(false),
             streams: AtomicBool::new(false),
             session: Mutex::default(),
+            blocked: Arc::default(),
             close: Notify::new(),
         };
         c.wait_for_request(idle_time);
@@ -196,6 +199,11 @@ impl Connection {
     pub(crate) fn go_on_as(&self, session: Box<Session>) {
         // Only ever taken or put.
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
+    /// Whether the client does not take what is written, now.
+    pub(crate) fn blocked(&self) -> &Arc<AtomicBool> {
+        &self.blocked
     }
 
     /// What goes on here. It keeps times of its own, and the connection cannot be spared.
@@ -310,6 +318,8 @@ impl Door {
             let place = Place { door: &self, connection: &connection };
             // Without it the kernel may hold a small reply back for up to 40 ms. It only fails on a socket that is dead already.
             let _ = stream.set_nodelay(true);
+            // As long as it is not so, slow clients of streams read what is old.
+            let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(limits::UNSENT);
             if tls {
                 if let Some(stream) = self.shake_hands(&connection, stream, peer).await {
                     // Boxed: a plain connection would carry its size.
@@ -557,10 +567,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
 }
 
 impl<S> Watched<'_, S> {
-    fn moved(&self, written: &std::io::Result<usize>) {
-        if written.as_ref().is_ok_and(|n| *n > 0) {
+    fn moved(
+        &self,
+        cx: &mut Context<'_>,
+        written: Poll<std::io::Result<usize>>,
+    ) -> Poll<std::io::Result<usize>> {
+        let blocked = written.is_pending();
+        if self.connection.blocked.swap(blocked, Relaxed) && !blocked {
+            // What waits for this is polled before the write, and not again after it.
+            cx.waker().wake_by_ref();
+        }
+        if matches!(&written, Poll::Ready(Ok(n)) if *n > 0) {
             self.connection.sent(self.idle);
         }
+        written
     }
 }
 
@@ -570,18 +590,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        let n = ready!(Pin::new(&mut *self.stream).poll_write(cx, buf));
-        self.moved(&n);
-        Poll::Ready(n)
+        let written = Pin::new(&mut *self.stream).poll_write(cx, buf);
+        self.moved(cx, written)
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        let n = ready!(Pin::new(&mut *self.stream).poll_write_vectored(cx, bufs));
-        self.moved(&n);
-        Poll::Ready(n)
+        let written = Pin::new(&mut *self.stream).poll_write_vectored(cx, bufs);
+        self.moved(cx, written)
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()

@@ -16,7 +16,7 @@ use crate::{App, Reply, Req, emg};
 use hyper::StatusCode;
 use inferd_hosts::{Served, Ticket};
 use inferd_model::{Manifest, Rung, Task};
-use inferd_sources::live::{Kind, MAX_PUSH_VALUES, PushError, Source, Spec, State};
+use inferd_sources::live::{Kind, Label, MAX_PUSH_VALUES, PushError, Source, Spec, State};
 use inferd_tasks::NotFinite;
 use inferd_tasks::emg::gate::{Reason, Settings as GateSettings, loudest};
 use inferd_tasks::emg::{EmgPlan, Gesture, Personal};
@@ -77,6 +77,8 @@ pub(crate) struct Prediction {
     pub model: String,
     /// What might be acted on when it was told.
     pub command: Command,
+    /// What the source itself says is being done.
+    pub said: Option<Label>,
 }
 
 /// A source that runs.
@@ -152,7 +154,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             continue;
         };
         window.resize(plan.timesteps() * plan.channels(), 0.0);
-        while let Some((_, arrived)) = live.source.take(&mut window) {
+        while let Some((_, arrived, said)) = live.source.take(&mut window) {
             let told = async {
                 let mut ticket = model.begin(None)?;
                 if live.known().fit.as_ref().is_none_or(|(m, ..)| !Arc::ptr_eq(m, ticket.manifest())) {
@@ -165,7 +167,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             match told.await {
                 Ok(Some(answered)) => {
                     app.stream_counts.took(answered.latency);
-                    live.tell(answered, loudest(&window, plan.channels()), arrived);
+                    live.tell(answered, loudest(&window, plan.channels()), arrived, said);
                 }
                 Ok(None) => break,
                 Err(why) => {
@@ -214,6 +216,7 @@ impl Answered {
             rung: self.rung,
             window: [self.plan.timesteps(), self.plan.channels()],
             model: self.manifest.name.to_string(),
+            said: None,
         }
     }
 }
@@ -233,6 +236,12 @@ impl Prediction {
         });
         if let Value::Object(fields) = &mut fields {
             self.command.add_to(fields);
+            if let Some(said) = &self.said {
+                fields.insert("source_label".to_owned(), json!(said.number));
+                if let Some(name) = said.name {
+                    fields.insert("source_label_name".to_owned(), json!(name));
+                }
+            }
         }
         fields
     }
@@ -356,12 +365,12 @@ impl Live {
         Ok((Arc::new(plan), hop))
     }
 
-    fn tell(&self, answered: Answered, rms: f32, arrived: Instant) {
+    fn tell(&self, answered: Answered, rms: f32, arrived: Instant, said: Option<Label>) {
         let command = self.guard.take(&answered.gesture, rms, arrived);
         let mut known = self.known();
         known.number += 1;
         known.problem.clear();
-        let prediction = Arc::new(answered.told(known.number, command));
+        let prediction = Arc::new(Prediction { said, ..answered.told(known.number, command) });
         if known.history.len() == HISTORY {
             known.history.pop_front();
         }

@@ -11,14 +11,15 @@
 //!
 //! **Pace.** Frame `n` is due at the start plus `n / fps`, whatever came before; what is sent is the newest prediction by then.
 //! A frame for which there was none in time is late and counted, and no two are sent at once to make up for it. Predictions are
-//! made once per window and source (`sources.rs`), so that a client costs a few writes, a slow one misses frames (counted, the
-//! `frame` numbers show it), and one that is gone ends its task at once.
+//! made once per window and source (`sources.rs`), so that a client costs a few writes, and one that is gone ends its task at once.
+//! A frame for which a slow client has no room waits, and gives way to the next one: what it reads then is the newest, and `skipped`
+//! says how many gave way (counted; the `frame` numbers show it too).
 
 use crate::http::Stream;
 use crate::infer::{Failure, Wording, refuse};
 use crate::metrics::live::Writer;
 use crate::sources::{self, Live, Prediction, pick, seconds, unfiltered};
-use crate::{App, Reply, Req, emg, limits, query, socket};
+use crate::{App, Reply, Req, emg, limits, query, rate, socket};
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -30,13 +31,14 @@ use inferd_tasks::form::{Form, FormError};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use serde_json::{Value, json};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 /// Says why TensorRT does not answer although it was asked for.
@@ -48,6 +50,8 @@ const FIELDS: &[&str] = &["duration_seconds", "use_tensorrt", "fps", "preprocess
 /// Those of the query of a WebSocket.
 const SOCKET_FIELDS: &[&str] =
     &["duration_seconds", "use_tensorrt", "fps", "preprocess", "emg_mode", "model_type", "last_event_id"];
+/// Where there is nothing to stream from.
+pub(crate) const NO_SOURCE: &str = "there is no source on this device: name one in its settings";
 /// How often a stream looks how its source is.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the last event waits for a client that does not read.
@@ -63,6 +67,8 @@ const RECENT: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     clients: AtomicUsize,
+    pub(crate) sample_clients: AtomicUsize,
+    pub(crate) samples_dropped: AtomicU64,
     frames: AtomicU64,
     late: AtomicU64,
     missed: AtomicU64,
@@ -77,6 +83,72 @@ impl Counts {
             recent.pop_front();
         }
         recent.push_back(latency.as_secs_f64() * 1e3);
+    }
+}
+
+/// One client more, for as long as this is kept.
+pub(crate) struct Counted {
+    counts: Arc<Counts>,
+    of: fn(&Counts) -> &AtomicUsize,
+}
+
+impl Counted {
+    pub(crate) fn new(app: &App, of: fn(&Counts) -> &AtomicUsize) -> Self {
+        of(&app.stream_counts).fetch_add(1, Relaxed);
+        Self { counts: Arc::clone(&app.stream_counts), of }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.of)(&self.counts).fetch_sub(1, Relaxed);
+    }
+}
+
+/// Places of those who stream: so many of all, and no more of one client.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: Arc<Semaphore>,
+    each: usize,
+    taken: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place that is given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    places: Arc<Places>,
+    client: IpAddr,
+    _one: OwnedSemaphorePermit,
+}
+
+impl Places {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), each, taken: Mutex::default() }
+    }
+
+    /// A place for this client. This machine may have all: what is on it is told apart by nobody, as with connections.
+    pub(crate) fn take(self: &Arc<Self>, client: IpAddr) -> Result<Place, Failure> {
+        let client = rate::network(client);
+        // Whole after every change.
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !client.is_loopback() && taken.get(&client).is_some_and(|n| *n >= self.each) {
+            return Err(Failure::Greedy);
+        }
+        let one = self.all.clone().try_acquire_owned().map_err(|_| Failure::Crowded)?;
+        *taken.entry(client).or_default() += 1;
+        Ok(Place { places: Arc::clone(self), client, _one: one })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = taken.get_mut(&self.client) {
+            *n -= 1;
+            if *n == 0 {
+                taken.remove(&self.client);
+            }
+        }
     }
 }
 
@@ -123,7 +195,7 @@ fn begin(app: &Arc<App>, req: &Req) -> Result<Reply, Failure> {
     }
     // Empty: from now on, with ids.
     let resume = req.headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
-    let opened = open(app, &Form::read(&req.body, FIELDS)?, resume, Wire::Events)?;
+    let opened = open(app, req, &Form::read(&req.body, FIELDS)?, resume, Wire::Events)?;
     let mut reply =
         Reply::streamed("text/event-stream; charset=utf-8", Stream::new(opened.pieces, opened.place))
             .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
@@ -141,7 +213,7 @@ pub(crate) fn socket(app: &Arc<App>, req: &Req) -> Reply {
         let opened = query::read(req, SOCKET_FIELDS).map_err(Failure::from).and_then(|form| {
             let most = i64::try_from(MAX_SEQUENCE).unwrap_or(i64::MAX);
             let after = form.whole("last_event_id", 0, most)?;
-            open(app, &form, after.map(|n| u64::try_from(n).ok()), Wire::Socket)
+            open(app, req, &form, after.map(|n| u64::try_from(n).ok()), Wire::Socket)
         });
         match opened {
             Ok(opened) => Ok((opened.pieces, opened.place)),
@@ -153,20 +225,24 @@ pub(crate) fn socket(app: &Arc<App>, req: &Req) -> Reply {
 /// A stream that has begun.
 struct Opened {
     pieces: mpsc::Receiver<Bytes>,
-    place: OwnedSemaphorePermit,
+    place: Place,
     /// TensorRT was asked for, and does not answer.
     falls_back: bool,
 }
 
 /// Begins a stream, unless something is wrong with what is asked for.
-fn open(app: &Arc<App>, form: &Form, resume: Option<Option<u64>>, wire: Wire) -> Result<Opened, Failure> {
+fn open(
+    app: &Arc<App>,
+    req: &Req,
+    form: &Form,
+    resume: Option<Option<u64>>,
+    wire: Wire,
+) -> Result<Opened, Failure> {
     let wish = Wish::of(form, resume)?;
     let tensorrt = form.truth("use_tensorrt")?.unwrap_or(false);
     let mode = form.text("emg_mode")?;
     if mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
-        return Err(Failure::Source(
-            "there is no source on this device: name one in its settings".to_owned(),
-        ));
+        return Err(Failure::Source(NO_SOURCE.to_owned()));
     }
     let live = Arc::clone(pick(app, mode)?);
     let model = live.model(app);
@@ -183,11 +259,9 @@ fn open(app: &Arc<App>, form: &Form, resume: Option<Option<u64>>, wire: Wire) ->
     if let (false, Some((_, plan))) = (wish.preprocess, live.plan()) {
         unfiltered(&plan)?;
     }
-    let Ok(place) = app.streams.clone().try_acquire_owned() else {
-        return Err(Failure::Crowded("as many clients as may stream do so already"));
-    };
+    let place = app.streams.take(req.peer.ip())?;
     let on_tensorrt = emg::serves_on(&model, EngineKind::Tensorrt);
-    // One: an event that is not taken is not kept, and none ever shares a write with another.
+    // One: what is not taken gives way to what is newer, and no event ever shares a write with another.
     let (tell, pieces) = mpsc::channel(1);
     tokio::spawn(Producer::new(Arc::clone(app), live, wish, wire, tell).run());
     Ok(Opened { pieces, place, falls_back: tensorrt && !on_tensorrt })
@@ -226,11 +300,21 @@ struct Producer {
     /// Frames that were made, and of those the sent ones.
     frame: u64,
     sent: u64,
+    /// Frames that gave way to newer ones since the last one that was sent.
+    skipped: u64,
     /// When something was last recognised, or the stream began.
     heard: Instant,
     told: Told,
     /// And of what may be acted on.
     gate: gate::State,
+    _counted: Counted,
+}
+
+/// A frame that is due, and has no room yet.
+struct Frame {
+    number: u64,
+    /// What is told, or why nothing is.
+    told: Result<Arc<Prediction>, String>,
 }
 
 /// What a client was last told of how the source does.
@@ -247,8 +331,8 @@ impl Producer {
     fn new(app: Arc<App>, live: Arc<Live>, wish: Wish, wire: Wire, pieces: mpsc::Sender<Bytes>) -> Self {
         #[allow(clippy::cast_precision_loss)] // at most 120
         let rate = Rate::from_hz(wish.fps as f64).expect("1 to 120 a second can be paced");
-        app.stream_counts.clients.fetch_add(1, Relaxed);
         Self {
+            _counted: Counted::new(&app, |counts| &counts.clients),
             app,
             live,
             wish,
@@ -259,6 +343,7 @@ impl Producer {
             due: 0,
             frame: 0,
             sent: 0,
+            skipped: 0,
             heard: Instant::now(),
             told: Told::Well,
             gate: gate::State::Released,
@@ -301,7 +386,7 @@ impl Producer {
         let mut ending = self.app.ending.subscribe();
         for prediction in missed {
             // Not paced, and waited for: the client asked for exactly these.
-            let event = self.event(&prediction);
+            let event = self.event(&prediction, self.frame);
             if self.pieces.send(event).await.is_err() {
                 return End::Silent;
             }
@@ -310,6 +395,8 @@ impl Producer {
         }
         let end = self.wish.duration.map(|d| self.start + d);
         let mut newest: Option<Arc<Prediction>> = None;
+        let mut waiting: Option<Frame> = None;
+        let room = self.pieces.clone();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut quiet_since = Instant::now();
@@ -320,6 +407,13 @@ impl Producer {
                 () = self.pieces.closed() => return End::Silent,
                 _ = ending.wait_for(|ending| *ending) => return End::Ending,
                 () = sleep_until(end.unwrap_or(self.start)), if end.is_some() => return End::Completed,
+                permit = room.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
+                    (Ok(permit), Some(frame)) => {
+                        permit.send(self.sent(&frame));
+                        quiet_since = Instant::now();
+                    }
+                    _ => return End::Silent,
+                },
                 () = sleep_until(self.at(self.due)), if newest.is_some() => due = newest.take(),
                 event = events.recv() => match event {
                     Ok(prediction) => (newest, self.heard) = (Some(prediction), Instant::now()),
@@ -333,36 +427,43 @@ impl Producer {
                 }
             }
             if let Some(prediction) = due {
-                self.send(&prediction).await;
-                quiet_since = Instant::now();
+                let frame = self.made(prediction).await;
+                if waiting.replace(frame).is_some() {
+                    // The one before has found no room: this client does not keep up, and is told what is new.
+                    self.skipped += 1;
+                    self.app.stream_counts.missed.fetch_add(1, Relaxed);
+                }
             }
         }
     }
 
-    /// Sends a frame, and finds the next place on the grid that lies ahead.
-    async fn send(&mut self, prediction: &Arc<Prediction>) {
-        let (event, is_frame) = if self.wish.preprocess {
-            (self.event(prediction), true)
-        } else {
-            match self.raw(prediction.number).await {
-                Ok(raw) => (self.event(&raw), true),
-                Err(why) => (self.error(&why.to_string()), false),
-            }
-        };
-        if self.pieces.try_send(event).is_ok() {
-            if is_frame {
+    /// The event of a frame that has room now.
+    fn sent(&mut self, frame: &Frame) -> Bytes {
+        match &frame.told {
+            Ok(prediction) => {
+                let event = self.event(prediction, frame.number);
                 self.count_sent();
+                event
             }
-        } else {
-            // The one before is still on its way: this client does not keep up.
-            self.app.stream_counts.missed.fetch_add(1, Relaxed);
+            Err(why) => self.error(why),
         }
+    }
+
+    /// Makes a frame, and finds the next place on the grid that lies ahead.
+    async fn made(&mut self, prediction: Arc<Prediction>) -> Frame {
+        let told = if self.wish.preprocess {
+            Ok(prediction)
+        } else {
+            self.raw(prediction.number).await.map(Arc::new).map_err(|why| why.to_string())
+        };
+        let number = self.frame;
         self.frame += 1;
         let elapsed = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
         let passed = self.rate.due(inferd_sources::Micros(elapsed));
         let next = passed.max(self.due + 1);
         self.app.stream_counts.late.fetch_add(next - self.due - 1, Relaxed);
         self.due = next;
+        Frame { number, told }
     }
 
     /// The newest window of the source, by the model as it is.
@@ -374,14 +475,15 @@ impl Producer {
     }
 
     fn count_sent(&mut self) {
-        self.sent += 1;
+        (self.sent, self.skipped) = (self.sent + 1, 0);
         self.app.stream_counts.frames.fetch_add(1, Relaxed);
     }
 
-    fn event(&self, prediction: &Prediction) -> Bytes {
+    fn event(&self, prediction: &Prediction, frame: u64) -> Bytes {
         let mut event = prediction.fields();
         if let Value::Object(event) = &mut event {
-            event.insert("frame".to_owned(), json!(self.frame));
+            event.insert("frame".to_owned(), json!(frame));
+            event.insert("skipped".to_owned(), json!(self.skipped));
             event.insert("status".to_owned(), json!("running"));
             event.insert("cpu_percent".to_owned(), json!((self.app.cpu.percent() * 10.0).round() / 10.0));
             let [samples, channels] = prediction.window;
@@ -443,12 +545,6 @@ impl Producer {
     }
 }
 
-impl Drop for Producer {
-    fn drop(&mut self) {
-        self.app.stream_counts.clients.fetch_sub(1, Relaxed);
-    }
-}
-
 /// `GET /infer/stream/stats`: the EMG service's fields, measured; null is not known.
 pub(crate) fn stats(app: &App) -> Reply {
     let live = app.sources.get().and_then(|all| all.first());
@@ -482,6 +578,8 @@ pub(crate) fn stats(app: &App) -> Reply {
             "frames_sent": counts.frames.load(Relaxed),
             "frames_late": counts.late.load(Relaxed),
             "frames_missed": counts.missed.load(Relaxed),
+            "sample_clients": counts.sample_clients.load(Relaxed),
+            "samples_dropped": counts.samples_dropped.load(Relaxed),
         }),
     )
 }
@@ -496,7 +594,15 @@ impl Collector for Numbers {
         #[allow(clippy::cast_precision_loss)] // at most 64
         let clients = self.0.clients.load(Relaxed) as f64;
         out.gauge("emg_stream_clients", "Clients of /infer/stream", [(vec![], clients)])?;
+        #[allow(clippy::cast_precision_loss)] // at most 64
+        let readers = self.0.sample_clients.load(Relaxed) as f64;
+        out.gauge("emg_sample_clients", "Clients of /emg/stream", [(vec![], readers)])?;
         let counts = [
+            (
+                "emg_dropped_samples",
+                "Samples a client of /emg/stream was too slow for",
+                &self.0.samples_dropped,
+            ),
             ("emg_stream_frames", "Frames handed to clients of /infer/stream", &self.0.frames),
             ("emg_stream_late_frames", "Frames for which there was no new prediction in time", &self.0.late),
             ("emg_stream_missed_frames", "Frames a client was too slow for", &self.0.missed),

@@ -82,6 +82,7 @@ pub struct Server {
     pub threads: usize,
     pub max_connections: usize,
     pub max_connections_per_client: usize,
+    pub max_streams_per_client: usize,
     pub keep_alive: Duration,
     pub header_timeout: Duration,
     pub request_timeout: Duration,
@@ -511,6 +512,12 @@ impl Config {
                     limits::CONNECTIONS_PER_CLIENT as u64,
                     1..=65_536,
                     "Connections of one client address open at once; one more takes the place of an idle one of that client, or is answered 503. This machine is not counted.",
+                )),
+                max_streams_per_client: size(r.integer(
+                    "server.max_streams_per_client",
+                    limits::STREAMS_PER_CLIENT as u64,
+                    1..=64,
+                    "Streams of live input (/infer/stream, /emg/stream) of one client address at once, of 64 in all; one more is answered 429. This machine is not counted.",
                 )),
                 keep_alive: Duration::from_secs(r.integer(
                     "server.keep_alive_s",

@@ -269,6 +269,7 @@ fn api_config(loaded: &Loaded, engines: Vec<EngineHere>) -> ApiConfig {
         bodies_total: server.max_bodies_bytes,
         max_connections: server.max_connections,
         max_connections_per_client: server.max_connections_per_client,
+        max_streams_per_client: server.max_streams_per_client,
         head_time: server.header_timeout,
         body_time: server.request_timeout,
         upload_window: updates.upload_window,

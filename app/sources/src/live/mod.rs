@@ -10,14 +10,23 @@
 //!   pushed one), unplugged, at the wrong baud rate, ... each with a sentence for the operator.
 //! * **Nobody who reads slowly holds up a sensor**: the oldest windows are overwritten and counted.
 //!
+//! * **Who looks at the signal itself** ([`Source::reader`]) gets the samples as they came, before the filters, and costs memory only while
+//!   it does.
+//!
 //! It makes no sample up, and classifies nothing.
 
+mod labels;
 pub mod port;
+mod reader;
 mod serial;
 mod spec;
 
+pub use labels::Label;
+pub use reader::{Block, Reader};
 pub use spec::{Kind, SerialForm, Spec, SpecError, SpecLimits};
 
+use self::labels::Labels;
+use self::reader::Newest;
 use crate::frame::line::Verdict;
 use crate::pace::{Pace, Player, Settings as PaceSettings};
 use crate::prepare::{Preparation, Stream};
@@ -222,6 +231,10 @@ struct Pipe {
 }
 
 struct Feed {
+    /// The samples themselves, while somebody reads them.
+    newest: Option<Newest>,
+    /// What is being done, where the source knows.
+    labels: Labels,
     pipe: Option<Pipe>,
     /// Why the samples do not fit the model.
     misfit: Option<String>,
@@ -245,6 +258,8 @@ impl Source {
     pub fn start(spec: Spec, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let now = Instant::now();
         let feed = Feed {
+            newest: None,
+            labels: Labels::default(),
             pipe: None,
             misfit: None,
             tap: None,
@@ -307,18 +322,23 @@ impl Source {
         feed.last = None;
     }
 
-    /// Gives the oldest window that is whole: its values go to `into`. With it, how long ago its last sample came.
+    /// Gives the oldest window that is whole: its values go to `into`. With it, when its last sample came, and what the source says is
+    /// being done in most of it.
     ///
     /// # Panics
     /// If `into` does not have room for exactly one window.
-    pub fn take(&self, into: &mut [f32]) -> Option<(Window, Instant)> {
+    pub fn take(&self, into: &mut [f32]) -> Option<(Window, Instant, Option<Label>)> {
         let now = self.shared.now();
         let mut feed = self.shared.lock();
-        let pipe = feed.pipe.as_mut()?;
-        if pipe.windows.settings().length * pipe.windows.settings().channels != into.len() {
+        let Feed { pipe, labels, .. } = &mut *feed;
+        let pipe = pipe.as_mut()?;
+        let length = pipe.windows.settings().length;
+        if length * pipe.windows.settings().channels != into.len() {
             return None;
         }
-        pipe.windows.take(now, into).map(|w| (w, self.shared.epoch + Duration::from_micros(w.arrived.0)))
+        let window = pipe.windows.take(now, into)?;
+        let arrived = self.shared.epoch + Duration::from_micros(window.arrived.0);
+        Some((window, arrived, labels.most(window.sequence, length)))
     }
 
     /// The newest samples, as many as `into` has room for, while the source is live.
@@ -347,6 +367,18 @@ impl Source {
     /// Ends the recording, whole or not.
     pub fn take_recording(&self) -> Option<Recorded> {
         self.shared.lock().tap.take().map(|t| t.recorded)
+    }
+
+    /// A place from which the samples that come from now on can be read, as they come. While there is one, a second of them is kept.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        let spec = &self.shared.spec;
+        Newest::reader(&mut self.shared.lock().newest, spec.channels, spec.rate.hz())
+    }
+
+    /// Appends what came since this reader last asked: samples that follow each other, `most` at the most. `None`: nothing came.
+    pub fn read(&self, reader: &mut Reader, most: usize, into: &mut Vec<f32>) -> Option<Block> {
+        self.shared.lock().newest.as_ref()?.read(reader, most, into)
     }
 
     /// How it is now.
@@ -463,9 +495,21 @@ impl Drop for Source {
 }
 
 impl Feed {
+    /// What is being done in a sample that comes next.
+    fn label(&mut self, sequence: u64, label: Option<Label>) {
+        let kept = self.pipe.as_ref().map_or(0, |pipe| pipe.windows.settings().capacity);
+        let oldest = sequence.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX));
+        self.labels.push(sequence, label, oldest);
+    }
+
     /// Takes a sample into the ring, filtered; nothing is filtered across a gap. Whether it was taken.
     fn sample(&mut self, sequence: u64, time: Micros, arrived: Micros, anew: bool, values: &[f32]) -> bool {
         self.counts.received += 1;
+        match &mut self.newest {
+            Some(newest) if newest.is_idle() => self.newest = None,
+            Some(newest) => newest.push(sequence, time, anew, values),
+            None => {}
+        }
         let Some(pipe) = &mut self.pipe else { return false };
         let mut sample = [0.0; MAX_CHANNELS];
         let Some(sample) = sample.get_mut(..values.len()) else { return false };
@@ -533,7 +577,9 @@ impl Shared {
             Kind::Synthetic { script, seed, conditions } => {
                 let mut stream = EmgStream::new(*script, *seed, *conditions);
                 self.set(Link::Open);
-                self.play(u64::MAX, false, None, |_| stream.next().map(|s| s.values));
+                self.play(u64::MAX, false, None, |_| {
+                    stream.next().map(|s| (s.values, Some(s.gesture.into())))
+                });
             }
             Kind::Recording { path, looped } => {
                 let mut retry = FIRST_RETRY;
@@ -566,7 +612,8 @@ impl Shared {
                 let block = recording.window_rows();
                 self.play(recording.rows() as u64, *looped, block, |row| {
                     let row = usize::try_from(row).ok()?;
-                    rows.get(row * has..(row + 1) * has)
+                    let label = recording.label(row).map(|number| Label { number, name: None });
+                    Some((rows.get(row * has..(row + 1) * has)?, label))
                 });
                 if !self.ends_within(Duration::ZERO) {
                     self.set(Link::Over);
@@ -582,7 +629,7 @@ impl Shared {
         rows: u64,
         looped: bool,
         block: Option<usize>,
-        mut row: impl FnMut(u64) -> Option<V>,
+        mut row: impl FnMut(u64) -> Option<(V, Option<Label>)>,
     ) {
         let rate = self.spec.rate;
         let settings = PaceSettings {
@@ -599,7 +646,8 @@ impl Shared {
             let mut feed = self.lock();
             player.take(now, |due| {
                 let joint = block.is_some_and(|b| due.row.is_multiple_of(b as u64));
-                if let Some(values) = row(due.row) {
+                if let Some((values, label)) = row(due.row) {
+                    feed.label(due.sequence, label);
                     feed.sample(due.sequence, due.time, now, due.anew || joint, values.as_ref());
                 }
             });
