@@ -166,16 +166,69 @@ def test_live_predictions_follow_a_sensor_that_is_unplugged_and_plugged_in_again
         expect(state).to_have_text("live")
         sensor.gesture = 6
         expect(label).to_have_text("Point")
+        expect(page.locator("#signal")).to_have_attribute("data-state", "live")
         pictured(page, pytestconfig, "live")
         sensor.unplug()
         expect(state).to_have_text("unplugged")
+        expect(page.locator("#signal-state")).to_contain_text("unplugged")
+        expect(page.locator("#signal")).to_have_attribute("data-state", "old")
         expect(label).to_have_class(re.compile("soft"))
         sensor.gesture = 1
         sensor.plug()
         expect(state).to_have_text("live")
         expect(label).to_have_text("Hand Open")
+        expect(page.locator("#signal")).to_have_attribute("data-state", "live")
     finally:
         sensor.unplug()
+
+
+def test_the_signal_is_drawn_while_somebody_looks_and_said_in_words(native, visit, pytestconfig):
+    device = native(
+        models=[places.ROOT / "app/inferd/models/emg-gestures"], config='[[sources]]\nname = "arm"\nkind = "synthetic"\ngesture = "Point"\n'
+    )
+    page = visit(device, width=360, colours="dark", expected=("willReadFrequently",))
+
+    def readers():
+        return device.request("/infer/stream/stats").json()["sample_clients"]
+
+    def hide(hidden):
+        page.evaluate(
+            "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+            " document.dispatchEvent(new Event('visibilitychange')); }",
+            hidden,
+        )
+
+    canvas, said = page.locator("#signal"), page.locator("#signal-state")
+    expect(canvas).to_have_attribute("data-state", "live")
+    expect(canvas).to_have_attribute("aria-label", re.compile("Signal of arm: 16 channels, the strongest is [0-9]+"))
+    assert page.evaluate("document.querySelector('main section').id") == "s-live", "above the models"
+    # Something moves on every channel.
+    page.wait_for_function("""() => {
+      const c = document.getElementById("signal"), lane = c.height / 16;
+      return [...Array(16).keys()].every((n) => {
+        const { data } = c.getContext("2d").getImageData(c.width * 0.9, lane * n, 8, lane);
+        return data.filter((v, i) => i % 4 === 3 && v > 0).length > 8;
+      });
+    }""")
+    pictured(page, pytestconfig, "signal-dark-360")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.emulate_media(color_scheme="light")
+    page.get_by_text("As numbers").click()
+    expect(page.locator("#signal-table tbody tr")).to_have_count(16)
+    pictured(page, pytestconfig, "signal-light-1200")
+    page.set_viewport_size({"width": 360, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing lies beside the window"
+
+    assert readers() == 1
+    hide(True)
+    until(lambda: readers() == 0, "nobody who looks at a hidden tab")
+    hide(False)
+    until(lambda: readers() == 1, "somebody who looks again")
+    expect(canvas).to_have_attribute("data-state", "live")
+    page.get_by_role("button", name="Stop").click()
+    until(lambda: readers() == 0, "nobody who looks at what is stopped")
+    expect(said).to_contain_text("is old")
+    expect(canvas).to_have_attribute("data-state", "old")
 
 
 def test_a_stream_is_stopped_for_good_and_started_again(native, visit):
