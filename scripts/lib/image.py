@@ -90,7 +90,7 @@ def assemble(recipe, output):
         files = {
             "rootfs": rootfs(recipe, packages.path, tools, work),
             "boot": boot(recipe, packages.path, layout, tools, work),
-            "data": data(recipe, layout, tools, work),
+            "data": data(recipe.epoch, layout, tools, work),
         }
         disk(layout, files, tools, work, output)
         remark += [f"root {mib(files['rootfs'])}", f"image {mib(output)}, of which written {mib(output, True)}"]
@@ -135,15 +135,7 @@ def rootfs(recipe, packages, tools, work):
     shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
     if recipe.vendors:
         recipe.vendors.install(stage)
-    for name, folder in named_models(recipe.models).items():
-        shutil.copytree(folder, stage / MODELS_IN_IMAGE / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    version = tomllib.loads((places.ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-    (stage / "etc/os-release").write_text(
-        f'NAME="inferd appliance"\nID=inferd\nVERSION_ID={version}\nPRETTY_NAME="inferd appliance {version}"\n'
-        f'BUILD_ID="{recipe.build_id}"\nVARIANT_ID={"dev" if recipe.dev else "production"}\n'
-    )
-    (stage / "etc/inferd/board").write_text(f"{recipe.board.name}\n")
-    (stage / "etc/inferd/board.toml").write_text((places.BOARDS / recipe.board.name / "board.toml").read_text())
+    furnish(stage, recipe.board, recipe.models, recipe.build_id, recipe.dev)
     trust(recipe, stage / "etc/inferd")
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
@@ -158,6 +150,21 @@ def rootfs(recipe, packages, tools, work):
         drop=["SOURCE_DATE_EPOCH"],  # mksquashfs refuses its own time options beside it
     )
     return squashfs
+
+
+def furnish(stage, board, models, build_id, dev=False):
+    """What a root filesystem says of itself and serves from the first boot, whoever builds it."""
+    for name, folder in named_models(models).items():
+        shutil.copytree(
+            folder, stage / MODELS_IN_IMAGE / name, ignore=shutil.ignore_patterns(".*", "__pycache__"), dirs_exist_ok=True
+        )
+    version = tomllib.loads((places.ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    (stage / "etc/os-release").write_text(
+        f'NAME="inferd appliance"\nID=inferd\nVERSION_ID={version}\nPRETTY_NAME="inferd appliance {version}"\n'
+        f'BUILD_ID="{build_id}"\nVARIANT_ID={"dev" if dev else "production"}\n'
+    )
+    (stage / "etc/inferd/board").write_text(f"{board.name}\n")
+    (stage / "etc/inferd/board.toml").write_text((places.BOARDS / board.name / "board.toml").read_text())
 
 
 def trust(recipe, folder):
@@ -257,20 +264,30 @@ def boot(recipe, packages, layout, tools, work):
     (stage / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
     # The image's own: who starts from it keeps what makes a dev image one.
     shutil.copyfile(work / "rootfs/etc/inferd/inferd.toml", stage / "inferd.toml.example")
-    partition = layout.named("boot")
-    fat = work / "boot.vfat"
-    with open(fat, "wb") as image:
+    return fat(stage, layout.named("boot"), recipe.epoch, tools)
+
+
+def fat(stage, partition, epoch, tools):
+    """A FAT with all that is in `stage`, for a partition; it lies beside `stage`."""
+    file = stage.with_name(f"{partition.name}.vfat")
+    with open(file, "wb") as image:
         image.truncate(partition.size)
-    environment = {"SOURCE_DATE_EPOCH": recipe.epoch, "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
+    environment = {"SOURCE_DATE_EPOCH": epoch, "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
     serial = hashlib.sha256(partition.uuid.encode()).hexdigest()[:8]
-    run([tools.path("mkfs.fat"), "--invariant", "-F", "32", "-n", "INFERD-BOOT", "-i", serial, fat], env=environment)
-    for path in sorted(stage.iterdir()):
-        os.utime(path, (recipe.epoch, recipe.epoch))
-        run([tools.path("mcopy"), "-m", "-i", fat, path, f"::{path.name}"], env=environment)
-    return fat
+    label = "INFERD-BOOT" if partition.name == "boot" else partition.name.upper()  # 11 characters at most
+    run([tools.path("mkfs.fat"), "--invariant", "-F", "32", "-n", label, "-i", serial, file], env=environment)
+    for path in sorted(stage.rglob("*")):
+        os.utime(path, (epoch, epoch))
+    for path in sorted(stage.rglob("*")):
+        name = f"::{path.relative_to(stage)}"
+        if path.is_dir():
+            run([tools.path("mmd"), "-i", file, name], env=environment)
+        else:
+            run([tools.path("mcopy"), "-m", "-i", file, path, name], env=environment)
+    return file
 
 
-def data(recipe, layout, tools, work):
+def data(epoch, layout, tools, work):
     """An empty ext4 for state and overrides."""
     partition = layout.named("data")
     image = work / "data.ext4"
@@ -278,7 +295,7 @@ def data(recipe, layout, tools, work):
         file.truncate(partition.size)
     seed = uuid.uuid5(uuid.UUID(partition.uuid), "hash_seed")
     options = f"hash_seed={seed},root_owner=0:0,lazy_itable_init=1,nodiscard"
-    environment = {"SOURCE_DATE_EPOCH": recipe.epoch, "E2FSPROGS_FAKE_TIME": recipe.epoch or 1, "MKE2FS_CONFIG": os.devnull}
+    environment = {"SOURCE_DATE_EPOCH": epoch, "E2FSPROGS_FAKE_TIME": epoch or 1, "MKE2FS_CONFIG": os.devnull}
     run(
         [tools.path("mkfs.ext4"), "-q", "-F", "-L", "data", "-U", partition.uuid, "-E", options, "-m", "1", "-b", "4096"]
         # No metadata_csum: its checksum of the superblock lies in another 512-byte sector than what it covers, and a write

@@ -1,0 +1,5 @@
+#!/bin/sh
+# Buildroot calls this with the folder of images and BR2_ROOTFS_POST_SCRIPT_ARGS, the board's name.
+set -eu
+here=$(dirname "$0")
+exec python3 -B "$here/../scripts/lib/builder.py" image "$2" "$1"

@@ -1,0 +1,171 @@
+"""What Buildroot calls as it builds, on made-up inputs: no Buildroot and no kernel is at hand."""
+
+import dataclasses
+import shutil
+import subprocess
+
+import board as boards
+import builder
+import debian
+import glibc
+import hosttools
+import image
+import layout as layouts
+import places
+import pytest
+import rpi
+from steps import Failure
+
+PIS = [name for name in boards.names() if boards.load(name).backend == "rpi-tryboot"]
+
+
+@pytest.fixture
+def target(tmp_path):
+    """A root filesystem as Buildroot hands it over: the overlay, BusyBox and a daemon."""
+    root = tmp_path / "target"
+    shutil.copytree(places.OVERLAY, root, symlinks=True)
+    (root / "usr/bin").mkdir()
+    for name in (*image.APPLETS_NEEDED, "inferd"):
+        (root / "usr/bin" / name).touch()
+    (root / "etc/os-release").symlink_to("../usr/lib/os-release")
+    return root
+
+
+def test_a_root_filesystem_gets_what_every_builder_puts_there(target):
+    board = boards.load("qemu-aarch64")
+    builder.rootfs(board, target, "build-7")
+    builder.rootfs(board, target, "build-7")  # Buildroot calls it at every `make`
+    assert (target / "etc/inferd/board").read_text() == "qemu-aarch64\n"
+    assert 'BUILD_ID="build-7"\nVARIANT_ID=production' in (target / "etc/os-release").read_text()
+    assert not (target / "etc/os-release").is_symlink()
+    assert (target / image.MODELS_IN_IMAGE / "imu-motion/manifest.toml").is_file()
+    assert not (target / "README.md").exists(), "the overlay's own is for people who build"
+    assert all((target / folder).is_dir() for folder in image.FOLDERS)
+
+
+@pytest.mark.parametrize(("gone", "says"), [("udhcpc", "this BusyBox lacks udhcpc"), ("inferd", "has no inferd; select BR2_PACKAGE_INFERD")])
+def test_a_root_filesystem_that_could_not_start_is_refused(target, gone, says):
+    (target / "usr/bin" / gone).unlink()
+    with pytest.raises(Failure, match=says):
+        builder.rootfs(boards.load("qemu-aarch64"), target, "x")
+
+
+def test_an_image_for_a_hailo_without_its_firmware_says_so(target, capsys):
+    builder.rootfs(boards.load("rpi5-hailo8"), target, "x")
+    assert "its Hailo-8 will not run" in capsys.readouterr().out
+    (target / builder.HAILO_FIRMWARE).parent.mkdir(parents=True)
+    (target / builder.HAILO_FIRMWARE).touch()
+    builder.rootfs(boards.load("rpi5-hailo8"), target, "x")
+    assert "Hailo" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ("CONFIG_PSI=y\n# CONFIG_DEBUG is not set\n", None),
+        ("CONFIG_PSI=y\n", None),
+        ("# CONFIG_PSI is not set\n", "CONFIG_PSI=y"),
+        ("CONFIG_PSI=m\n", "CONFIG_PSI=y"),
+        ("CONFIG_PSI=y\nCONFIG_DEBUG=y\n", "CONFIG_DEBUG=y|CONFIG_DEBUG is not set"),
+    ],
+)
+def test_a_kernel_that_dropped_a_line_of_a_fragment_is_refused(tmp_path, config, missing):
+    fragment, made = tmp_path / "a.fragment", tmp_path / ".config"
+    fragment.write_text("# why\nCONFIG_PSI=y\n# CONFIG_DEBUG is not set\n")
+    made.write_text(config)
+    if missing is None:
+        builder.check_kernel(made, [fragment])
+        return
+    with pytest.raises(Failure, match=missing):
+        builder.check_kernel(made, [fragment])
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The same programs as Buildroot makes, from Debian."""
+    return hosttools.Tools([*hosttools.IMAGE])
+
+
+def made(board, folder):
+    """A folder of images as Buildroot leaves it for a board."""
+    folder.mkdir()
+    names = ["rootfs.squashfs", board.kernel.image, *(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees)]
+    names += [f"rpi-firmware/{name}" for name in board.firmware.files] + ["rpi-firmware/overlays/ramoops-pi4.dtbo"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def in_fat(tools, disk, partition, name):
+    """A file of a FAT on a disk."""
+    _, found = layouts.read_gpt(disk)
+    offset = next(part.offset for part in found if part.name == partition)
+    command = [tools.path("mtype"), "-i", f"{disk}@@{offset}", f"::{name}"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_a_raspberry_pis_disk_starts_its_first_system(name, target, tools, tmp_path):
+    board = boards.load(name)
+    layout = layouts.load(board)
+    disk = builder.disk(board, target, made(board, tmp_path / "images"), tools, 1_000_000_000)
+    guid, found = layouts.read_gpt(disk)
+    assert guid == layout.disk_uuid
+    assert [(part.name, part.uuid, part.size) for part in found] == [(part.name, part.uuid, part.size) for part in layout.partitions]
+    assert in_fat(tools, disk, "boot", "autoboot.txt") == rpi.autoboot(layout, "a")
+    assert in_fat(tools, disk, "boot", "inferd.toml.example") == (places.OVERLAY / "etc/inferd/inferd.toml").read_bytes()
+    assert in_fat(tools, disk, "boot-a", "cmdline.txt").decode() == rpi.cmdline(board, layout, "a")
+    assert in_fat(tools, disk, "boot-a", "config.txt") == (places.BOARDS / name / "config.txt").read_bytes()
+    assert in_fat(tools, disk, "boot-a", "Image") == b"Image"
+    for file in [*(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees), *board.firmware.files]:
+        assert in_fat(tools, disk, "boot-a", file)
+    assert [path.name for path in disk.parent.iterdir() if path.suffix == ".work"] == []
+
+
+def test_an_overlay_that_config_txt_names_lies_beside_the_kernel(target, tools, tmp_path):
+    board = boards.load("rpi4")
+    images = made(board, tmp_path / "images")
+    assert in_fat(tools, builder.disk(board, target, images, tools, 1), "boot-a", "overlays/ramoops-pi4.dtbo")
+    (images / "rpi-firmware/overlays/ramoops-pi4.dtbo").unlink()
+    with pytest.raises(Failure, match="Buildroot has not made .*ramoops-pi4.dtbo"):
+        builder.disk(board, target, images, tools, 1)
+
+
+def test_the_same_inputs_give_the_same_disk(target, tools, tmp_path):
+    small = {"boot": "40M", "boot-a": "40M", "boot-b": "1M", "rootfs-a": "1M", "rootfs-b": "1M", "models-a": "1M", "models-b": "1M", "data": "16M"}
+    board = dataclasses.replace(boards.load("rpi4"), sizes=small)
+    images = made(board, tmp_path / "images")
+    first = image.digest(builder.disk(board, target, images, tools, 1_000_000_000))
+    assert image.digest(builder.disk(board, target, images, tools, 1_000_000_000)) == first
+
+
+def test_a_board_of_qemu_gets_an_initramfs_with_busybox_and_what_it_needs(target, tools, tmp_path):
+    board = boards.load("qemu-aarch64")
+    libraries = glibc.Glibc("aarch64")
+    busybox = debian.Archive("arm64", [board.debian.suite]).tree(["busybox-static"]).path / "usr/bin/busybox"
+    shutil.copy(busybox, target / "usr/bin/busybox")
+    for path in (target / "usr/lib").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (target / "usr/lib").rmdir()
+    (target / "usr/lib").symlink_to(libraries.folder)
+    disk = builder.disk(board, target, made(board, tmp_path / "images"), tools, 1)
+    (tmp_path / "initramfs").write_bytes(in_fat(tools, disk, "boot", "initramfs"))
+    listed = subprocess.run(
+        f"gzip -dc '{tmp_path}/initramfs' | '{hosttools.Tools(['cpio']).path('cpio')}' -t --quiet", shell=True, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"init", "bin/busybox", "bin/mount", "lib/ld-linux-aarch64.so.1", "lib/modules/order", "dev/console"} <= set(listed)
+    assert in_fat(tools, disk, "boot", "kernel") == b"Image"
+    assert in_fat(tools, disk, "boot", "cmdline.txt").decode() == builder.cmdline(board) + "\n"
+
+
+def test_built_in_drivers_are_told_on_the_command_line_what_modules_are_told_as_they_load():
+    words = builder.cmdline(boards.load("qemu-x86_64")).split()
+    assert {"i6300esb.heartbeat=60", "i6300esb.nowayout=1", "watchdog.stop_on_reboot=0", "ramoops.ecc=1"} <= set(words)
+    words = builder.cmdline(boards.load("qemu-aarch64")).split()
+    assert words.count("watchdog.stop_on_reboot=0") == 1
+
+
+def test_a_tool_that_buildroot_has_not_made_is_named(tmp_path):
+    with pytest.raises(Failure, match="has no genimage; the board's defconfig selects"):
+        builder.HostTools(tmp_path).path("genimage")
