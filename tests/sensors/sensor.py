@@ -28,13 +28,15 @@ def encoder(folder):
 
 class Sensor:
     """Sends frames of 16 channels at 2 kHz for as long as it is plugged in; `path` is where the port appears. They hold one
-    loud channel, or `signal` over and over: integers, 16 a row, rows by the ten."""
+    loud channel, or `signal` over and over: integers, 16 a row, rows by the ten. Its clock counts `rate` samples a second; `burst`
+    frames come where one should."""
 
     def __init__(self, folder, encode):
         self.path = folder / "port"
         self.encode = encode
         self.gesture, self.channels, self.sending, self.skip, self.loud = 0, 16, True, 0, 20
         self.garbage, self.signal = b"", None
+        self.rate, self.burst = RATE, 1
         self.master = self.thread = None
         self.sequence = 0
         self.lock = threading.Lock()
@@ -70,7 +72,7 @@ class Sensor:
             at = self.sequence // STEPS * STEPS % len(self.signal)
             rows = self.signal[at : at + STEPS].tolist()
         values = (ctypes.c_int16 * (self.channels * STEPS))(*itertools.chain(*rows))
-        at = self.sequence * 1_000_000 // RATE & 0xFFFFFFFF
+        at = self.sequence * 1_000_000 // self.rate & 0xFFFFFFFF
         length = self.encode(out, 1042, self.sequence & 0xFFFFFFFF, at, self.channels, STEPS, 0, values)
         return bytes(out[:length])
 
@@ -80,9 +82,11 @@ class Sensor:
             due += STEPS / RATE
             time.sleep(max(0, due - time.monotonic()))
             with self.lock:
-                self.sequence += STEPS * (1 + self.skip)
-                self.skip = 0
-                data = self.garbage or (self._frame() if self.sending else b"")
+                data = self.garbage
+                for _ in range(self.burst):
+                    self.sequence += STEPS * (1 + self.skip)
+                    self.skip = 0
+                    data += self._frame() if self.sending and not self.garbage else b""
             try:
                 os.write(master, data)
             except BlockingIOError:

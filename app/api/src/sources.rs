@@ -456,6 +456,7 @@ impl Live {
             "gaps": c.gaps,
             "refused": c.refused,
             "damaged": c.damaged,
+            "clipped": c.clipped,
             "late": c.late,
             "windows": c.windows,
             "dropped": c.dropped,
@@ -614,12 +615,17 @@ impl Collector for Numbers {
             views.iter().filter_map(|(name, v)| Some((vec![("source", *name)], v.silent?.as_secs_f64())));
         out.gauge("source_silent_seconds", "How long no sample has come", silent)?;
         type Count = fn(&inferd_sources::live::Counts) -> u64;
-        let counts: [(&str, &str, Count); 7] = [
+        let counts: [(&str, &str, Count); 8] = [
             ("source_samples", "Samples that came", |c| c.received),
             ("source_missing_samples", "Samples whose numbers were left out", |c| c.missing),
             ("source_gaps", "Gaps between samples, of every kind", |c| c.gaps),
             ("source_refused_samples", "Samples that came twice, late, or were no numbers", |c| c.refused),
             ("source_damaged_frames", "Frames of a serial source that were damaged", |c| c.damaged),
+            (
+                "source_clipped_samples",
+                "Samples of a serial source with a value at the end of its range",
+                |c| c.clipped,
+            ),
             ("source_windows", "Windows handed to a model", |c| c.windows),
             (
                 "source_dropped_windows",

@@ -21,15 +21,17 @@
 //! (Hamming distance 4 up to 32,751 bits, Koopman's tables) and every burst of up to 16 bits. The header has a check of its
 //! own, so that a damaged length is noticed at once and never waited for.
 //!
-//! [`Decoder`] finds frames in bytes; [`Tracker`] judges their sequence and unwraps their time; [`line::judge`] says what is
+//! [`Decoder`] finds frames in bytes; [`Tracker`] judges their sequence and unwraps their time, [`Meter`] the rate they make; [`line::judge`] says what is
 //! wrong with a line that carries none; [`legacy`] reads the older form without frames.
 
 mod decoder;
 pub mod legacy;
 pub mod line;
+mod meter;
 mod tracker;
 
 pub use decoder::{Counts, Decoder};
+pub use meter::Meter;
 pub use tracker::{Continuity, Tracked, Tracker};
 
 use crate::MAX_CHANNELS;

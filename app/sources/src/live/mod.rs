@@ -135,6 +135,8 @@ pub struct Counts {
     pub refused: u64,
     /// Frames that were damaged, and bytes that were none counted as frames of 1042.
     pub damaged: u64,
+    /// Samples of a serial port with a value at the end of its range, or out of a frame whose sender says so.
+    pub clipped: u64,
     /// Samples of a recording or generator that were handed on late, or passed over.
     pub late: u64,
     /// Windows taken.
@@ -240,6 +242,8 @@ struct Feed {
     misfit: Option<String>,
     tap: Option<Tap>,
     link: Link,
+    /// What is to be said of samples that come; empty when nothing is.
+    remark: String,
     /// When the link became so.
     since: Instant,
     /// The number that follows, and the time of the last one.
@@ -264,6 +268,7 @@ impl Source {
             misfit: None,
             tap: None,
             link: Link::Opening,
+            remark: String::new(),
             since: now,
             last: None,
             arrived: None,
@@ -409,7 +414,7 @@ impl Source {
                 (state, verdict.sentence().to_owned())
             }
             Link::Line(verdict @ Verdict::Noisy) => (State::Live, verdict.sentence().to_owned()),
-            _ if flows => (State::Live, String::new()),
+            _ if flows => (State::Live, feed.remark.clone()),
             _ if silent.is_none() && feed.since.elapsed() <= stale => (State::Starting, String::new()),
             _ => {
                 let kind = &self.shared.spec.kind;

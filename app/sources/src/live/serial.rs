@@ -3,7 +3,7 @@
 use super::port::{self, Direction};
 use super::{FIRST_RETRY, LAST_RETRY, Link, SerialForm, Shared};
 use crate::MAX_CHANNELS;
-use crate::frame::{self, Continuity, Decoder, Tracker, legacy, line};
+use crate::frame::{self, Continuity, Decoder, FLAG_CLIPPED, Meter, Tracker, legacy, line};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -17,6 +17,12 @@ const WAIT_MS: u8 = 100;
 const READ: usize = 4096;
 /// How often what came is judged.
 const JUDGED: Duration = Duration::from_millis(500);
+
+/// How often samples that come are remarked upon, and from which share of clipped ones and how many times the rate on: what had
+/// to wait on the way may come in one go.
+const REMARKED: Duration = Duration::from_secs(2);
+const CLIPPED_SHARE: f64 = 0.01;
+const TOO_FAST: f64 = 1.5;
 
 /// Reads the port for as long as the source runs.
 pub(super) fn read(shared: &Shared, path: &Path, baud: u32, form: SerialForm, scale: f32) {
@@ -45,7 +51,7 @@ pub(super) fn read(shared: &Shared, path: &Path, baud: u32, form: SerialForm, sc
 }
 
 enum Form {
-    Framed { decoder: Box<Decoder>, tracker: Box<Tracker>, judged: (Instant, frame::Counts) },
+    Framed { decoder: Box<Decoder>, tracker: Box<Tracker>, meter: Meter, judged: (Instant, frame::Counts) },
     Legacy(Box<legacy::Decoder>),
 }
 
@@ -53,6 +59,8 @@ struct Reader {
     form: Form,
     scale: f32,
     reopened: bool,
+    /// When samples were last remarked upon, and how many had come and been clipped then.
+    remarked: (Instant, u64, u64),
 }
 
 impl Reader {
@@ -61,6 +69,7 @@ impl Reader {
         let framed = || Form::Framed {
             decoder: Box::new(Decoder::new()),
             tracker: Box::new(Tracker::new()),
+            meter: Meter::default(),
             judged: (Instant::now(), frame::Counts::default()),
         };
         let form = match form {
@@ -69,15 +78,16 @@ impl Reader {
                 // The specification has checked the number of channels.
                 .map_or_else(|_| framed(), |decoder| Form::Legacy(Box::new(decoder))),
         };
-        Self { form, scale, reopened: false }
+        Self { form, scale, reopened: false, remarked: (Instant::now(), 0, 0) }
     }
 
     fn reopened(&mut self) {
         self.reopened = true;
         match &mut self.form {
-            Form::Framed { decoder, tracker, judged } => {
+            Form::Framed { decoder, tracker, meter, judged } => {
                 decoder.reset();
                 tracker.reset();
+                meter.reset();
                 *judged = (Instant::now(), *decoder.counts());
             }
             Form::Legacy(decoder) => decoder.reset(),
@@ -111,6 +121,7 @@ impl Reader {
                 }
             }
             self.judge(shared);
+            self.remark(shared);
         }
     }
 
@@ -121,7 +132,7 @@ impl Reader {
         let mut row = [0.0; MAX_CHANNELS];
         let reopened = &mut self.reopened;
         match &mut self.form {
-            Form::Framed { decoder, tracker, .. } => {
+            Form::Framed { decoder, tracker, meter, .. } => {
                 let before = *decoder.counts();
                 let mut misfit = None;
                 decoder.push(bytes, |frame| {
@@ -131,17 +142,39 @@ impl Reader {
                         return;
                     }
                     if usize::from(frame.header.channels) != channels {
-                        misfit = Some(frame.header.channels);
+                        misfit = Some(format!(
+                            "the sensor sends {} channels, the source is set to {channels}",
+                            frame.header.channels
+                        ));
                         feed.counts.refused += u64::from(frame.header.steps);
                         return;
                     }
                     let restarted = tracked.continuity == Continuity::Restarted;
+                    if restarted {
+                        meter.reset();
+                    }
+                    if let Some(hz) = meter.take(&tracked, rate.hz()) {
+                        misfit = Some(if hz.is_finite() {
+                            format!(
+                                "by its own clock the sensor sends {hz:.0} samples a second, the source is set to {}",
+                                rate.hz()
+                            )
+                        } else {
+                            "the sensor's clock stands still: when its samples were taken cannot be known".to_owned()
+                        });
+                        feed.counts.refused += u64::from(frame.header.steps);
+                        return;
+                    }
                     let mut anew = std::mem::take(reopened) || restarted;
                     let (mut place, mut step) = (0, 0);
+                    let told = frame.header.flags & FLAG_CLIPPED != 0;
+                    let mut clipped = told;
                     for value in frame.values() {
                         row[place] = f32::from(value) * scale;
+                        clipped |= is_clipped(value);
                         place += 1;
                         if place == channels {
+                            feed.counts.clipped += u64::from(std::mem::replace(&mut clipped, told));
                             let time = tracked.time + rate.offset(step);
                             feed.sample(tracked.sequence + step, time, at, anew, &row[..channels]);
                             (place, step, anew) = (0, step + 1, false);
@@ -151,11 +184,7 @@ impl Reader {
                 });
                 feed.counts.damaged += decoder.counts().since(&before).corrupt;
                 match misfit {
-                    Some(has) => {
-                        feed.link = Link::Misfit(format!(
-                            "the sensor sends {has} channels, the source is set to {channels}"
-                        ));
-                    }
+                    Some(why) => feed.link = Link::Misfit(why),
                     None if matches!(feed.link, Link::Misfit(_)) && feed.arrived == Some(now) => {
                         feed.link = Link::Open;
                     }
@@ -166,6 +195,7 @@ impl Reader {
                 for (to, value) in row.iter_mut().zip(sample.values) {
                     *to = f32::from(*value) * scale;
                 }
+                feed.counts.clipped += u64::from(sample.values.iter().any(|v| is_clipped(*v)));
                 let anew = std::mem::take(reopened);
                 feed.sample(sample.sequence, rate.offset(sample.sequence), at, anew, &row[..channels]);
                 feed.arrived = Some(now);
@@ -173,6 +203,33 @@ impl Reader {
         }
         drop(feed);
         (shared.wake)();
+    }
+
+    /// Says what is to be known of samples that do come.
+    fn remark(&mut self, shared: &Shared) {
+        let (since, received, clipped) = self.remarked;
+        let passed = since.elapsed();
+        if passed < REMARKED {
+            return;
+        }
+        let mut feed = shared.lock();
+        self.remarked = (Instant::now(), feed.counts.received, feed.counts.clipped);
+        let float = |n: u64| u32::try_from(n).map_or(f64::INFINITY, f64::from);
+        let samples = float(feed.counts.received - received);
+        let (share, hz) = (float(feed.counts.clipped - clipped) / samples, samples / passed.as_secs_f64());
+        let set = shared.spec.rate.hz();
+        feed.remark = if share >= CLIPPED_SHARE {
+            format!(
+                "{:.0} % of the samples are clipped: the gain is too high, or an electrode is loose",
+                100.0 * share
+            )
+        } else if hz > TOO_FAST * set {
+            format!(
+                "samples come at {hz:.0} a second, the source is set to {set}: the sensor is ahead of its own clock"
+            )
+        } else {
+            String::new()
+        };
     }
 
     /// Says what the line looks like, now and then.
@@ -193,4 +250,9 @@ impl Reader {
             feed.link = Link::Line(verdict);
         }
     }
+}
+
+/// A converter can say no more than this.
+fn is_clipped(value: i16) -> bool {
+    value == i16::MAX || value == i16::MIN
 }
