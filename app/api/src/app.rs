@@ -1,5 +1,6 @@
 //! What all handlers share.
 
+use crate::actuators::{self, Actuators};
 use crate::body::Held;
 use crate::calibrations::Calibrations;
 use crate::cpu::Meter;
@@ -41,6 +42,8 @@ pub struct App {
     pub(crate) sources: Sources,
     /// Calibrations for a person.
     pub(crate) calibrations: Calibrations,
+    /// What moves by them, once it is started.
+    pub(crate) actuators: Actuators,
     /// Places of those who stream.
     pub(crate) streams: Arc<stream::Places>,
     pub(crate) stream_counts: Arc<stream::Counts>,
@@ -131,11 +134,14 @@ impl App {
         metrics.add(Box::new(benchmarks::Numbers(benchmarks.clone())));
         let sources = Sources::default();
         metrics.add(Box::new(sources::Numbers(sources.clone())));
+        let actuators = Actuators::default();
+        metrics.add(Box::new(actuators::Numbers(actuators.clone())));
         let stream_counts = Arc::new(stream::Counts::default());
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
             calibrations: Calibrations::default(),
             sources,
+            actuators,
             // They never make room for others, so that half of the places stay those of others.
             streams: Arc::new(stream::Places::new(
                 limits::STREAMS.min(config.max_connections / 2),

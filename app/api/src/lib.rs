@@ -9,6 +9,7 @@
 //! POST /infer/stream         what a live source is recognised as, as server-sent events; GET: as a WebSocket: see `stream.rs`, `socket.rs`; GET /infer/stream/stats
 //! *    /api/v1/sources        live sources: see `sources.rs`
 //! *    /api/v1/calibrations   calibration for a person: see `calibrations.rs`
+//! *    /api/v1/actuators      what moves by them: see `actuators.rs`
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
@@ -32,6 +33,7 @@
 #![allow(clippy::result_large_err)]
 
 mod access;
+mod actuators;
 mod alive;
 mod app;
 mod benchmarks;
@@ -66,6 +68,7 @@ mod stream;
 mod updates;
 
 pub use access::{Access, Key, Role, digest_from_hex};
+pub use actuators::{ActuatorConfig, end_actuators, failing_actuator, start_actuators};
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};

@@ -6,8 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, alive, benchmarks, calibrations, dashboard, docs, emg, health,
-    infer, monitoring, oip, records, samples, sources, status, stream, updates,
+    App, Reply, Req, RequestId, Surface, actuators, alive, benchmarks, calibrations, dashboard, docs, emg,
+    health, infer, monitoring, oip, records, samples, sources, status, stream, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -48,6 +48,9 @@ pub(crate) enum Route {
     FitCalibration,
     InstallCalibration,
     UndoCalibration,
+    Actuators,
+    StopActuator,
+    StartActuator,
     Encode,
     Analysis,
     Test,
@@ -169,6 +172,9 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/api/v1/calibrations/{id}/record", Verb::Post, Need::Operate, Route::RecordGesture),
     ("/api/v1/calibrations/{id}/fit", Verb::Post, Need::Operate, Route::FitCalibration),
     ("/api/v1/calibrations/{id}/install", Verb::Post, Need::Operate, Route::InstallCalibration),
+    ("/api/v1/actuators", Verb::Get, Need::Read, Route::Actuators),
+    ("/api/v1/actuators/{name}/stop", Verb::Post, Need::Operate, Route::StopActuator),
+    ("/api/v1/actuators/{name}/start", Verb::Post, Need::Operate, Route::StartActuator),
     ("/api/v1/logging", Verb::Get, Need::Read, Route::Logging),
     ("/api/v1/logging", Verb::Put, Need::Operate, Route::SetLogging),
     ("/api/v1/history", Verb::Get, Need::Read, Route::History),
@@ -442,6 +448,9 @@ async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
         Route::FitCalibration => calibrations::fit(app, req),
         Route::InstallCalibration => calibrations::install(app, req).await,
         Route::UndoCalibration => calibrations::undo(app, req).await,
+        Route::Actuators => actuators::list(app),
+        Route::StopActuator => actuators::order(app, req, true),
+        Route::StartActuator => actuators::order(app, req, false),
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
         Route::Oip => oip::handle(app, req).await,
@@ -580,6 +589,7 @@ fn admitted(app: &App, target: Target, req: &Req) -> Result<Who, (Reply, Who)> {
     // A program of the device itself that changes it again and again is no client that lost its head.
     if let Some(limit) = &limits.changes
         && changes(target, req)
+        && target.route != Route::StopActuator
         && !client.to_canonical().is_loopback()
     {
         limit.take(client).map_err(too_many)?;
@@ -613,10 +623,12 @@ fn changes(target: Target, req: &Req) -> bool {
 }
 
 /// Whether a client gets this however often it asks: probes, metrics and the page that explains the rest. A fleet that cannot
-/// see a device restarts it.
+/// see a device restarts it. Who stops something that moves is never told to wait.
 fn always_answered(target: Target) -> bool {
-    let route =
-        matches!(target.route, Route::Health | Route::Metrics | Route::Docs | Route::Redoc | Route::OpenApi);
+    let route = matches!(
+        target.route,
+        Route::Health | Route::Metrics | Route::Docs | Route::Redoc | Route::OpenApi | Route::StopActuator
+    );
     route || target.need == Need::Nothing
 }
 

@@ -89,6 +89,8 @@ pub(crate) struct Live {
     pub events: broadcast::Sender<Arc<Prediction>>,
     known: Mutex<Known>,
     guard: Guard,
+    /// When its windows were last looked for.
+    looked: Mutex<Option<Instant>>,
     /// From the last sample to the event.
     latency: Histogram,
     failed: Counter,
@@ -126,6 +128,7 @@ pub fn start_sources(app: &Arc<App>, configs: &[SourceConfig]) {
             events: broadcast::Sender::new(BACKLOG),
             known: Mutex::default(),
             guard: Guard::new(config.gate.clone()),
+            looked: Mutex::default(),
             latency: Histogram::new(LATENCY_BUCKETS),
             failed: Counter::default(),
         });
@@ -148,6 +151,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             _ = ending.wait_for(|ending| *ending) => return,
         }
         let Some(app) = app.upgrade() else { return };
+        live.now_looked_after();
         live.log(&mut state);
         let Some((model, plan)) = live.fit(&app) else {
             live.guard.interrupt(Reason::NoAnswer);
@@ -155,6 +159,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
         };
         window.resize(plan.timesteps() * plan.channels(), 0.0);
         while let Some((_, arrived, said)) = live.source.take(&mut window) {
+            live.now_looked_after();
             let told = async {
                 let mut ticket = model.begin(None)?;
                 if live.known().fit.as_ref().is_none_or(|(m, ..)| !Arc::ptr_eq(m, ticket.manifest())) {
@@ -393,6 +398,15 @@ impl Live {
         self.guard.describe()
     }
 
+    fn now_looked_after(&self) {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago its windows were looked for.
+    pub(crate) fn looked_after(&self) -> Option<Duration> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    }
+
     /// Lets the gate know of a source that is not live.
     fn look(&self) {
         if !matches!(self.source.view().state, State::Live | State::Starting) {
@@ -556,14 +570,18 @@ struct Push {
     sequence: Option<u64>,
 }
 
+/// A name as an answer may repeat it.
+pub(crate) fn called(name: &str) -> &str {
+    let harmless = name.len() <= 32 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    if harmless { name } else { "of that name" }
+}
+
 pub(crate) fn push(app: &App, req: &Req) -> Reply {
     let refused = |status, kind, why: &str| Reply::refusal(status, kind, why, true);
     let name = req.path.rsplit('/').nth(1).unwrap_or_default();
     let all = app.sources.get().map_or(&[][..], Vec::as_slice);
     let Some(live) = all.iter().find(|s| s.name() == name) else {
-        let harmless =
-            name.len() <= 32 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-        let why = format!("there is no source {}", if harmless { name } else { "of that name" });
+        let why = format!("there is no source {}", called(name));
         return refused(StatusCode::NOT_FOUND, "not_found", &why);
     };
     if req.body.len() > PUSH_BODY {

@@ -4,6 +4,7 @@
 //! end the start with a sentence that names key, value, range and source; names nobody knows are reported and ignored, so
 //! that one file can serve several versions of the firmware.
 
+mod actuators;
 mod layers;
 mod seed;
 mod sources;
@@ -12,7 +13,7 @@ pub use layers::Entry;
 #[cfg(test)]
 use layers::{Source, env_name};
 
-use inferd_api::{Choice, Key, Role, SourceConfig, digest_from_hex, limits};
+use inferd_api::{ActuatorConfig, Choice, Key, Role, SourceConfig, digest_from_hex, limits};
 use inferd_model::ModelName;
 use inferd_watch::keeper::judge::Limits;
 use inferd_watch::{alerts::Severity, monitor::Thresholds};
@@ -38,6 +39,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct Config {
     /// `[[sources]]`
     pub sources: Vec<SourceConfig>,
+    /// `[[actuators]]`
+    pub actuators: Vec<ActuatorConfig>,
     /// `[server]`
     pub server: Server,
     /// `[inference]`
@@ -484,8 +487,10 @@ impl Config {
     /// The reference: every setting there is.
     fn read(r: &mut Reader) -> Self {
         let path = |s: &str| Some(PathBuf::from(s));
+        let sources = sources::read(r);
         Self {
-            sources: sources::read(r),
+            actuators: actuators::read(r, &sources),
+            sources,
             server: Server {
                 listen: r.list(
                     "server.listen",

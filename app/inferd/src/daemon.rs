@@ -129,6 +129,7 @@ pub fn run(
         );
         inferd_api::start_sources(&app, &config.sources);
         inferd_api::start_calibrations(&app, &config.updates.data_dir.join("calibrations"));
+        inferd_api::start_actuators(&app, &config.actuators);
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
@@ -155,8 +156,11 @@ pub fn run(
                 }
             }
         };
+        let moving = Arc::clone(&app);
         inferd_api::serve(app, listeners, secure, late, end).await;
         loading.abort();
+        // Most of the way to the neutral pose lies behind them: they were told when the endpoint was.
+        let _ = tokio::task::spawn_blocking(move || inferd_api::end_actuators(&moving)).await;
         drop(panel);
         records.end().await;
         hosts.shutdown().await;
@@ -317,6 +321,8 @@ fn monitor(app: &Arc<App>, config: &Config) {
         ..MonitorSettings::default()
     };
     let (hosts, alive) = (Arc::clone(&app.hosts), Arc::clone(&app.alive));
+    // The monitor is the endpoint's: it does not keep it.
+    let moving = Arc::downgrade(app);
     let service = move || {
         let models = hosts.list();
         let numbers = models.iter().map(|model| model.snapshot());
@@ -331,6 +337,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
             pool_hits,
             pool_misses,
             breaker_open: (!models.is_empty()).then_some(open),
+            actuator_failing: moving.upgrade().and_then(|app| inferd_api::failing_actuator(&app)),
             storage_failing: alive.progress.view().map(|proved| !proved.storage.ok),
         }
     };

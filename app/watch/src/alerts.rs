@@ -49,13 +49,15 @@ pub enum Kind {
     BreakerOpen,
     /// The data directory cannot be written: 1.
     StorageFailing,
+    /// An actuator is in its safe pose because something failed: 1.
+    ActuatorFailing,
     /// What was written to the data partition in a day, in percent of the budget.
     WriteBudget,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Cpu,
         Self::Memory,
         Self::MemoryPressure,
@@ -69,6 +71,7 @@ impl Kind {
         Self::PoolEfficiency,
         Self::BreakerOpen,
         Self::StorageFailing,
+        Self::ActuatorFailing,
         Self::WriteBudget,
     ];
 
@@ -89,6 +92,7 @@ impl Kind {
             Self::PoolEfficiency => "pool_efficiency",
             Self::BreakerOpen => "breaker_open",
             Self::StorageFailing => "storage_failing",
+            Self::ActuatorFailing => "actuator_failing",
             Self::WriteBudget => "write_budget",
         }
     }
@@ -145,6 +149,9 @@ impl Kind {
             }
             Self::BreakerOpen => format!("the circuit breaker{of} is open"),
             Self::StorageFailing => format!("the data directory{of} cannot be written"),
+            Self::ActuatorFailing => {
+                format!("an actuator fails safe: {}", about.unwrap_or("nobody knows why"))
+            }
             Self::WriteBudget => {
                 format!("{value:.0} % of a day's write budget is spent, so optional writes are refused")
             }

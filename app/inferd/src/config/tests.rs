@@ -452,3 +452,33 @@ fn a_critical_threshold_below_its_warning_is_told_and_taken() {
     assert!(told[0].starts_with("monitor.cpu_critical_percent is below monitor.cpu_percent"), "{told:?}");
     assert!(told[1].starts_with("monitor.disk_critical_percent"), "{told:?}");
 }
+
+#[test]
+fn actuators_are_tables_and_what_is_wrong_with_one_is_named() {
+    let source = "[[sources]]\nname = \"arm\"\nkind = \"serial\"\npath = \"/dev/ttyACM0\"\n";
+    let table = |more: &str| format!("{source}[[actuators]]\nname = \"hand\"\n{more}\n");
+    let usual = "path = \"/dev/ttyUSB1\"\nneutral = [1500]\n";
+    let said = load(&table(&format!("{usual}poses = {{ \"Hand Open\" = [1700] }}\n")), &[]).unwrap();
+    let again = load(&said.to_toml(), &[]).unwrap();
+    assert_eq!(again.config, said.config);
+    let spec = &said.config.actuators[0].spec;
+    assert_eq!((spec.baud, spec.rate_hz, spec.velocity, spec.acceleration), (115_200, 50, 500.0, 2000.0));
+    assert!(!spec.autostart && spec.pose_of("hand open").is_some());
+    for (more, why) in [
+        ("path = \"/dev/ttyUSB1\"", "neutral"),
+        ("path = \"/dev/ttyUSB1\"\nneutral = [999]", "1000 to 2000 microseconds, not 999"),
+        (&format!("{usual}poses = {{ Pinch = [1500, 1500] }}"), "Pinch: 2 joints"),
+        (&format!("{usual}velocity_us_s = 0.0"), "velocity_us_s"),
+        (&format!("{usual}baud = 1200"), "baud"),
+        (&format!("{usual}torque = 1"), "torque"),
+        (&format!("{usual}source = \"leg\""), "source \"leg\", which there is not"),
+        ("path = \"/dev/ttyACM0\"\nneutral = [1500]", "port of \"hand\""),
+    ] {
+        let e = load(&table(more), &[]).unwrap_err().to_string();
+        assert!(e.contains(why), "{more}: {e}");
+    }
+    let alone = table(usual).replace(source, "");
+    assert!(load(&alone, &[]).unwrap_err().to_string().contains("no source to follow"));
+    let two = table(usual) + &table(&usual.replace("USB1", "USB2")).replace(source, "");
+    assert!(load(&two, &[]).unwrap_err().to_string().contains("two"));
+}

@@ -159,6 +159,7 @@ impl Thresholds {
             Rule { below: true, ..level(Kind::PoolEfficiency, self.pool_efficiency, None) },
             flag(Kind::BreakerOpen),
             flag(Kind::StorageFailing),
+            flag(Kind::ActuatorFailing),
             Rule { raise_after: 1, ..level(Kind::WriteBudget, 100.0, None) },
         ]
     }

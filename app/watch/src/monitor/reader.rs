@@ -122,6 +122,8 @@ pub struct Service {
     pub breaker_open: Option<Option<String>>,
     /// Whether writing the data directory fails; `None`: nobody tried.
     pub storage_failing: Option<bool>,
+    /// The first actuator that is in its safe pose because something failed, and why; `Some(None)`: none is; `None`: there are none.
+    pub actuator_failing: Option<Option<String>>,
 }
 
 /// One result of something that may hang.
@@ -150,6 +152,7 @@ pub struct Reader {
     before: Option<CpuTimes>,
     pool: Option<(u64, u64)>,
     breaker: Option<Option<String>>,
+    actuator: Option<Option<String>>,
     failing: Option<bool>,
     flash_read: bool,
 }
@@ -173,6 +176,7 @@ impl Reader {
             before: None,
             pool: None,
             breaker: None,
+            actuator: None,
             failing: None,
             flash_read: false,
             roots,
@@ -204,6 +208,7 @@ impl Reader {
         self.before = times.or(self.before);
         let pool_efficiency = self.pool_efficiency(&service);
         (self.breaker, self.failing) = (service.breaker_open, service.storage_failing);
+        self.actuator = service.actuator_failing;
         let mut sample = Sample {
             when,
             cpu_percent,
@@ -350,6 +355,11 @@ impl Reader {
                 self.breaker.clone().flatten(),
             ),
             of(Kind::StorageFailing, failing.map(flag), Some(self.data.display().to_string())),
+            of(
+                Kind::ActuatorFailing,
+                self.actuator.as_ref().map(|failing| flag(failing.is_some())),
+                self.actuator.clone().flatten(),
+            ),
             of(Kind::WriteBudget, sample.wear.budget_percent(), None),
         ]
     }

@@ -215,18 +215,25 @@ fn few_requests_say_nothing_about_the_pool() {
 }
 
 #[test]
-fn breakers_and_storage_are_told_by_others() {
+fn breakers_storage_and_actuators_are_told_by_others() {
     let board = Board::new();
     let mut work = board.work(&board.settings());
     work.rooms.service = Box::new(|| Service {
         breaker_open: Some(Some("cpu".to_owned())),
         storage_failing: Some(true),
+        actuator_failing: Some(Some("hand: the port was unplugged".to_owned())),
         ..Service::default()
     });
     work.round(When::default(), Instant::now());
     let raised: Vec<_> = work.view.active.iter().map(|a| (a.alert, a.about.clone())).collect();
     let data = board.data().display().to_string();
-    assert_eq!(raised, [(Kind::BreakerOpen, Some("cpu".to_owned())), (Kind::StorageFailing, Some(data))]);
+    let hand = Some("hand: the port was unplugged".to_owned());
+    let wanted = [
+        (Kind::BreakerOpen, Some("cpu".to_owned())),
+        (Kind::StorageFailing, Some(data)),
+        (Kind::ActuatorFailing, hand),
+    ];
+    assert_eq!(raised, wanted);
 }
 
 #[test]

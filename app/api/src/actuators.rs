@@ -1,0 +1,213 @@
+//! Actuators: what moves by what is recognised.
+//!
+//! ```text
+//! GET  /api/v1/actuators              each with its state, why, where its joints are, what it counted
+//! POST /api/v1/actuators/{name}/stop  to the neutral pose, and stay there until /start; never limited by rate
+//! POST /api/v1/actuators/{name}/start
+//! ```
+//!
+//! An actuator (`app/actuators`) asks for every line what may be done. The answer is its source's gate (`gate.rs`) at that moment, and that
+//! nobody knows once the task that looks after the source has not done so for [`VOUCHED`].
+
+use crate::gate::Command;
+use crate::metrics::live::Writer;
+use crate::sources::{Live, called};
+use crate::{App, Reply, Req};
+use hyper::StatusCode;
+use inferd_actuators::{Actuator, Ask, Spec, State};
+use inferd_sources::live::State as SourceState;
+use inferd_tasks::emg::gate::{Reason, State as Gate};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use serde_json::{Value, json};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A source that was not looked after for so long is one that nobody knows anything of. It is looked after every half a second.
+const VOUCHED: Duration = Duration::from_secs(2);
+
+/// An actuator, and whom it follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActuatorConfig {
+    /// What it is.
+    pub spec: Spec,
+    /// The source it follows; `None`: the first.
+    pub source: Option<String>,
+    /// It follows this model only; `None`: whichever the source has.
+    pub model: Option<String>,
+}
+
+/// An actuator that runs, and its source.
+#[derive(Debug)]
+pub(crate) struct Driven {
+    actuator: Actuator,
+    live: Option<Arc<Live>>,
+    model: Option<String>,
+}
+
+/// All actuators of a daemon.
+pub(crate) type Actuators = Arc<OnceLock<Vec<Driven>>>;
+
+/// Starts the actuators, after the sources. One that cannot be started is told in the log, and is not there.
+pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig]) {
+    let sources = app.sources.get().map_or(&[][..], Vec::as_slice);
+    let mut all = Vec::new();
+    for config in configs {
+        let named = |live: &&Arc<Live>| config.source.as_deref().is_none_or(|name| live.name() == name);
+        let live = sources.iter().find(named).cloned();
+        let asked = live.clone();
+        let (model, ending) = (config.model.clone(), app.ending.subscribe());
+        let ask = move || ask(asked.as_deref(), model.as_deref(), &ending);
+        match Actuator::start(config.spec.clone(), ask) {
+            Ok(actuator) => all.push(Driven { actuator, live, model: config.model.clone() }),
+            Err(why) => {
+                tracing::error!(actuator = config.spec.name, error = %why, "no thread for an actuator");
+            }
+        }
+    }
+    // Set once, at the start.
+    let _ = app.actuators.set(all);
+}
+
+/// Brings all of them to the neutral pose, and ends their lines; some seconds at the most.
+pub fn end_actuators(app: &App) {
+    let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
+    std::thread::scope(|scope| {
+        for driven in all {
+            scope.spawn(|| driven.actuator.end());
+        }
+    });
+}
+
+/// Whether one of them fails safe for another reason than that nothing is meant: its name and why.
+pub fn failing_actuator(app: &App) -> Option<Option<String>> {
+    let all = app.actuators.get().filter(|all| !all.is_empty())?;
+    Some(
+        all.iter().find_map(|driven| Some(format!("{}: {}", driven.actuator.spec().name, driven.failing()?))),
+    )
+}
+
+fn ask(live: Option<&Live>, model: Option<&str>, ending: &watch::Receiver<bool>) -> Ask {
+    if *ending.borrow() {
+        return Ask::Safe("the daemon ends".to_owned());
+    }
+    let Some(live) = live else { return Ask::Silent("its source could not be started".to_owned()) };
+    if live.looked_after().is_none_or(|ago| ago > VOUCHED) {
+        return Ask::Silent(format!("source {} is not looked after", live.name()));
+    }
+    if let Some(wanted) = model
+        && live.plan().is_none_or(|(manifest, _)| manifest.name.as_str() != wanted)
+    {
+        return Ask::Safe(format!("source {} does not go to model {wanted}", live.name()));
+    }
+    let Command { view, label, .. } = live.command();
+    match label.filter(|_| view.state != Gate::Released) {
+        Some(label) => Ask::Gesture(label),
+        None => Ask::Safe(format!("source {}: {}", live.name(), view.reason.name())),
+    }
+}
+
+impl Driven {
+    /// Why it is in its safe pose although somebody may mean something.
+    fn failing(&self) -> Option<String> {
+        let view = self.actuator.view();
+        match view.state {
+            State::Silent | State::Blocked | State::Unplugged => Some(view.reason),
+            State::Following | State::Stopped => None,
+            State::Safe => {
+                let live = self.live.as_deref()?;
+                let command = live.command().view;
+                let source = live.source.view();
+                match command.reason {
+                    _ if command.state != Gate::Released => None,
+                    Reason::Source if source.state != SourceState::Over => {
+                        Some(format!("source {}: {}", live.name(), source.reason))
+                    }
+                    Reason::NoAnswer => Some(format!("source {}: {}", live.name(), live.problem())),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    fn describe(&self) -> Value {
+        let (view, spec) = (self.actuator.view(), self.actuator.spec());
+        let counts = view.counts;
+        json!({
+            "name": spec.name,
+            "source": self.live.as_deref().map(Live::name),
+            "model": self.model,
+            "state": view.state.name(),
+            "reason": view.reason,
+            "failing": self.failing(),
+            "stopped": view.stopped,
+            "gesture": view.gesture,
+            "widths_us": view.widths,
+            "neutral": view.neutral,
+            "poses": spec.poses.iter().map(|p| p.gesture.as_str()).collect::<Vec<_>>(),
+            "rate_hz": spec.rate_hz,
+            "lines": counts.lines,
+            "dropped": counts.dropped,
+            "opened": counts.opened,
+            "stops": counts.stops,
+            "fail_safes": counts.fail_safes,
+        })
+    }
+}
+
+pub(crate) fn list(app: &App) -> Reply {
+    let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
+    let all: Vec<Value> = all.iter().map(Driven::describe).collect();
+    Reply::json(StatusCode::OK, &json!({ "actuators": all }))
+}
+
+/// `stop` or `start`.
+pub(crate) fn order(app: &App, req: &Req, stop: bool) -> Reply {
+    let name = req.path.rsplit('/').nth(1).unwrap_or_default();
+    let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
+    let Some(driven) = all.iter().find(|d| d.actuator.spec().name == name) else {
+        let why = format!("there is no actuator {}", called(name));
+        return Reply::refusal(StatusCode::NOT_FOUND, "not_found", &why, true);
+    };
+    if stop {
+        driven.actuator.stop();
+        tracing::warn!(actuator = name, "stopped");
+    } else {
+        driven.actuator.begin();
+        tracing::info!(actuator = name, "started");
+    }
+    Reply::json(StatusCode::OK, &driven.describe())
+}
+
+/// The numbers of actuators.
+#[derive(Debug)]
+pub(crate) struct Numbers(pub Actuators);
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(all) = self.0.get() else { return Ok(()) };
+        let views: Vec<_> =
+            all.iter().map(|d| (d.actuator.spec().name.as_str(), d.actuator.view())).collect();
+        let mut out = Writer { encoder: &mut encoder };
+        let states = views.iter().flat_map(|(name, view)| {
+            State::ALL.map(|s| {
+                (vec![("actuator", *name), ("state", s.name())], f64::from(u8::from(s == view.state)))
+            })
+        });
+        out.gauge("actuator_state", "1 for what an actuator does", states)?;
+        type Count = fn(&inferd_actuators::Counts) -> u64;
+        let counts: [(&str, &str, Count); 4] = [
+            ("actuator_lines", "Lines that the port took", |c| c.lines),
+            ("actuator_dropped_lines", "Lines that the port did not take in time", |c| c.dropped),
+            ("actuator_stops", "Times that somebody stopped it", |c| c.stops),
+            ("actuator_fail_safes", "Times that a gesture was let go for the neutral pose", |c| c.fail_safes),
+        ];
+        for (name, help, count) in counts {
+            let samples = views.iter().map(|(actuator, v)| (vec![("actuator", *actuator)], count(&v.counts)));
+            out.counter(name, help, samples)?;
+        }
+        Ok(())
+    }
+}

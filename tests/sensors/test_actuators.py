@@ -1,0 +1,210 @@
+"""What moves by what is recognised: within its limits, and to the neutral pose whatever fails."""
+
+import os
+import select
+import signal
+import threading
+import tty
+
+import helpers
+import pytest
+from contract.test_probes import check
+from contract.wire import ask
+from faults.test_daemon import host_pid
+from sensors.conftest import EMG_MODEL
+from sensors.sensor import Sensor, encoder, source
+
+NEUTRAL = [1500, 1200, 1800]
+FLEX = [1900, 1000, 1000]
+RATE, VELOCITY, ACCELERATION = 50, 2000, 20_000
+CONFIG = """[[sources]]
+name = "arm"
+kind = "serial"
+path = "{sensor}"
+gate = {{ rest_rms = 15 }}
+[[actuators]]
+name = "hand"
+path = "{hand}"
+neutral = {neutral}
+poses = {{ "Wrist Flex" = {flex} }}
+velocity_us_s = {velocity}
+acceleration_us_s2 = {acceleration}
+autostart = {autostart}
+"""
+
+
+class Hand:
+    """A receiver on a serial port: every line that it ever got."""
+
+    def __init__(self, folder):
+        self.path = folder / "hand"
+        self.lines, self.master, self.thread = [], None, None
+
+    def plug(self):
+        self.master, slave = os.openpty()
+        tty.setraw(slave)
+        self.path.unlink(missing_ok=True)
+        self.path.symlink_to(os.ttyname(slave))
+        self.lines, self.slave = [], slave
+        self.unplugged, self.wake = os.pipe()
+        self.thread = threading.Thread(target=self._read, args=(self.master,))
+        self.thread.start()
+
+    def _read(self, master):
+        rest = b""
+        while True:
+            ready, _, _ = select.select([master, self.unplugged], [], [])
+            if self.unplugged in ready:
+                return
+            *lines, rest = (rest + os.read(master, 4096)).split(b"\n")
+            for line in lines:
+                assert line.startswith(b"PWM:"), line
+                self.lines.append([int(width) for width in line[4:].split(b",")])
+
+    def unplug(self):
+        if self.thread:
+            os.write(self.wake, b"x")
+            self.thread.join()
+            self.thread = None
+            self.path.unlink(missing_ok=True)
+            for end in (self.slave, self.master, self.unplugged, self.wake):
+                os.close(end)
+
+    def until(self, pose, device):
+        helpers.until(lambda: self.lines and self.lines[-1] == pose, device)
+
+    def check(self):
+        """No line, no pair and no three of them break a limit; rounding adds up to two to the last."""
+        lines = list(self.lines)
+        assert lines and lines[0] == NEUTRAL
+        assert all(len(line) == 3 and all(1000 <= width <= 2000 for width in line) for line in lines)
+        for a, b in zip(lines, lines[1:]):
+            assert all(abs(x - y) <= VELOCITY / RATE for x, y in zip(a, b)), (a, b)
+        for a, b, c in zip(lines, lines[1:], lines[2:]):
+            assert all(abs(x - 2 * y + z) <= ACCELERATION / RATE**2 + 2 for x, y, z in zip(a, b, c)), (a, b, c)
+
+
+@pytest.fixture
+def sensor(tmp_path):
+    sensor = Sensor(tmp_path, encoder(tmp_path))
+    sensor.gesture = 3
+    yield sensor
+    sensor.unplug()
+
+
+@pytest.fixture
+def hand(tmp_path):
+    hand = Hand(tmp_path)
+    yield hand
+    hand.unplug()
+
+
+@pytest.fixture
+def start(native, sensor, hand):
+    def start(autostart="true"):
+        config = CONFIG.format(sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart=autostart)
+        return native(models=[EMG_MODEL], config=config)
+
+    return start
+
+
+def actuator(device):
+    [hand] = device.request("/api/v1/actuators").json()["actuators"]
+    return hand
+
+
+def test_a_hand_follows_a_sensor_and_is_neutral_when_the_sensor_is_gone_or_at_rest(start, sensor, hand):
+    sensor.plug()
+    hand.plug()
+    device = start()
+    hand.until(FLEX, device)
+    assert (actuator(device)["state"], actuator(device)["gesture"]) == ("following", "Wrist Flex")
+    check(device.request("/openapi.json").json(), "/api/v1/actuators", "GET", ask(device, "GET", "/api/v1/actuators"))
+    # The muscles rest, whatever the model says of it.
+    with sensor.lock:
+        sensor.loud = 10
+    hand.until(NEUTRAL, device)
+    helpers.until(lambda: actuator(device)["reason"] == "source arm: low_energy", device)
+    assert actuator(device)["failing"] is None, "rest is no failure"
+    with sensor.lock:
+        sensor.loud = 20
+    hand.until(FLEX, device)
+    sensor.unplug()
+    hand.until(NEUTRAL, device)
+    helpers.until(lambda: (actuator(device)["failing"] or "").startswith("source arm: "), device)
+    alerts = lambda: [a["alert"] for a in device.request("/api/v1/alerts").json()["active"]]
+    helpers.until(lambda: "actuator_failing" in alerts(), device)
+    sensor.plug()
+    hand.until(FLEX, device)
+    assert actuator(device)["fail_safes"] == 2
+    page = device.request("/metrics").body.decode()
+    for line in ('actuator_state{actuator="hand",state="following"} 1', 'actuator_fail_safes_total{actuator="hand"} 2', 'actuator_lines_total{actuator="hand"} ', 'actuator_dropped_lines_total{actuator="hand"} '):
+        assert line in page, line
+    # The way back and the last line are those of an orderly end.
+    assert device.stop() == 0
+    helpers.until(lambda: hand.lines[-1] == NEUTRAL, "the last lines are read")
+    hand.check()
+
+
+def test_a_model_that_does_not_answer_costs_the_pose_and_no_jump(start, sensor, hand):
+    sensor.plug()
+    hand.plug()
+    device = start()
+    hand.until(FLEX, device)
+    # Its host hangs until it is replaced, a second later; the command ends after half of one.
+    os.kill(host_pid(device, "emg-loudest"), signal.SIGSTOP)
+    helpers.until(lambda: actuator(device)["fail_safes"] == 1, device)
+    hand.until(FLEX, device)
+    os.kill(host_pid(device, "emg-loudest"), signal.SIGKILL)
+    assert ask(device, "POST", "/v2/repository/models/emg-loudest/unload").status == 200
+    hand.until(NEUTRAL, device)
+    assert "no model" in helpers.until(lambda: actuator(device)["failing"], device)
+    assert ask(device, "POST", "/v2/repository/models/emg-loudest/load").status == 200
+    hand.until(FLEX, device)
+    hand.check()
+
+
+def test_a_stopped_hand_follows_nothing_until_it_is_started(start, sensor, hand):
+    sensor.plug()
+    hand.plug()
+    device = start(autostart="false")
+    helpers.until(lambda: source(device)["gate"]["state"] == "following", device)
+    helpers.until(lambda: hand.lines, device)
+    assert actuator(device)["state"] == "stopped" and actuator(device)["neutral"]
+    schema = device.request("/openapi.json").json()
+    answer = ask(device, "POST", "/api/v1/actuators/hand/start")
+    assert (answer.status, answer.json()["stopped"]) == (200, False), answer
+    hand.until(FLEX, device)
+    answer = ask(device, "POST", "/api/v1/actuators/hand/stop")
+    check(schema, "/api/v1/actuators/{name}/stop", "POST", answer)
+    hand.until(NEUTRAL, device)
+    assert source(device)["gate"]["command_label"] == "Wrist Flex" and actuator(device)["state"] == "stopped"
+    assert ask(device, "POST", "/api/v1/actuators/foot/stop").status == 404
+    hand.check()
+
+
+def test_a_hand_that_is_plugged_in_again_begins_neutral(start, sensor, hand):
+    sensor.plug()
+    device = start()
+    helpers.until(lambda: actuator(device)["state"] == "unplugged", device)
+    helpers.until(lambda: source(device)["gate"]["state"] == "following", device)
+    hand.plug()
+    hand.until(FLEX, device)
+    hand.check()
+    hand.unplug()
+    helpers.until(lambda: actuator(device)["state"] == "unplugged", device)
+    told = source(device)["predictions"]
+    helpers.until(lambda: source(device)["predictions"] > told, "nothing else is held up")
+    hand.plug()
+    hand.until(FLEX, device)
+    hand.check()
+
+
+def test_only_who_operates_the_device_stops_and_starts_a_hand(native, hand, sensor):
+    config = CONFIG.format(sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart="false")
+    keys = '[security]\nviewer_keys = ["viewer-key-of-this-test"]\noperator_keys = ["operator-key-of-this-test"]\nchange_limit_per_min = 1\n'
+    device = native(models=[EMG_MODEL], config=config + keys)
+    for key, status in (("viewer-key-of-this-test", 403), ("operator-key-of-this-test", 200)):
+        for order in ("start", "stop"):
+            answer = ask(device, "POST", f"/api/v1/actuators/hand/{order}", headers=[("X-API-Key", key)])
+            assert answer.status == status, (key, order, answer)
