@@ -74,7 +74,9 @@ enum Problem {
     Full(Duration),
     #[error("a push has at most {PUSH} samples and {PUSH_BODY} bytes")]
     TooLarge,
-    #[error("synchrony is of two sessions: otherSessionId is missing, and there is not exactly one other session with samples")]
+    #[error(
+        "synchrony is of two sessions: otherSessionId is missing, and there is not exactly one other session with samples"
+    )]
     Alone,
     #[error("no model of this device scores motifs")]
     NoMotifs,
@@ -91,13 +93,17 @@ impl From<FormError> for Problem {
 impl Problem {
     fn reply(&self) -> Reply {
         let (status, code, wait) = match self {
-            Self::Body(_) | Self::Query(_) | Self::NoId => (StatusCode::BAD_REQUEST, "validation_error", None),
+            Self::Body(_) | Self::Query(_) | Self::NoId => {
+                (StatusCode::BAD_REQUEST, "validation_error", None)
+            }
             Self::Session(SessionError::NotFinite(_)) => (StatusCode::BAD_REQUEST, "validation_error", None),
             Self::Unknown(status) => (*status, "unknown_session", None),
             Self::Full(wait) => (StatusCode::SERVICE_UNAVAILABLE, "sessions", Some(*wait)),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", None),
             Self::Alone => (StatusCode::BAD_REQUEST, "one_session", None),
-            Self::NoMotifs => (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", Some(Duration::from_secs(1))),
+            Self::NoMotifs => {
+                (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", Some(Duration::from_secs(1)))
+            }
             Self::Session(SessionError::TooFew { .. }) => (StatusCode::CONFLICT, "too_few_samples", None),
             Self::Session(SessionError::Rate { .. }) => (StatusCode::CONFLICT, "other_rate", None),
             Self::Session(SessionError::Apart(_)) => (StatusCode::CONFLICT, "nothing_in_common", None),
@@ -249,14 +255,21 @@ fn read(body: &[u8]) -> Result<(String, Vec<Sample>), Problem> {
     Ok((push.id, push.samples.into_iter().map(Sample::from).collect()))
 }
 
-/// Reads and keeps what is no valid push as little as what is one, for tests/fuzz.
+/// A push is refused, or kept as numbers that can be asked about; for tests/fuzz.
 #[cfg(fuzzing)]
 pub fn fuzz(body: &[u8]) {
-    if let Ok((_, samples)) = read(body) {
-        let mut session = Session::default();
-        let _ = session.push(&samples);
-        let _ = session.window(100, Some(100.0)).map(Iterator::count);
-        let _ = together(&session, &session);
+    let Ok((_, samples)) = read(body) else { return };
+    let mut session = Session::default();
+    if session.push(&samples).is_ok() {
+        assert!(session.len() <= samples.len() && session.total() == session.len() as u64);
+        for need in [1, 10, 100] {
+            if let Ok(window) = session.window(need, Some(100.0)) {
+                assert_eq!(window.flatten().filter(|v| v.is_finite()).count(), need * AXES);
+            }
+        }
+        if let Ok(told) = together(&session, &session) {
+            assert!((-1.0..=1.0).contains(&told.r) && (0.0..=1.0).contains(&told.confidence));
+        }
     }
 }
 
@@ -283,10 +296,13 @@ pub(crate) fn stop(app: &App, req: &Req) -> Reply {
         let named = req.object::<Named>().ok_or(Problem::Body("sessionId"))?;
         let page = app.sessions.with(&named.id, StatusCode::NOT_FOUND, |held| {
             let took = (held.begun.elapsed().as_secs_f64() * 1e3).round() / 1e3;
-            Ok((held.id, json!({
-                "sessionId": name(held.id), "status": "stopped", "duration_s": took,
-                "totalSamples": held.session.total(), "timestamp": now(),
-            })))
+            Ok((
+                held.id,
+                json!({
+                    "sessionId": name(held.id), "status": "stopped", "duration_s": took,
+                    "totalSamples": held.session.total(), "timestamp": now(),
+                }),
+            ))
         })?;
         let mut all = app.sessions.all();
         let before = all.len();
@@ -303,14 +319,17 @@ fn session_of(form: &Form) -> Result<String, Problem> {
 }
 
 /// `GET /api/v1/analysis/synchrony`.
-pub(crate) fn synchrony(app: &App, req: &Req) -> Reply {
-    let found = || {
+pub(crate) async fn synchrony(app: &App, req: &Req) -> Reply {
+    let named = || {
         let form = query::read(req, &["sessionId", "otherSessionId"])?;
         let id = session_of(&form)?;
         let other = form.text("otherSessionId")?.filter(|id| !id.is_empty());
-        let (id, first) = app.sessions.with(&id, StatusCode::NOT_FOUND, |held| Ok((held.id, held.session.clone())))?;
+        let (id, first) =
+            app.sessions.with(&id, StatusCode::NOT_FOUND, |held| Ok((held.id, held.session.clone())))?;
         let second = match other {
-            Some(other) => app.sessions.with(other, StatusCode::NOT_FOUND, |held| Ok(held.session.clone()))?,
+            Some(other) => {
+                app.sessions.with(other, StatusCode::NOT_FOUND, |held| Ok(held.session.clone()))?
+            }
             None => {
                 let all = app.sessions.all();
                 let mut others = all.iter().filter(|held| held.id != id && !held.session.is_empty());
@@ -320,15 +339,23 @@ pub(crate) fn synchrony(app: &App, req: &Req) -> Reply {
                 }
             }
         };
-        let told = together(&first, &second)?;
+        Ok((id, first, second))
+    };
+    let (id, first, second) = match named() {
+        Ok(named) => named,
+        Err(problem) => return Problem::reply(&problem),
+    };
+    // Milliseconds of work: health checks shall not wait for it.
+    let found = tokio::task::spawn_blocking(move || together(&first, &second)).await;
+    let Ok(found) = found else { return refuse(app, &Failure::Lost, Wording::Analysis) };
+    answered(found.map_err(Problem::from).map(|told| {
         let rounded = |v: f64| (v * 1e4).round() / 1e4;
         let page = json!({
             "sessionId": name(id), "r": rounded(told.r), "lag_ms": told.lag_ms, "window_ms": told.window_ms,
             "confidence": rounded(told.confidence), "timestamp": now(),
         });
-        Ok(Reply::json(StatusCode::OK, &page))
-    };
-    answered(found())
+        Reply::json(StatusCode::OK, &page)
+    }))
 }
 
 /// Why there are no motifs.
@@ -414,8 +441,12 @@ async fn score(app: &App, req: &Req, model_name: &mut String) -> Result<Reply, U
     });
     let mut reply = Reply::json(StatusCode::OK, &page);
     reply.headers.insert(MOTIF_SOURCE, HeaderValue::from_static(plan.motif().source()));
-    let stages =
-        Stages { receive: received, parse: parsed, serialize: begun.elapsed(), total: req.received.elapsed() };
+    let stages = Stages {
+        receive: received,
+        parse: parsed,
+        serialize: begun.elapsed(),
+        total: req.received.elapsed(),
+    };
     app.metrics.succeeded(Surface::Infer, model_name, stages);
     Ok(reply)
 }
@@ -470,7 +501,9 @@ mod tests {
         assert_eq!(number(&text), Some(id));
         assert_eq!(number(&text.to_lowercase()), Some(id));
         assert!(text.as_bytes()[14] == b'4' && b"89AB".contains(&text.as_bytes()[19]), "{text}");
-        for no in ["", "x", "+0000000-0000-4000-8000-000000000000", &text[1..], "00000000000000000000000000000000"] {
+        for no in
+            ["", "x", "+0000000-0000-4000-8000-000000000000", &text[1..], "00000000000000000000000000000000"]
+        {
             assert_eq!(number(no), None, "{no}");
         }
     }
@@ -491,11 +524,21 @@ mod tests {
 
     #[test]
     fn a_push_is_read_as_clients_send_it_and_no_larger_than_is_kept() {
-        let sample = r#"{"t":1,"ax":0.1,"ay":0,"az":9.8,"gx":0,"gy":0,"gz":0,"mx":20,"my":0,"mz":4e1,"more":true}"#;
-        let push = |samples: &str| format!(r#"{{"sessionId":"a","samples":[{samples}],"windowStart":1,"windowEnd":"x"}}"#);
+        let sample =
+            r#"{"t":1,"ax":0.1,"ay":0,"az":9.8,"gx":0,"gy":0,"gz":0,"mx":20,"my":0,"mz":4e1,"more":true}"#;
+        let push = |samples: &str| {
+            format!(r#"{{"sessionId":"a","samples":[{samples}],"windowStart":1,"windowEnd":"x"}}"#)
+        };
         let (id, samples) = read(push(sample).as_bytes()).unwrap();
         assert_eq!((id.as_str(), samples.len(), samples[0].values[8]), ("a", 1, 40.0));
-        for body in ["", "[]", "{}", "{\"sessionId\":1,\"samples\":[]}", &push("{\"t\":1}"), &push("[1,1,1,1,1,1,1,1,1,1,1]")] {
+        for body in [
+            "",
+            "[]",
+            "{}",
+            "{\"sessionId\":1,\"samples\":[]}",
+            &push("{\"t\":1}"),
+            &push("[1,1,1,1,1,1,1,1,1,1,1]"),
+        ] {
             assert!(matches!(read(body.as_bytes()), Err(Problem::Body(_))) || body.contains("[[1"), "{body}");
         }
         let many = vec![sample; PUSH + 1].join(",");

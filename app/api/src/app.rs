@@ -7,7 +7,8 @@ use crate::cpu::Meter;
 use crate::rate::Limits;
 use crate::sources::{self, Sources};
 use crate::{
-    Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, benchmarks, limits, records, stream,
+    Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, analysis, benchmarks, limits, records,
+    stream,
 };
 use arc_swap::ArcSwap;
 use inferd_hosts::{EngineHere, Hosts, Served};
@@ -44,6 +45,8 @@ pub struct App {
     pub(crate) calibrations: Calibrations,
     /// What moves by them, once it is started.
     pub(crate) actuators: Actuators,
+    /// Sessions of sensors.
+    pub(crate) sessions: Arc<analysis::Sessions>,
     /// Places of those who stream.
     pub(crate) streams: Arc<stream::Places>,
     pub(crate) stream_counts: Arc<stream::Counts>,
@@ -136,12 +139,15 @@ impl App {
         metrics.add(Box::new(sources::Numbers(sources.clone())));
         let actuators = Actuators::default();
         metrics.add(Box::new(actuators::Numbers(actuators.clone())));
+        let sessions = Arc::new(analysis::Sessions::default());
+        metrics.add(Box::new(analysis::Tally(sessions.clone())));
         let stream_counts = Arc::new(stream::Counts::default());
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
             calibrations: Calibrations::default(),
             sources,
             actuators,
+            sessions,
             // They never make room for others, so that half of the places stay those of others.
             streams: Arc::new(stream::Places::new(
                 limits::STREAMS.min(config.max_connections / 2),

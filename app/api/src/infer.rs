@@ -196,7 +196,7 @@ fn parse(
     Ok(plan.parse(body, slot, wording.key(), numbers)?)
 }
 
-fn no_model(app: &App) -> Failure {
+pub(crate) fn no_model(app: &App) -> Failure {
     let reason = match &app.config.default_model {
         Some(name) => app.hosts.last_load_error(name).unwrap_or_else(|| format!("{name} is not loaded")),
         None => match app.hosts.load_errors().into_iter().next() {

@@ -13,6 +13,7 @@
 //! POST /infer/{engine}       the EMG form, by that engine or not at all
 //! POST /encode               the same window to the latent alone
 //! POST /api/v1/analysis/infer   the same, mistakes are 400
+//! *    /api/v1/analysis/start, stream, motifs, synchrony, stop   sessions of a sensor: see `analysis.rs`
 //! POST /test                 golden vectors through the running host
 //! POST /benchmark           every engine of a model once: see `benchmarks.rs`, jobs of that under /api/v1/benchmarks
 //! GET  /status /contract /metrics /openapi.json /docs /redoc
@@ -35,6 +36,10 @@
 mod access;
 mod actuators;
 mod alive;
+#[cfg(not(fuzzing))]
+mod analysis;
+#[cfg(fuzzing)]
+pub mod analysis;
 mod app;
 mod benchmarks;
 mod body;

@@ -6,8 +6,8 @@ use crate::http::{Outgoing, X_REQUEST_ID};
 use crate::outgoing::{Asked, preflight};
 use crate::serve::Connection;
 use crate::{
-    App, Reply, Req, RequestId, Surface, actuators, alive, benchmarks, calibrations, dashboard, docs, emg,
-    health, infer, monitoring, oip, records, samples, sources, status, stream, updates,
+    App, Reply, Req, RequestId, Surface, actuators, alive, analysis, benchmarks, calibrations, dashboard,
+    docs, emg, health, infer, monitoring, oip, records, samples, sources, status, stream, updates,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -53,6 +53,11 @@ pub(crate) enum Route {
     StartActuator,
     Encode,
     Analysis,
+    StartSession,
+    StreamSamples,
+    Motifs,
+    Synchrony,
+    StopSession,
     Test,
     Status,
     Contract,
@@ -141,6 +146,11 @@ pub(crate) const ROUTES: &[(&str, Verb, Need, Route)] = &[
     ("/infer/{engine}", Verb::Post, Need::Infer, Route::InferOn),
     ("/encode", Verb::Post, Need::Infer, Route::Encode),
     ("/api/v1/analysis/infer", Verb::Post, Need::Infer, Route::Analysis),
+    ("/api/v1/analysis/start", Verb::Post, Need::Infer, Route::StartSession),
+    ("/api/v1/analysis/stream", Verb::Put, Need::Infer, Route::StreamSamples),
+    ("/api/v1/analysis/motifs", Verb::Get, Need::Infer, Route::Motifs),
+    ("/api/v1/analysis/synchrony", Verb::Get, Need::Infer, Route::Synchrony),
+    ("/api/v1/analysis/stop", Verb::Post, Need::Infer, Route::StopSession),
     ("/test", Verb::Post, Need::Infer, Route::Test),
     ("/status", Verb::Get, Need::Read, Route::Status),
     ("/contract", Verb::Get, Need::Read, Route::Contract),
@@ -281,7 +291,7 @@ fn oip_endpoint(path: &str) -> &'static str {
 /// The inference wording a target speaks, if it is one: its refusals count as failed inferences.
 fn surface(target: Target) -> Option<Surface> {
     match target.route {
-        Route::Infer | Route::Analysis => Some(Surface::Infer),
+        Route::Infer | Route::Analysis | Route::Motifs => Some(Surface::Infer),
         Route::InferOn | Route::InferStream | Route::StreamSocket => Some(Surface::Emg),
         Route::Encode => Some(Surface::Encode),
         Route::Oip if target.endpoint.ends_with("/infer") => Some(Surface::Oip),
@@ -453,6 +463,11 @@ async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
         Route::StartActuator => actuators::order(app, req, false),
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
+        Route::StartSession => analysis::start(app),
+        Route::StreamSamples => analysis::push(app, req),
+        Route::Motifs => analysis::motifs(app, req).await,
+        Route::Synchrony => analysis::synchrony(app, req).await,
+        Route::StopSession => analysis::stop(app, req),
         Route::Oip => oip::handle(app, req).await,
         Route::Root => status::root(app).with(header::VARY, HeaderValue::from_static("Accept")),
         Route::Dashboard => dashboard::page(),
@@ -729,6 +744,11 @@ mod tests {
                     | Route::PushSamples
                     | Route::Encode
                     | Route::Analysis
+                    | Route::StartSession
+                    | Route::StreamSamples
+                    | Route::Motifs
+                    | Route::Synchrony
+                    | Route::StopSession
                     | Route::Test
             );
             // The page has nothing in it that is the device's.

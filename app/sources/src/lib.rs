@@ -11,6 +11,7 @@
 //! * [`recording`]: MAT v5, NPY and CSV, read into bounded memory.
 //! * [`synthetic`]: seeded EMG with gestures, for a device without a sensor, for tests and for training.
 //! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
+//! * [`session`]: the newest samples of a nine-axis sensor that somebody sends, windows of them, two of them compared.
 //! * [`synchrony`]: how alike two streams are, and which one lags.
 //! * `live` (feature): sources that run, with what the others leave out: ports, files, threads and the clock.
 //!
@@ -26,6 +27,7 @@ pub mod pace;
 pub mod prepare;
 pub mod random;
 pub mod recording;
+pub mod session;
 pub mod synchrony;
 pub mod synthetic;
 mod time;

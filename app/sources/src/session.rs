@@ -65,7 +65,9 @@ pub enum SessionError {
         wanted: f64,
     },
     /// The two have too little time in common.
-    #[error("both sessions have {0:.1} s in common by their times t; 1 s without a gap is needed, on one clock")]
+    #[error(
+        "both sessions have {0:.1} s in common by their times t; 1 s without a gap is needed, on one clock"
+    )]
     Apart(f64),
     /// They cannot be compared.
     #[error(transparent)]
@@ -232,7 +234,10 @@ mod tests {
         #[allow(clippy::cast_precision_loss)]
         let t = |i: usize| i as f64 / hz;
         #[allow(clippy::cast_possible_truncation)]
-        let sample = |i: usize| Sample { t: t(i), values: [0.0, 0.0, moved(t(i) - lag) as f32, 0.0, 0.0, 0.0, 20.0, 0.0, 40.0] };
+        let sample = |i: usize| Sample {
+            t: t(i),
+            values: [0.0, 0.0, moved(t(i) - lag) as f32, 0.0, 0.0, 0.0, 20.0, 0.0, 40.0],
+        };
         (from..from + n).map(sample).collect()
     }
 
@@ -265,7 +270,10 @@ mod tests {
         let mut session = session(&samples(0, 150, 100.0, 0.0));
         assert_eq!(session.window(100, Some(100.0)).unwrap().count(), 100);
         session.push(&samples(160, 99, 100.0, 0.0)).unwrap();
-        assert_eq!(session.window(100, Some(100.0)).err(), Some(SessionError::TooFew { have: 99, need: 100 }));
+        assert_eq!(
+            session.window(100, Some(100.0)).err(),
+            Some(SessionError::TooFew { have: 99, need: 100 })
+        );
         session.push(&samples(259, 1, 100.0, 0.0)).unwrap();
         assert!(session.window(100, Some(100.0)).is_ok());
     }
@@ -276,7 +284,8 @@ mod tests {
             let session = session(&samples(0, 200, hz, 0.0));
             assert_eq!(session.window(100, Some(100.0)).is_ok(), fits, "{hz}");
             // The same in milliseconds.
-            let millis: Vec<Sample> = samples(0, 200, hz, 0.0).iter().map(|s| Sample { t: s.t * 1e3, ..*s }).collect();
+            let millis: Vec<Sample> =
+                samples(0, 200, hz, 0.0).iter().map(|s| Sample { t: s.t * 1e3, ..*s }).collect();
             assert_eq!(self::session(&millis).window(100, Some(100.0)).is_ok(), fits, "{hz}");
             assert!(session.window(100, None).is_ok());
         }
@@ -299,7 +308,10 @@ mod tests {
             // Turned: the length stays.
             later.iter_mut().for_each(|s| s.values.swap(0, 2));
             let told = together(&first, &session(&later)).unwrap();
-            assert!(told.r > 0.99 && (f64::from(told.lag_ms) - lag * 1e3).abs() < 20.0, "{hz} {lag}: {told:?}");
+            assert!(
+                told.r > 0.99 && (f64::from(told.lag_ms) - lag * 1e3).abs() < 20.0,
+                "{hz} {lag}: {told:?}"
+            );
             assert!(told.confidence > 0.99, "{told:?}");
         }
     }
@@ -309,7 +321,10 @@ mod tests {
         let first = session(&samples(0, 300, 100.0, 0.0));
         let elsewhere = session(&samples(500, 300, 100.0, 0.0));
         assert_eq!(together(&first, &elsewhere), Err(SessionError::Apart(0.0)));
-        assert!(matches!(together(&first, &session(&samples(0, 1, 100.0, 0.0))), Err(SessionError::Apart(_))));
+        assert!(matches!(
+            together(&first, &session(&samples(0, 1, 100.0, 0.0))),
+            Err(SessionError::Apart(_))
+        ));
         let mut still = samples(0, 300, 100.0, 0.0);
         still.iter_mut().for_each(|s| s.values[2] = 9.81);
         assert_eq!(together(&first, &session(&still)), Err(SynchronyError::Constant.into()));

@@ -52,6 +52,7 @@ pub const ALL: &[Target] = &[
     ("mat", sources::mat),
     ("npy", sources::npy),
     ("csv", sources::csv),
+    ("session", inferd_api::analysis::fuzz),
 ];
 
 /// A manifest of this repository.
