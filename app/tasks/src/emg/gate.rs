@@ -588,6 +588,7 @@ mod tests {
             arm.gate.take(Seen { class: OPEN, confidence: 1.0, rms: 1.0, at: arm.now - 500 * MS }, arm.now);
             assert_eq!(arm.gate.view(arm.now).command, Some(REST));
         }
+        assert_eq!(arm.gate.counts(), Counts::default(), "it did not even vote");
     }
 
     #[test]
