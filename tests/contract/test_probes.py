@@ -70,7 +70,8 @@ def test_every_described_path_exists(daemon, document):
                 continue
             answer = ask(daemon, verb.upper(), concrete)
             assert answer.status != 405, (verb, path)
-            if answer.status == 404:
+            # What can be undone has no name in its path: its own sentence shows that it was reached.
+            if answer.status == 404 and "nothing to undo" not in answer.body.decode():
                 assert "nobody" in answer.body.decode(), f"{verb} {path} is not found at all"
 
 
