@@ -1,6 +1,8 @@
 """Calibration for a person whom the shipped model does not know: from the first recording to the undo, and what may go wrong."""
 
 import json
+import re
+import subprocess
 
 import helpers
 import pytest
@@ -195,3 +197,33 @@ def test_a_spoiled_calibration_is_ignored_with_a_word_and_the_model_serves_as_it
         assert installed(device) == [] and list(folder.iterdir()) == []
     finally:
         device.stop()
+
+
+def test_the_tool_leads_through_a_calibration_and_undoes_it(device):
+    gestures = ["Rest", "Hand Open", "Hand Close"]
+    program = [helpers.inferctl_program(), "--url", device.url, "calibrate"]
+    with Sleeve(device, "arm", Person(15)) as sleeve:
+        wait_worn(device)
+        arguments = ["--source", "arm", "--seconds", "2", "--gestures", ",".join(gestures), "--enter", "--yes"]
+        told, announced = [], []
+        with subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tool:
+            for line in tool.stdout:
+                told.append(line)
+                if found := re.match(r"\d of 3: (.*)\. Make it", line):
+                    announced.append(found[1])
+                    sleeve.label = found[1]
+                if "Enter begins" in line:
+                    sent = sleeve.sequence
+                    helpers.until(lambda sent=sent: sleeve.sequence > sent + RATE // 5, device)
+                    tool.stdin.write("\n")
+                    tool.stdin.flush()
+    said = "".join(told)
+    assert tool.returncode == 0, said
+    assert list(dict.fromkeys(announced)) == gestures and "times as strong as rest" in said, said
+    assert re.search(r"\d+\.\d % right with this calibration, \d+\.\d % without", said), said
+    assert [k["state"] for k in installed(device)] == ["serving"] and device.request(SESSIONS).json()["session"] is None
+    undone = subprocess.run([*program, "--undo"], capture_output=True, text=True, check=False)
+    assert undone.returncode == 0 and "as it was shipped" in undone.stdout, undone
+    assert installed(device) == []
+    nothing = subprocess.run([*program, "--undo"], capture_output=True, text=True, check=False)
+    assert nothing.returncode == 1 and "nothing to undo" in nothing.stderr, nothing

@@ -11,6 +11,7 @@
 mod alive;
 mod bench;
 mod bundle;
+mod calibrate;
 mod client;
 mod compile;
 mod device;
@@ -75,6 +76,8 @@ enum Command {
     Status,
     /// Look at it live: models, sources and what they see, latency, updates, alerts
     Watch(watch::Watch),
+    /// Fit a model of muscle signals to the person who wears the sensor, or undo that
+    Calibrate(calibrate::Calibrate),
     /// The models it serves, and those it could not load
     Models,
     /// Run one input through a model
@@ -157,6 +160,7 @@ fn main() -> ExitCode {
         .and_then(|client| match &command {
             Command::Status => status::status(&client, json),
             Command::Watch(watch) => watch.run(&client, json),
+            Command::Calibrate(calibrate) => calibrate.run(&client, json),
             Command::Models => status::models(&client, json),
             Command::Infer(infer) => infer.run(&client, json),
             Command::Bench(bench) => bench.run(&client, json),

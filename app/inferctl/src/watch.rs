@@ -6,7 +6,7 @@
 
 mod draw;
 mod feed;
-mod text;
+pub(crate) mod text;
 mod view;
 
 use crate::{
