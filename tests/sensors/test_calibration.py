@@ -83,7 +83,7 @@ def answers(device, windows):
 
 
 def test_a_person_the_model_does_not_know_is_recognised_after_a_calibration_and_no_more_after_the_undo(device, tmp_path):
-    person = Person(11)
+    person = Person(31)
     unseen = [(label, person.signal(label, 200).round(2)) for label in LABELS for _ in range(4)]
     before, shipped = answers(device, unseen), accuracy(device, unseen)
     with Sleeve(device, "arm", person) as sleeve:
@@ -96,7 +96,7 @@ def test_a_person_the_model_does_not_know_is_recognised_after_a_calibration_and_
     assert answer.status == 200, answer
     check(device.request("/openapi.json").json(), f"{SESSIONS}/{{id}}/install", "POST", answer)
     calibrated, after = accuracy(device, unseen), answers(device, unseen)
-    assert calibrated >= 0.9 and calibrated >= shipped + 0.15, f"{shipped} -> {calibrated}"
+    assert calibrated >= 0.9 and calibrated >= shipped + 0.3, f"{shipped} -> {calibrated}"
     [kept] = installed(device)
     assert (kept["model"], kept["state"], kept["source"]) == ("emg-gestures", "serving", "arm")
 
