@@ -52,9 +52,9 @@ class Timed(Sensor):
         with self.lock:
             self.sequence, self.sending = -STEPS, True
 
-    def last_of(self, window, hop):
-        """When the last sample of the window of this number was written."""
-        return self.written[(WINDOW + (window - 1) * hop - 1) // STEPS]
+    def last_of(self, first):
+        """When the last sample of the window that begins with this one was written."""
+        return self.written[(first + WINDOW - 1) // STEPS]
 
 
 class Client:
@@ -80,7 +80,7 @@ class Client:
             if line.startswith(b"HTTP/") and b" 200 " not in line:
                 sys.exit(f"the stream was refused: {line.decode()}")
             if line.startswith(b"data: "):
-                self.events.append((now, _number(line, b'"frame":'), _number(line, b'"window":')))
+                self.events.append((now, _number(line, b'"frame":'), _number(line, b'"sample":')))
         return bool(got)
 
 
@@ -140,7 +140,7 @@ def measure(device, sensor, options, count):
     wall = time.monotonic() - at
     daemon, *others = [after - old for after, old in zip(map(spent, (device.process.pid, *hosts)), before, strict=True)]
     events = clients[0].events
-    late = [came - sensor.last_of(window, options.hop) for came, _, window in events if window]
+    late = [came - sensor.last_of(sample) for came, _, sample in events if sample is not None]
     gaps = [b[0] - a[0] for a, b in zip(events, events[1:], strict=False)]
     total = sum(len(client.events) for client in clients)
     print(f"{count:3} clients  {total / wall:7.0f} events/s  daemon {100 * daemon / wall:5.1f} %  hosts {100 * sum(others) / wall:5.1f} %")
@@ -158,17 +158,20 @@ def soak(device, sensor, options):
     client, begin, first = Client(device.port, 50), source(device), len(sensor.written)
     listen([client], options.soak * 60)
     end, sent = source(device), (len(sensor.written) - first) * STEPS
-    windows, frames = end["windows"] - begin["windows"], client.events[-1][1] - client.events[0][1] + 1
+    windows = end["windows"] + end["dropped"] - begin["windows"] - begin["dropped"]
+    # Events of a source that is not live have a number, and no sample.
+    numbers = [frame for _, frame, sample in client.events if sample is not None]
+    frames = numbers[-1] - numbers[0] + 1
     lost = {
         "samples missing": (end["missing"] - begin["missing"], sent),
         "windows dropped": (end["dropped"] - begin["dropped"], windows),
         "windows failed": (end["failed"] - begin["failed"], windows),
-        "events missing": (frames - len(client.events), frames),
+        "events missing": (frames - len(set(numbers)), frames),
     }
     for what, (count, of) in lost.items():
         print(f"{what:16} {count:8} of {of:9}  {100 * count / of:.4f} %")
     print(f"gaps {end['gaps'] - begin['gaps']}, opened {end['opened'] - begin['opened']} times, last sample to event over all:")
-    print("  ", quantiles([came - sensor.last_of(window, options.hop) for came, _, window in client.events if window]))
+    print("  ", quantiles([came - sensor.last_of(sample) for came, _, sample in client.events if sample is not None]))
 
 
 def main():

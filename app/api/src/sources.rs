@@ -79,6 +79,8 @@ pub(crate) struct Prediction {
     pub command: Command,
     /// What the source itself says is being done.
     pub said: Option<Label>,
+    /// The number of the window's first sample; none of a window that is not of the source's own pace.
+    pub sample: Option<u64>,
 }
 
 /// A source that runs.
@@ -158,7 +160,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             continue;
         };
         window.resize(plan.timesteps() * plan.channels(), 0.0);
-        while let Some((_, arrived, said)) = live.source.take(&mut window) {
+        while let Some((cut, arrived, said)) = live.source.take(&mut window) {
             live.now_looked_after();
             let told = async {
                 let mut ticket = model.begin(None)?;
@@ -172,7 +174,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             match told.await {
                 Ok(Some(answered)) => {
                     app.stream_counts.took(answered.latency);
-                    live.tell(answered, loudest(&window, plan.channels()), arrived, said);
+                    live.tell(answered, loudest(&window, plan.channels()), arrived, cut.sequence, said);
                 }
                 Ok(None) => break,
                 Err(why) => {
@@ -222,6 +224,7 @@ impl Answered {
             window: [self.plan.timesteps(), self.plan.channels()],
             model: self.manifest.name.to_string(),
             said: None,
+            sample: None,
         }
     }
 }
@@ -241,6 +244,9 @@ impl Prediction {
         });
         if let Value::Object(fields) = &mut fields {
             self.command.add_to(fields);
+            if let Some(sample) = self.sample {
+                fields.insert("sample".to_owned(), json!(sample));
+            }
             if let Some(said) = &self.said {
                 fields.insert("source_label".to_owned(), json!(said.number));
                 if let Some(name) = said.name {
@@ -370,12 +376,13 @@ impl Live {
         Ok((Arc::new(plan), hop))
     }
 
-    fn tell(&self, answered: Answered, rms: f32, arrived: Instant, said: Option<Label>) {
+    fn tell(&self, answered: Answered, rms: f32, arrived: Instant, sample: u64, said: Option<Label>) {
         let command = self.guard.take(&answered.gesture, rms, arrived);
         let mut known = self.known();
         known.number += 1;
         known.problem.clear();
-        let prediction = Arc::new(Prediction { said, ..answered.told(known.number, command) });
+        let sample = Some(sample);
+        let prediction = Arc::new(Prediction { said, sample, ..answered.told(known.number, command) });
         if known.history.len() == HISTORY {
             known.history.pop_front();
         }
