@@ -21,7 +21,7 @@ use hyper::StatusCode;
 use inferd_bundle::SigningKey;
 use inferd_calibrate::fit::{self, Check, Part};
 use inferd_calibrate::order::{self, Order};
-use inferd_calibrate::record::{Calibration, Golden, LONGEST, SCHEMA, Unfit};
+use inferd_calibrate::record::{Calibration, Golden, LONGEST, SCHEMA, Unfit, alike, interface};
 use inferd_calibrate::recording::{Recording, Shape};
 use inferd_hosts::{InferError, Served, State as Ready};
 use inferd_model::{EmgScaling, Manifest, ModelName};
@@ -85,7 +85,8 @@ struct Kept {
 enum Standing {
     /// Not proven on this run of the daemon yet.
     Waiting,
-    Serving(Arc<Personal>),
+    /// Behind this manifest, which its golden windows were answered with.
+    Serving(Arc<Manifest>, Arc<Personal>),
     Unfit(String),
 }
 
@@ -210,13 +211,13 @@ async fn prove(app: Weak<App>) {
                 continue;
             }
             let Some(model) = strong.hosts.get(&kept.calibration.model) else { continue };
-            if model.state() != Ready::Ready || model.manifest().onnx.sha256 != kept.calibration.network {
+            if model.state() != Ready::Ready || kept.calibration.is_for(&model.manifest()).is_err() {
                 continue;
             }
             let stands = match gates(&strong, &kept.calibration).await {
-                Ok(personal) => {
+                Ok((manifest, personal)) => {
                     tracing::info!(model = kept.calibration.model, "calibrated for a person");
-                    Standing::Serving(personal)
+                    Standing::Serving(manifest, personal)
                 }
                 Err(why) => {
                     let model = &kept.calibration.model;
@@ -243,7 +244,7 @@ async fn prove(app: Weak<App>) {
 
 /// The gates of a calibration, in the order and with the names of those of a bundle: what it is for (`target`), its form (`load`),
 /// its golden windows through the host that serves (`golden`).
-async fn gates(app: &App, calibration: &Calibration) -> Result<Arc<Personal>, String> {
+async fn gates(app: &App, calibration: &Calibration) -> Result<(Arc<Manifest>, Arc<Personal>), String> {
     let model = app.hosts.get(&calibration.model).ok_or("its model is not loaded")?;
     let manifest = model.manifest();
     let personal = Arc::new(calibration.fits(&manifest).map_err(|e| e.to_string())?);
@@ -255,7 +256,7 @@ async fn gates(app: &App, calibration: &Calibration) -> Result<Arc<Personal>, St
             return Err(Unfit::Golden { case, cases }.to_string());
         }
     }
-    Ok(personal)
+    Ok((manifest, personal))
 }
 
 /// Runs a filtered window; features, and what the plan names.
@@ -269,7 +270,7 @@ async fn ask(
     loop {
         let asked = async {
             let mut ticket = model.begin(None)?;
-            if ticket.manifest().onnx.sha256 != manifest.onnx.sha256 {
+            if !alike(ticket.manifest(), manifest) {
                 return Ok(Err("the model was replaced meanwhile: begin again".to_owned()));
             }
             let Some(slot) = ticket.input_f32_mut(0).filter(|slot| slot.len() == window.len()) else {
@@ -301,11 +302,9 @@ impl Calibrations {
     /// What is to be applied to this model's features, where somebody has calibrated it.
     pub(crate) fn personal(&self, manifest: &Manifest) -> Option<Arc<Personal>> {
         let kept = self.kept.load();
-        let own = |k: &&Arc<Kept>| {
-            k.calibration.model == manifest.name.as_str() && k.calibration.network == manifest.onnx.sha256
-        };
+        let own = |k: &&Arc<Kept>| k.calibration.model == manifest.name.as_str();
         match &*lock(&kept.iter().find(own)?.standing) {
-            Standing::Serving(personal) => Some(Arc::clone(personal)),
+            Standing::Serving(proven, personal) if alike(proven, manifest) => Some(Arc::clone(personal)),
             _ => None,
         }
     }
@@ -315,12 +314,12 @@ impl Calibrations {
         let kept = self.kept.load();
         let one = |k: &Arc<Kept>| {
             let c = &k.calibration;
-            let other = app.hosts.get(&c.model).is_some_and(|m| m.manifest().onnx.sha256 != c.network);
-            let (state, reason) = match &*lock(&k.standing) {
-                _ if other => ("unfit", Unfit::Network(c.model.clone()).to_string()),
-                Standing::Waiting => ("waiting", "its model is not ready yet".to_owned()),
-                Standing::Serving(_) => ("serving", String::new()),
-                Standing::Unfit(why) => ("unfit", why.clone()),
+            let other = app.hosts.get(&c.model).and_then(|m| c.is_for(&m.manifest()).err());
+            let (state, reason) = match (&*lock(&k.standing), other) {
+                (_, Some(other)) => ("unfit", other.to_string()),
+                (Standing::Waiting, _) => ("waiting", "its model is not ready yet".to_owned()),
+                (Standing::Serving(..), _) => ("serving", String::new()),
+                (Standing::Unfit(why), _) => ("unfit", why.clone()),
             };
             json!({
                 "model": c.model, "state": state, "reason": reason, "made_ms": c.made_ms, "source": c.source,
@@ -742,6 +741,7 @@ async fn fitted(
         schema: SCHEMA,
         model: manifest.name.to_string(),
         network: manifest.onnx.sha256.clone(),
+        interface: interface(manifest).map_err(|e| e.to_string())?,
         labels: plan.labels().to_vec(),
         made_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         source,
@@ -836,14 +836,14 @@ async fn keep(app: &App, calibration: Calibration) -> Result<(), Refused> {
         Ok::<_, String>((file, read))
     });
     let (file, calibration) = signed.await.map_err(|e| unwritten(e.to_string()))?.map_err(unwritten)?;
-    let personal = gates(app, &calibration).await.map_err(refused)?;
+    let (manifest, personal) = gates(app, &calibration).await.map_err(refused)?;
     let path = dir.join(format!("{}{ENDING}", calibration.model));
     let written = tokio::task::spawn_blocking(move || inferd_slots::replace(&path, &file)).await;
     written.map_err(|e| unwritten(e.to_string()))?.map_err(|e| unwritten(e.to_string()))?;
     lock(&calibrations.spoiled).remove(&calibration.model);
     let accuracy = calibration.check.accuracy;
     tracing::info!(model = calibration.model, accuracy, "calibrated for a person");
-    let kept = Kept { calibration, standing: Mutex::new(Standing::Serving(personal)) };
+    let kept = Kept { calibration, standing: Mutex::new(Standing::Serving(manifest, personal)) };
     calibrations.kept.store(Arc::new(others.into_iter().chain([Arc::new(kept)]).collect()));
     Ok(())
 }

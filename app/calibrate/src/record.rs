@@ -1,13 +1,14 @@
-//! What is kept of a calibration: one file, signed by the device that made it, for one network.
+//! What is kept of a calibration: one file, signed by the device that made it, for one network behind one manifest.
 //!
 //! The file is two lines of JSON: `{"signature": "128 hex digits"}`, then the [`Calibration`]; the signature is over the second
 //! line. The key never leaves the device and is believed for nothing but this: a head and a scaler of a network whose digest stands in
-//! the file, and which came to the device by another way. It protects against files of other devices and spoiled ones; who can write
-//! the device's data can also read its key.
+//! the file, and which came to the device by another way. What else the head depends on stands in the model's manifest (gestures,
+//! filters, scaling, features), so the digest of that is in the file too. It protects against files of other devices and spoiled ones;
+//! who can write the device's data can also read its key.
 
 use crate::fit::Check;
-use inferd_bundle::{PublicKey, SigningKey};
-use inferd_model::{Manifest, Normalization};
+use inferd_bundle::{Digest, PublicKey, SigningKey};
+use inferd_model::{EmgTask, Manifest, Normalization, TensorSpec};
 use inferd_tasks::emg::Personal;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub struct Calibration {
     pub model: String,
     /// The digest of its network; for another one the head means nothing.
     pub network: String,
+    /// [`interface`] of its manifest; behind another one the head means something else.
+    pub interface: Digest,
     /// What the scores are about: the model's labels.
     pub labels: Vec<String>,
     /// Unix time, in ms; what the clock said.
@@ -72,6 +75,11 @@ pub enum Unfit {
     /// Made for another network.
     #[error("the network of model {0} is another one than it was made for; calibrate again")]
     Network(String),
+    /// Made for the same network behind another manifest.
+    #[error(
+        "the manifest of model {0} says something else of its gestures, filters, scaling, input or outputs than when it was made; calibrate again"
+    )]
+    Manifest(String),
     /// Does not fit what it says it is for.
     #[error("{0} does not fit the model")]
     Shape(&'static str),
@@ -86,6 +94,26 @@ pub enum Unfit {
         /// How many there are.
         cases: usize,
     },
+}
+
+/// What a head depends on beside the network: which output its features are, what they are called, and how a window gets to the input.
+fn facing(manifest: &Manifest) -> (&Option<EmgTask>, &[TensorSpec], &[TensorSpec]) {
+    (&manifest.emg, &manifest.inputs, &manifest.outputs)
+}
+
+/// The digest of the `emg`, `inputs` and `outputs` of a manifest, in this daemon's words: fields in the order of their declaration.
+///
+/// # Errors
+/// [`Unfit::Form`] with what cannot be written as JSON.
+pub fn interface(manifest: &Manifest) -> Result<Digest, Unfit> {
+    let text = serde_json::to_vec(&facing(manifest)).map_err(|e| Unfit::Form(e.to_string()))?;
+    Ok(Digest::of(&text))
+}
+
+/// Whether what was fitted for one of these manifests means the same behind the other: the same network and the same [`interface`].
+#[must_use]
+pub fn alike(one: &Manifest, other: &Manifest) -> bool {
+    one.onnx.sha256 == other.onnx.sha256 && facing(one) == facing(other)
 }
 
 impl Calibration {
@@ -126,15 +154,27 @@ impl Calibration {
         if read.schema == SCHEMA { Ok(read) } else { Err(Unfit::Form("it is of another version".to_owned())) }
     }
 
+    /// Whether it was made for this model, this network and this manifest.
+    ///
+    /// # Errors
+    /// [`Unfit::Network`] or [`Unfit::Manifest`].
+    pub fn is_for(&self, manifest: &Manifest) -> Result<(), Unfit> {
+        if self.model != manifest.name.as_str() || self.network != manifest.onnx.sha256 {
+            return Err(Unfit::Network(self.model.clone()));
+        }
+        match interface(manifest)? == self.interface {
+            true => Ok(()),
+            false => Err(Unfit::Manifest(self.model.clone())),
+        }
+    }
+
     /// What is to be applied, if this is for that model.
     ///
     /// # Errors
     /// [`Unfit`] with the first thing that does not fit.
     pub fn fits(&self, manifest: &Manifest) -> Result<Personal, Unfit> {
         let emg = manifest.emg.as_ref().ok_or(Unfit::Shape("the task"))?;
-        if self.model != manifest.name.as_str() || self.network != manifest.onnx.sha256 {
-            return Err(Unfit::Network(self.model.clone()));
-        }
+        self.is_for(manifest)?;
         let features = emg.features.as_ref().and_then(|f| manifest.outputs.iter().find(|o| o.name == *f));
         let width = features.ok_or(Unfit::Shape("a head on features"))?.elements();
         let input = manifest.inputs.first().ok_or(Unfit::Shape("the input"))?;
@@ -192,12 +232,14 @@ fn hex(text: &str) -> Option<[u8; 64]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use inferd_model::{EmgFilter, EmgScaling};
 
     fn calibration() -> Calibration {
         Calibration {
             schema: SCHEMA,
             model: "emg".to_owned(),
             network: "0".repeat(64),
+            interface: interface(&manifest()).unwrap(),
             labels: vec!["Rest".to_owned(), "Point".to_owned()],
             made_ms: 1,
             source: "arm".to_owned(),
@@ -224,8 +266,8 @@ budget = {{ memory_mib = 64, deadline_ms = 250 }}
 onnx = {{ file = "m.onnx", sha256 = "{digest}" }}
 golden = {{ file = "g.safetensors", sha256 = "{digest}", cosine = 0.99, max_abs = 1e-3 }}
 emg = {{ logits = "logits", labels = ["Rest", "Point"], family = "tcn", features = "z" }}
-inputs = [{{ name = "emg", dtype = "FP32", shape = [1, 4, 2] }}]
-outputs = [{{ name = "z", dtype = "FP32", shape = [1, 3] }}, {{ name = "logits", dtype = "FP32", shape = [1, 2] }}]
+inputs = [{{ name = "emg", dtype = "FP32", shape = [1, 4, 2], channels = {{ names = ["a", "b"], rate_hz = 2000.0 }} }}]
+outputs = [{{ name = "z", dtype = "FP32", shape = [1, 3] }}, {{ name = "y", dtype = "FP32", shape = [1, 3] }}, {{ name = "logits", dtype = "FP32", shape = [1, 2] }}]
 "#
         ))
         .unwrap()
@@ -269,6 +311,28 @@ outputs = [{{ name = "z", dtype = "FP32", shape = [1, 3] }}, {{ name = "logits",
         assert_eq!(with(|c| c.scaler.as_mut().unwrap().std[0] = 0.0), Unfit::Shape("the scaler"));
         assert_eq!(with(|c| c.golden.clear()), Unfit::Shape("a golden window"));
         assert_eq!(with(|c| c.weight[0] = f32::INFINITY), Unfit::NotFinite);
+    }
+
+    #[test]
+    fn a_calibration_is_for_one_manifest_though_the_network_is_the_same() {
+        let changes: [fn(&mut Manifest); 6] = [
+            |m| m.emg.as_mut().unwrap().labels.swap(0, 1),
+            |m| m.emg.as_mut().unwrap().features = Some("y".to_owned()),
+            |m| m.emg.as_mut().unwrap().scaling = EmgScaling::PerWindow,
+            |m| m.emg.as_mut().unwrap().filters = vec![EmgFilter::HighPass { hz: 20.0, order: 2 }],
+            |m| m.inputs[0].channels.as_mut().unwrap().rate_hz = Some(1000.0),
+            |m| m.outputs.swap(0, 1),
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut changed = manifest();
+            change(&mut changed);
+            assert_eq!(calibration().fits(&changed), Err(Unfit::Manifest("emg".to_owned())), "{at}");
+            assert!(!alike(&manifest(), &changed), "{at}");
+        }
+        // What says nothing about numbers does not take a calibration away.
+        let mut edition = manifest();
+        (edition.version, edition.summary) = ("2".to_owned(), "another word".to_owned());
+        assert!(calibration().fits(&edition).is_ok() && alike(&manifest(), &edition));
     }
 
     #[test]
