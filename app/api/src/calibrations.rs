@@ -53,6 +53,9 @@ const LATE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What was kept is proven when its model is there; looked after this often until then.
 const PROVE: Duration = Duration::from_millis(100);
+/// Where a model was there and could not answer, it is asked again after this.
+const AGAIN: Duration = Duration::from_secs(5);
+const NOT_READY: &str = "its model is not ready yet";
 /// Calibrations of a device.
 const MOST_KEPT: usize = 16;
 const KEY: &str = "device.key";
@@ -83,8 +86,8 @@ struct Kept {
 /// How far it is with what is kept.
 #[derive(Clone, Debug)]
 enum Standing {
-    /// Not proven on this run of the daemon yet.
-    Waiting,
+    /// Not proven on this run of the daemon yet, and why.
+    Waiting(String),
     /// Behind this manifest, which its golden windows were answered with.
     Serving(Arc<Manifest>, Arc<Personal>),
     Unfit(String),
@@ -206,8 +209,9 @@ async fn prove(app: Weak<App>) {
     loop {
         let Some(strong) = app.upgrade() else { return };
         let kept = strong.calibrations.kept.load_full();
+        let mut pause = PROVE;
         for kept in kept.iter() {
-            if !matches!(*lock(&kept.standing), Standing::Waiting) {
+            if !matches!(*lock(&kept.standing), Standing::Waiting(_)) {
                 continue;
             }
             let Some(model) = strong.hosts.get(&kept.calibration.model) else { continue };
@@ -219,7 +223,14 @@ async fn prove(app: Weak<App>) {
                     tracing::info!(model = kept.calibration.model, "calibrated for a person");
                     Standing::Serving(manifest, personal)
                 }
-                Err(why) => {
+                // Says nothing about the calibration.
+                Err(Stopped::Passing(why)) => {
+                    let model = &kept.calibration.model;
+                    tracing::info!(model, reason = %why, "a calibration could not be proven and is tried again");
+                    pause = AGAIN;
+                    Standing::Waiting(why)
+                }
+                Err(Stopped::Unfit(why)) => {
                     let model = &kept.calibration.model;
                     tracing::warn!(model, reason = %why, "a calibration is ignored: the model serves as it was shipped");
                     Standing::Unfit(why)
@@ -227,10 +238,10 @@ async fn prove(app: Weak<App>) {
             };
             *lock(&kept.standing) = stands;
         }
-        let waits = kept.iter().any(|k| matches!(*lock(&k.standing), Standing::Waiting));
+        let waits = kept.iter().any(|k| matches!(*lock(&k.standing), Standing::Waiting(_)));
         let next = async {
             if waits {
-                tokio::time::sleep(PROVE).await;
+                tokio::time::sleep(pause).await;
             } else {
                 strong.calibrations.news.notified().await;
             }
@@ -244,16 +255,17 @@ async fn prove(app: Weak<App>) {
 
 /// The gates of a calibration, in the order and with the names of those of a bundle: what it is for (`target`), its form (`load`),
 /// its golden windows through the host that serves (`golden`).
-async fn gates(app: &App, calibration: &Calibration) -> Result<(Arc<Manifest>, Arc<Personal>), String> {
-    let model = app.hosts.get(&calibration.model).ok_or("its model is not loaded")?;
+async fn gates(app: &App, calibration: &Calibration) -> Result<(Arc<Manifest>, Arc<Personal>), Stopped> {
+    let absent = || Stopped::Passing("its model is not loaded".to_owned());
+    let model = app.hosts.get(&calibration.model).ok_or_else(absent)?;
     let manifest = model.manifest();
-    let personal = Arc::new(calibration.fits(&manifest).map_err(|e| e.to_string())?);
-    let plan = EmgPlan::new(&manifest).map_err(|e| e.to_string())?.with_personal(Some(Arc::clone(&personal)));
+    let personal = Arc::new(calibration.fits(&manifest).map_err(Stopped::unfit)?);
+    let plan = EmgPlan::new(&manifest).map_err(Stopped::unfit)?.with_personal(Some(Arc::clone(&personal)));
     let cases = calibration.golden.len();
     for (case, golden) in (1..).zip(&calibration.golden) {
         let (features, _) = ask(&model, &manifest, &plan, &golden.window).await?;
         if !golden.agrees(&personal.logits(&features)) {
-            return Err(Unfit::Golden { case, cases }.to_string());
+            return Err(Stopped::unfit(Unfit::Golden { case, cases }));
         }
     }
     Ok((manifest, personal))
@@ -265,16 +277,16 @@ async fn ask(
     manifest: &Arc<Manifest>,
     plan: &EmgPlan,
     window: &[f32],
-) -> Result<(Vec<f32>, usize), String> {
+) -> Result<(Vec<f32>, usize), Stopped> {
     let since = Instant::now();
     loop {
         let asked = async {
             let mut ticket = model.begin(None)?;
             if !alike(ticket.manifest(), manifest) {
-                return Ok(Err("the model was replaced meanwhile: begin again".to_owned()));
+                return Ok(Err(Stopped::Passing("the model was replaced meanwhile: begin again".to_owned())));
             }
             let Some(slot) = ticket.input_f32_mut(0).filter(|slot| slot.len() == window.len()) else {
-                return Ok(Err("the window does not fit the model".to_owned()));
+                return Ok(Err(Stopped::unfit("the window does not fit the model")));
             };
             slot.copy_from_slice(window);
             plan.scale(slot, true);
@@ -283,7 +295,7 @@ async fn ask(
             let named = plan.answer(|i| outputs.output_f32(i)).map(|g| g.index);
             Ok::<_, InferError>(match (features, named) {
                 (Some(features), Ok(named)) => Ok((features, named)),
-                _ => Err("the model answers with values that are no numbers".to_owned()),
+                _ => Err(Stopped::unfit("the model answers with values that are no numbers")),
             })
         };
         match asked.await {
@@ -293,7 +305,49 @@ async fn ask(
                 tracing::debug!(error = %e, "a window of a calibration waits");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Why a window was not answered, or a calibration not let through.
+#[derive(Debug)]
+enum Stopped {
+    /// It does not fit the model that serves.
+    Unfit(String),
+    /// The model could not answer at that time.
+    Passing(String),
+}
+
+impl Stopped {
+    fn unfit(why: impl ToString) -> Self {
+        Self::Unfit(why.to_string())
+    }
+}
+
+impl From<InferError> for Stopped {
+    fn from(e: InferError) -> Self {
+        let why = e.to_string();
+        match e {
+            // About this very window, and after [`PATIENCE`] no chance: it would harm the engine at each try.
+            InferError::Panicked { .. } | InferError::Value(_) | InferError::Quarantined { .. } => {
+                Self::Unfit(why)
+            }
+            InferError::QueueFull { .. }
+            | InferError::NotReady { .. }
+            | InferError::DeadlineUnmeetable { .. }
+            | InferError::DeadlineExceeded { .. }
+            | InferError::HostLost { .. }
+            | InferError::Engine(_)
+            | InferError::BreakerOpen { .. } => Self::Passing(why),
+        }
+    }
+}
+
+impl From<Stopped> for String {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Unfit(why) | Stopped::Passing(why) => why,
         }
     }
 }
@@ -317,7 +371,7 @@ impl Calibrations {
             let other = app.hosts.get(&c.model).and_then(|m| c.is_for(&m.manifest()).err());
             let (state, reason) = match (&*lock(&k.standing), other) {
                 (_, Some(other)) => ("unfit", other.to_string()),
-                (Standing::Waiting, _) => ("waiting", "its model is not ready yet".to_owned()),
+                (Standing::Waiting(why), _) => ("waiting", why.clone()),
                 (Standing::Serving(..), _) => ("serving", String::new()),
                 (Standing::Unfit(why), _) => ("unfit", why.clone()),
             };
@@ -836,7 +890,7 @@ async fn keep(app: &App, calibration: Calibration) -> Result<(), Refused> {
         Ok::<_, String>((file, read))
     });
     let (file, calibration) = signed.await.map_err(|e| unwritten(e.to_string()))?.map_err(unwritten)?;
-    let (manifest, personal) = gates(app, &calibration).await.map_err(refused)?;
+    let (manifest, personal) = gates(app, &calibration).await.map_err(|stopped| refused(stopped.into()))?;
     let path = dir.join(format!("{}{ENDING}", calibration.model));
     let written = tokio::task::spawn_blocking(move || inferd_slots::replace(&path, &file)).await;
     written.map_err(|e| unwritten(e.to_string()))?.map_err(|e| unwritten(e.to_string()))?;
@@ -917,7 +971,10 @@ fn read_all(dir: &Path) -> (Vec<Arc<Kept>>, BTreeMap<String, String>) {
         };
         match read() {
             Ok(calibration) => {
-                kept.push(Arc::new(Kept { calibration, standing: Mutex::new(Standing::Waiting) }));
+                kept.push(Arc::new(Kept {
+                    calibration,
+                    standing: Mutex::new(Standing::Waiting(NOT_READY.to_owned())),
+                }));
             }
             Err(why) => {
                 spoiled.insert(model, why);
