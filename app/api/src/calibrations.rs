@@ -14,6 +14,7 @@
 //! A session lives in this process and ends with it, or after [`IDLE`] without a word. What is fitted lies in `app/calibrate`; here are
 //! the source, the model host (asked as everybody asks it, so that its memory, queue and deadlines hold), and the files.
 
+use crate::records::carried;
 use crate::sources::Live;
 use crate::{App, Reply, Req};
 use arc_swap::ArcSwap;
@@ -827,14 +828,14 @@ fn expected(app: &App, manifest: &Manifest, strengths: &[(String, Vec<f64>)]) ->
     labels().map(shipped).collect::<Option<_>>().or_else(|| labels().map(before).collect())
 }
 
-pub(crate) async fn install(app: &App, req: &Req) -> Reply {
+pub(crate) async fn install(app: &Arc<App>, req: &Req) -> Reply {
     match try_install(app, req).await {
         Ok(()) => list(app),
         Err(why) => refusal(why),
     }
 }
 
-async fn try_install(app: &App, req: &Req) -> Result<(), Refused> {
+async fn try_install(app: &Arc<App>, req: &Req) -> Result<(), Refused> {
     let wish: Install = match req.body.is_empty() {
         true => Install::default(),
         false => req.object().ok_or_else(|| invalid("a JSON object is needed: force, true or false"))?,
@@ -856,14 +857,23 @@ async fn try_install(app: &App, req: &Req) -> Result<(), Refused> {
     let fitted = begun.unwrap_or_else(|| Err(no_session()))?;
     let mut calibration = fitted.calibration.clone();
     calibration.objections.clone_from(&fitted.objections);
-    let done = keep(app, calibration).await;
-    let mut session = lock(&app.calibrations.session);
-    if done.is_ok() {
-        session.take_if(|s| s.id == id);
-    } else if let Some(s) = session.as_mut().filter(|s| s.id == id) {
-        s.phase = Phase::Idle;
-    }
-    done
+    // In a task of its own: an installation that began ends, whether the client waits for it or not.
+    let app = Arc::clone(app);
+    let installed = async move {
+        let done = keep(&app, calibration).await;
+        let mut session = lock(&app.calibrations.session);
+        if done.is_ok() {
+            session.take_if(|s| s.id == id);
+        } else if let Some(s) = session.as_mut().filter(|s| s.id == id) {
+            (s.phase, s.touched) = (Phase::Idle, Instant::now());
+        }
+        done
+    };
+    tokio::spawn(carried(installed)).await.unwrap_or_else(|e| Err(lost(&e)))
+}
+
+fn lost(e: &tokio::task::JoinError) -> Refused {
+    (StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error", format!("the change was lost: {e}"))
 }
 
 /// The gates, the file, the flip: in this order, so that what serves after a power cut has passed them.
@@ -902,18 +912,25 @@ async fn keep(app: &App, calibration: Calibration) -> Result<(), Refused> {
     Ok(())
 }
 
-pub(crate) async fn undo(app: &App, req: &Req) -> Reply {
+pub(crate) async fn undo(app: &Arc<App>, req: &Req) -> Reply {
     match try_undo(app, req).await {
         Ok(model) => Reply::json(StatusCode::OK, &json!({ "model": model, "calibrated": false })),
         Err(why) => refusal(why),
     }
 }
 
-async fn try_undo(app: &App, req: &Req) -> Result<String, Refused> {
+async fn try_undo(app: &Arc<App>, req: &Req) -> Result<String, Refused> {
     let asked: Undo = match req.body.is_empty() {
         true => Undo::default(),
         false => req.object().ok_or_else(|| invalid("a JSON object is needed: model"))?,
     };
+    // As with an installation.
+    let app = Arc::clone(app);
+    let taken = tokio::spawn(carried(async move { take_back(&app, asked).await })).await;
+    taken.unwrap_or_else(|e| Err(lost(&e)))
+}
+
+async fn take_back(app: &App, asked: Undo) -> Result<String, Refused> {
     let calibrations = &app.calibrations;
     let _one = calibrations.changing.lock().await;
     let kept = calibrations.kept.load_full();
