@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
-/// A session that nobody has spoken to for so long gives way.
+/// A session that nobody has spoken to for so long is ended.
 const IDLE: Duration = Duration::from_secs(15 * 60);
 /// How long a recording takes, in seconds.
 const SECONDS: std::ops::RangeInclusive<u32> = 2..=20;
@@ -464,14 +464,14 @@ pub(crate) fn list(app: &App) -> Reply {
     Reply::json(StatusCode::OK, &body)
 }
 
-pub(crate) fn begin(app: &App, req: &Req) -> Reply {
+pub(crate) fn begin(app: &Arc<App>, req: &Req) -> Reply {
     match try_begin(app, req) {
         Ok(session) => Reply::json(StatusCode::CREATED, &session),
         Err(why) => refusal(why),
     }
 }
 
-fn try_begin(app: &App, req: &Req) -> Result<Value, Refused> {
+fn try_begin(app: &Arc<App>, req: &Req) -> Result<Value, Refused> {
     let asked: Begin = req.object().ok_or_else(|| {
         invalid("a JSON object is needed: source, model, gestures (a list of labels), seconds (2 to 20), all optional")
     })?;
@@ -542,15 +542,39 @@ fn try_begin(app: &App, req: &Req) -> Result<Value, Refused> {
         return Err(invalid("two gestures at least, and not more values than fit 64 MiB"));
     }
     let mut there = lock(&app.calibrations.session);
-    if let Some(other) = there.as_ref().filter(|s| s.phase != Phase::Idle || s.touched.elapsed() < IDLE) {
+    if let Some(other) = there.as_ref() {
         return Err(conflict(format!("session {} is under way: go on with it, or end it", other.id)));
     }
     let mut number = lock(&app.calibrations.number);
     *number += 1;
     session.id = *number;
     let told = session.describe();
+    tokio::spawn(end_idle(Arc::downgrade(app), session.id));
     *there = Some(session);
     Ok(told)
+}
+
+/// Ends a session that is left alone, and with it gives back the memory of its recordings.
+async fn end_idle(app: Weak<App>, id: u64) {
+    let mut left = IDLE;
+    loop {
+        tokio::time::sleep(left).await;
+        let Some(app) = app.upgrade() else { return };
+        let mut there = lock(&app.calibrations.session);
+        let Some(session) = there.as_ref().filter(|s| s.id == id) else { return };
+        left = match session.phase {
+            Phase::Idle => IDLE.saturating_sub(session.touched.elapsed()),
+            _ => IDLE,
+        };
+        if left.is_zero() {
+            *there = None;
+            tracing::info!(
+                session = id,
+                "a calibration was left alone and is ended; what is installed stays"
+            );
+            return;
+        }
+    }
 }
 
 fn place(labels: &[String], label: &str) -> Result<usize, Refused> {
