@@ -10,8 +10,8 @@
 //!
 //! It promises that the same seed gives the same windows on every platform, and the same network on the same machine;
 //! that what it writes is what it computed (golden vectors come from its own forward pass); and that a model says in
-//! its manifest what it was trained and measured on. It never opens a socket, never reads a clock, and is no part of
-//! the request path.
+//! its manifest what it was trained and measured on. It never opens a socket and never reads a clock. Of it the daemon runs
+//! [`head`] alone, when a calibration is fitted (`app/calibrate`), beside the requests; the trainer is linked and never called there.
 
 #![forbid(unsafe_code)]
 
