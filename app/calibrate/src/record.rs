@@ -97,8 +97,8 @@ pub enum Unfit {
 }
 
 /// What a head depends on beside the network: which output its features are, what they are called, and how a window gets to the input.
-fn facing(manifest: &Manifest) -> (&Option<EmgTask>, &[TensorSpec], &[TensorSpec]) {
-    (&manifest.emg, &manifest.inputs, &manifest.outputs)
+fn facing(manifest: &Manifest) -> (Option<&EmgTask>, &[TensorSpec], &[TensorSpec]) {
+    (manifest.emg.as_ref(), &manifest.inputs, &manifest.outputs)
 }
 
 /// The digest of the `emg`, `inputs` and `outputs` of a manifest, in this daemon's words: fields in the order of their declaration.
