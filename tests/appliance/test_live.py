@@ -1,11 +1,10 @@
 """A sensor on the booted appliance: a microcontroller behind a serial adapter on USB, and who watches it meanwhile."""
 
-import json
+import calendar
 import re
 import threading
 import time
 import tomllib
-import urllib.request
 
 import chromium
 import numpy
@@ -14,8 +13,10 @@ import pytest
 from appliance.device import put_on_boot_partition
 from browser.conftest import browser, visit  # noqa: F401
 from helpers import until
+from inferd_client import Client, Interrupted, Prediction
 from playwright.sync_api import expect
 from safetensors.numpy import load_file
+from sensors.screen import Screen
 from sensors.sensor import Sensor, encoder, source
 from steps import Failure
 
@@ -54,9 +55,9 @@ def a_browser():
 @pytest.fixture(scope="module")
 def wearing(make_image, boot, arm, tmp_path_factory):
     """The image as it ships, configured for a sensor, with that one plugged in."""
-    file, _ = make_image("live.img", models=places.SHIPPED_MODELS)
+    file, _ = make_image("live.img", models=places.SHIPPED_MODELS, dev=True)
     put_on_boot_partition(file, "inferd.toml", CONFIG, tmp_path_factory.mktemp("fat"))
-    with boot(file, sensors={"arm": arm.path.resolve()}) as machine:
+    with boot(file, dev=True, sensors={"arm": arm.path.resolve()}) as machine:
         until(lambda: source(machine)["predictions"] > 0, "a prediction", 120)
         yield machine
 
@@ -69,49 +70,67 @@ NOTE_THE_END = """() => {
 }"""
 
 
-class Listener(threading.Thread):
-    """A client of the stream of events: the last event, and when it came."""
+class Program(threading.Thread):
+    """A program that uses the Python client: the last it was told, and when."""
 
     def __init__(self, url):
         super().__init__(daemon=True)
-        asked = urllib.request.Request(f"{url}/infer/stream", data=b'{"fps": 50}', headers={"Content-Type": "application/json"})
-        self.answer = urllib.request.urlopen(asked, timeout=60)
-        self.last, self.at = {}, 0.0
+        self.stream, self.last, self.at = Client(url).stream("arm", fps=50), None, 0.0
         self.start()
 
     def run(self):
-        for line in self.answer:
-            if line.startswith(b"data: "):
-                self.last, self.at = json.loads(line[6:]), time.time()
+        for event in self.stream:
+            self.last, self.at = event, time.time()
 
     def says(self, label):
-        return self.last.get("label") == label
+        return isinstance(self.last, Prediction) and self.last.label == label
 
 
-def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(wearing, arm, visit, record_property):  # noqa: F811
+def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(wearing, arm, visit, inferctl, record_property):  # noqa: F811
     page = visit(wearing, expected=("Failed to load resource",))
     label, state = page.locator("#prediction .label"), page.locator("#source-state")
-    program = Listener(wearing.url)
-    expect(label).to_have_text("Hand Close")
-    expect(state).to_have_text("live")
-    until(lambda: program.says("Hand Close"), "the program hears of the hand")
+    program = Program(wearing.url)
+    screen = Screen([inferctl, "--url", wearing.url, "watch"])
+    try:
+        for gesture in ("Hand Close", "Point"):
+            arm.signal = muscles(gesture)
+            expect(label).to_have_text(gesture)
+            until(lambda gesture=gesture: program.says(gesture), f"the program hears of {gesture}")
+            screen.wait_for(gesture, "frames/s here")
+        expect(state).to_have_text("live")
 
-    arm.signal = muscles("Point")
-    expect(label).to_have_text("Point")
-    until(lambda: program.says("Point"), "the program hears of the finger")
+        page.evaluate(NOTE_THE_END)
+        pulled = time.time()
+        wearing.unplug("arm")
+        screen.wait_for("interrupted", "was Point")
+        record_property("unplugged to terminal, s", round(time.time() - pulled, 2))
+        until(lambda: isinstance(program.last, Interrupted), "the program hears that the sensor is gone")
+        assert not program.last.lost, "the connection is well"
+        record_property("unplugged to program, s", round(program.at - pulled, 2))
+        expect(state).to_have_text("unplugged")
+        record_property("unplugged to page, s", round(page.evaluate("ended") - pulled, 2))
+        expect(label).to_have_class(re.compile("soft"))
+        screen.wait_for("unplugged")
+        assert source(wearing)["state"] == "unplugged"
 
-    page.evaluate(NOTE_THE_END)
-    pulled = time.time()
-    wearing.unplug("arm")
-    until(lambda: "error" in program.last, "the program hears that the sensor is gone")
-    expect(state).to_have_text("unplugged")
-    record_property("unplugged to event, s", round(program.at - pulled, 2))
-    record_property("unplugged to page, s", round(page.evaluate("ended") - pulled, 2))
-    expect(label).to_have_class(re.compile("soft"))
-    assert source(wearing)["state"] == "unplugged"
+        arm.signal = muscles("Wrist Flex")
+        wearing.plug("arm")
+        expect(label).to_have_text("Wrist Flex")
+        expect(state).to_have_text("live")
+        until(lambda: program.says("Wrist Flex"), "the program hears of the wrist on the same stream")
+        screen.wait(lambda seen: "Wrist Flex" in seen and "interrupted" not in seen, "the terminal shows the wrist")
+    finally:
+        screen.close()
+        program.stream.close()
 
-    arm.signal = muscles("Wrist Flex")
-    wearing.plug("arm")
-    expect(state).to_have_text("live")
-    expect(label).to_have_text("Wrist Flex")
-    until(lambda: program.says("Wrist Flex"), "the program hears of the wrist on the same stream")
+
+def test_a_clock_that_jumps_interrupts_nothing(wearing):
+    before = source(wearing)
+    assert before["state"] == "live"
+    for date in ("2001-02-03 04:05:06", "2037-01-01 00:00:00"):
+        wearing.sh(f"date -u -s '{date}'")
+        told = source(wearing)["predictions"]
+        until(lambda told=told: source(wearing)["predictions"] > told + 5, "predictions after the jump")
+        assert abs(source(wearing)["latest"]["timestamp"] - calendar.timegm(time.strptime(date, "%Y-%m-%d %H:%M:%S"))) < 600
+    after = source(wearing)
+    assert (after["state"], after["opened"]) == ("live", before["opened"])

@@ -46,6 +46,11 @@ def is_well(device):
     until(found, device)
 
 
+def refuse_a_second_of(device):
+    before = source(device)["refused"]
+    until(lambda: source(device)["refused"] > before + RATE, device)
+
+
 @pytest.mark.parametrize("rate", [10 * RATE, RATE // 2])
 def test_a_sensor_of_another_rate_gives_no_gesture_and_is_told_by_its_own_clock(worn, sensor, rate):
     is_well(worn)
@@ -53,10 +58,11 @@ def test_a_sensor_of_another_rate_gives_no_gesture_and_is_told_by_its_own_clock(
     # The first number may be that of the moment it changed in.
     why = f"sends {rate} samples a second, the source is set to {RATE}"
     until(lambda: source(worn)["state"] == "misfit" and why in source(worn)["reason"], worn)
-    before = source(worn)
-    until(lambda: source(worn)["refused"] > before["refused"] + RATE, worn)
-    # One that was on its way may come yet.
-    assert source(worn)["predictions"] <= before["predictions"] + 1
+    refuse_a_second_of(worn)
+    # What was on its way has come.
+    before = source(worn)["predictions"]
+    refuse_a_second_of(worn)
+    assert source(worn)["predictions"] == before
     sensor.rate = RATE
     is_well(worn)
 
@@ -65,11 +71,12 @@ def test_ten_times_the_data_costs_windows_and_nothing_else(worn, sensor):
     is_well(worn)
     sensor.burst = 10
     until(lambda: "ahead of its own clock" in source(worn)["reason"], worn)
-    before = resident(worn)
-    seen = source(worn)["samples"]
-    until(lambda: source(worn)["samples"] > seen + 20 * RATE, worn)
+    for _ in range(2):
+        before = resident(worn)
+        seen = source(worn)["samples"]
+        until(lambda seen=seen: source(worn)["samples"] > seen + 20 * RATE, worn)
     assert worn.request("/livez").status == 200
-    assert resident(worn) < before + (4 << 20), "what nobody takes is overwritten"
+    assert resident(worn) < before + (8 << 20), "what nobody takes is overwritten: these were 2.4 MB"
     sensor.burst = 1
     is_well(worn)
 
@@ -90,11 +97,11 @@ def test_a_sensor_that_restarts_while_eight_listen_is_recognised_again(worn, sen
     is_well(worn)
     listeners = [Events(worn, {"fps": 50}) for _ in range(8)]
     for events in listeners:
-        assert next(event for event in events if event["prediction"] == 1)
+        assert next(event for event in events if event.get("prediction") == 1)
     with sensor.lock:
         sensor.sequence, sensor.gesture = 0, 3
     for events in listeners:
-        assert next(event for event in events if event["prediction"] == 3)
+        assert next(event for event in events if event.get("prediction") == 3)
         events.close()
     is_well(worn)
 

@@ -35,14 +35,18 @@ def messages(connection, timeout=60):
 
 
 def test_a_websocket_is_told_what_the_stream_of_events_tells_and_closed_with_1000(device):
-    with opened(device, "duration_seconds=1&fps=10") as connection:
-        (*frames, last), closed = messages(connection)
-    events = list(Events(device, {"duration_seconds": 0.5, "fps": 10}))
+    with opened(device, "duration_seconds=2&fps=10") as connection:
+        (*told, last), closed = messages(connection)
+    *events, completion = Events(device, {"duration_seconds": 2, "fps": 10})
+    # On a busy machine the source may stand still meanwhile, and that is told too.
+    frames = [frame for frame in told if "error" not in frame]
+    event = next(event for event in events if "error" not in event)
     assert closed == (1000, "") and frames, closed
-    assert CLIENT_KEYS <= set(frames[0]) and set(frames[0]) == set(events[0]) and set(last) == set(events[-1])
-    assert [frame["frame"] for frame in frames] == list(range(len(frames)))
+    assert CLIENT_KEYS <= set(frames[0]) and set(frames[0]) == set(event) and set(last) == set(completion)
+    for before, after in itertools.pairwise(frames):
+        assert after["frame"] == before["frame"] + 1 + after["skipped"]
     assert all((f["prediction"], f["label"], f["source"]) == (4, "Wrist Extend", "tape") for f in frames)
-    assert (last["status"], last["total_frames"]) == ("completed", len(frames)) and len(frames) <= 11
+    assert last["status"] == "completed" and len(frames) <= last["total_frames"] <= 21
 
 
 @pytest.mark.parametrize(
@@ -203,8 +207,8 @@ def test_a_slow_websocket_is_told_what_is_new_and_how_many_gave_way(device):
     known = source(device, "tape")["predictions"]
     told = list(itertools.islice(frames, 300))
     frames.close()
-    new = next(event for event in told if event["skipped"] >= 50)
-    assert new["window"] >= known - 25, (new, known)
+    new = [event for event in told if event["skipped"]][-1]
+    assert new["window"] >= known, (new, known)
 
 
 def test_pings_are_answered_and_what_comes_with_the_handshake_is_not_lost(device):

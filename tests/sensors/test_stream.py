@@ -53,6 +53,10 @@ class Events:
             if not chunk.startswith(b":"):
                 yield json.loads(chunk.split(b"data: ", 1)[1])
 
+    def predictions(self):
+        """Those that are no errors: on a busy machine a source stands still for a moment, and that is told."""
+        return (event for event in self if "error" not in event)
+
     def close(self):
         self.reader.close()
         self.socket.close()
@@ -87,8 +91,7 @@ def test_the_wire_is_the_services_to_the_byte(device):
         # One event a write, and nothing but its data.
         assert chunk.startswith(b"data: {") and chunk.endswith(b"}\n\n") and chunk.count(b"\n") == 2, chunk
         assert len(chunk) < 1400, "it fits one segment"
-    told = [json.loads(chunk[6:]) for chunk in chunks]
-    *frames, last = told
+    *frames, last = (event for event in (json.loads(chunk[6:]) for chunk in chunks) if "error" not in event)
     assert all(CLIENT_KEYS <= set(frame) for frame in frames), frames
     assert [frame["frame"] for frame in frames] == list(range(len(frames)))
     assert all((f["prediction"], f["label"], f["backend"], f["source"]) == (4, "Wrist Extend", "cpu", "tape") for f in frames)
@@ -101,12 +104,12 @@ def test_the_wire_is_the_services_to_the_byte(device):
 
 def test_a_body_is_optional_and_the_stream_has_no_end_then(device):
     events = Events(device)
-    assert [event["frame"] for event, _ in zip(events, range(40))] == list(range(40))
+    assert [event["frame"] for event, _ in zip(events.predictions(), range(40))] == list(range(40))
     events.close()
 
 
 def test_a_window_is_told_once_however_fast_is_asked(device):
-    events = list(Events(device, {"duration_seconds": 1, "fps": 120}))
+    events = list(Events(device, {"duration_seconds": 2, "fps": 120}).predictions())
     windows = [event["window"] for event in events[:-1]]
     assert windows == sorted(set(windows)) and windows, "none twice"
 
@@ -152,20 +155,20 @@ def test_every_client_has_the_source_it_asked_for(device):
     streams = {mode: Events(device, {"emg_mode": mode, "fps": 20}) for mode in wanted}
     for _ in range(3):
         for mode, name in wanted.items():
-            assert next(iter(streams[mode]))["source"] == name
+            assert next(streams[mode].predictions())["source"] == name
     for stream in streams.values():
         stream.close()
 
 
 def test_numbers_may_be_strings_and_tensorrt_that_is_not_there_is_said(device):
-    events = Events(device, {"duration_seconds": "0.5", "fps": "10", "use_tensorrt": True, "model_type": "TCN"})
+    events = Events(device, {"duration_seconds": "1", "fps": "10", "use_tensorrt": True, "model_type": "TCN"})
     assert events.status == 200 and events.headers["x-inferd-fallback"] == "TensorRT runtime not available"
-    assert all(event["backend"] == "cpu" for event in list(events)[:-1])
+    assert all(event["backend"] == "cpu" for event in list(events.predictions())[:-1])
 
 
 def test_a_client_may_ask_for_windows_as_they_are(device):
     for preprocess, score in ((True, 1), (False, 2)):
-        event = next(iter(Events(device, {"preprocess": preprocess, "fps": 5})))
+        event = next(Events(device, {"preprocess": preprocess, "fps": 5}).predictions())
         assert abs(event["confidence"] - math.exp(score) / (math.exp(score) + 6)) < 1e-3, (preprocess, event)
         told = ask(device, "POST", "/infer", json.dumps({"preprocess": preprocess, "emg_mode": "ninapro"})).json()
         assert abs(float(told["conf"]) - event["confidence"]) < 1e-3
@@ -206,7 +209,7 @@ def test_64_clients_that_do_not_read_hold_up_nobody_and_a_65th_is_told_to_wait(d
         answer = ask(device, "POST", "/infer/stream")
         assert answer.status == 503 and answer.headers["retry-after"], answer
         check(device.request("/openapi.json").json(), "/infer/stream", "POST", answer)
-        *frames, last = reader
+        *frames, last = reader.predictions()
         assert last["status"] == "completed" and last["total_frames"] == len(frames) > 1
         assert [frame["frame"] for frame in frames] == list(range(len(frames))), "none was missed"
     helpers.until(lambda: clients(device) == 0, "all have left")
@@ -223,8 +226,8 @@ def test_a_slow_client_reads_what_is_new_and_is_told_how_many_gave_way(device):
     told = list(itertools.islice(events, 300))
     events.close()
     # What lay in buffers, and then what is new.
-    new = next(event for event in told if event["skipped"] >= 50)
-    assert new["window"] >= known - 25, (new, known)
+    new = [event for event in told if event["skipped"]][-1]
+    assert new["window"] >= known, (new, known)
     for before, after in itertools.pairwise(told):
         assert after["frame"] == before["frame"] + 1 + after["skipped"]
 
@@ -263,14 +266,14 @@ def test_events_carry_what_the_source_itself_says_is_done_where_it_says_so(nativ
     helpers.until(lambda: source(labelled)["predictions"] > 0, labelled)
     events = Events(labelled, {"fps": 120})
     seen = {}
-    for event in events:
+    for event in events.predictions():
         # The loudest electrode of most samples, and the label of most.
         seen.setdefault((event["source_label"], event["prediction"]), event)
         if {label for label, _ in seen} == {10, 11}:
             break
     events.close()
     assert set(seen) == {(10, 1), (11, 5)} and all("source_label_name" not in event for event in seen.values())
-    demo, tape = (next(iter(Events(device, {"emg_mode": mode}))) for mode in ("dummy", "ninapro"))
+    demo, tape = (next(Events(device, {"emg_mode": mode}).predictions()) for mode in ("dummy", "ninapro"))
     assert demo["source_label"] in range(7) and demo["source_label_name"] in GESTURES
     assert "source_label" not in tape and "source_label_name" not in tape
 
@@ -280,7 +283,7 @@ def test_a_stream_does_not_give_way_to_new_connections(native):
     device = native(models=[EMG_MODEL], config=config)
     helpers.until(lambda: source(device)["predictions"] > 0, device)
     events = Events(device)
-    frames = iter(events)
+    frames = events.predictions()
     begun = next(frames)["timestamp"]
     with socket.create_connection(("127.0.0.1", device.port), timeout=60) as idle:
         # Both are old enough to be spared, and the stream is the older one.
@@ -319,9 +322,9 @@ def test_an_unplugged_sensor_is_told_in_the_stream_and_it_goes_on_when_it_is_bac
         device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "serial"\npath = "{sensor.path}"\n')
         helpers.until(lambda: source(device)["predictions"] > 0, device)
         events = iter(Events(device, {"fps": 20, "emg_mode": "realtime", "duration_seconds": 30}))
-        assert next(events)["prediction"] == 2
+        assert next(event for event in events if "error" not in event)["prediction"] == 2
         sensor.unplug()
-        wrong = next(event for event in events if "error" in event)
+        wrong = next(event for event in events if "/port" in event.get("error", ""))
         assert "arm" in wrong["error"] and {"timestamp", "frame"} <= set(wrong)
         sensor.gesture = 6
         sensor.plug()
@@ -335,10 +338,9 @@ def test_a_model_that_is_gone_is_told_in_the_stream_and_it_goes_on_when_it_is_ba
     helpers.until(lambda: source(device)["predictions"] > 0, device)
     # With an end, so that what is never told is seen to be.
     events = iter(Events(device, {"fps": 20, "duration_seconds": 30}))
-    assert "prediction" in next(events)
+    assert "prediction" in next(event for event in events if "error" not in event)
     assert ask(device, "POST", "/v2/repository/models/emg-loudest/unload").status == 200
-    wrong = next(event for event in events if "error" in event)
-    assert "no model" in wrong["error"], wrong
+    assert any("no model" in event.get("error", "") for event in events), "the stream says why"
     assert source(device)["state"] == "live" and "no model" in source(device)["problem"]
     assert ask(device, "POST", "/v2/repository/models/emg-loudest/load").status == 200
     assert "prediction" in next(event for event in events if "error" not in event)

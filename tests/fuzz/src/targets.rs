@@ -12,6 +12,8 @@ use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine, NetworkFile};
 use inferd_model::{Golden, GoldenWriter, Manifest, Motif};
 use inferd_tasks::{
+    emg::{EmgPlan, FIELDS},
+    form::{Form, FormError},
     imu::ImuPlan,
     window::{Numbers, WindowKey},
 };
@@ -30,6 +32,7 @@ pub const ALL: &[Target] = &[
     ("motif", motif),
     ("network", network),
     ("imu", imu),
+    ("form", form),
     ("oip", oip_request),
     ("coding", coding),
     ("paths", paths),
@@ -228,6 +231,56 @@ fn imu(data: &[u8]) {
         Err(refusal) => {
             serde_json::from_slice::<serde_json::Value>(&refusal.to_json()).expect("a refusal is JSON");
             let _ = refusal.to_sentence();
+        }
+    }
+}
+
+/// A form means one thing, and its window is complete and the same whatever was in the slot; a refusal is JSON.
+fn form(data: &[u8]) {
+    static PLAN: LazyLock<EmgPlan> = LazyLock::new(|| {
+        // Small, so that windows are found by mutation; with the filters of the default model.
+        let mut small = page!("tests/models/emg-loudest");
+        small.emg.as_mut().expect("it is a classifier").filters =
+            page!("app/inferd/models/emg-gestures").emg.expect("so is it").filters;
+        small.inputs[0].shape = vec![1, 4, 3];
+        small.inputs[0].normalization = None;
+        let channels = small.inputs[0].channels.as_mut().expect("it has channels");
+        channels.names.truncate(3);
+        channels.units.truncate(3);
+        EmgPlan::new(&small.validated().expect("it is valid")).expect("it is a classifier")
+    });
+    let Some((which, body)) = choice(data) else { return };
+    let is_json = |refusal: &FormError| {
+        serde_json::from_slice::<serde_json::Value>(&refusal.to_json()).expect("a refusal is JSON");
+    };
+    let form = match Form::read(body, FIELDS) {
+        Ok(form) => form,
+        Err(refusal) => return is_json(&refusal),
+    };
+    for &field in FIELDS {
+        match form.whole(field, 1, 120) {
+            Ok(n) => assert!(n.is_none_or(|n| (1..=120).contains(&n))),
+            Err(refusal) => is_json(&refusal),
+        }
+        match form.number_or_null(field) {
+            Ok(n) => assert!(n.flatten().is_none_or(f64::is_finite)),
+            Err(refusal) => is_json(&refusal),
+        }
+        let _ = form.truth(field).map_err(|e| is_json(&e));
+        let _ = form.text(field).map_err(|e| is_json(&e));
+    }
+    let _ = PLAN.check(&form).map_err(|e| is_json(&e));
+    let numbers = if which & 2 == 0 { Numbers::Strict } else { Numbers::Lenient };
+    let read = |background: f32| {
+        let mut slot = vec![background; PLAN.timesteps() * PLAN.channels()];
+        PLAN.parse(body, &mut slot, numbers, which & 1 == 0).map(|()| slot)
+    };
+    let (one, other) = (read(f32::NAN), read(1e9));
+    assert_eq!(format!("{one:?}"), format!("{other:?}"), "the result depends on what was in the slot");
+    match one {
+        Ok(window) => assert!(window.iter().all(|v| v.is_finite()) || which & 1 == 0, "a number became none"),
+        Err(refusal) => {
+            drop(serde_json::from_slice::<serde_json::Value>(&refusal.to_json()).expect("it is JSON"))
         }
     }
 }
