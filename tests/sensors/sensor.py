@@ -106,3 +106,9 @@ def source(device, name=None):
     """What the device says of a source; the only one when none is named."""
     [found] = [s for s in device.request("/api/v1/sources").json()["sources"] if name in (None, s["name"])]
     return found
+
+
+def counted(page, series):
+    """The number of a series on the page of metrics."""
+    [found] = [line for line in page.splitlines() if line.startswith(series + " ")]
+    return float(found.split(" ")[1])

@@ -12,7 +12,7 @@ from contract.test_probes import check
 from contract.wire import ask
 from faults.test_daemon import host_pid
 from sensors.conftest import EMG_MODEL
-from sensors.sensor import Sensor, encoder, source
+from sensors.sensor import Sensor, counted, encoder, source
 
 NEUTRAL = [1500, 1200, 1800]
 FLEX = [1900, 1000, 1000]
@@ -118,14 +118,14 @@ def test_a_hand_follows_a_sensor_and_is_neutral_when_the_sensor_is_gone_or_at_re
     hand.plug()
     device = start()
     hand.until(FLEX, device)
-    assert (actuator(device)["state"], actuator(device)["gesture"]) == ("following", "Wrist Flex")
+    helpers.until(lambda: (now := actuator(device))["state"] == "following" and now["gesture"] == "Wrist Flex", device)
     check(device.request("/openapi.json").json(), "/api/v1/actuators", "GET", ask(device, "GET", "/api/v1/actuators"))
     # The muscles rest, whatever the model says of it.
     with sensor.lock:
         sensor.loud = 10
     hand.until(NEUTRAL, device)
-    helpers.until(lambda: actuator(device)["reason"] == "source arm: low_energy", device)
-    assert actuator(device)["failing"] is None, "rest is no failure"
+    # Rest is no failure.
+    helpers.until(lambda: (now := actuator(device))["reason"] == "source arm: low_energy" and now["failing"] is None, device)
     with sensor.lock:
         sensor.loud = 20
     hand.until(FLEX, device)
@@ -136,10 +136,13 @@ def test_a_hand_follows_a_sensor_and_is_neutral_when_the_sensor_is_gone_or_at_re
     helpers.until(lambda: "actuator_failing" in alerts(), device)
     sensor.plug()
     hand.until(FLEX, device)
-    assert actuator(device)["fail_safes"] == 2
-    page = device.request("/metrics").body.decode()
-    for line in ('actuator_state{actuator="hand",state="following"} 1', 'actuator_fail_safes_total{actuator="hand"} 2', 'actuator_lines_total{actuator="hand"} ', 'actuator_dropped_lines_total{actuator="hand"} '):
-        assert line in page, line
+    # A machine that stands still for half a second is one more.
+    assert actuator(device)["fail_safes"] >= 2
+    page = lambda: device.request("/metrics").body.decode()
+    helpers.until(lambda: counted(page(), 'actuator_state{actuator="hand",state="following"}') == 1, device)
+    assert counted(page(), 'actuator_fail_safes_total{actuator="hand"}') >= 2
+    assert counted(page(), 'actuator_lines_total{actuator="hand"}') > 0
+    assert 'actuator_dropped_lines_total{actuator="hand"} ' in page()
     # The way back and the last line are those of an orderly end.
     assert device.stop() == 0
     helpers.until(lambda: hand.lines[-1] == NEUTRAL, "the last lines are read")
@@ -152,13 +155,14 @@ def test_a_model_that_does_not_answer_costs_the_pose_and_no_jump(start, sensor, 
     device = start()
     hand.until(FLEX, device)
     # Its host hangs until it is replaced, a second later; the command ends after half of one.
+    told = actuator(device)["fail_safes"]
     os.kill(host_pid(device, "emg-loudest"), signal.SIGSTOP)
-    helpers.until(lambda: actuator(device)["fail_safes"] == 1, device)
+    helpers.until(lambda: actuator(device)["fail_safes"] > told, device)
     hand.until(FLEX, device)
     os.kill(host_pid(device, "emg-loudest"), signal.SIGKILL)
     assert ask(device, "POST", "/v2/repository/models/emg-loudest/unload").status == 200
     hand.until(NEUTRAL, device)
-    assert "no model" in helpers.until(lambda: actuator(device)["failing"], device)
+    helpers.until(lambda: "no model" in (actuator(device)["failing"] or ""), device)
     assert ask(device, "POST", "/v2/repository/models/emg-loudest/load").status == 200
     hand.until(FLEX, device)
     hand.check()
@@ -170,7 +174,7 @@ def test_a_stopped_hand_follows_nothing_until_it_is_started(start, sensor, hand)
     device = start(autostart="false")
     helpers.until(lambda: source(device)["gate"]["state"] == "following", device)
     helpers.until(lambda: hand.lines, device)
-    assert actuator(device)["state"] == "stopped" and actuator(device)["neutral"]
+    helpers.until(lambda: (now := actuator(device))["state"] == "stopped" and now["neutral"], device)
     schema = device.request("/openapi.json").json()
     answer = ask(device, "POST", "/api/v1/actuators/hand/start")
     assert (answer.status, answer.json()["stopped"]) == (200, False), answer
@@ -178,7 +182,8 @@ def test_a_stopped_hand_follows_nothing_until_it_is_started(start, sensor, hand)
     answer = ask(device, "POST", "/api/v1/actuators/hand/stop")
     check(schema, "/api/v1/actuators/{name}/stop", "POST", answer)
     hand.until(NEUTRAL, device)
-    assert source(device)["gate"]["command_label"] == "Wrist Flex" and actuator(device)["state"] == "stopped"
+    helpers.until(lambda: source(device)["gate"]["command_label"] == "Wrist Flex", device)
+    assert actuator(device)["state"] == "stopped"
     assert ask(device, "POST", "/api/v1/actuators/foot/stop").status == 404
     hand.check()
 

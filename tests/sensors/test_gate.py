@@ -5,7 +5,7 @@ import pytest
 from contract.test_probes import check
 from contract.wire import ask
 from sensors.conftest import EMG_MODEL
-from sensors.sensor import Sensor, encoder, source
+from sensors.sensor import Sensor, counted, encoder, source
 from sensors.test_sources import push, samples
 from sensors.test_stream import Events
 
@@ -45,15 +45,18 @@ def test_a_gesture_may_be_acted_on_while_its_sensor_is_there_and_a_stream_tells_
         check(schema, path, "GET", ask(device, "GET", path))
     assert device.request("/infer/stream/stats").json()["gate"]["safe_label"] == "Rest"
     sensor.unplug()
-    told = next(e for e in events if e.get("gate") == "released")
-    assert "arm" in told["error"] and (told["command"], told["command_label"]) == (0, "Rest"), told
-    assert gate(device, state="released", reason="source", command=0)["releases"] == 1
+    # A machine that stands still for a second has let go before, without an error.
+    told = next(e for e in events if e.get("gate") == "released" and "arm" in e.get("error", ""))
+    assert (told["command"], told["command_label"]) == (0, "Rest"), told
+    assert gate(device, state="released", reason="source", command=0)["releases"] >= 1
     sensor.gesture = 5
     sensor.plug()
     gate(device, state="following", command=5)
-    page = device.request("/metrics").body.decode()
-    for line in ('emg_gate_state{source="arm",state="holding"} 0', 'emg_gate_windows_total{source="arm",outcome="passed"} ', 'emg_gate_switches_total{source="arm"} ', 'emg_gate_releases_total{source="arm"} 1', 'emg_gate_rms{source="arm"} '):
-        assert line in page, line
+    page = lambda: device.request("/metrics").body.decode()
+    states = lambda: [counted(page(), f'emg_gate_state{{source="arm",state="{state}"}}') for state in ("following", "holding", "released")]
+    helpers.until(lambda: states() == [1, 0, 0], device)
+    for series in ('emg_gate_windows_total{source="arm",outcome="passed"}', 'emg_gate_switches_total{source="arm"}', 'emg_gate_releases_total{source="arm"}', 'emg_gate_rms{source="arm"}'):
+        assert counted(page(), series) >= 1, series
 
 
 def test_muscles_at_rest_let_go_whatever_the_model_says(native, sensor):
@@ -65,9 +68,9 @@ def test_muscles_at_rest_let_go_whatever_the_model_says(native, sensor):
         sensor.loud = 10
     now = gate(device, state="released", reason="low_energy", rms=10)
     assert now["command_label"] == "Rest" and now["low_energy"] > 0
-    latest = source(device)["latest"]
     # The model is as sure as the gate asks for.
-    assert (latest["prediction"], latest["command"]) == (2, 0) and latest["confidence"] > 0.7
+    so = lambda e: e and (e.get("prediction"), e["command"]) == (2, 0) and e["confidence"] > 0.7
+    helpers.until(lambda: so(source(device)["latest"]), device)
     with sensor.lock:
         sensor.loud = 20
     gate(device, state="following", command=2)
