@@ -1,5 +1,6 @@
 """What moves by what is recognised: within its limits, and to the neutral pose whatever fails."""
 
+import itertools
 import os
 import select
 import signal
@@ -58,8 +59,9 @@ class Hand:
                 return
             *lines, rest = (rest + os.read(master, 4096)).split(b"\n")
             for line in lines:
-                assert line.startswith(b"PWM:"), line
-                self.lines.append([int(width) for width in line[4:].split(b",")])
+                assert line.startswith(b"PWM:") or not line, line
+                # An empty one: they begin anew, for the machine stood still.
+                self.lines.append([int(width) for width in line[4:].split(b",")] if line else [])
 
     def unplug(self):
         if self.thread:
@@ -74,9 +76,15 @@ class Hand:
         helpers.until(lambda: self.lines and self.lines[-1] == pose, device)
 
     def check(self):
-        """No line, no pair and no three of them break a limit; rounding adds up to two to the last."""
-        lines = list(self.lines)
-        assert lines and lines[0] == NEUTRAL
+        """No line, no pair and no three of them break a limit; rounding adds up to two to the last. A beginning is neutral."""
+        parts = [list(part) for whole, part in itertools.groupby(self.lines, bool) if whole]
+        assert parts
+        for part in parts:
+            self.check_part(part)
+
+    @staticmethod
+    def check_part(lines):
+        assert lines[0] == NEUTRAL
         assert all(len(line) == 3 and all(1000 <= width <= 2000 for width in line) for line in lines)
         for a, b in zip(lines, lines[1:]):
             assert all(abs(x - y) <= VELOCITY / RATE for x, y in zip(a, b)), (a, b)

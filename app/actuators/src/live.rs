@@ -5,13 +5,18 @@
 //! | `following` | yes | go to the pose of the gesture that may be acted on |
 //! | `safe` | yes | go to, or are in, the neutral pose: nothing may be acted on |
 //! | `stopped` | yes | the same, until [`Actuator::begin`]: somebody stopped it |
-//! | `silent` | none | were brought to the neutral pose; nobody vouches for anything, so the receiver's own fail-safe is to act |
+//! | `silent` | none | were brought to the neutral pose; nobody vouches for anything, so the receiver's own fail-safe is to act. Or the thread itself has failed, and they are anywhere |
 //! | `blocked` | none | are where the last line was: the port takes nothing |
 //! | `unplugged` | none | unknown: the port is not there. It begins from the neutral pose when it is back |
 //!
 //! **A line that the port does not take is dropped and counted**, and the joints are thought to be where the last one that it took
 //! left them, at rest: what comes out of the port never jumps. A line that was begun is ended before another one. Between two
 //! lines lies at least their period, so that late ones are not made up for.
+//!
+//! **After a gap the lines begin anew**, from the neutral pose: a receiver that got nothing for a quarter of a second has moved by
+//! itself, whether the port took nothing, the machine stood still, or silence was meant. A gap that it may or may not have seen is
+//! made longer until it has ([`LATE`], [`LOST`]). What still waits in the port is thrown away, and a line feed ends what of a line
+//! may be left of that, so that no old pose comes after the gap.
 
 use crate::Spec;
 use crate::line;
@@ -31,6 +36,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// A port that takes nothing for so long is blocked.
 const BLOCKED: Duration = Duration::from_millis(250);
+/// A receiver may have lost a link whose last line is so old: its limit is 250 ms, less how late a line may reach it ...
+const LATE: Duration = Duration::from_millis(200);
+/// ... and has lost one whose last line is so old.
+const LOST: Duration = Duration::from_millis(350);
 /// The longest an end waits for the joints to be in the neutral pose: then the receiver's fail-safe has to do it.
 pub const LAST_WAY: Duration = Duration::from_secs(3);
 
@@ -166,7 +175,14 @@ impl Actuator {
     /// How it is now.
     #[must_use]
     pub fn view(&self) -> View {
-        self.shared.said().view.clone()
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = self.shared.said();
+        let mut view = said.view.clone();
+        if !said.ending && thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            view.gesture = None;
+            (view.state, view.reason) = (State::Silent, "its thread has failed".to_owned());
+        }
+        view
     }
 
     /// From now on until [`Actuator::begin`] nothing is followed: the joints go to the neutral pose and stay there.
@@ -260,7 +276,8 @@ impl Shared {
         let mut text = String::with_capacity(line::longest(spec.neutral.len()) + 1);
         let mut ending: Option<Instant> = None;
         let mut told_neutral = false;
-        let mut begun = false;
+        // When the last line was taken; `None`: none was, so that nobody knows where the joints are.
+        let mut last: Option<Instant> = None;
         loop {
             if self.said().ending {
                 let since = *ending.get_or_insert_with(Instant::now);
@@ -289,15 +306,23 @@ impl Shared {
             let quiet = state == State::Silent && told_neutral && motion.rests_in(&spec.neutral);
             let mut taken = false;
             if !quiet {
-                let mut next = motion.clone();
-                // The first line is the neutral pose itself: nobody knows where the joints are.
-                if begun {
+                // After `ask`, so that nothing is between this and the line.
+                let gap = last.map(|last| last.elapsed());
+                if let Some(gap) = gap.filter(|gap| (LATE..LOST).contains(gap)) {
+                    self.waits(LOST - gap, true);
+                    continue;
+                }
+                let anew = gap.is_some_and(|gap| gap >= LOST);
+                let mut next = Motion::at_rest(spec.limits(), &spec.neutral);
+                // The first line is the neutral pose itself.
+                if gap.is_some() && !anew {
+                    next = motion.clone();
                     next.step(pose);
                 }
                 line::write(&mut text, next.widths());
-                match out.line(text.as_bytes()) {
+                match out.line(text.as_bytes(), anew) {
                     Ok(true) => {
-                        (motion, taken, begun) = (next, true, true);
+                        (motion, taken, last) = (next, true, Some(Instant::now()));
                         told_neutral = motion.rests_in(&spec.neutral);
                     }
                     Ok(false) => motion.halt(),
@@ -338,8 +363,12 @@ struct Out {
 }
 
 impl Out {
-    /// Writes a line, or none of it; whether the port took it. What it has begun to take counts as taken.
-    fn line(&mut self, line: &[u8]) -> Result<bool, String> {
+    /// Writes a line, or none of it; whether the port took it. What it has begun to take counts as taken. `anew`: as the first one,
+    /// once the port takes something.
+    fn line(&mut self, line: &[u8], anew: bool) -> Result<bool, String> {
+        if anew && !self.clear()? {
+            return Ok(false);
+        }
         self.finish()?;
         if !self.rest.is_empty() {
             return Ok(false);
@@ -351,14 +380,21 @@ impl Out {
         Ok(written > 0)
     }
 
+    /// Throws away what waits in the port, and ends what was sent of it; false: nobody takes anything yet.
+    fn clear(&mut self) -> Result<bool, String> {
+        if !self.is_there()?.intersects(PollFlags::POLLOUT) {
+            return Ok(false);
+        }
+        // One that cannot has sent it.
+        let _ = tcflush(&self.port, FlushArg::TCOFLUSH);
+        self.rest.clear();
+        self.rest.push(b'\n');
+        Ok(true)
+    }
+
     /// Writes what is left of the line before; looks whether the port is still there.
     fn finish(&mut self) -> Result<(), String> {
-        let mut fds = [PollFd::new(self.port.as_fd(), PollFlags::empty())];
-        // Nothing is asked for, so that it only tells what is wrong, at once.
-        let seen = poll(&mut fds, PollTimeout::ZERO).map(|_| fds[0].revents().unwrap_or(PollFlags::empty()));
-        if seen.is_ok_and(|f| f.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL)) {
-            return Err("the port was unplugged".to_owned());
-        }
+        self.is_there()?;
         while !self.rest.is_empty() {
             let rest = std::mem::take(&mut self.rest);
             let written = self.write(&rest)?;
@@ -368,6 +404,17 @@ impl Out {
             }
         }
         Ok(())
+    }
+
+    /// Looks whether the port is there, and whether it takes something.
+    fn is_there(&self) -> Result<PollFlags, String> {
+        let mut fds = [PollFd::new(self.port.as_fd(), PollFlags::POLLOUT)];
+        let seen = poll(&mut fds, PollTimeout::ZERO).ok().and_then(|_| fds[0].revents());
+        let seen = seen.unwrap_or(PollFlags::empty());
+        if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+            return Err("the port was unplugged".to_owned());
+        }
+        Ok(seen)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<usize, String> {
