@@ -10,8 +10,8 @@
 //! | `released` | the safe class, or none where the model has none | before the first agreement; `hold` after the last good window; a signal below `rest_rms` for `rest` |
 //!
 //! A window is refused when its confidence is no number from 0 to 1, its gesture none of the model's, or its energy no number. From
-//! `released` nothing is followed before windows agree anew. [`Gate::view`] is a function of the time it is asked for, so that a
-//! command ends also when nothing happens any more.
+//! `released`, and after an interruption ([`Gate::interrupt`]), nothing is followed before windows agree anew. [`Gate::view`] is a
+//! function of the time it is asked for, so that a command ends also when nothing happens any more.
 //!
 //! Pure: no clock. Times are durations since any one moment of a monotonic clock; one that goes back is taken for the latest there was.
 //! It is no certified safety function: it keeps a robot from following what nobody meant, it does not protect anybody from the robot.
@@ -229,6 +229,8 @@ pub struct Gate {
     /// What is followed or held, and when its last good window came.
     held: Option<(usize, Duration)>,
     following: bool,
+    /// What is held was interrupted: a window of it is not enough to follow it again.
+    interrupted: bool,
     reason: Reason,
     low_since: Option<Duration>,
     /// When the last sample of the last window came that voted for a gesture.
@@ -253,6 +255,7 @@ impl Gate {
             settings,
             held: None,
             following: false,
+            interrupted: false,
             reason: Reason::Starting,
             low_since: None,
             voted: Duration::ZERO,
@@ -297,7 +300,8 @@ impl Gate {
             return;
         }
         self.low_since = None;
-        let current = self.held.is_some_and(|(class, _)| class == seen.class);
+        let same = self.held.is_some_and(|(class, _)| class == seen.class);
+        let current = same && !self.interrupted;
         let enough = if current { self.settings.keep } else { self.settings.confidence };
         if seen.confidence < enough {
             self.counts.unsure += 1;
@@ -318,7 +322,8 @@ impl Gate {
         match &mut self.held {
             Some((_, last)) if current => *last = at.max(*last),
             _ if agreed => {
-                self.counts.switches += 1;
+                self.counts.switches += u64::from(!same);
+                self.interrupted = false;
                 self.held = Some((seen.class, at));
             }
             _ => {
@@ -330,12 +335,14 @@ impl Gate {
         (self.following, self.reason) = (true, Reason::Agreed);
     }
 
-    /// There was a window and no answer, or the source is not live: nothing is followed, and windows agree anew.
+    /// There was a window and no answer, or the source is not live: nothing is followed before windows agree
+    /// anew, also on what is held until then.
     pub fn interrupt(&mut self, reason: Reason, now: Duration) {
         self.advance(now);
         self.votes.clear();
         self.low_since = None;
         self.following = false;
+        self.interrupted = true;
         self.reason = reason;
     }
 
@@ -386,6 +393,7 @@ impl Gate {
         }
         self.votes.clear();
         self.following = false;
+        self.interrupted = false;
         self.reason = reason;
     }
 }
@@ -549,6 +557,37 @@ mod tests {
         assert_eq!(
             arm.after(1 * MS),
             View { state: State::Released, command: Some(REST), reason: Reason::Source }
+        );
+    }
+
+    #[test]
+    fn what_was_interrupted_is_followed_again_once_windows_agree_on_it_anew() {
+        let mut arm = Arm::new(Settings::default());
+        arm.follow(OPEN);
+        arm.gate.interrupt(Reason::NoAnswer, arm.now);
+        // Enough to stay with a gesture, and not to begin with it.
+        assert_eq!(
+            arm.window(OPEN, 0.6, 1.0),
+            View { state: State::Holding, command: Some(OPEN), reason: Reason::LowConfidence }
+        );
+        for _ in 0..3 {
+            assert_eq!(
+                arm.window(OPEN, 0.9, 1.0),
+                View { state: State::Holding, command: Some(OPEN), reason: Reason::Undecided }
+            );
+        }
+        assert_eq!(arm.window(OPEN, 0.9, 1.0).state, State::Following);
+        assert_eq!(arm.window(OPEN, 0.6, 1.0).state, State::Following);
+        assert_eq!(arm.gate.counts().switches, 1, "it is the same gesture");
+        // Windows that do not agree lengthen nothing.
+        arm.gate.interrupt(Reason::NoAnswer, arm.now);
+        arm.now += 420 * MS;
+        for _ in 0..3 {
+            assert_eq!(arm.window(OPEN, 0.9, 1.0).state, State::Holding);
+        }
+        assert_eq!(
+            arm.after(20 * MS),
+            View { state: State::Released, command: Some(REST), reason: Reason::Undecided }
         );
     }
 
