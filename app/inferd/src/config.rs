@@ -440,6 +440,7 @@ impl Loaded {
         let old = seed::translate(&environment);
         let mut reader = Reader::new(said, environment, old.settings, layer);
         let config = Config::read(&mut reader);
+        actuators::check_access(&mut reader, &config);
         let mut problems = old.problems;
         let (entries, unknown) = match reader.finish() {
             Ok(done) => done,

@@ -1,5 +1,6 @@
 //! `[[actuators]]`: what is moved by what is recognised.
 
+use super::Config;
 use super::layers::Reader;
 use inferd_actuators::{Pose, Spec, SpecLimits};
 use inferd_api::{ActuatorConfig, SourceConfig};
@@ -53,6 +54,24 @@ pub(super) fn read(r: &mut Reader, sources: &[SourceConfig]) -> Vec<ActuatorConf
         }
     }
     all
+}
+
+/// Who pushes samples moves what follows their source: nothing does while anybody in the network may.
+pub(super) fn check_access(r: &mut Reader, config: &Config) {
+    if !config.security.open_inference {
+        return;
+    }
+    for one in &config.actuators {
+        let follows = |s: &&SourceConfig| one.source.as_ref().is_none_or(|source| s.spec.name == *source);
+        let Some(source) = config.sources.iter().find(follows) else { continue };
+        if matches!(source.spec.kind, Kind::Push) {
+            let (name, source) = (&one.spec.name, &source.spec.name);
+            r.problem(format!(
+                "actuators: {name:?} would be moved by anybody in the network, for its source {source:?} takes what is pushed; \
+                 security.open_inference = false lets only an operator push."
+            ));
+        }
+    }
 }
 
 fn port(source: &SourceConfig) -> Option<&Path> {

@@ -477,6 +477,13 @@ fn actuators_are_tables_and_what_is_wrong_with_one_is_named() {
         let e = load(&table(more), &[]).unwrap_err().to_string();
         assert!(e.contains(why), "{more}: {e}");
     }
+    let pushed = "[[sources]]\nname = \"phone\"\nkind = \"push\"\n";
+    let by_push = table(usual).replace(source, pushed);
+    let e = load(&by_push, &[]).unwrap_err().to_string();
+    assert!(e.contains("anybody in the network") && e.contains("open_inference = false"), "{e}");
+    assert!(load(&format!("{by_push}source = \"phone\"\n"), &[]).is_err());
+    assert!(load(&format!("{by_push}[security]\nopen_inference = false\n"), &[]).is_ok());
+    assert!(load(&format!("{pushed}{}", table(&format!("{usual}source = \"arm\""))), &[]).is_ok());
     let alone = table(usual).replace(source, "");
     assert!(load(&alone, &[]).unwrap_err().to_string().contains("no source to follow"));
     let two = table(usual) + &table(&usual.replace("USB1", "USB2")).replace(source, "");
