@@ -14,7 +14,7 @@ use crate::metrics::live::Writer;
 use crate::sources::{Live, called};
 use crate::{App, Reply, Req};
 use hyper::StatusCode;
-use inferd_actuators::{Actuator, Ask, Spec, State};
+use inferd_actuators::{Actuator, Ask, Spec, State, View};
 use inferd_sources::live::State as SourceState;
 use inferd_tasks::emg::gate::{Reason, State as Gate};
 use prometheus_client::collector::Collector;
@@ -97,10 +97,8 @@ fn ask(live: Option<&Live>, model: Option<&str>, ending: &watch::Receiver<bool>)
     if live.looked_after().is_none_or(|ago| ago > VOUCHED) {
         return Ask::Silent(format!("source {} is not looked after", live.name()));
     }
-    if let Some(wanted) = model
-        && live.plan().is_none_or(|(manifest, _)| manifest.name.as_str() != wanted)
-    {
-        return Ask::Safe(format!("source {} does not go to model {wanted}", live.name()));
+    if let Some(why) = other_model(live, model) {
+        return Ask::Safe(why);
     }
     let Command { view, label, .. } = live.command();
     match label.filter(|_| view.state != Gate::Released) {
@@ -109,27 +107,39 @@ fn ask(live: Option<&Live>, model: Option<&str>, ending: &watch::Receiver<bool>)
     }
 }
 
-impl Driven {
-    /// Why it is in its safe pose although somebody may mean something.
-    fn failing(&self) -> Option<String> {
-        let view = self.actuator.view();
-        match view.state {
-            State::Silent | State::Blocked | State::Unplugged => Some(view.reason),
-            State::Following | State::Stopped => None,
-            State::Safe => {
-                let live = self.live.as_deref()?;
-                let command = live.command().view;
-                let source = live.source.view();
-                match command.reason {
-                    _ if command.state != Gate::Released => None,
-                    Reason::Source if source.state != SourceState::Over => {
-                        Some(format!("source {}: {}", live.name(), source.reason))
-                    }
-                    Reason::NoAnswer => Some(format!("source {}: {}", live.name(), live.problem())),
-                    _ => None,
-                }
-            }
+/// What is said of a source that does not go to the model that is followed.
+fn other_model(live: &Live, model: Option<&str>) -> Option<String> {
+    let wanted = model?;
+    let goes = live.plan().is_some_and(|(manifest, _)| manifest.name.as_str() == wanted);
+    (!goes).then(|| format!("source {} does not go to model {wanted}", live.name()))
+}
+
+/// Why an actuator is in its safe pose although somebody may mean something.
+fn failing(view: View, live: Option<&Live>, model: Option<&str>) -> Option<String> {
+    match view.state {
+        State::Silent | State::Blocked | State::Unplugged => return Some(view.reason),
+        State::Following | State::Stopped => return None,
+        State::Safe => {}
+    }
+    let live = live?;
+    if let Some(why) = other_model(live, model) {
+        return Some(why);
+    }
+    let command = live.command().view;
+    let source = live.source.view();
+    match command.reason {
+        _ if command.state != Gate::Released => None,
+        Reason::Source if source.state != SourceState::Over => {
+            Some(format!("source {}: {}", live.name(), source.reason))
         }
+        Reason::NoAnswer => Some(format!("source {}: {}", live.name(), live.problem())),
+        _ => None,
+    }
+}
+
+impl Driven {
+    fn failing(&self) -> Option<String> {
+        failing(self.actuator.view(), self.live.as_deref(), self.model.as_deref())
     }
 
     fn describe(&self) -> Value {
@@ -209,5 +219,57 @@ impl Collector for Numbers {
             out.counter(name, help, samples)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::SourceConfig;
+    use inferd_sources::live::{Kind, Spec};
+    use inferd_tasks::emg::gate::Settings;
+    use std::time::Instant;
+
+    fn pushed() -> Live {
+        let spec = Spec::try_new("phone", Kind::Push, 16, 2000.0).unwrap();
+        Live::start(SourceConfig { spec, model: None, hop: None, gate: Settings::default() }, || ()).unwrap()
+    }
+
+    #[test]
+    fn a_model_that_the_source_does_not_go_to_is_a_failure() {
+        let live = pushed();
+        let view = View {
+            state: State::Safe,
+            reason: String::new(),
+            stopped: false,
+            gesture: None,
+            widths: vec![1500],
+            neutral: true,
+            counts: inferd_actuators::Counts::default(),
+        };
+        assert_eq!(failing(view.clone(), Some(&live), None), None);
+        let other = "source phone does not go to model collar";
+        assert_eq!(failing(view.clone(), Some(&live), Some("collar")).as_deref(), Some(other));
+        let stopped = View { state: State::Stopped, ..view };
+        assert_eq!(failing(stopped, Some(&live), Some("collar")), None);
+    }
+
+    #[test]
+    fn nobody_vouches_for_a_source_that_is_not_looked_after() {
+        let live = pushed();
+        let (end, ending) = watch::channel(false);
+        let asked = |model| ask(Some(&live), model, &ending);
+        let unknown = Ask::Silent("source phone is not looked after".to_owned());
+        assert_eq!(ask(None, None, &ending), Ask::Silent("its source could not be started".to_owned()));
+        assert_eq!(asked(None), unknown);
+        // A minute from now, so that no machine is too slow for it.
+        live.look_after(Instant::now() + Duration::from_secs(60));
+        assert!(matches!(asked(None), Ask::Safe(why) if why.starts_with("source phone: ")));
+        let other = "source phone does not go to model collar";
+        assert_eq!(asked(Some("collar")), Ask::Safe(other.to_owned()));
+        live.look_after(Instant::now().checked_sub(VOUCHED + Duration::from_millis(1)).unwrap());
+        assert_eq!(asked(Some("collar")), unknown);
+        end.send_replace(true);
+        assert_eq!(asked(None), Ask::Safe("the daemon ends".to_owned()));
     }
 }

@@ -117,23 +117,13 @@ pub fn start_sources(app: &Arc<App>, configs: &[SourceConfig]) {
     for config in configs {
         let samples = Arc::new(Notify::new());
         let wake = Arc::clone(&samples);
-        let source = match Source::start(config.spec.clone(), move || wake.notify_one()) {
-            Ok(source) => source,
+        let live = match Live::start(config.clone(), move || wake.notify_one()) {
+            Ok(live) => Arc::new(live),
             Err(why) => {
                 tracing::error!(source = config.spec.name, error = %why, "no thread for a source");
                 continue;
             }
         };
-        let live = Arc::new(Live {
-            config: config.clone(),
-            source,
-            events: broadcast::Sender::new(BACKLOG),
-            known: Mutex::default(),
-            guard: Guard::new(config.gate.clone()),
-            looked: Mutex::default(),
-            latency: Histogram::new(LATENCY_BUCKETS),
-            failed: Counter::default(),
-        });
         tokio::spawn(recognise(Arc::downgrade(app), Arc::clone(&live), samples));
         all.push(live);
     }
@@ -153,7 +143,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
             _ = ending.wait_for(|ending| *ending) => return,
         }
         let Some(app) = app.upgrade() else { return };
-        live.now_looked_after();
+        live.look_after(Instant::now());
         live.log(&mut state);
         let Some((model, plan)) = live.fit(&app) else {
             live.guard.interrupt(Reason::NoAnswer);
@@ -161,7 +151,7 @@ async fn recognise(app: Weak<App>, live: Arc<Live>, samples: Arc<Notify>) {
         };
         window.resize(plan.timesteps() * plan.channels(), 0.0);
         while let Some((cut, arrived, said)) = live.source.take(&mut window) {
-            live.now_looked_after();
+            live.look_after(Instant::now());
             let told = async {
                 let mut ticket = model.begin(None)?;
                 if live.known().fit.as_ref().is_none_or(|(m, ..)| !Arc::ptr_eq(m, ticket.manifest())) {
@@ -264,6 +254,23 @@ pub(crate) fn seconds(at: SystemTime) -> f64 {
 }
 
 impl Live {
+    /// Starts it; nobody looks after it yet.
+    pub(crate) fn start(
+        config: SourceConfig,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            source: Source::start(config.spec.clone(), wake)?,
+            events: broadcast::Sender::new(BACKLOG),
+            known: Mutex::default(),
+            guard: Guard::new(config.gate.clone()),
+            looked: Mutex::default(),
+            latency: Histogram::new(LATENCY_BUCKETS),
+            failed: Counter::default(),
+            config,
+        })
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Whole after every assignment.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -405,8 +412,9 @@ impl Live {
         self.guard.describe()
     }
 
-    fn now_looked_after(&self) {
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Its windows are looked for at this moment.
+    pub(crate) fn look_after(&self, now: Instant) {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     /// How long ago its windows were looked for.
