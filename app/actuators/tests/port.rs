@@ -281,7 +281,7 @@ fn the_lines_begin_neutral_after_a_machine_stood_still_for_longer_than_a_receive
     let mut hand = Hand::new();
     hand.want(fist());
     hand.plug();
-    let actuator = hand.start();
+    let _actuator = hand.start();
     let mut lines = Vec::new();
     hand.until(&mut lines, is(FIST));
     let wanted = Arc::clone(&hand.wanted);
