@@ -90,7 +90,7 @@ class Machine:
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
         instead of ending QEMU. `write_speed`: bytes per second that its medium takes. `early`: the text of another /init for
         its initramfs. `initramfs`, `cmdline`: used in place of the image's own. `devices`: what else is plugged in, as QEMU names it.
-        `sensors`: serial ports of this machine by name; each is at the far side of a serial adapter on USB, plugged in from the start."""
+        `sensors`: serial ports of this machine by name; each is at the far side of a serial adapter on USB."""
         self.board, self.image, self.dev, self.slot = board, Path(image), dev, slot
         self.keep_writes, self.write_log, self.sticks = keep_writes, write_log, sticks
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
@@ -173,16 +173,6 @@ class Machine:
     def network(self, plugged):
         """Plugs the network cable in, or pulls it."""
         self.qmp.execute("set_link", name="net", up=plugged)
-
-    def plug(self, sensor):
-        """Plugs the serial adapter of this sensor in."""
-        self.qmp.execute("device_add", **_adapter(sensor))
-
-    def unplug(self, sensor):
-        """Pulls the serial adapter of this sensor out."""
-        gone = len(self.qmp.told("DEVICE_DELETED"))
-        self.qmp.execute("device_del", id=_adapter(sensor)["id"])
-        self.qmp.wait_for("DEVICE_DELETED", gone + 1, 30)
 
     def throttle_writes(self, bytes_per_second):
         """From now on its medium takes so many bytes in a second; 0 is as many as come. Not with `write_log`."""

@@ -70,6 +70,12 @@ NOTE_THE_END = """() => {
 }"""
 
 
+def plug(machine, into):
+    """Takes the adapter from the kernel as a hub does whose port is switched off, or gives it back. (QEMU 10.0 sometimes ends when
+    its serial adapter is taken away while it carries data.)"""
+    machine.sh(f"for f in /sys/bus/usb/devices/*/product; do grep -q 'USB SERIAL' $f && echo {int(into)} >${{f%product}}authorized; done; true")
+
+
 class Program(threading.Thread):
     """A program that uses the Python client: the last it was told, and when."""
 
@@ -101,7 +107,7 @@ def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(we
 
         page.evaluate(NOTE_THE_END)
         pulled = time.time()
-        wearing.unplug("arm")
+        plug(wearing, into=False)
         screen.wait_for("interrupted", "was Point")
         record_property("unplugged to terminal, s", round(time.time() - pulled, 2))
         until(lambda: isinstance(program.last, Interrupted), "the program hears that the sensor is gone")
@@ -114,7 +120,7 @@ def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(we
         assert source(wearing)["state"] == "unplugged"
 
         arm.signal = muscles("Wrist Flex")
-        wearing.plug("arm")
+        plug(wearing, into=True)
         expect(label).to_have_text("Wrist Flex")
         expect(state).to_have_text("live")
         until(lambda: program.says("Wrist Flex"), "the program hears of the wrist on the same stream")

@@ -110,9 +110,12 @@ class Stream:
                     if self.completed is not None or self._closed:
                         return
                     why = "the connection ended"
-                except (OSError, http.client.HTTPException, Unavailable) as error:
+                except (OSError, http.client.HTTPException, Unavailable, AttributeError, ValueError) as error:
+                    # Closed by another thread in the middle of a read, the standard library's reader fails with any of these.
                     if self._closed:
                         return
+                    if isinstance(error, (AttributeError, ValueError)):
+                        raise
                     if not reached or not self._reconnect:
                         raise
                     why = str(error) or type(error).__name__
