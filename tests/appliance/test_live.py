@@ -4,10 +4,8 @@ import calendar
 import re
 import threading
 import time
-import tomllib
 
 import chromium
-import numpy
 import places
 import pytest
 from appliance.device import put_on_boot_partition
@@ -15,22 +13,11 @@ from browser.conftest import browser, visit  # noqa: F401
 from helpers import until
 from inferd_client import Client, Interrupted, Prediction
 from playwright.sync_api import expect
-from safetensors.numpy import load_file
 from sensors.screen import Screen
-from sensors.sensor import Sensor, encoder, source
+from sensors.sensor import SCALE, Sensor, encoder, muscles, source
 from steps import Failure
 
-EMG_MODEL = places.SHIPPED_MODELS[1]
-LABELS = tomllib.loads((EMG_MODEL / "manifest.toml").read_text())["emg"]["labels"]
-# Microvolts that a count of the sensor stands for.
-SCALE = 0.05
 CONFIG = f'[[sources]]\nname = "arm"\nkind = "serial"\npath = "/dev/ttyUSB0"\nscale = {SCALE}\n'
-
-
-def muscles(label):
-    """A tenth of a second of somebody who makes this gesture, as counts."""
-    window = load_file(EMG_MODEL / "golden.safetensors")[f"{LABELS.index(label)}/in/emg"]
-    return numpy.round(window[0] / SCALE).astype(numpy.int16)
 
 
 @pytest.fixture(scope="module")

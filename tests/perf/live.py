@@ -27,8 +27,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts/lib")]
 
 import helpers  # noqa: E402
 import places  # noqa: E402
-from appliance.test_live import SCALE, muscles  # noqa: E402
-from sensors.sensor import RATE, STEPS, Sensor, encoder, source  # noqa: E402
+from sensors.sensor import RATE, SCALE, STEPS, Sensor, encoder, muscles, source  # noqa: E402
 
 WINDOW = 200
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -6,14 +6,18 @@ import os
 import subprocess
 import threading
 import time
+import tomllib
 import tty
 
 import numpy
 import places
+from safetensors.numpy import load_file
 
 REFERENCE = places.ROOT / "app/sources/reference"
 RATE = 2000
 STEPS = 10
+# Microvolts that a count stands for in `muscles`.
+SCALE = 0.05
 
 
 def encoder(folder):
@@ -24,6 +28,14 @@ def encoder(folder):
     encode = ctypes.CDLL(str(library)).inferd_frame_encode
     encode.restype = ctypes.c_size_t
     return encode
+
+
+def muscles(label):
+    """A tenth of a second of somebody who makes this gesture, as counts: what the default model's golden vectors are."""
+    model = places.SHIPPED_MODELS[1]
+    labels = tomllib.loads((model / "manifest.toml").read_text())["emg"]["labels"]
+    window = load_file(model / "golden.safetensors")[f"{labels.index(label)}/in/emg"]
+    return numpy.round(window[0] / SCALE).astype(numpy.int16)
 
 
 class Sensor:
