@@ -40,7 +40,7 @@ pub enum Focus {
 /// How the device is reached.
 #[derive(Clone, Debug)]
 pub enum Contact {
-    /// It was not yet.
+    /// Nothing was heard yet.
     Asking,
     /// It answers.
     Answers,
