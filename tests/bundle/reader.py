@@ -18,7 +18,8 @@ import zstandard
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-ROOT, MODEL_RELEASE, MODEL_DEV, REVOCATION = 0, 1, 2, 4
+ROOT, MODEL_RELEASE, MODEL_DEV, SYSTEM_RELEASE, REVOCATION = 0, 1, 2, 3, 4
+MODELS, SYSTEM = 0, 1
 PAGE, CHUNKS, LARGEST = 65536, 1365, 262144
 
 
@@ -156,8 +157,8 @@ def check_manifest(data):
     refuse_unless(len(index[3]) == 32, "manifest-form")
 
     refuse_unless(m[0] == 1, "format-version")
-    refuse_unless(m[1] == 0, "kind-unsupported")
-    refuse_unless(m[6] in (MODEL_RELEASE, MODEL_DEV), "manifest")
+    refuse_unless(m[1] in (MODELS, SYSTEM), "manifest-form")
+    refuse_unless(m[6] in ((MODEL_RELEASE, MODEL_DEV) if m[1] == MODELS else (SYSTEM_RELEASE,)), "manifest")
     refuse_unless(re.fullmatch(r"[!-~]{1,64}", m[4]), "manifest")
     refuse_unless(len(octets(m[5])) <= 1024 and not controls(m[5], ""), "manifest")
     refuse_unless(len(octets(m[13])) <= 16384 and not controls(m[13], "\n\t"), "manifest")
@@ -192,6 +193,12 @@ def check_manifest(data):
     refuse_unless(following == index[0] >= 1, "manifest")
     refuse_unless(index[1] == -(-index[0] // CHUNKS) <= 16384, "manifest")
     refuse_unless(index[0] <= index[2] <= index[0] * LARGEST, "manifest")
+    if m[1] == SYSTEM:
+        refuse_unless(m[7] and 0 not in policy and len(m[9]) == 1, "manifest")
+        (entry,) = m[9]
+        names = [file[0] for file in entry[2]]
+        refuse_unless(entry[0] == "system" and not entry[1] and all(file[1] for file in entry[2]), "manifest")
+        refuse_unless(names in (["rootfs"], ["boot", "rootfs"], ["boot-a", "boot-b", "rootfs"]), "manifest")
     return m
 
 

@@ -175,7 +175,9 @@ def faults():
 
     good = parts[0]
     yield "format-version", manifest(set_(0, 2))
-    yield "kind-unsupported", manifest(set_(1, 1))
+    yield "manifest", manifest(set_(1, 1))
+    yield "manifest", manifest(lambda m: m.update({1: 1, 6: 3, 7: ["rpi4"]}))
+    yield "manifest-form", manifest(set_(1, 2))
     yield "manifest", manifest(set_(6, 3))
     yield "dev-role", manifest(set_(6, 2))
     yield "manifest", manifest(set_(4, "a b"))

@@ -7,7 +7,7 @@ use crate::limits::{
     CHUNK_AVERAGE_BYTES, CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, HEADER_BYTES, MAX_PAGES, MAX_SIGNATURES_BYTES,
     PAGE_CHUNKS,
 };
-use crate::manifest::{plain_name, references};
+use crate::manifest::{SYSTEM, plain_name, references};
 use crate::trust::message;
 use crate::{
     Bundle, BundleManifest, Chunk, Digest, FORMAT, FileEntry, IndexEntry, Kind, ModelEntry, Policy, Refusal,
@@ -37,8 +37,10 @@ pub struct BundleSpec {
     pub targets: Vec<String>,
     /// See [`BundleManifest::min_inferd`].
     pub min_inferd: Option<String>,
-    /// The models, in any order.
+    /// The models, in any order. None in a system.
     pub models: Vec<ModelSource>,
+    /// The files of a system, in any order: `rootfs`, and `boot`, or `boot-a` and `boot-b`. None among models.
+    pub system: Vec<FileSource>,
     /// See [`BundleManifest::policy`].
     pub policy: Policy,
     /// See [`BundleManifest::not_after`].
@@ -62,10 +64,23 @@ impl BundleSpec {
             targets: Vec::new(),
             min_inferd: None,
             models,
+            system: Vec::new(),
             policy: Policy::default(),
             not_after: None,
             provenance: String::new(),
             compress: false,
+        }
+    }
+
+    /// A system of these files for these boards, stored compressed: what is unused in a filesystem is zeros.
+    #[must_use]
+    pub fn system(product: ModelName, version: u64, targets: Vec<String>, files: Vec<FileSource>) -> Self {
+        Self {
+            role: Role::SystemRelease,
+            targets,
+            system: files,
+            compress: true,
+            ..Self::new(product, version, Vec::new())
         }
     }
 }
@@ -196,6 +211,7 @@ struct Planned<'a> {
 /// # Errors
 /// [`BuildError`]; what was written by then is not a bundle.
 pub fn build(spec: &BundleSpec, signers: &[&SigningKey], out: &mut impl Write) -> Result<Built, BuildError> {
+    let kind = if spec.system.is_empty() { Kind::Models } else { Kind::System };
     let mut parsed = Vec::new();
     for model in &spec.models {
         parsed.push((parse(model)?, model));
@@ -223,6 +239,17 @@ pub fn build(spec: &BundleSpec, signers: &[&SigningKey], out: &mut impl Write) -
             files: Vec::new(),
         });
     }
+    if kind == Kind::System {
+        if !spec.models.is_empty() {
+            return Err(Refusal::manifest("models", "a system carries no models").into());
+        }
+        let name = ModelName::new(SYSTEM)
+            .map_err(|e| BuildError::Model { model: SYSTEM.to_owned(), why: e.to_string() })?;
+        // What starts it before what it starts: the smaller one fails earlier.
+        planned.extend(spec.system.iter().map(|source| Planned { class: 0, model: name.clone(), source }));
+        planned.sort_by(|a, b| a.source.name.cmp(&b.source.name));
+        entries.push(ModelEntry { name, manifest: String::new(), files: Vec::new() });
+    }
     for file in &planned {
         let entry = cut(file, spec.compress, &mut chunks)?;
         if let Some(model) = entries.iter_mut().find(|m| m.name == file.model) {
@@ -246,7 +273,7 @@ pub fn build(spec: &BundleSpec, signers: &[&SigningKey], out: &mut impl Write) -
     targets.dedup();
     let manifest = BundleManifest {
         format: FORMAT,
-        kind: Kind::Models,
+        kind,
         product: spec.product.clone(),
         version: spec.version,
         label: spec.label.clone(),
@@ -271,8 +298,10 @@ pub fn build(spec: &BundleSpec, signers: &[&SigningKey], out: &mut impl Write) -
     let (header, prefix) = prefix(&manifest_bytes, &section, &table, page_count, payload_len)?;
     // A reader judges it before anyone else does.
     let bundle = Bundle::parse(&prefix)?;
-    for model in &bundle.manifest().models {
-        model.parse()?;
+    if kind == Kind::Models {
+        for model in &bundle.manifest().models {
+            model.parse()?;
+        }
     }
 
     out.write_all(&prefix).map_err(BuildError::Write)?;

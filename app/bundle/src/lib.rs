@@ -32,7 +32,8 @@ pub use bundle::{Bundle, Chunk, IndexCheck, IndexPage};
 pub use digest::{Digest, DigestError};
 pub use keys::{KeyError, PublicKey, SigningKey};
 pub use manifest::{
-    BundleManifest, FileEntry, IndexEntry, Kind, ModelEntry, Policy, ProbationPolicy, ShadowPolicy,
+    BOOT, BOOTS, BundleManifest, FileEntry, IndexEntry, Kind, ModelEntry, Policy, ProbationPolicy, ROOTFS,
+    SYSTEM, ShadowPolicy, System,
 };
 pub use refusal::Refusal;
 pub use stream::{Place, Sink, Stream};

@@ -33,16 +33,16 @@ pub struct BundleManifest {
     /// One line for people.
     #[n(5)]
     pub summary: String,
-    /// The role whose keys must sign: [`Role::ModelRelease`] or [`Role::ModelDev`].
+    /// The role whose keys must sign: [`Role::ModelRelease`] or [`Role::ModelDev`] of models, [`Role::SystemRelease`] of a system.
     #[n(6)]
     pub role: Role,
-    /// Boards it may run on, ascending; empty: any.
+    /// Boards it may run on, ascending; empty: any. A system names at least one.
     #[cbor(n(7), decode_with = "cbor::list::<_, _, MAX_TARGETS>")]
     pub targets: Vec<String>,
     /// The least version of inferd that can run it, `MAJOR.MINOR.PATCH`.
     #[n(8)]
     pub min_inferd: Option<String>,
-    /// The models, ascending by name.
+    /// The models, ascending by name. A system is one entry called [`SYSTEM`] without a manifest: see [`BundleManifest::system`].
     #[cbor(n(9), decode_with = "cbor::list::<_, _, MAX_MODELS>")]
     pub models: Vec<ModelEntry>,
     /// What a device asks of the models before it keeps them.
@@ -67,9 +67,27 @@ pub enum Kind {
     /// Models.
     #[n(0)]
     Models,
-    /// A root filesystem. Reserved: refused by this version.
+    /// A system: a root filesystem and what starts it.
     #[n(1)]
     System,
+}
+
+/// What the one entry of a system bundle is called.
+pub const SYSTEM: &str = "system";
+/// The root filesystem in a system bundle: the first bytes of `rootfs-a` or `rootfs-b`.
+pub const ROOTFS: &str = "rootfs";
+/// What starts it, where it is the same for both slots: the first bytes of `boot-a` or `boot-b`.
+pub const BOOT: &str = "boot";
+/// What starts it, where each slot has its own.
+pub const BOOTS: [&str; 2] = ["boot-a", "boot-b"];
+
+/// A system bundle as its manifest has it: files that lie at the beginning of partitions, byte for byte.
+#[derive(Clone, Copy, Debug)]
+pub struct System<'a> {
+    /// The root filesystem.
+    pub rootfs: &'a FileEntry,
+    /// What starts it from slot a, and from slot b; the same file where it does not matter, none where the boot loader has it.
+    pub boot: Option<[&'a FileEntry; 2]>,
 }
 
 /// A model in a bundle.
@@ -200,6 +218,18 @@ impl BundleManifest {
         self.models.iter().find(|m| m.name.as_str() == name)
     }
 
+    /// The files of a system; `None` in a bundle of models.
+    #[must_use]
+    pub fn system(&self) -> Option<System<'_>> {
+        let entry = self.model(SYSTEM).filter(|_| self.kind == Kind::System)?;
+        let boot = match (entry.file(BOOT), BOOTS.map(|name| entry.file(name))) {
+            (Some(both), _) => Some([both, both]),
+            (None, [Some(a), Some(b)]) => Some([a, b]),
+            _ => None,
+        };
+        Some(System { rootfs: entry.file(ROOTFS)?, boot })
+    }
+
     /// Whether it may run on a board.
     #[must_use]
     pub fn runs_on(&self, board: &str) -> bool {
@@ -237,11 +267,14 @@ impl BundleManifest {
         if self.format != FORMAT {
             return Err(Refusal::Format(self.format));
         }
-        if self.kind != Kind::Models {
-            return Err(Refusal::Kind("system"));
-        }
-        if !matches!(self.role, Role::ModelRelease | Role::ModelDev) {
-            return Err(Refusal::manifest("role", format!("{} cannot sign models", self.role)));
+        match (self.kind, self.role) {
+            (Kind::Models, Role::ModelRelease | Role::ModelDev) | (Kind::System, Role::SystemRelease) => {}
+            (Kind::Models, role) => {
+                return Err(Refusal::manifest("role", format!("{role} cannot sign models")));
+            }
+            (Kind::System, role) => {
+                return Err(Refusal::manifest("role", format!("{role} cannot sign a system")));
+            }
         }
         if self.label.is_empty()
             || self.label.len() > MAX_LABEL
@@ -259,7 +292,34 @@ impl BundleManifest {
         }
         self.policy.check()?;
         self.check_models()?;
+        if self.kind == Kind::System {
+            self.check_system()?;
+        }
         self.index.check()
+    }
+
+    /// One entry with the files a system has, for boards that are named.
+    fn check_system(&self) -> Result<(), Refusal> {
+        let [entry] = self.models.as_slice() else {
+            return Err(Refusal::manifest("models", "a system is one entry"));
+        };
+        if entry.name.as_str() != SYSTEM || !entry.manifest.is_empty() {
+            return Err(Refusal::manifest("models", "a system is called `system` and has no manifest"));
+        }
+        let names: Vec<&str> = entry.files.iter().map(|f| f.name.as_str()).collect();
+        let known = [&[ROOTFS][..], &[BOOT, ROOTFS], &[BOOTS[0], BOOTS[1], ROOTFS]];
+        if !known.contains(&names.as_slice()) || entry.files.iter().any(|f| f.len == 0) {
+            let why =
+                "a system has `rootfs`, and `boot`, or `boot-a` and `boot-b`, or neither; none is empty";
+            return Err(Refusal::manifest("models.files", why));
+        }
+        if self.targets.is_empty() {
+            return Err(Refusal::manifest("targets", "a system names the boards it is for"));
+        }
+        if self.policy.shadow.is_some() {
+            return Err(Refusal::manifest("policy.shadow", "a system has no shadow"));
+        }
+        Ok(())
     }
 
     /// Names ascend; the chunks of the files are the chunks of the bundle, each once.

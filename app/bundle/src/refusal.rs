@@ -62,8 +62,8 @@ pub enum Refusal {
         /// What is wrong with it.
         why: String,
     },
-    /// A kind of bundle this program cannot install.
-    #[error("the bundle is of kind {0}, this program installs models only")]
+    /// A kind of bundle this device does not install.
+    #[error("the bundle is of kind {0}, and this device installs models only")]
     Kind(&'static str),
     /// The manifest of a model in the bundle is refused, or does not fit the files beside it.
     #[error("model {model}: {why}")]

@@ -7,7 +7,7 @@ mod common;
 
 use common::*;
 use inferd_bundle::build::BundleSpec;
-use inferd_bundle::{Bundle, Place, Refusal, Stream};
+use inferd_bundle::{Bundle, Kind, Place, Refusal, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -286,6 +286,35 @@ fn lengths_and_places_that_cannot_be_are_refused_before_anything_is_allocated() 
 }
 
 #[test]
+fn a_system_that_cannot_be_is_refused_even_when_it_is_signed() {
+    let forge = Forge::new(&built(&system(&["boot-a", "boot-b", "rootfs"]), &[SYSTEM]).1);
+    assert!(judge(&forge.bytes()).is_ok(), "as it was built");
+    let refused = |what: &str, change: &dyn Fn(&mut inferd_bundle::BundleManifest)| {
+        assert_eq!(code(judge(&forge.clone().edit(change).bytes())), "manifest", "{what}");
+    };
+    refused("called models", &|m| m.kind = Kind::Models);
+    for role in [inferd_bundle::Role::Root, inferd_bundle::Role::ModelRelease, inferd_bundle::Role::ModelDev]
+    {
+        refused("a role that cannot sign a system", &|m| m.role = role);
+    }
+    refused("for any board", &|m| m.targets.clear());
+    refused("another entry", &|m| m.models[0].name = name("systems"));
+    refused("a manifest", &|m| m.models[0].manifest = "schema = 1".to_owned());
+    refused("one boot of two", &|m| m.models[0].files[1].name = "boot-c".to_owned());
+    refused("no rootfs", &|m| m.models[0].files[2].name = "rootfs-a".to_owned());
+    refused("a shadow", &|m| {
+        let (least, most) = (0.0, 1.0);
+        m.policy.shadow = Some(inferd_bundle::ShadowPolicy {
+            requests: 1,
+            min_cosine: least,
+            min_agreement: least,
+            max_latency_ratio: most,
+            max_error_rate: most,
+        });
+    });
+}
+
+#[test]
 fn a_manifest_that_cannot_be_is_refused_even_when_it_is_signed() {
     let forge = Forge::new(&release(&BundleSpec::new(
         name("two"),
@@ -296,7 +325,10 @@ fn a_manifest_that_cannot_be_is_refused_even_when_it_is_signed() {
         assert_eq!(code(judge(&forge.clone().edit(change).bytes())), want, "{what}");
     };
     refused("another format", "format-version", &|m| m.format = 2);
-    refused("kind system", "kind-unsupported", &|m| m.kind = inferd_bundle::Kind::System);
+    refused("models called a system", "manifest", &|m| m.kind = Kind::System);
+    refused("models called a system, and signed as one", "manifest", &|m| {
+        (m.kind, m.role) = (Kind::System, inferd_bundle::Role::SystemRelease);
+    });
     for role in
         [inferd_bundle::Role::Root, inferd_bundle::Role::SystemRelease, inferd_bundle::Role::Revocation]
     {

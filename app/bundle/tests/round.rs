@@ -335,3 +335,54 @@ fn a_plan_bridges_gaps_that_cost_less_than_a_request() {
     assert_eq!(together.fetch.len(), 1);
     assert!(together.fetch_bytes > together.need_bytes && together.need_bytes == apart.fetch_bytes);
 }
+
+#[test]
+fn a_system_comes_out_as_it_went_in_and_says_which_file_starts_which_slot() {
+    for files in [&["rootfs"][..], &["rootfs", "boot"], &["boot-b", "rootfs", "boot-a"]] {
+        let spec = system(files);
+        let (built, bytes) = built(&spec, &[SYSTEM]);
+        let mut sink = Collect { trust: Some(trust()), ..Collect::default() };
+        let mut stream = Stream::new();
+        stream.push(&bytes, &mut sink).unwrap();
+        let bundle = stream.finish().unwrap();
+        assert!(built.compressed > 0, "what is unused in a filesystem costs nothing");
+        for ((entry, file), bytes) in unpacked(&bundle, &sink) {
+            let source = spec.system.iter().find(|f| f.name == file).unwrap();
+            let Content::Bytes(want) = &source.content else { panic!() };
+            assert!(entry == "system" && bytes == *want, "{file}");
+        }
+        let system = bundle.manifest().system().unwrap();
+        let boots = system.boot.map(|both| both.map(|f| f.name.as_str()));
+        let want = match files.len() {
+            1 => None,
+            2 => Some(["boot", "boot"]),
+            _ => Some(["boot-a", "boot-b"]),
+        };
+        assert_eq!((system.rootfs.name.as_str(), boots), ("rootfs", want));
+    }
+}
+
+#[test]
+fn a_system_without_a_root_filesystem_or_with_other_files_is_not_built() {
+    for files in
+        [&["boot"][..], &["rootfs", "boot-a"], &["rootfs", "boot", "boot-a", "boot-b"], &["rootfs", "kernel"]]
+    {
+        let result = build(&system(files), &[], &mut Vec::new());
+        assert!(
+            matches!(result, Err(BuildError::Refused(Refusal::Manifest { .. }))),
+            "{files:?}: {result:?}"
+        );
+    }
+    let mut both = system(&["rootfs"]);
+    both.models = small().models;
+    assert!(build(&both, &[], &mut Vec::new()).is_err(), "models beside a system");
+}
+
+#[test]
+fn keys_that_release_models_release_no_system() {
+    let mut sink = Collect { trust: Some(trust()), ..Collect::default() };
+    let bytes = built(&system(&["rootfs"]), &RELEASE).1;
+    let refused = Stream::new().push(&bytes, &mut sink).unwrap_err();
+    assert_eq!(refused.code(), "wrong-role");
+    assert!(sink.chunks.is_empty(), "known before the payload");
+}

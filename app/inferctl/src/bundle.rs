@@ -1,4 +1,4 @@
-//! `inferctl bundle`: signed bundles of model directories. No daemon is asked.
+//! `inferctl bundle`: signed bundles of model directories, and of systems. No daemon is asked.
 //!
 //! [`build`] writes one and proves its models first, [`inspect`] shows what one says of itself, [`verify`] judges every byte as a
 //! device does, [`diff`] says how much of one a device that holds another would fetch, [`sign`] adds a signature later.
@@ -20,7 +20,7 @@ use std::{
 /// What to do with bundles.
 #[derive(Debug, clap::Subcommand)]
 pub enum BundleCommand {
-    /// Build a bundle of model directories, and sign it
+    /// Build a bundle of model directories or of a system, and sign it
     Build(Box<build::Build>),
     /// Show what a bundle says of itself; nothing is judged
     Inspect(inspect::Inspect),

@@ -16,7 +16,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("manifest-digest", DAMAGED),
     ("manifest-form", DAMAGED),
     ("manifest", "Build it again with another value"),
-    ("kind-unsupported", "Update the device's software first, or send a bundle of models"),
+    ("kind-unsupported", "Write the system to the device's medium, or send a bundle of models"),
     ("model-manifest", "`inferctl model check DIR` shows what is wrong with the model"),
     ("signatures-digest", DAMAGED),
     ("signatures-form", DAMAGED),

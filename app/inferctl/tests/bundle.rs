@@ -269,6 +269,45 @@ fn a_compressed_bundle_is_verified_like_a_plain_one() {
 }
 
 #[test]
+fn a_system_is_built_for_a_board_signed_as_one_and_verified_like_any_bundle() {
+    let folder = Folder::new("system");
+    folder.keygen(&["k", "s"]);
+    folder.ok("root create -o root.imr --role root=1:k.pub --role model-release=1:k.pub --role system-release=1:s.pub --key k.key");
+    for (file, fill) in [("root.squashfs", 1_u8), ("a.fat", 2), ("b.fat", 3)] {
+        let bytes: Vec<u8> = (0..300_000).map(|n| if n < 100_000 { fill } else { 0 }).collect();
+        std::fs::write(folder.0.join(file), bytes).expect("written");
+    }
+    let build = "bundle build --system --version 9 --rootfs root.squashfs";
+    let out = folder.ok(&format!("{build} --boot-a a.fat --boot-b b.fat --board rpi4 --key s.key -o os.imb"));
+    for word in ["inferd-os 9", "boot-a, boot-b, rootfs", "as system-release"] {
+        assert!(out.contains(word), "{word} is not in {out}");
+    }
+    folder.ok("bundle verify os.imb --root root.imr");
+    let page = folder.json("bundle inspect os.imb");
+    assert_eq!(page["manifest"]["kind"], "system");
+    assert_eq!(page["manifest"]["targets"], serde_json::json!(["rpi4"]));
+    // Only what changed is fetched, as of models.
+    std::fs::write(folder.0.join("b.fat"), vec![7; 300_000]).expect("written");
+    folder.ok(&format!("{build} --boot-a a.fat --boot-b b.fat --board rpi4 --key s.key -o next.imb"));
+    let diff = folder.json("bundle diff os.imb next.imb");
+    let counted = |key: &str| diff["models"][0][key].as_u64().expect("a number");
+    assert!(counted("fetched_chunks") > 0 && counted("spared_chunks") > 0, "{diff}");
+
+    folder.ok(&format!("{build} --boot a.fat --board rpi4 --key k.key -o wrong.imb"));
+    folder.no("bundle verify wrong.imb --root root.imr", &["system-release"]);
+    folder.no(&format!("{build} --boot a.fat --board rpi4 --shadow-requests 5 -o x.imb"), &["shadow"]);
+    let misused = |line: &str, option: &str| {
+        let said = folder.run(line);
+        assert!(said.code == Some(2) && said.err.contains(option), "{line}: {}", said.err);
+    };
+    misused(&format!("{build} --key s.key -o x.imb"), "--target");
+    misused("bundle build --system --version 9 --board rpi4 -o x.imb", "--rootfs");
+    misused(&format!("{build} --boot-a a.fat --board rpi4 -o x.imb"), "--boot-b");
+    misused("bundle build --model . --product p --version 1 --rootfs root.squashfs -o x.imb", "--system");
+    misused("bundle build --model . --version 1 -o x.imb", "--product");
+}
+
+#[test]
 fn a_policy_file_is_overridden_by_options_and_misspelt_keys_are_named() {
     let folder = Folder::new("policy");
     let policy = folder.0.join("policy.toml");

@@ -5,7 +5,7 @@
 use crate::config::Engine;
 use crate::finding::Finding;
 use crate::verdict::Gate;
-use inferd_bundle::{Authorized, Bundle, Permit, Refusal, Role, Trust};
+use inferd_bundle::{Authorized, Bundle, Kind, Permit, Refusal, Role, Trust};
 use inferd_model::{EngineKind, Manifest, Rung, TensorSpec};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -91,6 +91,7 @@ type Asked = Result<(), (Gate, Finding)>;
 
 fn ask(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Asked {
     signatures(bundle, facts, admission)?;
+    kind(bundle)?;
     floor(bundle, facts, admission)?;
     target(bundle, facts, admission)?;
     engine(bundle, facts, admission)?;
@@ -159,6 +160,14 @@ pub fn authorize(bundle: &Bundle, trust: &Trust) -> Result<Authorized, (Gate, Fi
 /// A refusal of the format with some numbers.
 pub fn refused(refusal: &Refusal, evidence: serde_json::Value) -> Finding {
     Finding::new(refusal.code(), refusal.to_string(), evidence)
+}
+
+/// Slots for bundles hold models.
+fn kind(bundle: &Bundle) -> Asked {
+    match bundle.manifest().kind {
+        Kind::Models => Ok(()),
+        Kind::System => Err((Gate::Target, refused(&Refusal::Kind("system"), json!({})))),
+    }
 }
 
 fn floor(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Asked {

@@ -72,6 +72,16 @@ pub fn small() -> BundleSpec {
     BundleSpec::new(name("walk"), 7, vec![model("walk", &words(1, 9_000), &noise(2, 40_000))])
 }
 
+/// A system of these files for two boards.
+pub fn system(files: &[&str]) -> BundleSpec {
+    let file = |(n, name): (usize, &&str)| FileSource {
+        name: (*name).to_owned(),
+        content: Content::Bytes([noise(n as u64, 150_000), vec![0; 300_000]].concat()),
+    };
+    let boards = vec!["qemu-aarch64".to_owned(), "rpi4".to_owned()];
+    BundleSpec::system(name("inferd-os"), 4, boards, files.iter().enumerate().map(file).collect())
+}
+
 /// Keys that everybody knows: `key(n)` is always the same.
 pub fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])

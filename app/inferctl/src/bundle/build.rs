@@ -1,4 +1,4 @@
-//! `inferctl bundle build`: a bundle of model directories.
+//! `inferctl bundle build`: a bundle of model directories, or of a system.
 
 use crate::{
     fail::Failure,
@@ -8,8 +8,8 @@ use crate::{
     show,
 };
 use inferd_bundle::{
-    Policy, ProbationPolicy, Role, ShadowPolicy, SigningKey,
-    build::{BuildError, BundleSpec, ModelSource, build},
+    BOOT, BOOTS, Kind, Policy, ProbationPolicy, ROOTFS, Role, ShadowPolicy, SigningKey,
+    build::{BuildError, BundleSpec, Content, FileSource, ModelSource, build},
 };
 use inferd_model::ModelName;
 use serde::Deserialize;
@@ -18,16 +18,18 @@ use std::path::PathBuf;
 
 /// The longest policy file.
 const MAX_POLICY: u64 = 64 << 10;
+/// What a system is called when nobody says otherwise.
+const SYSTEM_PRODUCT: &str = "inferd-os";
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
 pub struct Build {
     /// A model directory; repeatable
-    #[arg(long = "model", value_name = "DIR", required = true)]
+    #[arg(long = "model", value_name = "DIR", required_unless_present = "system", conflicts_with = "system")]
     models: Vec<PathBuf>,
-    /// What these models together are called; devices count versions per product
-    #[arg(long, value_parser = name)]
-    product: ModelName,
+    /// What these models together, or this system, are called; devices count versions per product [default of a system: inferd-os]
+    #[arg(long, value_parser = name, required_unless_present = "system")]
+    product: Option<ModelName>,
     /// The number that must rise: a device takes none below the highest it has committed
     #[arg(long)]
     version: u64,
@@ -43,11 +45,12 @@ pub struct Build {
     /// Sign with this secret key; repeatable, and more can sign later with `bundle sign`
     #[arg(long = "key", value_name = "NAME.key")]
     keys: Vec<PathBuf>,
-    /// Whose keys must sign: model-release, or model-dev for devices that accept development
-    #[arg(long, default_value = "model-release", value_parser = role)]
-    role: Role,
+    /// Whose keys must sign: model-release, or model-dev for devices that accept development; always system-release of a system
+    /// [default: model-release]
+    #[arg(long, value_parser = role, conflicts_with = "system")]
+    role: Option<Role>,
     /// A board it may run on; repeatable [default: any]
-    #[arg(long = "target", value_name = "BOARD")]
+    #[arg(long = "target", visible_alias = "board", value_name = "BOARD")]
     targets: Vec<String>,
     /// The least version of inferd that can run it
     #[arg(long, value_name = "X.Y.Z")]
@@ -62,13 +65,49 @@ pub struct Build {
     #[arg(long)]
     unchecked: bool,
     #[command(flatten)]
+    system: SystemArguments,
+    #[command(flatten)]
     policy: PolicyArguments,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE.imb")]
     output: PathBuf,
 }
 
-/// What a device asks of the models before it keeps them. An option goes before the file, the file before the default.
+/// A system in place of models: what `scripts/image --parts` leaves, byte for byte as it will lie on the partitions.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "System")]
+struct SystemArguments {
+    /// Build a system: a root filesystem and what starts it, for the boards of --target
+    #[arg(long, requires_all = ["rootfs", "targets"])]
+    system: bool,
+    /// The root filesystem (squashfs)
+    #[arg(long, value_name = "FILE", requires = "system")]
+    rootfs: Option<PathBuf>,
+    /// The boot partition, where it is the same for both slots
+    #[arg(long, value_name = "FILE", requires = "system", conflicts_with_all = ["boot_a", "boot_b"])]
+    boot: Option<PathBuf>,
+    /// The boot partition of slot a, where each slot has its own (Raspberry Pi)
+    #[arg(long, value_name = "FILE", requires_all = ["system", "boot_b"])]
+    boot_a: Option<PathBuf>,
+    /// The boot partition of slot b
+    #[arg(long, value_name = "FILE", requires_all = ["system", "boot_a"])]
+    boot_b: Option<PathBuf>,
+}
+
+impl SystemArguments {
+    /// Its files, as a bundle calls them; none when it is not to be a system.
+    fn files(&self) -> Vec<FileSource> {
+        [(ROOTFS, &self.rootfs), (BOOT, &self.boot), (BOOTS[0], &self.boot_a), (BOOTS[1], &self.boot_b)]
+            .into_iter()
+            .filter_map(|(name, path)| {
+                Some(FileSource { name: name.to_owned(), content: Content::Path(path.clone()?) })
+            })
+            .collect()
+    }
+}
+
+/// What a device asks of the models before it keeps them; of a system: how long it must be ready to be kept, which is the time of the
+/// probation. An option goes before the file, the file before the default.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Policy")]
 struct PolicyArguments {
@@ -166,17 +205,28 @@ impl Build {
             }
             models.push(ModelSource::directory(dir)?);
         }
+        let product = match &self.product {
+            Some(product) => product.clone(),
+            None => name(SYSTEM_PRODUCT).map_err(Failure::Other)?,
+        };
+        let spec = if self.system.system {
+            BundleSpec::system(product, self.version, self.targets.clone(), self.system.files())
+        } else {
+            BundleSpec {
+                role: self.role.unwrap_or(Role::ModelRelease),
+                targets: self.targets.clone(),
+                compress: self.compress,
+                ..BundleSpec::new(product, self.version, models)
+            }
+        };
         let spec = BundleSpec {
             label: self.label.clone().unwrap_or_else(|| self.version.to_string()),
             summary: self.summary.clone(),
-            role: self.role,
-            targets: self.targets.clone(),
             min_inferd: self.min_inferd.clone(),
             policy,
             not_after: self.not_after,
             provenance: self.provenance.clone(),
-            compress: self.compress,
-            ..BundleSpec::new(self.product.clone(), self.version, models)
+            ..spec
         };
         let mut built = None;
         files::replace(&self.output, |out| {
@@ -196,8 +246,11 @@ impl Build {
             return Ok(());
         }
         let m = &built.manifest;
-        let names: Vec<&str> = m.models.iter().map(|m| m.name.as_str()).collect();
-        let packed = if self.compress {
+        let names: Vec<&str> = match m.kind {
+            Kind::Models => m.models.iter().map(|m| m.name.as_str()).collect(),
+            Kind::System => m.files().map(|(_, file)| file.name.as_str()).collect(),
+        };
+        let packed = if spec.compress {
             format!(", {} of {} chunks compressed", built.compressed, m.index.chunks)
         } else {
             format!(" in {} chunks", m.index.chunks)

@@ -2,7 +2,7 @@
 
 use super::open;
 use crate::{fail::Failure, root::short, show};
-use inferd_bundle::Bundle;
+use inferd_bundle::{Bundle, Kind};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -66,6 +66,8 @@ fn page(bundle: &Bundle) -> String {
             p.max_drift
         ),
     );
+    let system = m.kind == Kind::System;
+    row("kind", if system { "a system".into() } else { String::new() });
     row(
         "shadow",
         m.policy.shadow.as_ref().map_or("none".into(), |s| {
