@@ -179,6 +179,13 @@ impl SigningKey {
         self.0.sign(&own(purpose, bytes)).to_bytes()
     }
 
+    /// Its signature over the bytes as they are: for formats of others, which say themselves what they sign. `message` must never
+    /// begin as those of bundles, trust documents and [`Self::sign_own`] do; a digest does not.
+    #[must_use]
+    pub fn sign_detached(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
+    }
+
     pub(crate) fn sign(&self, message: &[u8]) -> Signature {
         Signature { key: self.id(), signature: self.0.sign(message).to_bytes() }
     }

@@ -15,6 +15,14 @@ pub enum Failure {
     /// Anything else, in one sentence.
     #[error("{0}")]
     Other(String),
+    /// A card was not flashed.
+    #[error("{text}")]
+    Flash {
+        /// Why, and what to do.
+        text: String,
+        /// Whether something was written to it.
+        touched: bool,
+    },
     /// Everything was said already; only the exit code is missing.
     #[error("")]
     Said,
@@ -36,15 +44,18 @@ impl From<inferd_bundle::build::BuildError> for Failure {
 }
 
 impl Failure {
-    /// 1: asked and refused, or failed; 3: nobody answered. (2 is for wrong arguments.)
+    /// 1: asked and refused, or failed; 3: nobody answered; 4: a card was written to and cannot be used. (2 is for wrong arguments.)
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Client(ClientError::Url { .. } | ClientError::Known { .. }) => ExitCode::from(2),
             Self::Client(ClientError::Unreachable { .. }) => ExitCode::from(3),
-            Self::Client(ClientError::Refused(_)) | Self::Input(_) | Self::Other(_) | Self::Said => {
-                ExitCode::FAILURE
-            }
+            Self::Flash { touched: true, .. } => ExitCode::from(4),
+            Self::Client(ClientError::Refused(_))
+            | Self::Flash { .. }
+            | Self::Input(_)
+            | Self::Other(_)
+            | Self::Said => ExitCode::FAILURE,
         }
     }
 }

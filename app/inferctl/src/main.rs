@@ -1,7 +1,7 @@
 //! The operator's tool, on a laptop or on the board.
 //!
 //! One module per command ([`status`], [`watch`], [`infer`], [`bench`], [`model`], [`quantize`], [`compile`], [`bundle`], [`root`],
-//! [`push`], [`slots`], [`records`]), and below them
+//! [`push`], [`slots`], [`records`], [`flash`], [`minisign`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
 //! [`files`], used by the room `inferd-bundle`, and leave this machine in no request.
@@ -17,10 +17,12 @@ mod compile;
 mod device;
 mod fail;
 mod files;
+mod flash;
 mod infer;
 mod input;
 mod key;
 mod meter;
+mod minisign;
 mod model;
 mod push;
 mod quantize;
@@ -49,7 +51,7 @@ const MAX_INPUT: u64 = 256 << 20;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done; 1 asked and refused, not ready, or failed; 2 wrong arguments; 3 nobody answered."
+    after_help = "Exit codes: 0 done; 1 asked and refused, not ready, or failed; 2 wrong arguments; 3 nobody answered; 4 a card was written to and cannot be used."
 )]
 struct Cli {
     /// Where the daemon is
@@ -102,6 +104,12 @@ enum Command {
     /// Build, show, judge, compare and sign bundles of models; needs no daemon
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
+    /// Write an image to a card, and read it back; needs no daemon
+    Flash(Box<flash::Flash>),
+    /// Sign a file, for minisign or `inferctl verify`; needs no daemon
+    Sign(minisign::Sign),
+    /// Check such a signature; needs no daemon
+    Verify(minisign::Verify),
     /// Allow one device one older version, once
     Permit(root::PermitCommand),
     /// Send a bundle and follow its way through the gates
@@ -147,6 +155,9 @@ fn main() -> ExitCode {
         Command::Key(command) => return end(command.run(json)),
         Command::Root(command) => return end(command.run(json)),
         Command::Bundle(command) => return end(command.run(json)),
+        Command::Flash(command) => return end(command.run(json)),
+        Command::Sign(command) => return end(command.run(json)),
+        Command::Verify(command) => return end(command.run(json)),
         command => command,
     };
     // A variable that is set to nothing is one that is not set.
@@ -184,7 +195,10 @@ fn main() -> ExitCode {
             | Command::Keygen(_)
             | Command::Key(_)
             | Command::Root(_)
-            | Command::Bundle(_) => {
+            | Command::Bundle(_)
+            | Command::Flash(_)
+            | Command::Sign(_)
+            | Command::Verify(_) => {
                 unreachable!("handled above")
             }
         });
@@ -337,6 +351,11 @@ mod tests {
             &["bundle", "sign", "x.imb"],
             &["push", "x.imb", "--wait", "forever"],
             &["trust"],
+            &["flash"],
+            &["flash", "x.img", "--file"],
+            &["flash", "x.img", "--bmap", "x", "--no-bmap"],
+            &["sign", "x"],
+            &["verify", "x"],
             &["factory-reset"],
             &["watchdog", "test", "everything"],
             &["history", "-n", "0"],

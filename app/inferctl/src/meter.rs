@@ -25,6 +25,7 @@ pub struct Meter {
     began: Instant,
     drawn: Option<Instant>,
     quarter: u64,
+    rest: bool,
 }
 
 impl Meter {
@@ -33,7 +34,24 @@ impl Meter {
         let terminal = std::io::stderr().is_terminal();
         let quarter = quarters(first, total);
         let began = Instant::now();
-        Self { what: what.to_owned(), total, first, now: first, terminal, quiet, began, drawn: None, quarter }
+        Self {
+            what: what.to_owned(),
+            total,
+            first,
+            now: first,
+            terminal,
+            quiet,
+            began,
+            drawn: None,
+            quarter,
+            rest: false,
+        }
+    }
+
+    /// Also says how long the rest will take at this speed.
+    pub fn with_rest(mut self) -> Self {
+        self.rest = true;
+        self
     }
 
     /// `now` bytes are through.
@@ -61,14 +79,19 @@ impl Meter {
     }
 
     fn line(&self) -> String {
+        let left = self.speed().filter(|n| self.rest && *n > 0 && self.now < self.total);
         format!(
-            "{}  [{}] {:>3} %  {} of {}{}",
+            "{}  [{}] {:>3} %  {} of {}{}{}",
             self.what,
             bar(self.now, self.total),
             percent(self.now, self.total),
             show::bytes(self.now),
             show::bytes(self.total),
             self.speed().map_or(String::new(), |n| format!("  {}/s", show::bytes(n))),
+            left.map_or(String::new(), |n| format!(
+                "  {} left",
+                show::age((self.total - self.now).div_ceil(n))
+            )),
         )
     }
 

@@ -1,0 +1,428 @@
+//! `inferctl flash`: an image onto a card, and nothing onto anything else.
+//!
+//! The way: [`image`] is opened and checked (checksum, signature, board) → [`disks`] says what there is and what uses it → a person
+//! confirms one disk → [`medium`] opens exactly that one → [`copy`] probes it for a false size, writes what the [`bmap`] maps, and
+//! reads it back from the medium → [`provision`] puts the configuration on it. Everything that can be refused is refused before the
+//! first byte is written. Linux only.
+
+mod bmap;
+mod copy;
+mod disks;
+mod error;
+mod image;
+mod medium;
+mod provision;
+
+use crate::{fail::Failure, files, meter::Meter, minisign, show};
+use disks::{Disk, Kernel, Seen, Use};
+use error::FlashError;
+use image::Image;
+use medium::{Medium, Target};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Arguments of the command.
+#[derive(Debug, clap::Args)]
+pub struct Flash {
+    /// The image: .img or .img.zst; NAME.img.bmap, NAME.img.json, SHA256SUMS and SHA256SUMS.minisig beside it are used
+    #[arg(required_unless_present = "list")]
+    image: Option<PathBuf>,
+    /// The whole disk, like /dev/sdb [default: asks which of the removable media]
+    device: Option<PathBuf>,
+    /// Show the disks that there are, and end
+    #[arg(long, conflicts_with_all = ["device", "yes"])]
+    list: bool,
+    /// Ask nothing; without DEVICE only where exactly one removable medium is in
+    #[arg(long)]
+    yes: bool,
+    /// Unmount what is mounted from the device
+    #[arg(long)]
+    unmount: bool,
+    /// DEVICE is a file of a card's size, or a loop device
+    #[arg(long, requires = "device")]
+    file: bool,
+    /// The block map, where it does not lie beside the image
+    #[arg(long, value_name = "FILE")]
+    bmap: Option<PathBuf>,
+    /// Write every byte, whatever a block map says
+    #[arg(long, conflicts_with = "bmap")]
+    no_bmap: bool,
+    /// Refuse an image that is for another board, or does not say
+    #[arg(long, value_name = "BOARD")]
+    board: Option<String>,
+    /// The public key of who released it (of `inferctl keygen`, or minisign's): an image that it did not sign is refused
+    #[arg(long = "pub", value_name = "FILE")]
+    public: Option<PathBuf>,
+    /// A configuration that the device takes at its first boot
+    #[arg(long, value_name = "inferd.toml")]
+    provision: Option<PathBuf>,
+}
+
+/// What went wrong, and whether the card was written to before.
+struct Failed {
+    error: FlashError,
+    touched: bool,
+}
+
+impl From<FlashError> for Failed {
+    fn from(error: FlashError) -> Self {
+        Self { error, touched: false }
+    }
+}
+
+/// What a write was.
+struct Done {
+    device: PathBuf,
+    bytes: u64,
+    writing: Duration,
+    reading: Duration,
+}
+
+impl Flash {
+    /// Flashes.
+    ///
+    /// # Errors
+    /// [`Failure::Flash`].
+    pub fn run(&self, json: bool) -> Result<(), Failure> {
+        if self.list {
+            list(json);
+            return Ok(());
+        }
+        self.flash(json).map_err(|Failed { error, touched }| {
+            if json {
+                show::json(&json!({"flashed": false, "code": error.code(), "touched": touched, "error": error.to_string()}));
+            }
+            Failure::Flash { text: error.to_string(), touched }
+        })
+    }
+
+    fn flash(&self, json: bool) -> Result<(), Failed> {
+        let path = self.image.as_deref().unwrap_or(Path::new(""));
+        let config = self.provision.as_deref().map(configuration).transpose()?;
+        let image = Image::open(path, self.bmap.as_deref(), self.no_bmap)?;
+        if let Some(wants) = &self.board {
+            let has = image.board().unwrap_or("nobody says which board (NAME.img.json is not beside it)");
+            if has != wants {
+                return Err(
+                    FlashError::Board { path: path.into(), has: has.into(), wants: wants.clone() }.into()
+                );
+            }
+        }
+        let signed = self.signature(path)?;
+        let mut meter = None;
+        let checked = image.check(|now, total| {
+            meter.get_or_insert_with(|| Meter::new("checking the image", 0, total, json)).at(now);
+        })?;
+        if let Some(mut meter) = meter {
+            meter.end();
+        }
+        if !json {
+            let sum = checked
+                .as_ref()
+                .map_or("no checksum beside it".into(), |by| format!("checksum right ({by})"));
+            let map =
+                if image.bmap.is_some() { "with block map" } else { "no block map: all of it is written" };
+            let sign = if signed { "signature right" } else { "signature not asked for (--pub)" };
+            show::line(&format!(
+                "{}: {}, of which {} are written; {sum}, {sign}, {map}",
+                path.display(),
+                show::bytes(image.size),
+                show::bytes(image.written())
+            ));
+        }
+        let mut target = self.target(&image)?;
+        let done = self.onto(&image, config.as_deref(), &mut target, json)?;
+        let rate = |time: Duration| per_second(done.bytes, time);
+        if json {
+            show::json(&json!({
+                "flashed": true, "device": done.device, "image": path, "board": image.board(), "image_bytes": image.size,
+                "written_bytes": done.bytes, "bmap": image.bmap.is_some(), "checksum": checked, "signature": signed,
+                "verified": true, "provisioned": config.is_some(),
+                "write_seconds": done.writing.as_secs_f64(), "write_bytes_per_second": rate(done.writing),
+                "verify_seconds": done.reading.as_secs_f64(), "verify_bytes_per_second": rate(done.reading),
+            }));
+        } else {
+            show::line(&format!(
+                "{}: {} written ({}/s) and read back the same ({}/s){}; it can be taken out",
+                done.device.display(),
+                show::bytes(done.bytes),
+                show::bytes(rate(done.writing)),
+                show::bytes(rate(done.reading)),
+                if config.is_some() { ", inferd.toml is on it" } else { "" }
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the release was signed by the key that was named.
+    fn signature(&self, path: &Path) -> Result<bool, FlashError> {
+        let Some(key) = &self.public else { return Ok(false) };
+        let wrong = |why: String| FlashError::Signature { why };
+        let sums = path.with_file_name("SHA256SUMS");
+        let own = minisign::beside(path);
+        let file = if own.is_file() { path } else { &sums };
+        minisign::verify_file(file, &minisign::beside(file), key).map_err(|e| wrong(e.to_string()))?;
+        if file == sums {
+            // The list is signed; what it does not name is not.
+            let list = files::read(&sums, 1 << 20).map_err(|e| wrong(e.to_string()))?;
+            let list = String::from_utf8_lossy(&list).into_owned();
+            for part in [Some(path.to_owned()), self.map_beside(path)].into_iter().flatten() {
+                let name = part.file_name().unwrap_or_default();
+                let Some(wanted) = image::sum_of(&list, name) else {
+                    return Err(wrong(format!("{} does not name {}", sums.display(), part.display())));
+                };
+                // The image itself is hashed once, with the bar.
+                if part != path && minisign::sha256(&part).map_err(|e| wrong(e.to_string()))? != wanted {
+                    return Err(FlashError::Checksum { path: part, by: "SHA256SUMS".into() });
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The block map that will be used, where it is one of the release.
+    fn map_beside(&self, path: &Path) -> Option<PathBuf> {
+        if self.no_bmap {
+            return None;
+        }
+        let mut beside = image::unpacked_name(path).into_os_string();
+        beside.push(".bmap");
+        self.bmap.clone().or_else(|| Some(beside.into())).filter(|file: &PathBuf| file.is_file())
+    }
+
+    /// The one medium that may be written, opened.
+    fn target(&self, image: &Image) -> Result<(PathBuf, Target), FlashError> {
+        let kernel = Kernel::default();
+        if let Some(named) = &self.device {
+            let device = fs::canonicalize(named).map_err(|source| FlashError::Open {
+                device: named.clone(),
+                source,
+                hint: "",
+            })?;
+            let status = fs::metadata(&device).map_err(|source| FlashError::Open {
+                device: device.clone(),
+                source,
+                hint: "",
+            })?;
+            if status.is_file() && self.file {
+                return self.regular(image, device);
+            }
+            if !status.file_type().is_block_device() {
+                let why = "it is no disk (--file writes to a regular file)".to_owned();
+                return Err(FlashError::Refused { device, code: "not-a-disk", why });
+            }
+            let seen = Seen::now(&kernel);
+            let disk = match seen.named(status.rdev()) {
+                Some((_, Some(whole))) => {
+                    let why = format!("it is a partition; the whole disk is /dev/{whole}");
+                    return Err(FlashError::Refused { device, code: "partition", why });
+                }
+                Some((name, None)) => seen.disk(&name),
+                None => None,
+            };
+            let Some(disk) = disk else {
+                let why = "the system does not know it as a disk".to_owned();
+                return Err(FlashError::Refused { device, code: "not-a-disk", why });
+            };
+            return self.open(image, &kernel, disk);
+        }
+        let mut offered: Vec<Disk> =
+            Seen::now(&kernel).disks().into_iter().filter(Disk::is_offered).collect();
+        let disk = match offered.len() {
+            0 => return Err(FlashError::NoMedium),
+            1 => offered.remove(0),
+            n if self.yes || !io::stdin().is_terminal() => {
+                let names: Vec<String> = offered.iter().map(|d| d.device.display().to_string()).collect();
+                return Err(FlashError::Several(n, names.join(", ")));
+            }
+            _ => {
+                show::line(&table(&offered));
+                let name = ask("Which one (its device, like /dev/sdb)? ")?;
+                let chosen = offered.into_iter().find(|disk| disk.device == Path::new(&name));
+                chosen.ok_or_else(|| FlashError::NotConfirmed(format!("{name:?} is none of these")))?
+            }
+        };
+        self.open(image, &kernel, disk)
+    }
+
+    fn regular(&self, image: &Image, device: PathBuf) -> Result<(PathBuf, Target), FlashError> {
+        let target = Target::file(&device)?;
+        enough(image, &device, target.size())?;
+        if !self.yes {
+            confirm(&format!("Everything in the file {} is replaced.", device.display()))?;
+        }
+        Ok((device, target))
+    }
+
+    fn open(&self, image: &Image, kernel: &Kernel, disk: Disk) -> Result<(PathBuf, Target), FlashError> {
+        let device = disk.device.clone();
+        let refused = |code, why| FlashError::Refused { device: device.clone(), code, why };
+        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match &disk.used {
+            Use::System(why) => {
+                return Err(refused("system-disk", format!("it is the system's disk: {why}")));
+            }
+            Use::Held(what) => return Err(refused("in-use", format!("it is in use: {what}"))),
+            Use::Mounted(at) if !self.unmount => {
+                let places: Vec<String> = at.iter().map(|at| at.display().to_string()).collect();
+                let why = format!("it is mounted at {}; --unmount unmounts it", places.join(", "));
+                return Err(refused("mounted", why));
+            }
+            Use::Mounted(_) | Use::Free => {}
+        }
+        if disk.transport == "loop" && !self.file {
+            return Err(refused("not-a-disk", "it is a loop device; say --file when that is meant".into()));
+        }
+        if disk.read_only {
+            let why = "it is write-protected: move the switch at the card's edge, or take another adapter; a card that has worn out \
+                       protects itself for good";
+            return Err(refused("write-protected", why.into()));
+        }
+        enough(image, &device, disk.identity.size)?;
+        if !self.yes {
+            show::line(&table(std::slice::from_ref(&disk)));
+            confirm(&format!("Everything on {} is lost.", device.display()))?;
+        }
+        if let Use::Mounted(places) = &disk.used {
+            // What was mounted last lies on top.
+            for at in places.iter().rev() {
+                nix::mount::umount2(at, nix::mount::MntFlags::UMOUNT_NOFOLLOW).map_err(|e| {
+                    refused("mounted", format!("{} cannot be unmounted: {}", at.display(), e.desc()))
+                })?;
+            }
+        }
+        // All of it again, now that a person has thought about it.
+        let seen = || Seen::now(kernel).disk(&name);
+        if let Some(Disk { used: used @ (Use::System(_) | Use::Held(_) | Use::Mounted(_)), .. }) = seen() {
+            let why = format!("it came into use meanwhile ({used:?})");
+            return Err(FlashError::Swapped { device, why });
+        }
+        let target = Target::device(&device, &disk.identity, || seen().map(|disk| disk.identity))?;
+        Ok((device, target))
+    }
+
+    /// Everything that changes the medium.
+    fn onto(
+        &self,
+        image: &Image,
+        config: Option<&[u8]>,
+        (device, medium): &mut (PathBuf, Target),
+        quiet: bool,
+    ) -> Result<Done, Failed> {
+        let touched = |error| Failed { error, touched: true };
+        let bytes = image.written();
+        let seed =
+            copy::seed().map_err(|source| FlashError::Read { path: "random numbers".into(), source })?;
+        copy::probe(device, medium, seed).map_err(touched)?;
+        let timed = |what: &str, act: &mut dyn FnMut(&mut Meter) -> Result<(), FlashError>| {
+            let mut meter = Meter::new(what, 0, bytes, quiet).with_rest();
+            let began = Instant::now();
+            let outcome = act(&mut meter);
+            meter.end();
+            outcome.map(|()| began.elapsed()).map_err(touched)
+        };
+        let mut pieces = Vec::new();
+        let writing = timed("writing", &mut |meter| {
+            pieces = copy::write(device, image, medium, |now| meter.at(now))?;
+            Ok(())
+        })?;
+        let reading =
+            timed("reading back", &mut |meter| copy::verify(device, &pieces, medium, |now| meter.at(now)))?;
+        if let (Some(config), Some(path)) = (config, &self.provision) {
+            provision::put(path, medium, config).map_err(touched)?;
+        }
+        Ok(Done { device: device.clone(), bytes, writing, reading })
+    }
+}
+
+fn enough(image: &Image, device: &Path, has: u64) -> Result<(), FlashError> {
+    let needs = image.end();
+    if has < needs { Err(FlashError::TooSmall { device: device.to_owned(), has, needs }) } else { Ok(()) }
+}
+
+/// A configuration that is TOML. What its settings mean is judged by the device, which says it on the FAT.
+fn configuration(path: &Path) -> Result<Vec<u8>, FlashError> {
+    let failed = |why: String| FlashError::Provision { path: path.to_owned(), why };
+    let bytes = files::read(path, provision::MAX).map_err(|e| failed(e.to_string()))?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|e| failed(format!("it is not UTF-8 from byte {} on", e.valid_up_to())))?;
+    text.parse::<toml::Table>().map_err(|e| failed(format!("it is not TOML: {e}")))?;
+    Ok(bytes)
+}
+
+fn list(json: bool) {
+    let disks = Seen::now(&Kernel::default()).disks();
+    if json {
+        let row = |disk: &Disk| {
+            let mut row = json!(disk);
+            row["offered"] = disk.is_offered().into();
+            row
+        };
+        let rows: Vec<Value> = disks.iter().map(row).collect();
+        show::json(&rows);
+    } else {
+        show::line(&table(&disks));
+    }
+}
+
+fn table(disks: &[Disk]) -> String {
+    let heads = ["device", "size", "model", "serial", "by", "removable", "partitions", "use"];
+    let rows: Vec<Vec<String>> = disks
+        .iter()
+        .map(|disk| {
+            let parts: Vec<String> = disk
+                .partitions
+                .iter()
+                .map(|part| format!("{} {}", part.name, show::bytes(part.size)))
+                .collect();
+            vec![
+                disk.device.display().to_string(),
+                show::bytes(disk.identity.size),
+                disk.identity.model.clone(),
+                disk.identity.serial.clone(),
+                disk.transport.to_owned(),
+                if disk.removable { "yes" } else { "no" }.to_owned(),
+                parts.join(", "),
+                match &disk.used {
+                    Use::System(_) => "the system's, never written to".to_owned(),
+                    Use::Held(what) => what.clone(),
+                    Use::Mounted(at) => {
+                        let at: Vec<String> = at.iter().map(|at| at.display().to_string()).collect();
+                        format!("mounted at {}", at.join(", "))
+                    }
+                    Use::Free if disk.read_only => "write-protected".to_owned(),
+                    Use::Free => String::new(),
+                },
+            ]
+        })
+        .collect();
+    show::table(&heads, &rows)
+}
+
+fn ask(question: &str) -> Result<String, FlashError> {
+    if !io::stdin().is_terminal() {
+        return Err(FlashError::NotConfirmed("nobody can be asked here; --yes says that it is meant".into()));
+    }
+    let mut line = String::new();
+    let mut out = io::stderr().lock();
+    let asked = out.write_all(question.as_bytes()).and_then(|()| out.flush());
+    asked
+        .and_then(|()| io::stdin().lock().read_line(&mut line))
+        .map_err(|e| FlashError::NotConfirmed(e.to_string()))?;
+    Ok(line.trim().to_owned())
+}
+
+fn confirm(what: &str) -> Result<(), FlashError> {
+    let answer = ask(&format!("{what} Write it? Type yes: "))?;
+    if answer == "yes" { Ok(()) } else { Err(FlashError::NotConfirmed("you did not say yes".into())) }
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000_000 / time.as_micros().max(1)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,96 @@
+//! Why a card was not flashed: what programs read (a code), what people read, and whether the card was touched.
+
+use std::{io, path::PathBuf};
+
+/// Every way it can end badly.
+#[derive(Debug, thiserror::Error)]
+pub enum FlashError {
+    /// The image, or what lies beside it, cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    /// The packed image is no zstd, or ends early.
+    #[error("{path} cannot be unpacked: {why}; download it again")]
+    Packed { path: PathBuf, why: String },
+    /// The block map is not one, or not this image's.
+    #[error("{path} is no block map of this image: {why}; download it again, or leave it out with --no-bmap")]
+    Bmap { path: PathBuf, why: String },
+    /// The image is not the one that its checksum is of.
+    #[error(
+        "{path} is not what {by} says it is: it was damaged or changed; nothing was written, download it again"
+    )]
+    Checksum { path: PathBuf, by: String },
+    /// The signature is wrong, or there is none where one was asked for.
+    #[error("{why}; nothing was written")]
+    Signature { why: String },
+    /// Another board's image.
+    #[error("{path} is an image for {has}, not for {wants}; nothing was written")]
+    Board { path: PathBuf, has: String, wants: String },
+    /// Nothing there to write to.
+    #[error(
+        "no removable medium was found; put a card into the reader, or name a device (`inferctl flash --list` shows what there is)"
+    )]
+    NoMedium,
+    /// Several, and nobody who chooses.
+    #[error("{0} removable media are here; name the one that is meant: {1}")]
+    Several(usize, String),
+    /// Nobody confirmed.
+    #[error("nothing was written: {0}")]
+    NotConfirmed(String),
+    /// This device is never written to.
+    #[error("{device} is not written to: {why}")]
+    Refused { device: PathBuf, code: &'static str, why: String },
+    /// The card is too small.
+    #[error("{device} has {has} bytes, the image needs {needs}: take a larger card; nothing was written")]
+    TooSmall { device: PathBuf, has: u64, needs: u64 },
+    /// It became something else between the question and the write.
+    #[error(
+        "{device} is not the device any more that was confirmed: {why}; nothing was written, begin again"
+    )]
+    Swapped { device: PathBuf, why: String },
+    /// It cannot be opened.
+    #[error("{device} cannot be opened for writing: {source}{hint}; nothing was written")]
+    Open { device: PathBuf, source: io::Error, hint: &'static str },
+    /// It does not keep what is written to it.
+    #[error("{device} is counterfeit or broken: {why}; it cannot be used, take another card")]
+    Counterfeit { device: PathBuf, why: String },
+    /// It went away.
+    #[error(
+        "{device} failed at byte {at} while {doing} ({source}): it was pulled out, or is broken. The card is incomplete: put it back and \
+         flash it again; when it fails at another place, try another reader, at the same place, take another card"
+    )]
+    Medium { device: PathBuf, at: u64, doing: &'static str, source: io::Error },
+    /// What was read back differs.
+    #[error(
+        "{device} holds other bytes than were written, from byte {at} on: it is worn out or the reader is; flash it again with another \
+         card or reader"
+    )]
+    Verify { device: PathBuf, at: u64 },
+    /// The configuration was not put on it.
+    #[error("{path} was not put on the card: {why}")]
+    Provision { path: PathBuf, why: String },
+}
+
+impl FlashError {
+    /// For programs: does not change.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "unreadable",
+            Self::Packed { .. } => "not-zstd",
+            Self::Bmap { .. } => "bmap",
+            Self::Checksum { .. } => "checksum",
+            Self::Signature { .. } => "signature",
+            Self::Board { .. } => "wrong-board",
+            Self::NoMedium => "no-medium",
+            Self::Several(..) => "several-media",
+            Self::NotConfirmed(_) => "not-confirmed",
+            Self::Refused { code, .. } => code,
+            Self::TooSmall { .. } => "too-small",
+            Self::Swapped { .. } => "swapped",
+            Self::Open { .. } => "cannot-open",
+            Self::Counterfeit { .. } => "counterfeit",
+            Self::Medium { .. } => "medium-failed",
+            Self::Verify { .. } => "verify",
+            Self::Provision { .. } => "provision",
+        }
+    }
+}
