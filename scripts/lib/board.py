@@ -9,9 +9,10 @@ from steps import Failure
 
 # How a board's firmware picks the system that it starts, and tries another one once:
 #   initramfs    it does not: the initramfs takes the root slot that the kernel's command line names
+#   uboot-env    U-Boot: records on `bootstate` name the system, and another for one start (board/common/boot.cmd)
 #   rpi-tryboot  Raspberry Pi: autoboot.txt names the boot partition, and another for one start after `reboot "0 tryboot"`
 #   uefi-nv      Jetson: variables of its UEFI, which this project reads and never writes
-BACKENDS = ("initramfs", "rpi-tryboot", "uefi-nv")
+BACKENDS = ("initramfs", "uboot-env", "rpi-tryboot", "uefi-nv")
 # What runs models there: the engine that is built in, and those of vendors.
 ENGINES = ("rten", "onnxruntime", "hailo", "tensorrt")
 
@@ -73,6 +74,8 @@ class Qemu:
     cpu: str
     cpus: int
     memory_mib: int
+    firmware: str  # what starts before the kernel, and the package of Debian's that has it; "" where the host starts the kernel
+    firmware_package: str
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,8 @@ def _qemu(page):
         cpu=page.take("qemu.cpu", str),
         cpus=page.take("qemu.cpus", int),
         memory_mib=page.take("qemu.memory-mib", int),
+        firmware=page.take("qemu.firmware", str, ""),
+        firmware_package=page.take("qemu.firmware-package", str, ""),
     )
 
 

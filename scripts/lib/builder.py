@@ -18,6 +18,7 @@ import image
 import layout as layouts
 import places
 import rpi
+import uboot
 from steps import Failure, main, say
 
 ENGINE_HOST = "usr/lib/inferd/inferd-engine-host"
@@ -103,13 +104,14 @@ def disk(board, target, binaries, tools, epoch):
     boot.mkdir()
     shutil.copyfile(target / "etc/inferd/inferd.toml", boot / "inferd.toml.example")
     if board.backend == "rpi-tryboot":
-        _write(boot, rpi.boot_files(board, layout))
+        image.write(boot, rpi.boot_files(board, layout))
         system = _pi_system(board, layout, binaries, work)
         files["system"] = image.fat(system, layout.named("system"), epoch, tools)
+    elif board.backend == "uboot-env":
+        image.write(boot, uboot.boot_files(epoch))
+        files["system"] = image.fat(_kernel(board, target, binaries, work / "system"), layout.named("system"), epoch, tools)
     else:
-        shutil.copyfile(_made(binaries / board.kernel.image), boot / "kernel")
-        (boot / "initramfs").write_bytes(initramfs(board, target))
-        (boot / "cmdline.txt").write_text(cmdline(board) + "\n")
+        shutil.copytree(_kernel(board, target, binaries, work / "system"), boot, dirs_exist_ok=True)
     files["boot"] = image.fat(boot, layout.named("boot"), epoch, tools)
     output = binaries / f"{board.name}.img"
     image.disk(layout, files, tools, work, output)
@@ -146,12 +148,21 @@ def initramfs(board, target):
     return gzip.compress(archive.bytes(), compresslevel=6, mtime=0)
 
 
+def _kernel(board, target, binaries, stage):
+    """Kernel, initramfs and command line, in a folder of their own."""
+    stage.mkdir()
+    shutil.copyfile(_made(binaries / board.kernel.image), stage / "kernel")
+    (stage / "initramfs").write_bytes(initramfs(board, target))
+    (stage / "cmdline.txt").write_text(cmdline(board) + "\n")
+    return stage
+
+
 def _pi_system(board, layout, binaries, work):
     """What the boot partition of slot a holds."""
     stage = work / "system"
     stage.mkdir()
     files = rpi.system_files(board, layout, "a")
-    _write(stage, files)
+    image.write(stage, files)
     shutil.copyfile(_made(binaries / board.kernel.image), stage / board.kernel.image)
     for tree in board.kernel.device_trees:
         name = f"{Path(tree).name}.dtb"
@@ -164,11 +175,6 @@ def _pi_system(board, layout, binaries, work):
     for name in overlays:
         shutil.copyfile(_made(binaries / f"rpi-firmware/overlays/{name}.dtbo"), stage / f"overlays/{name}.dtbo")
     return stage
-
-
-def _write(folder, files):
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
 
 
 def _made(path):

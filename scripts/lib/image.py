@@ -28,6 +28,7 @@ import modules
 import places
 import rust
 import targets
+import uboot
 from steps import Failure, main, run, say, step
 
 MODELS_IN_IMAGE = "usr/share/inferd/models"
@@ -87,11 +88,8 @@ def assemble(recipe, output):
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     with step(f"Assembling {output.name} for {recipe.board.summary}{', with a root shell' if recipe.dev else ''}") as remark:
-        files = {
-            "rootfs": rootfs(recipe, packages.path, tools, work),
-            "boot": boot(recipe, packages.path, layout, tools, work),
-            "data": data(recipe.epoch, layout, tools, work),
-        }
+        files = {"rootfs": rootfs(recipe, packages.path, tools, work), "data": data(recipe.epoch, layout, tools, work)}
+        files |= boot(recipe, packages.path, layout, tools, work)
         disk(layout, files, tools, work, output)
         remark += [f"root {mib(files['rootfs'])}", f"image {mib(output)}, of which written {mib(output, True)}"]
     facts = {
@@ -101,8 +99,8 @@ def assemble(recipe, output):
         "build": recipe.build_id,
         "sha256": digest(output),
         "rootfs_bytes": files["rootfs"].stat().st_size,
-        "initramfs_bytes": (work / "boot" / "initramfs").stat().st_size,
-        "kernel_bytes": (work / "boot" / "kernel").stat().st_size,
+        "initramfs_bytes": (work / "kernel" / "initramfs").stat().st_size,
+        "kernel_bytes": (work / "kernel" / "kernel").stat().st_size,
         "inferd_bytes": recipe.inferd.stat().st_size,
         "image_bytes": output.stat().st_size,
         "image_bytes_written": output.stat().st_blocks * 512,
@@ -253,18 +251,32 @@ def initramfs(board, packages):
 
 
 def boot(recipe, packages, layout, tools, work):
-    """The FAT: kernel, initramfs, kernel command line, and the configuration as an example to start from."""
+    """The FATs, by content: kernel, initramfs and kernel command line, on `boot` or on the slot's own partition; and on `boot` what
+    the boot loader reads first and the configuration as an example to start from."""
     kernels = list((packages / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise Failure(f"{packages}/boot holds {len(kernels)} kernels, not one")
-    stage = work / "boot"
-    stage.mkdir()
-    shutil.copyfile(kernels[0], stage / "kernel")
-    (stage / "initramfs").write_bytes(initramfs(recipe.board, packages))
-    (stage / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
+    system, stage = work / "kernel", work / "boot"
+    system.mkdir()
+    shutil.copyfile(kernels[0], system / "kernel")
+    (system / "initramfs").write_bytes(initramfs(recipe.board, packages))
+    (system / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
+    files = {}
+    if recipe.board.backend == "uboot-env":
+        files["system"] = fat(system, layout.named("system"), recipe.epoch, tools)
+        stage.mkdir()
+        write(stage, uboot.boot_files(recipe.epoch))
+    else:
+        shutil.copytree(system, stage)
     # The image's own: who starts from it keeps what makes a dev image one.
     shutil.copyfile(work / "rootfs/etc/inferd/inferd.toml", stage / "inferd.toml.example")
-    return fat(stage, layout.named("boot"), recipe.epoch, tools)
+    return files | {"boot": fat(stage, layout.named("boot"), recipe.epoch, tools)}
+
+
+def write(folder, files):
+    """Puts files, by name, into a folder."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def fat(stage, partition, epoch, tools):

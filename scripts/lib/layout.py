@@ -65,7 +65,7 @@ def load(board=None):
 def parse(text, overrides, origin, backend=None):
     """A layout.toml's text, checked."""
     raw = tomllib.loads(text)
-    rows = [row for row in raw["partition"] if row.get("backend") in (None, backend)]
+    rows = [row for row in raw["partition"] if backend in row.get("backend", [backend])]
     unknown = set(overrides) - {row["name"] for row in rows}
     if unknown:
         raise Failure(f"[sizes] names partitions that {origin} does not have: {', '.join(sorted(unknown))}")

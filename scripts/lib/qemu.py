@@ -1,7 +1,7 @@
 """A board played by QEMU: power it on, wait until it answers, look inside, pull the plug.
 
-The host is the boot loader: kernel, initramfs and command line are read from the image's own boot partition, so what
-runs is what the image holds. Writes of the guest go to a throw-away overlay unless `keep_writes` is asked for.
+A board whose page names a firmware (U-Boot) starts by it, as hardware does. Elsewhere, and where a test wants another start than the
+image's own, the host is the boot loader: kernel, initramfs and command line are read from the image, so what runs is what it holds. Writes of the guest go to a throw-away overlay unless `keep_writes` is asked for.
 QEMU dies with the process that started it.
 """
 
@@ -26,6 +26,7 @@ from pathlib import Path
 import cpio
 import hosttools
 import layout as layouts
+import uboot
 from steps import Failure, run
 
 GUEST_PORT = 9000
@@ -54,17 +55,28 @@ def port_is_free(port):
 
 
 def boot_files(image, folder):
-    """Copies kernel, initramfs and cmdline.txt out of an image's boot partition, as a boot loader reads them."""
-    partition = next((part for part in layouts.read_gpt(image)[1] if part.name == "boot"), None)
-    if partition is None:
-        raise Failure(f"{image} has no boot partition")
+    """Copies kernel, initramfs and cmdline.txt out of an image's boot partition, as a boot loader reads them: where slots have one each
+    out of the chosen one's (the other one's where that has none), and with its name on the command line. No trial: that is U-Boot's."""
+    parts = {part.name: part for part in layouts.read_gpt(image)[1]}
+    partitions, slot = ["boot"], ""
+    if "bootstate" in parts:
+        chosen = uboot.read(image, parts["bootstate"].offset)[0].chosen
+        partitions = [f"boot-{letter}" for letter in sorted("ab", key=lambda letter: letter != chosen)]
     mcopy = hosttools.Tools(hosttools.IMAGE).path("mcopy")
     names = ("kernel", "initramfs", "cmdline.txt")
-    run(
-        [mcopy, "-n", "-i", f"{image}@@{partition.offset}", *[f"::{name}" for name in names], folder],
-        env={"MTOOLS_SKIP_CHECK": "1"},
-    )
-    return folder / "kernel", folder / "initramfs", (folder / "cmdline.txt").read_text().strip()
+    for number, name in enumerate(partitions):
+        if name not in parts:
+            raise Failure(f"{image} has no partition {name}")
+        source = f"{image}@@{parts[name].offset}"
+        try:
+            run([mcopy, "-n", "-i", source, *[f"::{file}" for file in names], folder], env={"MTOOLS_SKIP_CHECK": "1"})
+        except Failure:
+            if number == len(partitions) - 1:
+                raise
+            continue
+        slot = f" inferd.slot={name[-1]}" if len(partitions) > 1 else ""
+        break
+    return folder / "kernel", folder / "initramfs", (folder / "cmdline.txt").read_text().strip() + slot
 
 
 def replace_init(initramfs, text):
@@ -81,10 +93,11 @@ class Machine:
     def __init__(
         self, board, image, *, port=None, tls_port=None, dev=False, slot=None, keep_writes=False, write_log=None, sticks=(), kvm=False, cpus=None,
         serial=None, dhcp=True, clock=None, restarts=False, write_speed=None, early=None,
-        initramfs=None, cmdline=None, devices=(), sensors=None,
+        initramfs=None, cmdline=None, devices=(), sensors=None, direct=False,
     ):
         """`port`: where on this machine's loopback interface the appliance is reached; `tls_port`: and where over TLS.
-        `slot`: boot `b` instead of `a`.
+        `slot`: boot `b` instead of what is chosen, with the same kernel. `direct`: without the board's firmware, as `slot`, `early`,
+        `initramfs` and `cmdline` are; a reset then starts the same again, whatever is chosen by then.
         `dhcp=False`: a network without any other machine. `write_log`: a file that gets every write and flush of the
         guest (with `keep_writes`). `sticks`: images of media that are plugged in besides its own. `clock`: what its
         real-time clock says at power-on, such as 1970-01-01T00:00:00. `restarts`: a reset starts it again, as on a board,
@@ -96,6 +109,7 @@ class Machine:
         self.kvm, self.cpus, self.dhcp = kvm, cpus or board.qemu.cpus, dhcp
         self.clock, self.restarts, self.write_speed, self.early = clock, restarts, write_speed, early
         self.initramfs, self.cmdline, self.devices, self.sensors = initramfs, cmdline, devices, sensors or {}
+        self.direct = direct or any((slot, early, initramfs, cmdline)) or not board.qemu.firmware
         self.port, self.tls_port = port or free_port(), tls_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="inferd-qemu-"))
@@ -118,15 +132,10 @@ class Machine:
     def power_on(self):
         """Starts QEMU; returns at once."""
         tools = hosttools.Tools([self.board.qemu.package])
-        kernel, initramfs, cmdline = boot_files(self.image, self.folder)
-        initramfs, cmdline = self.initramfs or initramfs, self.cmdline or cmdline
-        if self.slot:
-            cmdline += f" inferd.slot={self.slot}"
-        if self.early:
-            replace_init(initramfs, self.early)
+        start = self._direct_start() if self.direct else self._firmware()
         self.serial.parent.mkdir(parents=True, exist_ok=True)
         self.serial.write_bytes(b"")
-        command = self._command(tools, kernel, initramfs, cmdline)
+        command = self._command(tools, start)
         self.powered_on = time.monotonic()
         with open(self.folder / "qemu.log", "wb") as log:
             self.process = subprocess.Popen(
@@ -256,14 +265,32 @@ class Machine:
             said = (self.folder / "qemu.log").read_text(errors="replace").strip()
             raise Failure(f"QEMU ended with status {self.process.returncode}: {said or 'it said nothing'}", self.serial)
 
-    def _command(self, tools, kernel, initramfs, cmdline):
+    def _direct_start(self):
+        """What starts without firmware, as QEMU is told of it."""
+        kernel, initramfs, cmdline = boot_files(self.image, self.folder)
+        initramfs, cmdline = self.initramfs or initramfs, self.cmdline or cmdline
+        if self.slot:
+            cmdline += f" inferd.slot={self.slot}"
+        if self.early:
+            replace_init(initramfs, self.early)
+        return "-kernel", kernel, "-initrd", initramfs, "-append", cmdline
+
+    def _firmware(self):
+        """The board's firmware and the flash with its settings, as QEMU is told of them."""
+        qemu = self.board.qemu
+        flash = self.folder / "flash.img"
+        uboot.make_flash(flash)
+        program = hosttools.Tools([qemu.firmware_package]).tree / qemu.firmware
+        return "-bios", program, "-drive", f"if=pflash,unit=1,format=raw,file={flash},readonly=on"
+
+    def _command(self, tools, start):
         qemu = self.board.qemu
         command = [
             *(tools.path(qemu.program), "-nodefaults", "-no-user-config", "-display", "none"),
             *("-L", tools.tree / "usr/share/qemu", "-L", tools.tree / "usr/share/seabios"),
             *("-machine", qemu.machine, "-smp", self.cpus, "-m", f"{qemu.memory_mib}M"),
             *(("-accel", "kvm", "-cpu", "host") if self.kvm else ("-accel", "tcg,thread=multi", "-cpu", qemu.cpu)),
-            *("-kernel", kernel, "-initrd", initramfs, "-append", cmdline),
+            *start,
             *("-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
             *(*self._disk(), "-device", "virtio-blk-pci,drive=disk"),
             *("-netdev", self._network()),

@@ -35,7 +35,7 @@ def test_every_board_page_is_complete_and_fits_the_layout(name):
         (("suite = ", "suit = "), "'debian.suite' is missing"),
         (("cpus = 2", 'cpus = "2"'), "'qemu.cpus' is '2', not of type int"),
         (("[watchdog]", "[watchdog]\npaw = 1"), "unknown keys: watchdog.paw"),
-        (('backend = "initramfs"', 'backend = "grub"'), "'boot.backend' is 'grub', not one of initramfs, rpi-tryboot, uefi-nv"),
+        (('backend = "uboot-env"', 'backend = "grub"'), "'boot.backend' is 'grub', not one of initramfs, uboot-env, rpi-tryboot, uefi-nv"),
         (("max-seconds = 2046", "max-seconds = 10"), "'watchdog.max-seconds' is 10, not from 15 to 65536"),
         (("max-seconds = 2046", "max-seconds = true"), "'watchdog.max-seconds' is True, not of type int"),
         (('"onnxruntime"', '"openvino"'), "'engines.kinds' has 'openvino', not one of rten, onnxruntime, hailo, tensorrt"),

@@ -68,7 +68,7 @@ def test_the_same_inputs_give_the_same_image_whatever_the_umask_and_time_zone(pr
 
 def test_slot_a_holds_a_root_filesystem_and_the_other_slots_are_empty(production_image, partitions):
     assert content(production_image[0], partitions["rootfs-a"])[:4] == b"hsqs"
-    for name in ("rootfs-b", "models-a", "models-b"):
+    for name in {"boot-b", "bootstate", "rootfs-b", "models-a", "models-b"} & set(partitions):
         assert not any(content(production_image[0], partitions[name])), f"{name} is not empty"
 
 
@@ -83,7 +83,8 @@ def test_the_boot_partition_holds_what_a_boot_loader_needs(production_image, boa
     kernel, initramfs, cmdline = qemu.boot_files(production_image[0], tmp_path)
     assert kernel.stat().st_size == production_image[1]["kernel_bytes"]
     assert initramfs.read_bytes()[:2] == b"\x1f\x8b"
-    assert cmdline == board.cmdline and f"console={board.console}" in cmdline
+    slot = " inferd.slot=a" if board.backend == "uboot-env" else ""
+    assert cmdline == board.cmdline + slot and f"console={board.console}" in cmdline
 
 
 def test_nobody_can_log_in_on_a_production_image(root):

@@ -14,6 +14,7 @@ import layout as layouts
 import places
 import pytest
 import rpi
+import uboot
 from steps import Failure
 
 PIS = [name for name in boards.names() if boards.load(name).backend == "rpi-tryboot"]
@@ -150,13 +151,14 @@ def test_a_board_of_qemu_gets_an_initramfs_with_busybox_and_what_it_needs(target
     (target / "usr/lib").rmdir()
     (target / "usr/lib").symlink_to(libraries.folder)
     disk = builder.disk(board, target, made(board, tmp_path / "images"), tools, 1)
-    (tmp_path / "initramfs").write_bytes(in_fat(tools, disk, "boot", "initramfs"))
+    (tmp_path / "initramfs").write_bytes(in_fat(tools, disk, "boot-a", "initramfs"))
     listed = subprocess.run(
         f"gzip -dc '{tmp_path}/initramfs' | '{hosttools.Tools(['cpio']).path('cpio')}' -t --quiet", shell=True, capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"init", "bin/busybox", "bin/mount", "lib/ld-linux-aarch64.so.1", "lib/modules/order", "dev/console"} <= set(listed)
-    assert in_fat(tools, disk, "boot", "kernel") == b"Image"
-    assert in_fat(tools, disk, "boot", "cmdline.txt").decode() == builder.cmdline(board) + "\n"
+    assert in_fat(tools, disk, "boot-a", "kernel") == b"Image"
+    assert in_fat(tools, disk, "boot-a", "cmdline.txt").decode() == builder.cmdline(board) + "\n"
+    assert in_fat(tools, disk, "boot", "boot.scr") == uboot.boot_files(1)["boot.scr"]
 
 
 def test_built_in_drivers_are_told_on_the_command_line_what_modules_are_told_as_they_load():
