@@ -18,7 +18,9 @@ from sensors.sensor import Sensor, counted, encoder, source
 NEUTRAL = [1500, 1200, 1800]
 FLEX = [1900, 1000, 1000]
 RATE, VELOCITY, ACCELERATION = 50, 2000, 20_000
-CONFIG = """[[sources]]
+CONFIG = """[updates]
+data_dir = "{data}"
+[[sources]]
 name = "arm"
 kind = "serial"
 path = "{sensor}"
@@ -108,9 +110,9 @@ def hand(tmp_path):
 
 
 @pytest.fixture
-def start(native, sensor, hand):
+def start(native, sensor, hand, tmp_path):
     def start(autostart="true"):
-        config = CONFIG.format(sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart=autostart)
+        config = CONFIG.format(data=tmp_path / "data", sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart=autostart)
         return native(models=[EMG_MODEL], config=config)
 
     return start
@@ -196,6 +198,51 @@ def test_a_stopped_hand_follows_nothing_until_it_is_started(start, sensor, hand)
     hand.check()
 
 
+def test_a_stop_holds_through_the_end_of_the_daemon_until_somebody_starts_it(start, sensor, hand):
+    sensor.plug()
+    hand.plug()
+    device = start()
+    hand.until(FLEX, device)
+    assert ask(device, "POST", "/api/v1/actuators/hand/stop").status == 200
+    hand.until(NEUTRAL, device)
+    # As at a power cut: what was acknowledged holds.
+    device.process.kill()
+    device.stop()
+    device = start()
+    helpers.until(lambda: source(device)["gate"]["command_label"] == "Wrist Flex", device)
+    helpers.until(lambda: actuator(device)["state"] == "stopped" and actuator(device)["lines"] > RATE, device)
+    assert hand.lines[-1] == NEUTRAL
+    assert ask(device, "POST", "/api/v1/actuators/hand/start").status == 200
+    hand.until(FLEX, device)
+    device.process.kill()
+    device.stop()
+    device = start()
+    hand.until(FLEX, device)
+
+
+def test_a_start_that_cannot_be_remembered_is_none(start, sensor, hand, tmp_path):
+    sensor.plug()
+    hand.plug()
+    device = start()
+    hand.until(FLEX, device)
+    assert ask(device, "POST", "/api/v1/actuators/hand/stop").status == 200
+    [marker] = tmp_path.glob("data/actuators/*")
+    marker.unlink()
+    marker.mkdir()
+    answer = ask(device, "POST", "/api/v1/actuators/hand/start")
+    assert (answer.status, answer.json()["error"]) == (503, "storage"), answer
+    assert actuator(device)["stopped"]
+    # And a stop that cannot be remembered is one all the same.
+    marker.rmdir()
+    assert ask(device, "POST", "/api/v1/actuators/hand/start").status == 200
+    hand.until(FLEX, device)
+    marker.mkdir()
+    answer = ask(device, "POST", "/api/v1/actuators/hand/stop")
+    assert (answer.status, answer.json()["error"]) == (503, "storage"), answer
+    hand.until(NEUTRAL, device)
+    hand.check()
+
+
 def test_a_hand_that_is_plugged_in_again_begins_neutral(start, sensor, hand):
     sensor.plug()
     device = start()
@@ -213,8 +260,8 @@ def test_a_hand_that_is_plugged_in_again_begins_neutral(start, sensor, hand):
     hand.check()
 
 
-def test_only_who_operates_the_device_stops_and_starts_a_hand(native, hand, sensor):
-    config = CONFIG.format(sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart="false")
+def test_only_who_operates_the_device_stops_and_starts_a_hand(native, hand, sensor, tmp_path):
+    config = CONFIG.format(data=tmp_path / "data", sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart="false")
     keys = '[security]\nviewer_keys = ["viewer-key-of-this-test"]\noperator_keys = ["operator-key-of-this-test"]\nchange_limit_per_min = 1\n'
     device = native(models=[EMG_MODEL], config=config + keys)
     for key, status in (("viewer-key-of-this-test", 403), ("operator-key-of-this-test", 200)):

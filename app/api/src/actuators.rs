@@ -8,6 +8,8 @@
 //!
 //! An actuator (`app/actuators`) asks for every line what may be done. The answer is its source's gate (`gate.rs`) at that moment, and that
 //! nobody knows once the task that looks after the source has not done so for [`VOUCHED`].
+//!
+//! A stop outlives the daemon: it is a file per stopped actuator, and only `/start` takes it away.
 
 use crate::gate::Command;
 use crate::metrics::live::Writer;
@@ -21,6 +23,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use serde_json::{Value, json};
 use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -45,13 +50,18 @@ pub(crate) struct Driven {
     actuator: Actuator,
     live: Option<Arc<Live>>,
     model: Option<String>,
+    /// Is there while it is stopped.
+    marker: PathBuf,
+    /// One order after the other: of a start and a stop at once the stop holds.
+    orders: tokio::sync::Mutex<()>,
 }
 
 /// All actuators of a daemon.
 pub(crate) type Actuators = Arc<OnceLock<Vec<Driven>>>;
 
-/// Starts the actuators, after the sources. One that cannot be started is told in the log, and is not there.
-pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig]) {
+/// Starts the actuators, after the sources. One that cannot be started is told in the log, and is not there. `folder` remembers which
+/// of them somebody has stopped.
+pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig], folder: &Path) {
     let sources = app.sources.get().map_or(&[][..], Vec::as_slice);
     let mut all = Vec::new();
     for config in configs {
@@ -60,8 +70,17 @@ pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig]) {
         let asked = live.clone();
         let (model, ending) = (config.model.clone(), app.ending.subscribe());
         let ask = move || ask(asked.as_deref(), model.as_deref(), &ending);
-        match Actuator::start(config.spec.clone(), ask) {
-            Ok(actuator) => all.push(Driven { actuator, live, model: config.model.clone() }),
+        let marker = folder.join(format!("{}.stopped", config.spec.name));
+        let mut spec = config.spec.clone();
+        if spec.autostart && was_stopped(&marker) {
+            tracing::warn!(actuator = spec.name, "stopped: somebody stopped it before this start");
+            spec.autostart = false;
+        }
+        match Actuator::start(spec, ask) {
+            Ok(actuator) => {
+                let (model, orders) = (config.model.clone(), tokio::sync::Mutex::default());
+                all.push(Driven { actuator, live, model, marker, orders });
+            }
             Err(why) => {
                 tracing::error!(actuator = config.spec.name, error = %why, "no thread for an actuator");
             }
@@ -69,6 +88,25 @@ pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig]) {
     }
     // Set once, at the start.
     let _ = app.actuators.set(all);
+}
+
+/// Whether somebody stopped it and nobody has started it since. What cannot be read counts as stopped.
+fn was_stopped(marker: &Path) -> bool {
+    fs::symlink_metadata(marker).map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |_| true)
+}
+
+/// Writes down that it is stopped, or that it is not. Durable when it returns.
+fn remember(marker: &Path, stopped: bool) -> io::Result<()> {
+    let folder = marker.parent().unwrap_or(Path::new("."));
+    if stopped {
+        fs::create_dir_all(folder)?;
+        return inferd_slots::replace(marker, b"");
+    }
+    match fs::remove_file(marker) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Err(_) => Ok(()),
+        Ok(()) => fs::File::open(folder)?.sync_all(),
+    }
 }
 
 /// Brings all of them to the neutral pose, and ends their lines; some seconds at the most.
@@ -138,6 +176,33 @@ fn failing(view: View, live: Option<&Live>, model: Option<&str>) -> Option<Strin
 }
 
 impl Driven {
+    /// What could not be done is said.
+    async fn carry_out(&self, stop: bool) -> Result<(), String> {
+        let _alone = self.orders.lock().await;
+        let name = &self.actuator.spec().name;
+        if stop {
+            self.actuator.stop();
+            tracing::warn!(actuator = name, "stopped");
+        }
+        let marker = self.marker.clone();
+        let kept = tokio::task::spawn_blocking(move || remember(&marker, stop)).await;
+        let why = kept.map_err(|e| e.to_string()).and_then(|kept| kept.map_err(|e| e.to_string()));
+        match (stop, why) {
+            (true, Ok(())) => Ok(()),
+            (true, Err(why)) => {
+                Err(format!("it is stopped, but not beyond a restart: that cannot be written down: {why}"))
+            }
+            (false, Ok(())) => {
+                self.actuator.begin();
+                tracing::info!(actuator = name, "started");
+                Ok(())
+            }
+            (false, Err(why)) => {
+                Err(format!("it stays stopped: that it is started cannot be written down: {why}"))
+            }
+        }
+    }
+
     fn failing(&self) -> Option<String> {
         failing(self.actuator.view(), self.live.as_deref(), self.model.as_deref())
     }
@@ -173,22 +238,29 @@ pub(crate) fn list(app: &App) -> Reply {
     Reply::json(StatusCode::OK, &json!({ "actuators": all }))
 }
 
-/// `stop` or `start`.
-pub(crate) fn order(app: &App, req: &Req, stop: bool) -> Reply {
+/// `stop` or `start`. A stop is carried out first and remembered then; a start is remembered first, so that none comes of what is not.
+pub(crate) async fn order(app: &App, req: &Req, stop: bool) -> Reply {
     let name = req.path.rsplit('/').nth(1).unwrap_or_default();
     let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
-    let Some(driven) = all.iter().find(|d| d.actuator.spec().name == name) else {
+    let Some(at) = all.iter().position(|d| d.actuator.spec().name == name) else {
         let why = format!("there is no actuator {}", called(name));
         return Reply::refusal(StatusCode::NOT_FOUND, "not_found", &why, true);
     };
     if stop {
-        driven.actuator.stop();
-        tracing::warn!(actuator = name, "stopped");
-    } else {
-        driven.actuator.begin();
-        tracing::info!(actuator = name, "started");
+        all[at].actuator.stop();
     }
-    Reply::json(StatusCode::OK, &driven.describe())
+    // Whoever hangs up now has ordered it all the same.
+    let actuators = Arc::clone(&app.actuators);
+    let carried_out = tokio::spawn(async move {
+        match actuators.get().and_then(|all| all.get(at)) {
+            Some(driven) => driven.carry_out(stop).await,
+            None => Ok(()),
+        }
+    });
+    match carried_out.await.unwrap_or_else(|e| Err(e.to_string())) {
+        Ok(()) => Reply::json(StatusCode::OK, &all[at].describe()),
+        Err(why) => Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "storage", &why, true),
+    }
 }
 
 /// The numbers of actuators.

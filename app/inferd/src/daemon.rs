@@ -129,7 +129,7 @@ pub fn run(
         );
         inferd_api::start_sources(&app, &config.sources);
         inferd_api::start_calibrations(&app, &config.updates.data_dir.join("calibrations"));
-        inferd_api::start_actuators(&app, &config.actuators);
+        inferd_api::start_actuators(&app, &config.actuators, &config.updates.data_dir.join("actuators"));
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
