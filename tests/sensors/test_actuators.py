@@ -220,6 +220,21 @@ def test_a_stop_holds_through_the_end_of_the_daemon_until_somebody_starts_it(sta
     hand.until(FLEX, device)
 
 
+def test_a_hand_is_not_moved_by_a_model_whose_calibration_is_ignored(start, sensor, hand, tmp_path):
+    spoiled = tmp_path / "data/calibrations/emg-loudest.calibration"
+    spoiled.parent.mkdir(parents=True)
+    spoiled.write_bytes(b"not a calibration")
+    sensor.plug()
+    hand.plug()
+    device = start()
+    helpers.until(lambda: source(device)["gate"]["command_label"] == "Wrist Flex", device)
+    helpers.until(lambda: "its calibration is ignored" in (actuator(device)["failing"] or "") and actuator(device)["lines"] > RATE, device)
+    assert all(line in (NEUTRAL, []) for line in hand.lines)
+    assert ask(device, "POST", "/api/v1/calibrations/undo").status == 200
+    hand.until(FLEX, device)
+    hand.check()
+
+
 def test_a_start_that_cannot_be_remembered_is_none(start, sensor, hand, tmp_path):
     sensor.plug()
     hand.plug()

@@ -247,10 +247,15 @@ def test_a_spoiled_calibration_is_ignored_with_a_word_and_the_model_serves_as_it
     try:
         [kept] = helpers.until(lambda: installed(device), device)
         assert kept["state"] == "ignored" and "key" in kept["reason"]
+        assert device.request("/status").json()["calibrations"] == [kept]
+        assert 'calibration_state{model="emg-gestures",state="ignored"} 1' in device.request("/metrics").body.decode()
+        raised = lambda: [a.get("about") for a in device.request("/api/v1/alerts").json()["active"] if a["alert"] == "calibration_failing"]
+        helpers.until(lambda: raised() == [f"emg-gestures: {kept['reason']}"], device)
         window = Person(14).signal("Pinch", 200, HELD).round(2).tolist()
         assert infer(device, window)["pred_label"] in LABELS
         assert device.request(f"{SESSIONS}/undo", b"", method="POST").json() == {"model": "emg-gestures", "calibrated": False}
         assert installed(device) == [] and list(folder.iterdir()) == []
+        helpers.until(lambda: not raised(), device)
     finally:
         device.stop()
 

@@ -11,6 +11,7 @@
 //!
 //! A stop outlives the daemon: it is a file per stopped actuator, and only `/start` takes it away.
 
+use crate::calibrations::Calibrations;
 use crate::gate::Command;
 use crate::metrics::live::Writer;
 use crate::sources::{Live, called};
@@ -69,7 +70,11 @@ pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig], folder: &Path
         let live = sources.iter().find(named).cloned();
         let asked = live.clone();
         let (model, ending) = (config.model.clone(), app.ending.subscribe());
-        let ask = move || ask(asked.as_deref(), model.as_deref(), &ending);
+        let weak = Arc::downgrade(app);
+        let ask = move || {
+            let Some(app) = weak.upgrade() else { return Ask::Safe("the daemon ends".to_owned()) };
+            ask(asked.as_deref(), model.as_deref(), &ending, &app.calibrations)
+        };
         let marker = folder.join(format!("{}.stopped", config.spec.name));
         let mut spec = config.spec.clone();
         if spec.autostart && was_stopped(&marker) {
@@ -122,12 +127,17 @@ pub fn end_actuators(app: &App) {
 /// Whether one of them fails safe for another reason than that nothing is meant: its name and why.
 pub fn failing_actuator(app: &App) -> Option<Option<String>> {
     let all = app.actuators.get().filter(|all| !all.is_empty())?;
-    Some(
-        all.iter().find_map(|driven| Some(format!("{}: {}", driven.actuator.spec().name, driven.failing()?))),
-    )
+    Some(all.iter().find_map(|driven| {
+        Some(format!("{}: {}", driven.actuator.spec().name, driven.failing(&app.calibrations)?))
+    }))
 }
 
-fn ask(live: Option<&Live>, model: Option<&str>, ending: &watch::Receiver<bool>) -> Ask {
+fn ask(
+    live: Option<&Live>,
+    model: Option<&str>,
+    ending: &watch::Receiver<bool>,
+    calibrations: &Calibrations,
+) -> Ask {
     if *ending.borrow() {
         return Ask::Safe("the daemon ends".to_owned());
     }
@@ -135,7 +145,7 @@ fn ask(live: Option<&Live>, model: Option<&str>, ending: &watch::Receiver<bool>)
     if live.looked_after().is_none_or(|ago| ago > VOUCHED) {
         return Ask::Silent(format!("source {} is not looked after", live.name()));
     }
-    if let Some(why) = other_model(live, model) {
+    if let Some(why) = other_model(live, model).or_else(|| uncalibrated(live, calibrations)) {
         return Ask::Safe(why);
     }
     let Command { view, label, .. } = live.command();
@@ -152,15 +162,26 @@ fn other_model(live: &Live, model: Option<&str>) -> Option<String> {
     (!goes).then(|| format!("source {} does not go to model {wanted}", live.name()))
 }
 
+/// What is said of a source whose model somebody calibrated, and that answers as it was shipped: those gestures are nobody's.
+fn uncalibrated(live: &Live, calibrations: &Calibrations) -> Option<String> {
+    let (manifest, _) = live.plan()?;
+    calibrations.unsettled(&manifest).map(|why| format!("model {}: {why}", manifest.name))
+}
+
 /// Why an actuator is in its safe pose although somebody may mean something.
-fn failing(view: View, live: Option<&Live>, model: Option<&str>) -> Option<String> {
+fn failing(
+    view: View,
+    live: Option<&Live>,
+    model: Option<&str>,
+    calibrations: &Calibrations,
+) -> Option<String> {
     match view.state {
         State::Silent | State::Blocked | State::Unplugged => return Some(view.reason),
         State::Following | State::Stopped => return None,
         State::Safe => {}
     }
     let live = live?;
-    if let Some(why) = other_model(live, model) {
+    if let Some(why) = other_model(live, model).or_else(|| uncalibrated(live, calibrations)) {
         return Some(why);
     }
     let command = live.command().view;
@@ -203,11 +224,11 @@ impl Driven {
         }
     }
 
-    fn failing(&self) -> Option<String> {
-        failing(self.actuator.view(), self.live.as_deref(), self.model.as_deref())
+    fn failing(&self, calibrations: &Calibrations) -> Option<String> {
+        failing(self.actuator.view(), self.live.as_deref(), self.model.as_deref(), calibrations)
     }
 
-    fn describe(&self) -> Value {
+    fn describe(&self, calibrations: &Calibrations) -> Value {
         let (view, spec) = (self.actuator.view(), self.actuator.spec());
         let counts = view.counts;
         json!({
@@ -216,7 +237,7 @@ impl Driven {
             "model": self.model,
             "state": view.state.name(),
             "reason": view.reason,
-            "failing": self.failing(),
+            "failing": self.failing(calibrations),
             "stopped": view.stopped,
             "gesture": view.gesture,
             "widths_us": view.widths,
@@ -234,7 +255,7 @@ impl Driven {
 
 pub(crate) fn list(app: &App) -> Reply {
     let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
-    let all: Vec<Value> = all.iter().map(Driven::describe).collect();
+    let all: Vec<Value> = all.iter().map(|d| d.describe(&app.calibrations)).collect();
     Reply::json(StatusCode::OK, &json!({ "actuators": all }))
 }
 
@@ -258,7 +279,7 @@ pub(crate) async fn order(app: &App, req: &Req, stop: bool) -> Reply {
         }
     });
     match carried_out.await.unwrap_or_else(|e| Err(e.to_string())) {
-        Ok(()) => Reply::json(StatusCode::OK, &all[at].describe()),
+        Ok(()) => Reply::json(StatusCode::OK, &all[at].describe(&app.calibrations)),
         Err(why) => Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "storage", &why, true),
     }
 }
@@ -309,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_model_that_the_source_does_not_go_to_is_a_failure() {
-        let live = pushed();
+        let (live, none) = (pushed(), Calibrations::default());
         let view = View {
             state: State::Safe,
             reason: String::new(),
@@ -319,20 +340,23 @@ mod tests {
             neutral: true,
             counts: inferd_actuators::Counts::default(),
         };
-        assert_eq!(failing(view.clone(), Some(&live), None), None);
+        assert_eq!(failing(view.clone(), Some(&live), None, &none), None);
         let other = "source phone does not go to model collar";
-        assert_eq!(failing(view.clone(), Some(&live), Some("collar")).as_deref(), Some(other));
+        assert_eq!(failing(view.clone(), Some(&live), Some("collar"), &none).as_deref(), Some(other));
         let stopped = View { state: State::Stopped, ..view };
-        assert_eq!(failing(stopped, Some(&live), Some("collar")), None);
+        assert_eq!(failing(stopped, Some(&live), Some("collar"), &none), None);
     }
 
     #[test]
     fn nobody_vouches_for_a_source_that_is_not_looked_after() {
-        let live = pushed();
+        let (live, none) = (pushed(), Calibrations::default());
         let (end, ending) = watch::channel(false);
-        let asked = |model| ask(Some(&live), model, &ending);
+        let asked = |model| ask(Some(&live), model, &ending, &none);
         let unknown = Ask::Silent("source phone is not looked after".to_owned());
-        assert_eq!(ask(None, None, &ending), Ask::Silent("its source could not be started".to_owned()));
+        assert_eq!(
+            ask(None, None, &ending, &none),
+            Ask::Silent("its source could not be started".to_owned())
+        );
         assert_eq!(asked(None), unknown);
         // A minute from now, so that no machine is too slow for it.
         live.look_after(Instant::now() + Duration::from_secs(60));

@@ -2,7 +2,7 @@
 
 use crate::actuators::{self, Actuators};
 use crate::body::Held;
-use crate::calibrations::Calibrations;
+use crate::calibrations::{self, Calibrations};
 use crate::cpu::Meter;
 use crate::rate::Limits;
 use crate::sources::{self, Sources};
@@ -42,7 +42,7 @@ pub struct App {
     /// Live sources, once they are started.
     pub(crate) sources: Sources,
     /// Calibrations for a person.
-    pub(crate) calibrations: Calibrations,
+    pub(crate) calibrations: Arc<Calibrations>,
     /// What moves by them, once it is started.
     pub(crate) actuators: Actuators,
     /// Sessions of sensors.
@@ -139,12 +139,14 @@ impl App {
         metrics.add(Box::new(sources::Numbers(sources.clone())));
         let actuators = Actuators::default();
         metrics.add(Box::new(actuators::Numbers(actuators.clone())));
+        let calibrations = Arc::new(Calibrations::default());
+        metrics.add(Box::new(calibrations::Numbers(Arc::clone(&calibrations), Arc::clone(&hosts))));
         let sessions = Arc::new(analysis::Sessions::default());
         metrics.add(Box::new(analysis::Tally(sessions.clone())));
         let stream_counts = Arc::new(stream::Counts::default());
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
-            calibrations: Calibrations::default(),
+            calibrations,
             sources,
             actuators,
             sessions,

@@ -14,6 +14,7 @@
 //! A session lives in this process and ends with it, or after [`IDLE`] without a word. What is fitted lies in `app/calibrate`; here are
 //! the source, the model host (asked as everybody asks it, so that its memory, queue and deadlines hold), and the files.
 
+use crate::metrics::live::Writer;
 use crate::records::carried;
 use crate::sources::Live;
 use crate::{App, Reply, Req};
@@ -24,13 +25,16 @@ use inferd_calibrate::fit::{self, Check, Part};
 use inferd_calibrate::order::{self, Order};
 use inferd_calibrate::record::{Calibration, Golden, LONGEST, SCHEMA, Unfit, alike, interface};
 use inferd_calibrate::recording::{Recording, Shape};
-use inferd_hosts::{InferError, Served, State as Ready};
+use inferd_hosts::{Hosts, InferError, Served, State as Ready};
 use inferd_model::{EmgScaling, Manifest, ModelName};
 use inferd_sources::live::{MAX_RECORDED, State};
 use inferd_tasks::emg::{EmgPlan, Personal};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -60,6 +64,8 @@ const NOT_READY: &str = "its model is not ready yet";
 /// Calibrations of a device.
 const MOST_KEPT: usize = 16;
 const KEY: &str = "device.key";
+/// What a calibration that is kept may be.
+const STATES: [&str; 4] = ["waiting", "serving", "unfit", "ignored"];
 const ENDING: &str = ".calibration";
 
 /// The calibrations of a daemon.
@@ -67,6 +73,8 @@ const ENDING: &str = ".calibration";
 pub(crate) struct Calibrations {
     dir: OnceLock<PathBuf>,
     kept: ArcSwap<Vec<Arc<Kept>>>,
+    /// Set once the files have been read.
+    read: OnceLock<()>,
     /// Files that are not believed or not understood, by model, and why.
     spoiled: Mutex<BTreeMap<String, String>>,
     session: Mutex<Option<Session>>,
@@ -199,9 +207,43 @@ pub fn start_calibrations(app: &Arc<App>, dir: &Path) {
             }
             *lock(&app.calibrations.spoiled) = spoiled;
             app.calibrations.kept.store(Arc::new(kept));
+            // Set once: this task is started once.
+            let _ = app.calibrations.read.set(());
         }
         prove(app).await;
     });
+}
+
+/// The numbers of calibrations.
+pub(crate) struct Numbers(pub Arc<Calibrations>, pub Arc<Hosts>);
+
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Numbers").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.installed(&self.1);
+        let one = |one: &Value| -> Option<(String, String)> {
+            Some((one["model"].as_str()?.to_owned(), one["state"].as_str()?.to_owned()))
+        };
+        let all: Vec<_> = all.iter().filter_map(one).collect();
+        let states = all.iter().flat_map(|(model, is)| {
+            STATES.map(|s| (vec![("model", model.as_str()), ("state", s)], f64::from(u8::from(s == is))))
+        });
+        Writer { encoder: &mut encoder }.gauge(
+            "calibration_state",
+            "1 for what a person's calibration is",
+            states,
+        )
+    }
+}
+
+/// Whether a calibration is not applied: its model and why.
+pub fn failing_calibration(app: &App) -> Option<Option<String>> {
+    app.calibrations.failing(&app.hosts)
 }
 
 /// Lets what is kept serve once it has answered its golden windows.
@@ -364,12 +406,41 @@ impl Calibrations {
         }
     }
 
+    /// Why this model answers as it was shipped although somebody calibrated it, or may have; `None`: it does not, or nobody did.
+    pub(crate) fn unsettled(&self, manifest: &Manifest) -> Option<String> {
+        self.dir.get()?;
+        if self.read.get().is_none() {
+            return Some("its calibration was not read yet".to_owned());
+        }
+        let model = manifest.name.as_str();
+        if let Some(why) = lock(&self.spoiled).get(model) {
+            return Some(format!("its calibration is ignored: {why}"));
+        }
+        let kept = self.kept.load();
+        match &*lock(&kept.iter().find(|k| k.calibration.model == model)?.standing) {
+            Standing::Serving(proven, _) if alike(proven, manifest) => None,
+            Standing::Serving(..) => Some("its calibration is for another edition of it".to_owned()),
+            Standing::Waiting(why) => Some(format!("its calibration is not proven yet: {why}")),
+            Standing::Unfit(why) => Some(format!("its calibration is unfit: {why}")),
+        }
+    }
+
+    /// The first model that answers as it was shipped although somebody calibrated it, and why; one that is still being proven is none.
+    /// `None`: the files were not read yet.
+    fn failing(&self, hosts: &Hosts) -> Option<Option<String>> {
+        self.read.get()?;
+        let all = self.installed(hosts);
+        let failing = all.iter().find(|one| matches!(one["state"].as_str(), Some("unfit" | "ignored")));
+        let said = |key: &str, of: &Value| of[key].as_str().unwrap_or_default().to_owned();
+        Some(failing.map(|one| format!("{}: {}", said("model", one), said("reason", one))))
+    }
+
     /// What is kept of each model, and whether it serves.
-    pub(crate) fn installed(&self, app: &App) -> Vec<Value> {
+    pub(crate) fn installed(&self, hosts: &Hosts) -> Vec<Value> {
         let kept = self.kept.load();
         let one = |k: &Arc<Kept>| {
             let c = &k.calibration;
-            let other = app.hosts.get(&c.model).and_then(|m| c.is_for(&m.manifest()).err());
+            let other = hosts.get(&c.model).and_then(|m| c.is_for(&m.manifest()).err());
             let (state, reason) = match (&*lock(&k.standing), other) {
                 (_, Some(other)) => ("unfit", other.to_string()),
                 (Standing::Waiting(why), _) => ("waiting", why.clone()),
@@ -460,7 +531,7 @@ fn name_of(manifest: &Manifest, channel: usize) -> String {
 
 pub(crate) fn list(app: &App) -> Reply {
     let session = lock(&app.calibrations.session).as_ref().map(Session::describe);
-    let body = json!({ "installed": app.calibrations.installed(app), "session": session });
+    let body = json!({ "installed": app.calibrations.installed(&app.hosts), "session": session });
     Reply::json(StatusCode::OK, &body)
 }
 

@@ -77,7 +77,7 @@ pub use actuators::{ActuatorConfig, end_actuators, failing_actuator, start_actua
 pub use alive::{Alive, Keeper, SafeMode};
 pub use app::{App, Listening, Tls, Unbound};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
-pub use calibrations::start_calibrations;
+pub use calibrations::{failing_calibration, start_calibrations};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};
 pub use http::{Reply, Req, RequestId};
 pub use infer::{ENGINE, LATENT_CLIPPED, MOTIF_SOURCE};

@@ -112,6 +112,7 @@ pub(crate) fn status(app: &App) -> Reply {
     let models: Vec<Value> = app.hosts.list().iter().map(|m| describe(app, m, default.as_deref())).collect();
     set("engines", json!(**engines));
     set("models", json!(models));
+    set("calibrations", json!(app.calibrations.installed(&app.hosts)));
     set("updates", crate::updates::summary(app));
     crate::alive::status(app).into_iter().for_each(|(key, value)| {
         set(key, value);

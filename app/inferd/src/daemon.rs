@@ -338,6 +338,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
             pool_misses,
             breaker_open: (!models.is_empty()).then_some(open),
             actuator_failing: moving.upgrade().and_then(|app| inferd_api::failing_actuator(&app)),
+            calibration_failing: moving.upgrade().and_then(|app| inferd_api::failing_calibration(&app)),
             storage_failing: alive.progress.view().map(|proved| !proved.storage.ok),
         }
     };

@@ -51,13 +51,15 @@ pub enum Kind {
     StorageFailing,
     /// An actuator is in its safe pose because something failed: 1.
     ActuatorFailing,
+    /// A model answers as it was shipped although somebody calibrated it: 1.
+    CalibrationFailing,
     /// What was written to the data partition in a day, in percent of the budget.
     WriteBudget,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Cpu,
         Self::Memory,
         Self::MemoryPressure,
@@ -72,6 +74,7 @@ impl Kind {
         Self::BreakerOpen,
         Self::StorageFailing,
         Self::ActuatorFailing,
+        Self::CalibrationFailing,
         Self::WriteBudget,
     ];
 
@@ -93,6 +96,7 @@ impl Kind {
             Self::BreakerOpen => "breaker_open",
             Self::StorageFailing => "storage_failing",
             Self::ActuatorFailing => "actuator_failing",
+            Self::CalibrationFailing => "calibration_failing",
             Self::WriteBudget => "write_budget",
         }
     }
@@ -151,6 +155,9 @@ impl Kind {
             Self::StorageFailing => format!("the data directory{of} cannot be written"),
             Self::ActuatorFailing => {
                 format!("an actuator fails safe: {}", about.unwrap_or("nobody knows why"))
+            }
+            Self::CalibrationFailing => {
+                format!("a calibration is not applied: {}", about.unwrap_or("nobody knows why"))
             }
             Self::WriteBudget => {
                 format!("{value:.0} % of a day's write budget is spent, so optional writes are refused")

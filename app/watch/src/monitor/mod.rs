@@ -160,6 +160,7 @@ impl Thresholds {
             flag(Kind::BreakerOpen),
             flag(Kind::StorageFailing),
             flag(Kind::ActuatorFailing),
+            flag(Kind::CalibrationFailing),
             Rule { raise_after: 1, ..level(Kind::WriteBudget, 100.0, None) },
         ]
     }

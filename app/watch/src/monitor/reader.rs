@@ -124,6 +124,8 @@ pub struct Service {
     pub storage_failing: Option<bool>,
     /// The first actuator that is in its safe pose because something failed, and why; `Some(None)`: none is; `None`: there are none.
     pub actuator_failing: Option<Option<String>>,
+    /// The first model whose calibration is not applied, and why; `Some(None)`: none is like that; `None`: nobody knows yet.
+    pub calibration_failing: Option<Option<String>>,
 }
 
 /// One result of something that may hang.
@@ -153,6 +155,7 @@ pub struct Reader {
     pool: Option<(u64, u64)>,
     breaker: Option<Option<String>>,
     actuator: Option<Option<String>>,
+    calibration: Option<Option<String>>,
     failing: Option<bool>,
     flash_read: bool,
 }
@@ -177,6 +180,7 @@ impl Reader {
             pool: None,
             breaker: None,
             actuator: None,
+            calibration: None,
             failing: None,
             flash_read: false,
             roots,
@@ -208,7 +212,7 @@ impl Reader {
         self.before = times.or(self.before);
         let pool_efficiency = self.pool_efficiency(&service);
         (self.breaker, self.failing) = (service.breaker_open, service.storage_failing);
-        self.actuator = service.actuator_failing;
+        (self.actuator, self.calibration) = (service.actuator_failing, service.calibration_failing);
         let mut sample = Sample {
             when,
             cpu_percent,
@@ -359,6 +363,11 @@ impl Reader {
                 Kind::ActuatorFailing,
                 self.actuator.as_ref().map(|failing| flag(failing.is_some())),
                 self.actuator.clone().flatten(),
+            ),
+            of(
+                Kind::CalibrationFailing,
+                self.calibration.as_ref().map(|failing| flag(failing.is_some())),
+                self.calibration.clone().flatten(),
             ),
             of(Kind::WriteBudget, sample.wear.budget_percent(), None),
         ]

@@ -215,13 +215,14 @@ fn few_requests_say_nothing_about_the_pool() {
 }
 
 #[test]
-fn breakers_storage_and_actuators_are_told_by_others() {
+fn breakers_storage_actuators_and_calibrations_are_told_by_others() {
     let board = Board::new();
     let mut work = board.work(&board.settings());
     work.rooms.service = Box::new(|| Service {
         breaker_open: Some(Some("cpu".to_owned())),
         storage_failing: Some(true),
         actuator_failing: Some(Some("hand: the port was unplugged".to_owned())),
+        calibration_failing: Some(Some("emg: unfit".to_owned())),
         ..Service::default()
     });
     work.round(When::default(), Instant::now());
@@ -232,6 +233,7 @@ fn breakers_storage_and_actuators_are_told_by_others() {
         (Kind::BreakerOpen, Some("cpu".to_owned())),
         (Kind::StorageFailing, Some(data)),
         (Kind::ActuatorFailing, hand),
+        (Kind::CalibrationFailing, Some("emg: unfit".to_owned())),
     ];
     assert_eq!(raised, wanted);
 }
