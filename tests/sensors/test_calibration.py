@@ -14,9 +14,9 @@ from sensors.person import HELD, LABELS, MODEL, RATE, Person, Sleeve, swapped
 SESSIONS = "/api/v1/calibrations"
 
 
-def start(folder, model=MODEL):
+def start(folder, model=MODEL, more=""):
     """A device whose arm is a source of kind push."""
-    config = f'[updates]\ndata_dir = "{folder}/data"\n[[sources]]\nname = "arm"\nkind = "push"\nchannels = 16\nrate_hz = {RATE}\n'
+    config = f'[updates]\ndata_dir = "{folder}/data"\n[[sources]]\nname = "arm"\nkind = "push"\nchannels = 16\nrate_hz = {RATE}\n{more}'
     device = helpers.Native(folder, models=[model], config=config)
     return device.wait_ready()
 
@@ -243,7 +243,7 @@ def test_a_spoiled_calibration_is_ignored_with_a_word_and_the_model_serves_as_it
     folder = tmp_path / "data/calibrations"
     folder.mkdir(parents=True)
     (folder / "emg-gestures.calibration").write_bytes(b'{"signature":"' + b"0" * 128 + b'"}\n{"schema":1}\n')
-    device = start(tmp_path)
+    device = start(tmp_path, more="[monitor]\ninterval_s = 1\nconsecutive = 2\n")
     try:
         [kept] = helpers.until(lambda: installed(device), device)
         assert kept["state"] == "ignored" and "key" in kept["reason"]
