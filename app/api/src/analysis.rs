@@ -14,6 +14,7 @@
 
 use crate::infer::{Failure, MOTIF_SOURCE, Wording, refuse};
 use crate::metrics::live::Writer;
+use crate::rate::network;
 use crate::{App, Reply, Req, Stages, Surface, query};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
@@ -25,12 +26,15 @@ use prometheus_client::encoding::DescriptorEncoder;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Sessions at once: 90 KB each when they are full.
 const SESSIONS: usize = 32;
+/// Of these one client on the network has so many at most; the device itself may have all.
+const SESSIONS_PER_CLIENT: usize = 8;
 /// A session that nobody names for so long is forgotten: its samples are of 20 s.
 const IDLE: Duration = Duration::from_secs(600);
 /// Samples of one push: as many as are kept.
@@ -57,6 +61,8 @@ struct Held {
     session: Session,
     begun: Instant,
     named: Instant,
+    /// The network address it was begun from.
+    client: IpAddr,
 }
 
 /// Why a session's request is refused.
@@ -70,7 +76,9 @@ enum Problem {
     NoId,
     #[error("there is no such session: it was never started, was stopped, or nobody named it for 10 minutes")]
     Unknown(StatusCode),
-    #[error("as many sessions as there can be have begun; stop one")]
+    #[error(
+        "as many sessions as there can be have begun ({SESSIONS}, {SESSIONS_PER_CLIENT} of one client); stop one"
+    )]
     Full(Duration),
     #[error("a push has at most {PUSH} samples and {PUSH_BODY} bytes")]
     TooLarge,
@@ -128,10 +136,15 @@ impl Sessions {
         all
     }
 
-    fn start(&self) -> Result<u128, Problem> {
+    fn start(&self, client: IpAddr) -> Result<u128, Problem> {
+        let (local, client) = (client.to_canonical().is_loopback(), network(client));
         let mut all = self.all();
-        if all.len() >= SESSIONS {
-            let oldest = all.iter().map(|held| held.named.elapsed()).max().unwrap_or_default();
+        let own = |held: &&Held| held.client == client;
+        let too_many = !local && all.iter().filter(own).count() >= SESSIONS_PER_CLIENT;
+        if too_many || all.len() >= SESSIONS {
+            // The place that is given back next.
+            let gives = all.iter().filter(|held| !too_many || own(held)).map(|held| held.named.elapsed());
+            let oldest = gives.max().unwrap_or_default();
             return Err(Problem::Full(IDLE.saturating_sub(oldest).max(Duration::from_secs(1))));
         }
         let mut random = [0; 16];
@@ -139,7 +152,7 @@ impl Sessions {
         // RFC 9562, version 4.
         let id = u128::from_be_bytes(random) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
         let now = Instant::now();
-        all.push(Held { id, session: Session::default(), begun: now, named: now });
+        all.push(Held { id, session: Session::default(), begun: now, named: now, client });
         self.started.fetch_add(1, Relaxed);
         Ok(id)
     }
@@ -197,8 +210,8 @@ fn answered(outcome: Result<Reply, Problem>) -> Reply {
 }
 
 /// `POST /api/v1/analysis/start`. A body says nothing that matters.
-pub(crate) fn start(app: &App) -> Reply {
-    answered(app.sessions.start().map(|id| {
+pub(crate) fn start(app: &App, req: &Req) -> Reply {
+    answered(app.sessions.start(req.peer.ip()).map(|id| {
         let page = json!({ "sessionId": name(id), "status": "started", "timestamp": now() });
         Reply::json(StatusCode::OK, &page)
     }))
@@ -479,6 +492,8 @@ impl Collector for Tally {
 mod tests {
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     #[test]
     fn dates_are_those_of_the_calendar() {
         for (seconds, text) in [
@@ -496,7 +511,7 @@ mod tests {
     #[test]
     fn a_sessions_name_is_a_uuid_in_letters_of_either_size() {
         let sessions = Sessions::default();
-        let id = sessions.start().unwrap();
+        let id = sessions.start(HERE).unwrap();
         let text = name(id);
         assert_eq!(number(&text), Some(id));
         assert_eq!(number(&text.to_lowercase()), Some(id));
@@ -511,15 +526,31 @@ mod tests {
     #[test]
     fn places_are_few_and_what_nobody_names_gives_its_own_back() {
         let sessions = Sessions::default();
-        let all: Vec<u128> = (0..SESSIONS).map(|_| sessions.start().unwrap()).collect();
-        assert!(matches!(sessions.start(), Err(Problem::Full(wait)) if wait <= IDLE));
+        let all: Vec<u128> = (0..SESSIONS).map(|_| sessions.start(HERE).unwrap()).collect();
+        assert!(matches!(sessions.start(HERE), Err(Problem::Full(wait)) if wait <= IDLE));
         let Some(long_ago) = Instant::now().checked_sub(IDLE) else { return };
         sessions.all.lock().unwrap()[3].named = long_ago;
-        sessions.start().unwrap();
+        sessions.start(HERE).unwrap();
         assert_eq!(sessions.idle.load(Relaxed), 1);
         let gone = sessions.with(&name(all[3]), StatusCode::NOT_FOUND, |_| Ok(()));
         assert!(matches!(gone, Err(Problem::Unknown(StatusCode::NOT_FOUND))));
         assert!(sessions.with(&name(all[4]), StatusCode::NOT_FOUND, |_| Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_client_of_the_network_has_its_share_of_the_places() {
+        let sessions = Sessions::default();
+        let (one, same, other) = ("2001:db8::1", "2001:db8::2", "192.0.2.7");
+        let start = |from: &str| sessions.start(from.parse().unwrap());
+        let first: Vec<u128> = (0..SESSIONS_PER_CLIENT).map(|_| start(one).unwrap()).collect();
+        assert!(matches!(start(same), Err(Problem::Full(wait)) if wait <= IDLE));
+        start(other).unwrap();
+        let begun = sessions.all().len();
+        for _ in begun..SESSIONS {
+            start("::1").unwrap();
+        }
+        sessions.all().retain(|held| held.id != first[0]);
+        start(same).unwrap();
     }
 
     #[test]

@@ -463,7 +463,7 @@ async fn dispatch(app: &Arc<App>, target: Target, req: &Req) -> Reply {
         Route::StartActuator => actuators::order(app, req, false).await,
         Route::Encode => infer::infer(app, req, infer::Wording::Encode).await,
         Route::Analysis => infer::infer(app, req, infer::Wording::Analysis).await,
-        Route::StartSession => analysis::start(app),
+        Route::StartSession => analysis::start(app, req),
         Route::StreamSamples => analysis::push(app, req),
         Route::Motifs => analysis::motifs(app, req).await,
         Route::Synchrony => analysis::synchrony(app, req).await,
