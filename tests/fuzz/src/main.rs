@@ -11,6 +11,7 @@ mod fetch;
 mod kernel;
 mod slots;
 mod sources;
+mod system;
 mod targets;
 mod watch;
 

@@ -7,6 +7,7 @@ use crate::inferd::config::{Arguments, Loaded};
 use crate::kernel;
 use crate::slots;
 use crate::sources;
+use crate::system;
 use crate::watch;
 use inferd_api::oip::fuzz as oip;
 use inferd_engine::{CpuEngine, Engine, NetworkFile};
@@ -39,6 +40,9 @@ pub const ALL: &[Target] = &[
     ("config", config),
     ("state", slots::state),
     ("journal", slots::journal),
+    ("bootstate", system::bootstate),
+    ("autoboot", system::autoboot),
+    ("fat", system::fat),
     ("beginning", bundle::beginning),
     ("page", bundle::page),
     ("chunk", bundle::chunk),

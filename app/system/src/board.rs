@@ -1,0 +1,170 @@
+//! Which backend this board has: its `board.toml`, which the image carries, and the partitions that are there.
+
+use crate::boot::Backend;
+use crate::sectors::FileSectors;
+use crate::tryboot::{Firmware, Tryboot};
+use crate::uboot::Uboot;
+use crate::uefi::{Initramfs, Uefi};
+use serde::Deserialize;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What this room needs of a `board.toml`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Board {
+    /// `rpi5-hailo8`.
+    pub name: String,
+    boot: Boot,
+    #[serde(default)]
+    firmware: FirmwareFacts,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Boot {
+    backend: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct FirmwareFacts {
+    floor: Option<String>,
+}
+
+/// Why there is no backend.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    /// It cannot be read.
+    #[error("{}: {error}", .path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// `board.toml` is none.
+    #[error("{}: {why}", .path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A partition is not there.
+    #[error("there is no partition {0}")]
+    Partition(&'static str),
+    /// A partition is there twice: another medium is plugged in.
+    #[error("two partitions are called {0}: take the other medium out")]
+    Twice(&'static str),
+    /// Nobody knows this backend.
+    #[error("there is no boot backend {0:?}")]
+    Unknown(String),
+}
+
+/// Where a board is looked at; tests give it other places.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The board's facts.
+    pub board: PathBuf,
+    /// The kernel's command line.
+    pub cmdline: PathBuf,
+    /// Which slot was mounted, as the boot script found it.
+    pub slot: PathBuf,
+    /// The firmware's part of the device tree.
+    pub bootloader: PathBuf,
+    /// The variables of the UEFI.
+    pub efivars: PathBuf,
+    /// Block devices of the kernel, each with its `uevent`.
+    pub blocks: PathBuf,
+    /// Their nodes.
+    pub devices: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            board: "/etc/inferd/board.toml".into(),
+            cmdline: "/proc/cmdline".into(),
+            slot: "/run/inferd/slot".into(),
+            bootloader: "/proc/device-tree/chosen/bootloader".into(),
+            efivars: "/sys/firmware/efi/efivars".into(),
+            blocks: "/sys/class/block".into(),
+            devices: "/dev".into(),
+        }
+    }
+}
+
+impl Places {
+    /// The board of this image.
+    ///
+    /// # Errors
+    /// [`BoardError`].
+    pub fn board(&self) -> Result<Board, BoardError> {
+        let text = read(&self.board)?;
+        toml::from_str(&text)
+            .map_err(|e| BoardError::Form { path: self.board.clone(), why: e.message().to_owned() })
+    }
+
+    /// The backend of this board. To `write`, its partition must be one that may be written; root can.
+    ///
+    /// # Errors
+    /// [`BoardError`].
+    pub fn backend(&self, board: &Board, write: bool) -> Result<Box<dyn Backend>, BoardError> {
+        Ok(match board.boot.backend.as_str() {
+            "uboot-env" => {
+                let mounted = fs::read_to_string(&self.slot).ok().and_then(|text| text.trim().parse().ok());
+                Box::new(Uboot::new(self.open("bootstate", write)?, &read(&self.cmdline)?, mounted))
+            }
+            "rpi-tryboot" => {
+                let numbers = [self.partition("boot-a")?.number, self.partition("boot-b")?.number];
+                let firmware = Firmware::read(&self.bootloader);
+                let floor = board.firmware.floor.as_deref();
+                Box::new(Tryboot::new(
+                    self.open("boot", write)?,
+                    numbers,
+                    firmware,
+                    &read(&self.cmdline)?,
+                    floor,
+                ))
+            }
+            "uefi-nv" => Box::new(Uefi::new(&self.efivars)),
+            "initramfs" => Box::new(Initramfs),
+            other => return Err(BoardError::Unknown(other.to_owned())),
+        })
+    }
+
+    fn open(&self, name: &'static str, write: bool) -> Result<FileSectors, BoardError> {
+        let path = self.partition(name)?.device;
+        FileSectors::open(&path, write).map_err(|error| BoardError::Io { path, error })
+    }
+
+    /// The one partition of this name. A stick with another one decides nothing: then nobody is sure which is meant.
+    fn partition(&self, name: &'static str) -> Result<Partition, BoardError> {
+        let failed = |error| BoardError::Io { path: self.blocks.clone(), error };
+        let mut found = None;
+        for entry in fs::read_dir(&self.blocks).map_err(failed)? {
+            let Ok(uevent) = fs::read_to_string(entry.map_err(failed)?.path().join("uevent")) else {
+                continue;
+            };
+            let of = |key: &str| uevent.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            if of("PARTNAME") != Some(name) {
+                continue;
+            }
+            if let (Some(node), Some(number)) = (of("DEVNAME"), of("PARTN").and_then(|n| n.parse().ok())) {
+                let partition = Partition { device: self.devices.join(node), number };
+                if found.replace(partition).is_some() {
+                    return Err(BoardError::Twice(name));
+                }
+            }
+        }
+        found.ok_or(BoardError::Partition(name))
+    }
+}
+
+struct Partition {
+    device: PathBuf,
+    number: u32,
+}
+
+fn read(path: &Path) -> Result<String, BoardError> {
+    fs::read_to_string(path).map_err(|error| BoardError::Io { path: path.to_owned(), error })
+}

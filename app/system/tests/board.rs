@@ -1,0 +1,124 @@
+//! Which backend a board has follows from what its image and its kernel say.
+
+#![allow(clippy::unwrap_used)] // clippy.toml allows it in tests; helpers are not seen as such
+
+use inferd_system::record::{PLACES, Record};
+use inferd_system::{BoardError, Places, Restart, SECTOR, Slot};
+use std::fs;
+use std::path::Path;
+
+/// A board of this backend whose disk has these partitions.
+fn machine(backend: &str, partitions: &[(&str, u32)]) -> (tempfile::TempDir, Places) {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    for directory in ["dev", "bootloader", "efivars"] {
+        fs::create_dir(at(directory)).unwrap();
+    }
+    fs::write(
+        at("board.toml"),
+        format!("name = \"x\"\nother = 1\n[boot]\nbackend = \"{backend}\"\ncmdline = \"\"\n"),
+    )
+    .unwrap();
+    fs::write(at("cmdline"), "console=ttyAMA0 inferd.slot=b inferd.try=1\n").unwrap();
+    fs::write(at("slot"), "b\n").unwrap();
+    for (n, (name, number)) in partitions.iter().enumerate() {
+        let node = format!("vd{n}{number}");
+        fs::create_dir_all(at(&format!("blocks/{node}"))).unwrap();
+        let uevent =
+            format!("MAJOR=254\nDEVNAME={node}\nDEVTYPE=partition\nPARTN={number}\nPARTNAME={name}\n");
+        fs::write(at(&format!("blocks/{node}/uevent")), uevent).unwrap();
+        fs::write(at(&format!("dev/{node}")), vec![0; 16 << 10]).unwrap();
+    }
+    fs::create_dir_all(at("blocks/vda")).unwrap();
+    let places = Places {
+        board: at("board.toml"),
+        cmdline: at("cmdline"),
+        slot: at("slot"),
+        bootloader: at("bootloader"),
+        efivars: at("efivars"),
+        blocks: at("blocks"),
+        devices: at("dev"),
+    };
+    (root, places)
+}
+
+fn refusal(places: &Places) -> String {
+    let backend = places.backend(&places.board().unwrap(), false).unwrap();
+    assert!(backend.now().is_err() && backend.arm(Slot::A).is_err() && backend.commit().is_err());
+    backend.preflight().unwrap_err().sentence
+}
+
+#[test]
+fn a_board_with_uboot_finds_its_choice_by_the_name_of_its_partition_and_commits_on_the_medium() {
+    let (root, places) = machine("uboot-env", &[("rootfs-a", 3), ("bootstate", 5)]);
+    let backend = places.backend(&places.board().unwrap(), true).unwrap();
+    assert_eq!(backend.name(), "uboot-env");
+    backend.preflight().unwrap();
+    let now = backend.now().unwrap();
+    assert!(now.runs == Slot::B && now.on_trial && now.chosen == Slot::A);
+    backend.commit().unwrap();
+    assert_eq!(backend.arm(Slot::A).unwrap(), Restart::Plain);
+    let bytes = fs::read(root.path().join("dev/vd15")).unwrap();
+    let record = |place: u64| {
+        let at = usize::try_from(place).unwrap();
+        Record::decode(bytes[at..at + SECTOR].try_into().unwrap()).unwrap()
+    };
+    assert_eq!(record(PLACES[0]), Record { generation: 1, chosen: Slot::B, tried: None });
+    assert_eq!(record(PLACES[1]), Record { generation: 2, chosen: Slot::B, tried: Some(Slot::A) });
+    let only_read = places.backend(&places.board().unwrap(), false).unwrap();
+    fs::write(root.path().join("slot"), "b").unwrap();
+    assert_eq!(only_read.now().unwrap().chosen, Slot::B);
+}
+
+#[test]
+fn a_second_medium_with_a_partition_of_that_name_decides_nothing() {
+    let (_root, places) = machine("uboot-env", &[("bootstate", 5), ("bootstate", 1)]);
+    assert!(matches!(places.backend(&places.board().unwrap(), false), Err(BoardError::Twice("bootstate"))));
+    let (_root, places) = machine("uboot-env", &[]);
+    assert!(matches!(
+        places.backend(&places.board().unwrap(), false),
+        Err(BoardError::Partition("bootstate"))
+    ));
+}
+
+#[test]
+fn a_board_whose_system_is_not_updated_says_why() {
+    let (_root, places) = machine("initramfs", &[]);
+    assert!(refusal(&places).contains("one kernel outside of its slots"));
+    let (_root, places) = machine("grub", &[]);
+    assert!(matches!(places.backend(&places.board().unwrap(), false), Err(BoardError::Unknown(_))));
+}
+
+#[test]
+fn a_jetson_says_how_redundant_it_is_and_is_left_alone() {
+    let (root, places) = machine("uefi-nv", &[]);
+    let set = |name: &str, value: u8| {
+        let file = root.path().join(format!("efivars/{name}-781e084c-a330-417c-b678-38e696380cb9"));
+        fs::write(file, [7, 0, 0, 0, value, 0, 0, 0]).unwrap();
+    };
+    assert!(refusal(&places).contains("not flashed with a redundant layout"));
+    set("RootfsRedundancyLevel", 0);
+    assert!(refusal(&places).contains("RootfsRedundancyLevel is 0"));
+    set("RootfsRedundancyLevel", 1);
+    set("RootfsStatusSlotA", 0);
+    set("RootfsStatusSlotB", 0xff);
+    assert!(refusal(&places).contains("a is normal, b is unbootable"));
+}
+
+#[test]
+fn every_board_of_this_repository_has_a_backend_that_is_known() {
+    let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../board");
+    let mut seen = 0;
+    for entry in fs::read_dir(boards).unwrap() {
+        let file = entry.unwrap().path().join("board.toml");
+        if !file.is_file() {
+            continue;
+        }
+        let (_root, mut places) = machine("", &[("boot", 1), ("boot-a", 2), ("boot-b", 3), ("bootstate", 4)]);
+        places.board = file;
+        let board = places.board().unwrap();
+        assert!(places.backend(&board, false).is_ok(), "{}", board.name);
+        seen += 1;
+    }
+    assert!(seen >= 5);
+}
