@@ -7,11 +7,14 @@
 //! * [`Backend::commit`] chooses the system that runs, with one write of one sector. Before it the old one is chosen, after it the new one.
 //! * [`Backend::preflight`] says, before a byte is written, why this board cannot be trusted with that.
 //!
-//! Nobody here decides when to try or to commit, and nothing but a boot loader's choice is written.
+//! [`Systems`] is what root does with that: a signed bundle is written into the slot that is not chosen, proven from the medium, tried, and
+//! committed or given up. [`state`] has the states between, each safe to cut.
 
 mod board;
 mod boot;
+mod install;
 mod sectors;
+mod systems;
 mod tryboot;
 mod uboot;
 mod uefi;
@@ -19,10 +22,13 @@ mod uefi;
 pub mod autoboot;
 pub mod fat;
 pub mod record;
+pub mod state;
 
 pub use board::{Board, BoardError, Places};
 pub use boot::{Backend, BootError, Now, Refused, Restart};
+pub use install::{Parts, Take, TakeError, plan, prove};
 pub use sectors::{FileSectors, SECTOR, Sectors, write_proven};
+pub use systems::{Facts, Folder, Keep, Systems};
 pub use tryboot::{Firmware, Tryboot};
 pub use uboot::Uboot;
 pub use uefi::{Initramfs, Uefi};
