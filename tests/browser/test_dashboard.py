@@ -10,6 +10,7 @@ import pytest
 from helpers import freeze, until
 from playwright.sync_api import expect
 from sensors.sensor import Sensor, encoder
+from sensors.test_actuators import FLEX, NEUTRAL, Hand, configuration
 from updates.rig import Office, edition
 
 HEALTH = "#health"
@@ -180,6 +181,35 @@ def test_live_predictions_follow_a_sensor_that_is_unplugged_and_plugged_in_again
         expect(page.locator("#signal")).to_have_attribute("data-state", "live")
     finally:
         sensor.unplug()
+
+
+def test_what_moves_is_shown_and_stopped_and_started_by_keyboard(native, visit, tmp_path, pytestconfig):
+    sensor, hand = Sensor(tmp_path, encoder(tmp_path)), Hand(tmp_path)
+    try:
+        sensor.gesture = 3
+        sensor.plug()
+        hand.plug()
+        device = native(models=[places.ROOT / "tests/models/emg-loudest"], config=configuration(sensor, hand, tmp_path))
+        page = visit(device)
+        arm, stop, start = page.get_by_role("article", name="hand"), page.get_by_role("button", name="stop hand"), page.get_by_role("button", name="start hand")
+        expect(arm).to_contain_text("goes to Wrist Flex")
+        expect(page.locator("#command")).to_contain_text("Wrist Flex · following")
+        expect(start).to_be_disabled()
+        pictured(page, pytestconfig, "actuators")
+        assert worst_contrast(page) >= 4.5
+        stop.press("Enter")
+        expect(page.locator("#actuators-say")).to_contain_text("stopped, until somebody starts it")
+        expect(arm).to_contain_text("stopped")
+        hand.until(NEUTRAL, device)
+        start.press("Enter")
+        hand.until(FLEX, device)
+        expect(arm).to_contain_text("goes to Wrist Flex")
+        sensor.unplug()
+        expect(page.locator("#command")).to_contain_text("Rest · released, source")
+        expect(arm).to_contain_text("source arm: ")
+    finally:
+        sensor.unplug()
+        hand.unplug()
 
 
 def test_the_signal_is_drawn_while_somebody_looks_and_said_in_words(native, visit, pytestconfig):

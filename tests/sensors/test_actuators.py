@@ -109,11 +109,14 @@ def hand(tmp_path):
     hand.unplug()
 
 
+def configuration(sensor, hand, folder, autostart="true"):
+    return CONFIG.format(data=folder / "data", sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart=autostart)
+
+
 @pytest.fixture
 def start(native, sensor, hand, tmp_path):
     def start(autostart="true"):
-        config = CONFIG.format(data=tmp_path / "data", sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart=autostart)
-        return native(models=[EMG_MODEL], config=config)
+        return native(models=[EMG_MODEL], config=configuration(sensor, hand, tmp_path, autostart))
 
     return start
 
@@ -276,7 +279,7 @@ def test_a_hand_that_is_plugged_in_again_begins_neutral(start, sensor, hand):
 
 
 def test_only_who_operates_the_device_stops_and_starts_a_hand(native, hand, sensor, tmp_path):
-    config = CONFIG.format(data=tmp_path / "data", sensor=sensor.path, hand=hand.path, neutral=NEUTRAL, flex=FLEX, velocity=VELOCITY, acceleration=ACCELERATION, autostart="false")
+    config = configuration(sensor, hand, tmp_path, "false")
     keys = '[security]\nviewer_keys = ["viewer-key-of-this-test"]\noperator_keys = ["operator-key-of-this-test"]\nchange_limit_per_min = 1\n'
     device = native(models=[EMG_MODEL], config=config + keys)
     for key, status in (("viewer-key-of-this-test", 403), ("operator-key-of-this-test", 200)):

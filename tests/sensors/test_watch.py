@@ -62,7 +62,7 @@ def label(device, name):
 
 def test_what_a_sensor_is_recognised_as_is_seen_and_so_is_that_it_was_unplugged(watch, device, sensor):
     screen = watch(device.url)
-    screen.wait_for("healthy", "live prediction: arm", label(device, "arm"), "frames/s here", "emg-loudest")
+    screen.wait_for("healthy", "live prediction: arm", label(device, "arm"), "frames/s here", "to be acted on: ", "emg-loudest")
     unplugged = time.monotonic()
     sensor.unplug()
     try:

@@ -252,6 +252,17 @@ fn prediction(view: &View, pen: &Pen, now: Instant) -> Section {
         lines.push(
             pen.row(&[(Mood::Soft, format!("{took} by {}", text(&event["backend"]))), (Mood::Soft, rate)]),
         );
+        // What the gate lets through; a prediction alone moves nothing.
+        let (command, gate, why) = match &view.live.latest {
+            Some(event) if !old => (&event["command_label"], &event["gate"], &event["gate_reason"]),
+            _ => (&source["gate"]["command_label"], &source["gate"]["state"], &source["gate"]["reason"]),
+        };
+        let gate = match (text(gate).as_str(), text(why)) {
+            ("following", _) => "following".to_owned(),
+            (gate, why) => format!("{}, {}", words(gate), words(&why)),
+        };
+        let command = command.as_str().map_or_else(|| "nothing".to_owned(), String::from);
+        lines.push(pen.row(&[(mood, format!("to be acted on: {command}")), (Mood::Soft, gate)]));
         if !view.live.confidence.is_empty() {
             let values: Vec<Option<f64>> = view.live.confidence.iter().copied().collect();
             lines.push(pen.plot("sure", &values, String::new()));
