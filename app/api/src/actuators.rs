@@ -33,6 +33,8 @@ use tokio::sync::watch;
 
 /// A source that was not looked after for so long is one that nobody knows anything of. It is looked after every half a second.
 const VOUCHED: Duration = Duration::from_secs(2);
+/// Ports are opened, sources looked after and calibrations proven for the first time within this: until then nothing is an alert.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// An actuator, and whom it follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +129,9 @@ pub fn end_actuators(app: &App) {
 /// Whether one of them fails safe for another reason than that nothing is meant: its name and why.
 pub fn failing_actuator(app: &App) -> Option<Option<String>> {
     let all = app.actuators.get().filter(|all| !all.is_empty())?;
+    if app.started.elapsed() < STARTING {
+        return None;
+    }
     Some(all.iter().find_map(|driven| {
         Some(format!("{}: {}", driven.actuator.spec().name, driven.failing(&app.calibrations)?))
     }))
