@@ -26,6 +26,7 @@ import hosttools
 import layout as layouts
 import modules
 import places
+import release
 import rust
 import targets
 import uboot
@@ -84,6 +85,7 @@ def assemble(recipe, output):
         packages = packages_of(recipe.board, recipe.refresh)
         versions = packages.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
         remark += [f"{name} {version}" for name, version in versions.items()]
+    output.with_name(output.name + ".bmap").unlink(missing_ok=True)  # an older image's
     work = output.with_name(output.name + ".work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -375,6 +377,9 @@ def arguments():
         "--dev", action="store_true", help="a root shell on a second port of the machine, bundles signed for development, and the "
         "developer's API key; never ship it",
     )
+    parser.add_argument("--release", type=Path, metavar="DIR", help="also make there what is handed out: NAME.img.zst, its block map, "
+                        "its facts and SHA256SUMS")
+    parser.add_argument("--release-key", type=Path, metavar="NAME.key", help="sign SHA256SUMS with this key of `inferctl keygen`")
     parser.add_argument("--refresh", action="store_true", help="ask the Debian archive for newer packages")
     return parser.parse_args()
 
@@ -382,6 +387,8 @@ def arguments():
 def cli():
     """scripts/image"""
     options = arguments()
+    if options.release_key and not options.release:
+        raise Failure("--release-key signs what --release makes")
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
@@ -392,6 +399,9 @@ def cli():
     recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh)
     facts = assemble(recipe, output)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
+    if options.release:
+        made = release.make(output, options.release, options.release_key, options.release_key and rust.build_for_host("inferctl"))
+        say(f"released: {', '.join(file.name for file in made)} in {options.release}")
     if root is None:
         say("accepts no bundle: it was made without --root")
     return 0

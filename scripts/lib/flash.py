@@ -1,0 +1,85 @@
+"""From a checkout to a card: the operator's tool built, the board's image found or made, its block map beside it, and `inferctl flash`."""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import board as boards
+import image
+import places
+import release
+import rust
+from steps import Failure, main, say, step
+
+
+def arguments():
+    """The command line; what is not known here is `inferctl flash`'s."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/flash",
+        usage="scripts/flash --board BOARD [--new | --image FILE] [--dev] [--minimal] [DEVICE] [options of inferctl flash]",
+        description="Write a board's image to a card: the newest one that scripts/image made here, or a new one where there is none. "
+        "Without DEVICE it asks which of the removable media. Options that are not named here go to `inferctl flash`: --yes, --list, "
+        "--unmount, --provision inferd.toml, --json, --file (its --help has all).",
+    )
+    parser.add_argument("--board", choices=boards.names(), help="which board; only --list needs none")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="this image (.img or .img.zst), which must be the board's")
+    parser.add_argument("--new", action="store_true", help="make the image anew, whatever is there")
+    parser.add_argument("--dev", action="store_true", help="the image with a root shell and the developer's keys; never ship it")
+    parser.add_argument("--minimal", action="store_true", help=image.MINIMAL)
+    parser.add_argument("--no-sudo", action="store_true", help="never ask for root's rights")
+    return parser.parse_known_args()
+
+
+def cli():
+    """scripts/flash"""
+    options, rest = arguments()
+    listing = "--list" in rest
+    if not listing and not options.board:
+        raise Failure("which board? --board " + " | ".join(boards.names()))
+    with step("Building inferctl (the first build takes some minutes)"):
+        inferctl = rust.build_for_host("inferctl")
+    if listing:
+        return subprocess.run([inferctl, "flash", *rest], check=False).returncode
+    file = found(options)
+    say(f"    {file}")
+    command = [str(part) for part in (inferctl, "flash", file, *rest, "--board", options.board)]
+    if os.geteuid() != 0 and "--file" not in rest and not options.no_sudo and shutil.which("sudo"):
+        command = ["sudo", *command]
+    say(f"==> {shlex.join(command)}")
+    sys.stdout.flush()
+    return subprocess.run(command, check=False).returncode
+
+
+def found(options):
+    """The image: the one named, the one that is there, or a new one; with a block map that is not older."""
+    if options.image:
+        if options.new:
+            raise Failure("--new makes an image, --image names one")
+        if not options.image.is_file():
+            raise Failure(f"{options.image} is no file")
+        return options.image
+    board = boards.load(options.board)
+    file = image.default_output(board, dev=options.dev, minimal=options.minimal)
+    if options.new or not file.is_file():
+        if options.board not in boards.assembled():
+            raise Failure(
+                f"scripts/image makes no image for {options.board} (it does for {', '.join(boards.assembled())}); "
+                "build one with buildroot/ or yocto/ and name it with --image"
+            )
+        kind = [f"--{name}" for name in ("dev", "minimal") if getattr(options, name)]
+        made = subprocess.run([sys.executable, "-B", places.ROOT / "scripts/lib/image.py", "--board", options.board, *kind], check=False)
+        if made.returncode != 0:
+            raise Failure("the image was not made, see above")
+    beside = file.with_name(file.name + ".bmap")
+    if not beside.is_file() or beside.stat().st_mtime_ns <= file.stat().st_mtime_ns:
+        with step(f"Mapping {file.name}"):
+            beside.write_text(release.bmap(file))
+    return file
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -1,0 +1,141 @@
+"""What is handed out of an image: packed, with a block map, checksums and a signature; the same bytes for the same image.
+
+    NAME.img.zst          the image, by Debian's zstd
+    NAME.img.bmap         which blocks mean something, as bmaptool 2.0 reads it
+    NAME.img.json         what is in it; nothing that depends on where it was made
+    SHA256SUMS            of all of them, also of other boards' in the same folder
+    SHA256SUMS.minisig    with a key of `inferctl keygen`; minisign.pub is that key as minisign reads it
+"""
+
+import hashlib
+import json
+import os
+
+import hosttools
+import layout as layouts
+from steps import Failure, run, step
+
+BLOCK = 4096
+MIB = 1 << 20
+# Facts of the machine that made it: how its file system keeps holes.
+LOCAL = ("image_bytes_written",)
+# Images of 300 to 1300 MB whose content is packed already: more costs minutes and gains a percent.
+LEVEL = 9
+KINDS = (".img.zst", ".img.bmap", ".img.json")
+
+
+def make(image, folder, key=None, inferctl=None):
+    """Puts a release of `image` into `folder`, signed where there is a `key`; returns the files of this image."""
+    if not image.name.endswith(".img"):
+        raise Failure(f"{image.name} must end in .img to be released")
+    folder.mkdir(parents=True, exist_ok=True)
+    with step(f"Making {folder.name}/{image.name}.zst and what belongs to it") as remark:
+        packed, mapped, facts = (folder / (image.name.removesuffix(".img") + kind) for kind in KINDS)
+        pack(image, packed)
+        mapped.write_text(bmap(image))
+        stated = json.loads(image.with_name(image.name + ".json").read_text())
+        facts.write_text(json.dumps({name: fact for name, fact in stated.items() if name not in LOCAL}, indent=2) + "\n")
+        files = [packed, mapped, facts]
+        for file in files:
+            file.chmod(0o644)
+        remark.append(f"{packed.stat().st_size / MIB:.1f} MiB, of {image.stat().st_size / MIB:.0f}")
+        sums(folder)
+        for old in ("SHA256SUMS.minisig", "minisign.pub"):
+            (folder / old).unlink(missing_ok=True)
+        if key:
+            run([inferctl, "sign", folder / "SHA256SUMS", "--key", key, "--write-pub", folder / "minisign.pub"])
+    return files
+
+
+def pack(image, output):
+    """zstd's frames do not depend on how many threads made them, but on whether any did."""
+    zstd = hosttools.Tools(["zstd"]).path("zstd")
+    run([zstd, "-q", "-f", "-T2", f"-{LEVEL}", "--no-progress", "-o", output, image])
+
+
+def sums(folder):
+    """SHA256SUMS of every release in a folder, as sha256sum writes and checks it."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(KINDS))
+    lines = []
+    for path in files:
+        with open(path, "rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def bmap(image):
+    """The block map of an image, as text."""
+    size = image.stat().st_size
+    ranges = mapped(image)
+    rows = []
+    with open(image, "rb") as file:
+        for first, last in ranges:
+            file.seek(first * BLOCK)
+            digest = hashlib.sha256()
+            left = (last + 1 - first) * BLOCK
+            while left and (part := file.read(min(left, MIB))):
+                digest.update(part)
+                left -= len(part)
+            blocks = f"{first}-{last}" if first != last else f"{first}"
+            rows.append(f'        <Range chksum="{digest.hexdigest()}"> {blocks} </Range>\n')
+    count = sum(last + 1 - first for first, last in ranges)
+    zeros = "0" * 64
+    text = f"""<?xml version="1.0" ?>
+<bmap version="2.0">
+    <ImageSize> {size} </ImageSize>
+    <BlockSize> {BLOCK} </BlockSize>
+    <BlocksCount> {-(-size // BLOCK)} </BlocksCount>
+    <MappedBlocksCount> {count} </MappedBlocksCount>
+    <ChecksumType> sha256 </ChecksumType>
+    <BmapFileChecksum> {zeros} </BmapFileChecksum>
+    <BlockMap>
+{"".join(rows)}    </BlockMap>
+</bmap>
+"""
+    return text.replace(zeros, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+
+def mapped(image):
+    """First and last block of every range that must be on a card: what lies outside of partitions; file systems that are written
+    to, whole; of the other partitions the first MiB (so that nothing of a former life is found there) and what is not zero. It
+    follows from the image's bytes, never from how a file system keeps them."""
+    size = image.stat().st_size
+    partitions = sorted(layouts.read_gpt(image)[1], key=lambda part: part.offset)
+    wanted, end = [], 0
+    with open(image, "rb") as file:
+        for part in partitions:
+            wanted.append((end, part.offset))
+            end = part.offset + part.size
+            used = last_used(file, part.offset, end)
+            # Where mkfs left a hole in a file system that is written to, zeros are meant, and a used card holds something else.
+            whole = used > part.offset and (part.type == layouts.TYPES["boot"] or part.name == "data")
+            wanted.append((part.offset, end if whole else max(used, min(end, part.offset + MIB))))
+    wanted.append((end, size))
+    ranges = []
+    for start, stop in wanted:
+        if start >= stop:
+            continue
+        first, last = start // BLOCK, (stop - 1) // BLOCK
+        if ranges and first <= ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
+        else:
+            ranges.append((first, last))
+    return ranges
+
+
+def last_used(file, start, end):
+    """One after the last block between two places that is not all zeros; `start` where all are. Holes are not read."""
+    used, at = start, start
+    while at < end:
+        try:
+            at = max(at, os.lseek(file.fileno(), at, os.SEEK_DATA) // BLOCK * BLOCK)
+        except OSError:  # ENXIO: only a hole is left
+            break
+        if at >= end:
+            break
+        part = os.pread(file.fileno(), min(MIB, end - at), at)
+        kept = len(part.rstrip(b"\0"))
+        if kept:
+            used = min(end, at + -(-kept // BLOCK) * BLOCK)
+        at += len(part)
+    return used

@@ -1,0 +1,210 @@
+"""What is handed out of an image, and that it is the same bytes wherever and whenever it is made."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import board as boards
+import hosttools
+import layout as layouts
+import places
+import pytest
+import release
+from appliance import images
+
+MIB = 1 << 20
+# What scripts/image reads of a checkout.
+PARTS = ("scripts", "board", "rootfs-overlay", "app/inferd/models", "Cargo.toml")
+
+
+@pytest.fixture(scope="module")
+def made(board, inferctl, tmp_path_factory):
+    """A release of a small image: its folder, and the image itself."""
+    folder = tmp_path_factory.mktemp("release")
+    image = tmp_path_factory.mktemp("image") / "x.img"
+    images.assemble(board, image, minimal=True)
+    key = folder / "release.key"
+    subprocess.run([inferctl, "keygen", key], check=True, capture_output=True)
+    release.make(image, folder, key, inferctl)
+    return folder, image
+
+
+def test_an_image_made_elsewhere_at_another_time_by_another_user_in_another_order_is_the_same(made, board, inferctl, tmp_path):
+    folder, image = made
+    checkout = tmp_path / "another checkout"
+    for part in PARTS:
+        copy_backwards(places.ROOT / part, checkout / part)
+    output, again = tmp_path / "deeper" / "down" / "x.img", tmp_path / "again"
+    command = [sys.executable, "-B", checkout / "scripts/lib/image.py", "--board", board.name, "--minimal", "-o", output]
+    command += ["--inferd", images.daemon(board), "--no-default-model", "--model", checkout / "app/inferd/models/imu-motion"]
+    subprocess.run(
+        ["sh", "-c", 'umask 077; exec "$@"', "image", *command, "--release", again],
+        env=dict(os.environ) | {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8", "INFERD_BUILD_ID": images.BUILD_ID}
+        | {"SOURCE_DATE_EPOCH": str(images.EPOCH), "INFERD_CACHE": str(places.cache()), "HOME": str(tmp_path)},
+        cwd=tmp_path, check=True, capture_output=True,
+    )
+    assert difference(image, output) is None
+    for file in ("x.img.zst", "x.img.bmap", "x.img.json", "SHA256SUMS"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+    # The signature too: ed25519 has no random part.
+    key = folder / "release.key"
+    subprocess.run([inferctl, "sign", again / "SHA256SUMS", "--key", key], check=True, capture_output=True)
+    assert (again / "SHA256SUMS.minisig").read_bytes() == (folder / "SHA256SUMS.minisig").read_bytes()
+
+
+def copy_backwards(source, target):
+    """Copies a folder so that the file system lists it in another order; times are those of the copy."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(source.iterdir(), reverse=True):
+            if path.name != "__pycache__":
+                copy_backwards(path, target / path.name)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        target.chmod(source.stat().st_mode)
+
+
+def difference(first, second):
+    """Where two images differ first, in words: the partition, the place in it, and the bytes there; None where they do not."""
+    with open(first, "rb") as one, open(second, "rb") as two:
+        at = 0
+        while True:
+            left, right = one.read(MIB), two.read(MIB)
+            if left != right:
+                break
+            if not left:
+                return None
+            at += len(left)
+    inside = next((n for n, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+    place = at + inside
+    if not left[inside:] or not right[inside:]:
+        return f"one of them ends at byte {place}"
+    parts = [part for part in layouts.read_gpt(first)[1] if part.offset <= place < part.offset + part.size]
+    where = f"partition {parts[0].name}, byte {place - parts[0].offset}" if parts else f"outside of partitions, byte {place}"
+    return f"{where}: {left[inside : inside + 16].hex(' ')} and {right[inside : inside + 16].hex(' ')}"
+
+
+def test_what_differs_is_said_with_the_partitions_name(made, tmp_path):
+    image, other = made[1], tmp_path / "other.img"
+    shutil.copyfile(image, other)
+    assert difference(image, other) is None
+    data = next(part for part in layouts.read_gpt(image)[1] if part.name == "data")
+    with open(other, "r+b") as file:
+        file.seek(data.offset + 1029)
+        file.write(b"\x99")
+    said = difference(image, other)
+    assert said.startswith("partition data, byte 1029: ") and " and 99 " in said
+    os.truncate(other, data.offset + 5)
+    assert difference(image, other).startswith("partition data, byte 1029") or "ends at byte" in difference(image, other)
+
+
+def test_the_checksums_are_those_that_sha256sum_checks_and_minisign_believes_them(made):
+    folder, _ = made
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+    named = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert named == ["x.img.bmap", "x.img.json", "x.img.zst"]
+    minisign = hosttools.Tools(["minisign"]).path("minisign")
+    verify = [minisign, "-Vm", folder / "SHA256SUMS", "-p", folder / "minisign.pub"]
+    subprocess.run(verify, check=True, capture_output=True)
+
+
+def test_bmaptool_takes_the_map_and_copies_all_that_means_something(made, board, tmp_path):
+    folder, image = made
+    card = tmp_path / "card"
+    used_card(card, image)
+    tree = hosttools.Tools(["bmap-tools"]).tree / "usr"
+    programs = hosttools.Tools(["zstd"]).path("zstd").parent
+    environment = dict(os.environ) | {"PYTHONPATH": str(tree / "lib/python3/dist-packages")}
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    subprocess.run(
+        [sys.executable, tree / "bin/bmaptool", "copy", "--bmap", folder / "x.img.bmap", folder / "x.img.zst", card],
+        env=environment, check=True, capture_output=True,
+    )
+    whole(card, image)
+
+
+def test_a_used_card_is_a_good_system_though_only_the_map_was_written(made, inferctl, tmp_path):
+    folder, image = made
+    card = tmp_path / "card"
+    used_card(card, image)
+    command = [inferctl, "--json", "flash", folder / "x.img.zst", card, "--file", "--yes", "--pub", folder / "release.pub"]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert said["bmap"] and said["signature"] and said["checksum"] == "SHA256SUMS"
+    assert said["written_bytes"] < image.stat().st_size * 2 / 3
+    whole(card, image)
+
+
+def used_card(card, image):
+    """A card of the image's size, full of something else."""
+    with open(card, "wb") as file:
+        for _ in range(image.stat().st_size // MIB + 1):
+            file.write(b"\xa5" * MIB)
+
+
+def whole(card, image):
+    """Everything that is read of a card is the image's: the table, file systems to their last block, roots as far as they go, and the
+    beginning of what is empty."""
+    disk, parts = layouts.read_gpt(image)
+    with open(card, "rb") as found, open(image, "rb") as meant:
+        for part in parts:
+            found.seek(part.offset)
+            meant.seek(part.offset)
+            same = common(found, meant, part.size)
+            content = image_content(meant, part)
+            assert same >= max(content, MIB), f"{part.name} differs from byte {same} on"
+        first = parts[0].offset
+        found.seek(0)
+        meant.seek(0)
+        assert found.read(first) == meant.read(first), "the partition table"
+        end = parts[-1].offset + parts[-1].size
+        found.seek(end)
+        meant.seek(end)
+        tail = meant.read()
+        assert tail and found.read(len(tail)) == tail, f"the backup of the partition table of {disk}"
+
+
+def common(one, two, most):
+    """How many bytes are the same."""
+    at = 0
+    while at < most:
+        left, right = one.read(min(MIB, most - at)), two.read(min(MIB, most - at))
+        if left != right:
+            return at + next(n for n, (a, b) in enumerate(zip(left, right)) if a != b)
+        at += len(left)
+    return at
+
+
+def image_content(file, part):
+    """How much of a partition its content takes: all of a file system that is written to, a squashfs by its own word."""
+    file.seek(part.offset)
+    head = file.read(MIB)
+    if head[:4] == b"hsqs":
+        return int.from_bytes(head[40:48], "little")
+    return part.size if head[510:512] == b"\x55\xaa" or head[1080:1082] == b"\x53\xef" else 0
+
+
+def test_every_board_that_is_assembled_can_be_released():
+    # The map follows from the partition table, which every board has of one layout.
+    for name in boards.assembled():
+        parts = layouts.load(boards.load(name)).partitions
+        assert {part.name for part in parts} >= {"boot", "data"} and parts[0].type == layouts.TYPES["boot"]
+
+
+def test_a_key_without_a_release_is_refused():
+    command = [sys.executable, "-B", places.ROOT / "scripts/lib/image.py", "--board", "qemu-aarch64", "--release-key", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "--release-key" in done.stdout + done.stderr
+
+
+def test_sums_are_of_every_release_in_the_folder(tmp_path):
+    for name in ("b.img.zst", "a.img.bmap", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    release.sums(tmp_path)
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert lines == [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}" for name in ("a.img.bmap", "b.img.zst")]
