@@ -24,6 +24,11 @@ class Debian:
     architecture: str
     suite: str
     kernel: str
+    kernel_suite: str  # where the kernel is from, if not from `suite`
+    console: str  # what this kernel calls the console, if not as console.device says
+    device_trees: tuple  # its names of those in kernel.device-trees, in their order; none: the same
+    firmware: str  # the package of firmware.files, and its suite
+    firmware_suite: str
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,14 @@ def parse(text, origin):
 
 
 def _debian(page):
-    return Debian(*(page.take(f"debian.{key}", str) for key in ("architecture", "suite", "kernel")))
+    return Debian(
+        *(page.take(f"debian.{key}", str) for key in ("architecture", "suite", "kernel")),
+        kernel_suite=page.take("debian.kernel-suite", str, ""),
+        console=page.take("debian.console", str, ""),
+        device_trees=page.words("debian.device-trees", default=[]),
+        firmware=page.take("debian.firmware", str, ""),
+        firmware_suite=page.take("debian.firmware-suite", str, ""),
+    )
 
 
 def _kernel(page):

@@ -169,7 +169,7 @@ def _pi_system(board, layout, binaries, work):
         shutil.copyfile(_made(binaries / name), stage / name)
     for name in board.firmware.files:
         shutil.copyfile(_made(binaries / "rpi-firmware" / name), stage / name)
-    overlays = re.findall(r"(?m)^dtoverlay=([\w-]+)", files["config.txt"].decode())
+    overlays = rpi.overlays_of(files["config.txt"].decode())
     if overlays:
         (stage / "overlays").mkdir()
     for name in overlays:

@@ -68,17 +68,17 @@ class Tree:
 class Archive:
     """One architecture's view of some suites of the Debian archive."""
 
-    def __init__(self, architectures, suites):
+    def __init__(self, architectures, suites, components=("main",)):
         self.architectures = [architectures] if isinstance(architectures, str) else list(architectures)
-        self.suites = list(suites)
-        name = "-".join(self.architectures + self.suites)
+        self.suites, self.components = list(suites), list(components)
+        name = "-".join(self.architectures + self.suites + [part for part in self.components if part != "main"])
         self.base = places.cache() / "debian" / name
 
     def tree(self, packages, *, closure=False, follow=(), only=None, refresh=False):
         """Unpacks `packages`, and says which versions they are.
 
-        With `closure` everything they depend on comes along. `follow` names metapackages (a kernel flavour): the first
-        package each depends on is unpacked instead. With `only`, a tar wildcard, just those paths are unpacked.
+        With `closure` everything they depend on comes along. `follow` names metapackages (a kernel flavour): the packages of one
+        version that each leads to are unpacked instead, of the last suite that has it. With `only`, a tar wildcard, just those paths are unpacked.
         """
         packages = list(packages)
         key = json.dumps([packages, closure, list(follow), only], sort_keys=True)
@@ -88,7 +88,7 @@ class Archive:
         with places.locked(self.base):
             if refresh or not stamp.is_file():
                 self._update()
-                real = [self._first_dependency(name) if name in follow else name for name in packages]
+                real = [part for name in packages for part in (self._versioned(name) if name in follow else [name])]
                 self._unpack(self._closure(real) if closure else real, tree, only)
             return Tree(tree, json.loads(stamp.read_text()))
 
@@ -99,12 +99,15 @@ class Archive:
             rows = self._apt("apt-cache", "madison", package).splitlines()
         return [row.split("|")[1].strip() for row in rows if "|" in row]
 
-    def _first_dependency(self, package):
-        text = self._apt("apt-cache", "depends", "--no-recommends", "--no-suggests", package)
-        match = re.search(r"^\s+Depends:\s+(\S+)", text, re.MULTILINE)
-        if not match:
-            raise Failure(f"the Debian package {package} is no metapackage: it depends on nothing")
-        return match[1]
+    def _versioned(self, metapackage):
+        """What a metapackage of a kernel leads to: the packages with a release in their names, one or (from 7.0 on) several."""
+        only = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+        newest = f"APT::Default-Release={self.suites[-1]}"
+        listing = self._apt("apt-cache", "-o", newest, "depends", "--recurse", *only, metapackage)
+        found = sorted(set(re.findall(r"^linux-[a-z]+-\d\S*$", listing, re.MULTILINE)))
+        if not found:
+            raise Failure(f"the Debian package {metapackage} leads to no kernel")
+        return found
 
     def _closure(self, packages):
         listing = self._apt("apt-get", "install", "--no-install-recommends", "--print-uris", "-y", "-qq", *packages)
@@ -119,7 +122,7 @@ class Archive:
         (base / "status").touch()
         signed = f"Signed-By: {KEYRING}\n" if KEYRING.is_file() else ""
         stanzas = [
-            f"Types: deb\nURIs: {mirror()}\nSuites: {suite}\nComponents: main\n"
+            f"Types: deb\nURIs: {mirror()}\nSuites: {suite}\nComponents: {' '.join(self.components)}\n"
             f"Architectures: {' '.join(self.architectures)}\n{signed}"
             for suite in self.suites
         ]

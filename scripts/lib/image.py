@@ -6,6 +6,7 @@ last commit's), identifiers are fixed or derived from names. Beside FILE stands 
 """
 
 import argparse
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -27,6 +28,7 @@ import layout as layouts
 import modules
 import places
 import release
+import rpi
 import rust
 import targets
 import uboot
@@ -76,14 +78,16 @@ def build_id():
         return "unknown"
 
 
-def assemble(recipe, output):
-    """Writes the image to `output` and the facts about it to `output`.json; returns those facts."""
+def assemble(recipe, output, parts=None):
+    """Writes the image to `output` and the facts about it to `output`.json; returns those facts. What a system update consists of is
+    put into the folder `parts`, where one is named."""
     rust.check_static(recipe.inferd, recipe.board.rust_target)
     layout = layouts.load(recipe.board)
     with step("Unpacking the image tools, the kernel and BusyBox from Debian packages (nothing is installed)") as remark:
         tools = hosttools.Tools(hosttools.IMAGE, refresh=recipe.refresh)
         packages = packages_of(recipe.board, recipe.refresh)
-        versions = packages.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
+        given = firmware(recipe.board, recipe.refresh)
+        versions = packages.versions | given.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
         remark += [f"{name} {version}" for name, version in versions.items()]
     output.with_name(output.name + ".bmap").unlink(missing_ok=True)  # an older image's
     work = output.with_name(output.name + ".work")
@@ -91,7 +95,12 @@ def assemble(recipe, output):
     work.mkdir(parents=True)
     with step(f"Assembling {output.name} for {recipe.board.summary}{', with a root shell' if recipe.dev else ''}") as remark:
         files = {"rootfs": rootfs(recipe, packages.path, tools, work), "data": data(recipe.epoch, layout, tools, work)}
-        files |= boot(recipe, packages.path, layout, tools, work)
+        lacks = missing(recipe.board, given)
+        systems, files["boot"] = boot(recipe, packages.path, given, lacks, layout, tools, work)
+        if systems:
+            files["system"] = systems[layout.named("system").name]
+        if parts:
+            put_parts(files["rootfs"], systems, recipe.board, parts)
         disk(layout, files, tools, work, output)
         remark += [f"root {mib(files['rootfs'])}", f"image {mib(output)}, of which written {mib(output, True)}"]
     facts = {
@@ -102,11 +111,12 @@ def assemble(recipe, output):
         "sha256": digest(output),
         "rootfs_bytes": files["rootfs"].stat().st_size,
         "initramfs_bytes": (work / "kernel" / "initramfs").stat().st_size,
-        "kernel_bytes": (work / "kernel" / "kernel").stat().st_size,
+        "kernel_bytes": (work / "kernel" / kernel_name(recipe.board)).stat().st_size,
         "inferd_bytes": recipe.inferd.stat().st_size,
         "image_bytes": output.stat().st_size,
         "image_bytes_written": output.stat().st_blocks * 512,
         "minimal": recipe.vendors is None,
+        "missing": lacks,
         **(recipe.vendors.facts() if recipe.vendors else {}),
         "packages": dict(sorted(versions.items())),
         "tools": {name: tools.versions[name] for name in hosttools.IMAGE},
@@ -119,8 +129,52 @@ def assemble(recipe, output):
 
 def packages_of(board, refresh=False):
     """The board's kernel and BusyBox, unpacked."""
-    archive = debian.Archive(board.debian.architecture, [board.debian.suite])
+    suites = [board.debian.suite, board.debian.kernel_suite] if board.debian.kernel_suite else [board.debian.suite]
+    archive = debian.Archive(board.debian.architecture, suites)
     return archive.tree([board.debian.kernel, "busybox-static"], follow=[board.debian.kernel], refresh=refresh)
+
+
+def firmware(board, refresh=False):
+    """What starts before the kernel and lies beside it, unpacked; nothing where the board has none or the archive at hand has it not."""
+    none = debian.Tree(None, {})
+    if not board.debian.firmware:
+        return none
+    # Not free as Debian means it: a mirror may leave it out.
+    archive = debian.Archive(board.debian.architecture, [board.debian.firmware_suite], ("main", "non-free-firmware"))
+    try:
+        return archive.tree([board.debian.firmware], refresh=refresh)
+    except Failure as failure:
+        say(f"    {board.debian.firmware} cannot be had from this Debian archive: {str(failure).splitlines()[0]}")
+        return none
+
+
+def missing(board, given):
+    """What the board would need and Debian does not have: sentences, in the facts about the image and on the console at every start."""
+    if board.backend != "rpi-tryboot":
+        return []
+    lacks = []
+    if board.firmware.files and given.path is None:
+        names = " and ".join(board.firmware.files)
+        lacks.append(f"{names} for boot-a and boot-b: it does not start without them; they are in boot/ of github.com/raspberrypi/firmware (stable)")
+    overlays = rpi.overlays_of((places.BOARDS / board.name / "config.txt").read_text())
+    lacks += [f"the overlay {name}: what a kernel says at its end is not kept" for name in overlays if name.startswith("ramoops")]
+    if "hailo" in board.engines:
+        lacks.append("the driver, the firmware and the library of the Hailo-8: other engines serve; an image with them is built by Buildroot")
+    return lacks
+
+
+def put_parts(rootfs, systems, board, folder):
+    """What a bundle of this system consists of, each file as it is written to the beginning of its partition: the root filesystem, and
+    the FAT with the kernel, `boot` where the same fits both slots, else `boot-a` and `boot-b`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("rootfs", "boot", "boot-a", "boot-b"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.copyfile(rootfs, folder / "rootfs")
+    one = {"boot": systems["boot-a"]} if board.backend == "uboot-env" else systems
+    for name, file in one.items():
+        content = file.read_bytes().rstrip(b"\0")
+        # Behind its last file a FAT holds nothing: what lies there on the medium is nobody's.
+        (folder / name).write_bytes(content + bytes(-len(content) % 4096))
 
 
 def rootfs(recipe, packages, tools, work):
@@ -231,8 +285,8 @@ def named_models(folders):
     return found
 
 
-def initramfs(board, packages):
-    """BusyBox, our init and the modules the board needs to reach its root filesystem."""
+def initramfs(board, packages, lacks=()):
+    """BusyBox, our init and the modules the board needs to reach its root filesystem; and what it says at every start is missing."""
     archive = cpio.Archive()
     for folder in ("bin", "dev", "proc", "sys", "root", "lib", "lib/modules"):
         archive.directory(folder)
@@ -248,31 +302,65 @@ def initramfs(board, packages):
     parameters = {name.replace("-", "_"): given for name, given in board.module_parameters.items()}
     lines = [f"{name} {parameters.get(name, '')}".strip() for name, _ in order]
     archive.file("lib/modules/order", "".join(f"{line}\n" for line in lines).encode())
+    if lacks:
+        archive.file("lib/missing", "".join(f"{line}\n" for line in lacks).encode())
     archive.file("init", (places.BOARDS / "common/initramfs/init").read_bytes(), 0o755)
     return gzip.compress(archive.bytes(), compresslevel=6, mtime=0)
 
 
-def boot(recipe, packages, layout, tools, work):
-    """The FATs, by content: kernel, initramfs and kernel command line, on `boot` or on the slot's own partition; and on `boot` what
-    the boot loader reads first and the configuration as an example to start from."""
-    kernels = list((packages / "boot").glob("vmlinuz-*"))
-    if len(kernels) != 1:
-        raise Failure(f"{packages}/boot holds {len(kernels)} kernels, not one")
-    system, stage = work / "kernel", work / "boot"
+def kernel_name(board):
+    """What the kernel is called where the boot loader looks for it."""
+    return board.kernel.image if board.backend == "rpi-tryboot" else "kernel"
+
+
+def boot(recipe, packages, given, lacks, layout, tools, work):
+    """The FATs. First those of systems by their partitions' names: kernel, initramfs, command line and what else its boot loader wants
+    there; none where there is one kernel for all. Then `boot`: what the boot loader reads first, and the configuration as an example."""
+    board, system, stage = recipe.board, work / "kernel", work / "boot"
     system.mkdir()
-    shutil.copyfile(kernels[0], system / "kernel")
-    (system / "initramfs").write_bytes(initramfs(recipe.board, packages))
-    (system / "cmdline.txt").write_text(recipe.board.cmdline + "\n")
-    files = {}
-    if recipe.board.backend == "uboot-env":
-        files["system"] = fat(system, layout.named("system"), recipe.epoch, tools)
-        stage.mkdir()
-        write(stage, uboot.boot_files(recipe.epoch))
-    else:
+    shutil.copyfile(the_one(packages, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz"), system / kernel_name(board))
+    (system / "initramfs").write_bytes(initramfs(board, packages, lacks))
+    (system / "cmdline.txt").write_text(board.cmdline + "\n")
+    systems = {}
+    if board.backend == "initramfs":
         shutil.copytree(system, stage)
+    else:
+        stage.mkdir()
+    if board.backend == "uboot-env":
+        write(stage, uboot.boot_files(recipe.epoch))
+        systems["boot-a"] = fat(system, layout.named("system"), recipe.epoch, tools)
+    elif board.backend == "rpi-tryboot":
+        write(stage, rpi.boot_files(board, layout))
+        copy_for_a_pi(board, packages, given, system)
+        for slot in rpi.SLOTS:
+            write(system, rpi.system_files(board_on_debian(board), layout, slot, initramfs=True, overlays=()))
+            partition = next(part for part in layout.partitions if part.name == f"boot-{slot}")
+            systems[partition.name] = fat(system, partition, recipe.epoch, tools)
     # The image's own: who starts from it keeps what makes a dev image one.
     shutil.copyfile(work / "rootfs/etc/inferd/inferd.toml", stage / "inferd.toml.example")
-    return files | {"boot": fat(stage, layout.named("boot"), recipe.epoch, tools)}
+    return systems, fat(stage, layout.named("boot"), recipe.epoch, tools)
+
+
+def copy_for_a_pi(board, packages, given, folder):
+    """Device trees and firmware, to where a Raspberry Pi's firmware looks for them."""
+    for tree, name in zip(board.kernel.device_trees, board.debian.device_trees or board.kernel.device_trees, strict=True):
+        shutil.copyfile(the_one(packages, f"usr/lib/linux-image-*/{name}.dtb"), folder / f"{Path(tree).name}.dtb")
+    for name in board.firmware.files if given.path else ():
+        shutil.copyfile(given.path / "usr/lib/raspi-firmware" / name, folder / name)
+
+
+def board_on_debian(board):
+    """The board as Debian's kernel sees it: its console may have another name there."""
+    console = board.debian.console or board.console
+    return dataclasses.replace(board, console=console, cmdline=board.cmdline.replace(f"console={board.console}", f"console={console}"))
+
+
+def the_one(folder, *patterns):
+    """The one file that one of the patterns finds."""
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    if len(found) != 1:
+        raise Failure(f"{folder} holds {len(found)} of {' or '.join(patterns)}, not one")
+    return found[0]
 
 
 def write(folder, files):
@@ -288,7 +376,7 @@ def fat(stage, partition, epoch, tools):
         image.truncate(partition.size)
     environment = {"SOURCE_DATE_EPOCH": epoch, "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
     serial = hashlib.sha256(partition.uuid.encode()).hexdigest()[:8]
-    label = "INFERD-BOOT" if partition.name == "boot" else partition.name.upper()  # 11 characters at most
+    label = "INFERD-BOOT" if partition.name == "boot" else "INFERD-SYS"  # 11 characters at most
     run([tools.path("mkfs.fat"), "--invariant", "-F", "32", "-n", label, "-i", serial, file], env=environment)
     for path in sorted(stage.rglob("*")):
         os.utime(path, (epoch, epoch))
@@ -380,6 +468,10 @@ def arguments():
     parser.add_argument("--release", type=Path, metavar="DIR", help="also make there what is handed out: NAME.img.zst, its block map, "
                         "its facts and SHA256SUMS")
     parser.add_argument("--release-key", type=Path, metavar="NAME.key", help="sign SHA256SUMS with this key of `inferctl keygen`")
+    parser.add_argument(
+        "--parts", type=Path, metavar="DIR", help="leave there what a bundle of this system consists of: rootfs, and boot, or boot-a and "
+        "boot-b, with the kernel (`inferctl bundle build --system`)",
+    )
     parser.add_argument("--refresh", action="store_true", help="ask the Debian archive for newer packages")
     return parser.parse_args()
 
@@ -397,11 +489,13 @@ def cli():
     output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh)
-    facts = assemble(recipe, output)
+    facts = assemble(recipe, output, options.parts)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
     if options.release:
         made = release.make(output, options.release, options.release_key, options.release_key and rust.build_for_host("inferctl"))
         say(f"released: {', '.join(file.name for file in made)} in {options.release}")
+    for line in facts["missing"]:
+        say(f"missing: {line}")
     if root is None:
         say("accepts no bundle: it was made without --root")
     return 0

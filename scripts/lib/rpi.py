@@ -4,6 +4,8 @@
 to the chosen one. Numbers of partitions and their GUIDs come from board/common/layout.toml. None of it has met a board.
 """
 
+import re
+
 import places
 from steps import Failure
 
@@ -34,11 +36,21 @@ def boot_files(board, layout):
     return {"autoboot.txt": autoboot(layout, "a")}
 
 
-def system_files(board, layout, slot):
-    """What lies on a boot partition beside the kernel, the device trees and the firmware, by name."""
+def system_files(board, layout, slot, *, initramfs=False, overlays=None):
+    """What lies on a boot partition beside the kernel, the device trees and the firmware, by name. `initramfs`: one lies there, too.
+    `overlays`: the device tree overlays at hand, where that is not every one; config.txt then names no other."""
     _is_a_pi(board)
-    config = (places.BOARDS / board.name / "config.txt").read_bytes()
-    return {"config.txt": config, "cmdline.txt": cmdline(board, layout, slot).encode("ascii")}
+    config = (places.BOARDS / board.name / "config.txt").read_text()
+    if overlays is not None:
+        config = "".join(line for line in config.splitlines(True) if not set(overlays_of(line)) - set(overlays))
+    if initramfs:
+        config += "# The drivers that the start needs are in it.\ninitramfs initramfs followkernel\n"
+    return {"config.txt": config.encode(), "cmdline.txt": cmdline(board, layout, slot).encode("ascii")}
+
+
+def overlays_of(config):
+    """The device tree overlays that a config.txt names."""
+    return re.findall(r"(?m)^dtoverlay=([\w-]+)", config)
 
 
 def _slot(name):

@@ -30,8 +30,8 @@ def vendors(board):
     return engines.Engines(program, engines.onnxruntime(architecture), glibc.Glibc(architecture))
 
 
-def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, minimal=False, **options):
+def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, minimal=False, parts=None, **options):
     """Writes an image to `output`, with this daemon; returns the facts about it. `options` are those of image.Recipe."""
-    parts = None if minimal else options.pop("vendors", None) or vendors(board)
-    recipe = image.Recipe(board, inferd or daemon(board), list(models), parts, epoch=EPOCH, build_id=BUILD_ID, **options)
-    return image.assemble(recipe, output)
+    engines_of_vendors = None if minimal else options.pop("vendors", None) or vendors(board)
+    recipe = image.Recipe(board, inferd or daemon(board), list(models), engines_of_vendors, epoch=EPOCH, build_id=BUILD_ID, **options)
+    return image.assemble(recipe, output, parts)
