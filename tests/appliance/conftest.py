@@ -4,7 +4,11 @@ The board is `$INFERD_TEST_BOARD` (default qemu-aarch64). The image that is boot
 look inside; everything else in it is the production image's.
 """
 
+import functools
+import http.server
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import board as boards
@@ -17,6 +21,8 @@ from helpers import request
 
 # Emulation on two busy cores: a boot takes 6 to 30 seconds.
 READY_TIMEOUT_S = 240
+# This machine, as the appliance sees it.
+HOST = "10.0.2.2"
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +113,20 @@ class Booted(qemu.Machine):
         status, output = self.root(command, timeout)
         assert status == 0, f"`{command}` ended with status {status} in the appliance: {output}"
         return output.strip()
+
+    def bring(self, source, folder):
+        """Compiles a program for the appliance and brings it there (images made with --dev); returns where it lies."""
+        flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
+        program = folder / source.stem
+        subprocess.run(["rustc", "--edition", "2024", "--target", self.board.rust_target, *flags, "-o", program, source], check=True)
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            # Nothing that can be written to is mounted for programs.
+            self.sh("mkdir /run/brought && mount -t tmpfs brought /run/brought")
+            self.sh(f"cd /run/brought && wget -q http://{HOST}:{server.server_port}/{source.stem} && chmod 700 {source.stem}")
+            server.shutdown()
+        return f"/run/brought/{source.stem}"
 
     def infer(self, window, tries=5):
         """One real inference, asked for as a client should: again when the answer is "not now". An emulated board on a

@@ -2,13 +2,9 @@
 appliance says what happened."""
 
 import base64
-import functools
 import gzip
-import http.server
 import json
 import shutil
-import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -20,8 +16,6 @@ KEEPER = "cat /run/inferd/keeper/pid"
 # A PCI device of the class of displays, which the keeper takes for an accelerator. Nothing in the image uses it; the kernel's own driver binds it.
 SPARE = "virtio-gpu-pci"
 DEVICES = "/sys/bus/pci/devices"
-# Where QEMU's network has the machine that runs the tests.
-HOST = "10.0.2.2"
 # Emulation on two busy cores: a boot takes 6 to 30 seconds, and what is waited for here takes one.
 BACK_S = 240
 
@@ -68,22 +62,12 @@ def unit(boot, dev_image, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(unit, board, tmp_path):
+def ask(unit, tmp_path):
     """Asks the keeper as root: `ask(question)` is its answer."""
-    source = Path(__file__).with_name("ask.rs")
-    flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
-    command = ["rustc", "--edition", "2024", "--target", board.rust_target, *flags, "-o", tmp_path / "ask", source]
-    subprocess.run(command, check=True, cwd=source.parent)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        # Nothing that can be written to is mounted for programs.
-        unit.sh("mkdir /run/ask && mount -t tmpfs ask /run/ask")
-        unit.sh(f"cd /run/ask && wget -q http://{HOST}:{server.server_port}/ask && chmod 700 ask")
-        server.shutdown()
+    program = unit.bring(Path(__file__).with_name("ask.rs"), tmp_path)
 
     def asked(**question):
-        return json.loads(unit.sh(f"/run/ask/ask '{json.dumps(question)}'"))
+        return json.loads(unit.sh(f"{program} '{json.dumps(question)}'"))
 
     return asked
 

@@ -1,0 +1,215 @@
+"""A simulator of what a Raspberry Pi's boot firmware does between power and kernel, and QEMU started by its choice.
+
+It reads a medium as the firmware does (GPT, FATs, autoboot.txt, config.txt, cmdline.txt) and keeps what outlives a reset there: the
+tryboot flag, the count of boots, the partition that a reboot asked for. It follows documentation/computers/config_txt/autoboot.adoc of
+Raspberry Pi and the release notes of the bootloader (PARTITION_WALK of 2025-01-27). Of what these leave open it takes, and no board has
+been asked:
+
+* an autoboot.txt longer than 512 bytes is read up to there, and a line that is no setting is passed over;
+* without a valid `boot_partition` the first bootable FAT starts;
+* PARTITION_WALK goes on with the partitions behind the one that cannot be started, and begins again at the first.
+"""
+
+import re
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import cpio
+import hosttools
+import layout as layouts
+import modules
+from appliance import conftest
+
+AUTOBOOT_BYTES = 512
+# `reboot N [tryboot]`, as the kernel says it on its console (kernel/reboot.c).
+RESTARTED = re.compile(r"reboot: Restarting system with command '(.*)'")
+# The bootloader that is simulated: 2025-12-08.
+BUILT = 1_765_152_000
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the firmware starts."""
+
+    partition: int
+    trial: bool
+    kernel: bytes
+    initramfs: bytes
+    cmdline: str
+
+
+class Firmware:
+    """The firmware of one board with one medium. `bootable`: the file that makes a FAT bootable, config.txt of a Pi 5 or start4.elf."""
+
+    def __init__(self, medium, *, bootable="config.txt", walk=True):
+        self.medium, self.bootable, self.walk = Path(medium), bootable, walk
+        self.tools = hosttools.Tools(hosttools.IMAGE)
+        self.power_on()
+
+    def power_on(self):
+        """Power comes: nothing is remembered."""
+        self.trial, self.asked, self.boots = False, 0, 0
+
+    def reset(self, command=""):
+        """The board restarts, with what `reboot` was given: `0 tryboot`, `2`, nothing."""
+        words = command.split()
+        self.asked = int(words[0]) if words and words[0].isdigit() else 0
+        self.trial = "tryboot" in words[1:]
+        self.boots = min(self.boots + 1, 255)
+
+    def choose(self):
+        """The number of the partition that is started now, and whether on trial; None where nothing can be. The flag lasts for one start."""
+        parts = layouts.read_gpt(self.medium)[1]
+        trial, asked = self.trial, self.asked
+        self.trial, self.asked = False, 0
+        autoboot = settings(self._file(parts, 1, "autoboot.txt")[:AUTOBOOT_BYTES], {"all"} | ({"tryboot"} if trial else set()))
+        wanted = asked or number(autoboot.get("boot_partition", ""))
+        # Without tryboot_a_b a trial is one of tryboot.txt in the same partition, which these media do not have.
+        if trial and autoboot.get("tryboot_a_b") != "1":
+            return None
+        if not wanted:
+            row = range(1, len(parts) + 1)
+        elif self.walk:
+            row = [*range(wanted, len(parts) + 1), *range(1, wanted)]
+        else:
+            row = [wanted]
+        found = next((candidate for candidate in row if self._bootable(parts, candidate)), None)
+        return found and (found, trial)
+
+    def start(self):
+        """What is started now, as config.txt of the chosen partition says; None where nothing can be."""
+        chosen = self.choose()
+        if chosen is None:
+            return None
+        partition, trial = chosen
+        parts = layouts.read_gpt(self.medium)[1]
+
+        def file(name):
+            return self._file(parts, partition, name)
+
+        config = settings(file("config.txt"), {"all"})
+        # `initramfs FILE ADDRESS` is the one setting without an equals sign.
+        initramfs = next((key.split()[1] for key in config if key.startswith("initramfs ")), "")
+        return Start(
+            partition, trial, file(config.get("kernel", "kernel8.img")), file(initramfs) if initramfs else b"",
+            file(config.get("cmdline", "cmdline.txt")).decode("ascii").strip(),
+        )
+
+    def sector_of_autoboot(self):
+        """Where the one sector of autoboot.txt lies on the medium."""
+        part = layouts.read_gpt(self.medium)[1][0]
+        shown = self._mtools("mshowfat", part, "::autoboot.txt").decode()
+        cluster = int(re.search(r"<(\d+)", shown)[1])
+        with open(self.medium, "rb") as file:
+            file.seek(part.offset)
+            boot = file.read(64)
+        per_cluster, reserved, fats, (sectors_per_fat,) = boot[13], *struct.unpack_from("<HB", boot, 14), struct.unpack_from("<I", boot, 36)
+        return part.offset // layouts.SECTOR + reserved + fats * sectors_per_fat + (cluster - 2) * per_cluster
+
+    def _bootable(self, parts, partition):
+        return partition <= len(parts) and bool(self._file(parts, partition, self.bootable))
+
+    def _file(self, parts, partition, name):
+        """A file of a partition; nothing where there is none, or no FAT."""
+        if not 1 <= partition <= len(parts):
+            return b""
+        return self._mtools("mtype", parts[partition - 1], f"::{name}", check=False)
+
+    def _mtools(self, program, part, *arguments, check=True):
+        command = [self.tools.path(program), "-i", f"{self.medium}@@{part.offset}", *arguments]
+        return subprocess.run(command, capture_output=True, check=check).stdout
+
+
+def settings(text, filters):
+    """The settings of autoboot.txt or config.txt that these filters let pass; the last of a name counts."""
+    found, passes = {}, True
+    for line in text.decode("latin-1").splitlines():
+        line = line.partition("#")[0].strip()
+        if re.fullmatch(r"\[.*\]", line):
+            passes = line[1:-1] in filters
+        elif passes and re.fullmatch(r"[A-Za-z][\w ./-]*(=.*)?", line):
+            key, _, value = line.partition("=")
+            found[key.strip()] = value.strip()
+    return found
+
+
+def number(text):
+    """A partition's number; 0 for what is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else 0
+
+
+def with_bootloader(tree, start, boots):
+    """A flattened device tree with /chosen/bootloader in it, as the firmware tells the kernel what it did."""
+    values = {"partition": start.partition, "tryboot": int(start.trial), "count": boots, "build-timestamp": BUILT}
+    header = list(struct.unpack_from(">10I", tree))
+    _, _, at_structure, at_strings, *_, strings_size, structure_size = header
+    structure, strings = tree[at_structure : at_structure + structure_size], tree[at_strings : at_strings + strings_size]
+    node = struct.pack(">I12s", 1, b"bootloader\0\0")
+    for name, value in values.items():
+        node += struct.pack(">IIII", 3, 4, len(strings), value)
+        strings += name.encode() + b"\0"
+    node += struct.pack(">I", 2)
+    # A node's properties come before its children.
+    begin = structure.index(struct.pack(">I8s", 1, b"chosen\0\0")) + 12
+    while struct.unpack_from(">I", structure, begin)[0] == 3:
+        begin += 12 + (struct.unpack_from(">I", structure, begin + 4)[0] + 3) // 4 * 4
+    structure = structure[:begin] + node + structure[begin:]
+    before = tree[40:at_structure]
+    header[1], header[3] = 40 + len(before) + len(structure) + len(strings), 40 + len(before) + len(structure)
+    header[8], header[9] = len(strings), len(structure)
+    return struct.pack(">10I", *header) + before + structure + strings
+
+
+def other_drivers(packages, wanted):
+    """An archive to be put behind a board's initramfs, for a machine that its drivers do not fit: `wanted` is loaded instead of what the
+    board's page names, in the page's form."""
+    entries = [entry.partition(" ") for entry in wanted]
+    parameters = {name.replace("-", "_"): given for name, _, given in entries}
+    archive, order = cpio.Archive(), modules.Modules(packages).load_order([name for name, _, _ in entries])
+    for name, content in order:
+        archive.file(f"lib/modules/{name}.ko", content)
+    archive.file("lib/modules/order", "".join(f"{name} {parameters.get(name, '')}".strip() + "\n" for name, _ in order).encode())
+    return archive.bytes()
+
+
+def initramfs_with(start, archive):
+    """The initramfs of a start with an archive behind it."""
+    return start.initramfs + bytes(-len(start.initramfs) % 512) + archive
+
+
+class Started(conftest.Booted):
+    """QEMU's machine `virt`, started on what the firmware chooses. `board` is the page of that machine, `drivers` what is put behind the
+    initramfs of the image for it."""
+
+    def __init__(self, board, firmware, drivers, **options):
+        super().__init__(board, firmware.medium, keep_writes=True, direct=True, **options)
+        self.firmware, self.drivers, self.start = firmware, drivers, None
+
+    def restart(self, timeout):
+        """Waits until the guest has restarted the board, and starts what the firmware chooses then."""
+        self.wait_exit(timeout)
+        told = RESTARTED.search(self.console())
+        self.firmware.reset(told[1] if told else "")
+        self.forget_shell()
+        self._forget_monitor()
+        self.power_on()
+
+    def _direct_start(self):
+        self.start = self.firmware.start()
+        assert self.start, "the firmware finds nothing to start"
+        files = {"kernel": self.start.kernel, "initramfs": initramfs_with(self.start, self.drivers)}
+        files["tree"] = with_bootloader(self._tree(), self.start, self.firmware.boots)
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content)
+        console = f"{self.start.cmdline} console={self.board.console}"
+        return (*("-kernel", self.folder / "kernel", "-initrd", self.folder / "initramfs"), "-append", console, "-dtb", self.folder / "tree")
+
+    def _tree(self):
+        """The device tree that this machine would give a kernel."""
+        qemu, file = self.board.qemu, self.folder / "virt.dtb"
+        command = [hosttools.Tools([qemu.package]).path(qemu.program), "-nodefaults", "-display", "none", "-cpu", qemu.cpu]
+        command += ["-machine", f"{qemu.machine},dumpdtb={file}", "-smp", str(self.cpus), "-m", f"{qemu.memory_mib}M"]
+        subprocess.run(command, check=True, capture_output=True)
+        return file.read_bytes()

@@ -1,0 +1,226 @@
+"""Images of Raspberry Pis: what their firmware finds there, by a simulator of it, and what that starts on QEMU's `virt`. No
+Raspberry Pi has met them."""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import subprocess
+from pathlib import Path
+
+import board as boards
+import debian
+import hosttools
+import image
+import layout as layouts
+import pytest
+import rpi
+from appliance import images, pi_firmware
+from appliance import medium as media
+from steps import Failure
+
+PATIENCE_S = 300
+NUMBERS = {"a": 2, "b": 3}
+# On `virt`: what QEMU's board of ours loads but its sensors and what it keeps across a reset.
+VIRT = ("xhci_pci", "cdc_acm", "ftdi_sio", "cp210x", "ch341", "ramoops")
+
+
+@pytest.fixture(scope="module")
+def pi(board):
+    """A Raspberry Pi 4, with a root shell where QEMU has one."""
+    return dataclasses.replace(boards.load("rpi4"), dev_shell=board.dev_shell)
+
+
+@pytest.fixture(scope="module")
+def packages(pi):
+    """Its kernel."""
+    return image.packages_of(pi).path
+
+
+@pytest.fixture(scope="module")
+def made(pi, tmp_path_factory):
+    """Its image, the parts of a system update, and the facts."""
+    folder = tmp_path_factory.mktemp("pi")
+    facts = images.assemble(pi, folder / "pi.img", minimal=True, dev=True, parts=folder / "parts")
+    return folder / "pi.img", folder / "parts", facts
+
+
+@pytest.fixture
+def medium(made, tmp_path):
+    """A card with a system in both slots, the second one from the parts of an update."""
+    return media_of(made, tmp_path / "card.img")
+
+
+def media_of(made, file):
+    """A copy of the image whose slot b is written as an update writes it."""
+    media.copy_sparse(made[0], file)
+    for name, part in (("boot-b", "boot-b"), ("rootfs-b", "rootfs")):
+        put(file, partition(file, name).offset, (made[1] / part).read_bytes())
+    return file
+
+
+def partition(file, name):
+    """A partition of an image."""
+    return next(part for part in layouts.read_gpt(file)[1] if part.name == name)
+
+
+def put(file, at, content):
+    """Writes to a medium."""
+    with open(file, "r+b") as card:
+        card.seek(at)
+        card.write(content)
+
+
+def get(file, at, size):
+    """Bytes of a medium."""
+    with open(file, "rb") as card:
+        card.seek(at)
+        return card.read(size)
+
+
+def test_the_parts_of_an_update_are_what_the_image_has_in_its_slots(made, pi):
+    file, parts, facts = made
+    assert {path.name for path in parts.iterdir()} == {"rootfs", "boot-a", "boot-b"}
+    for part, name in (("rootfs", "rootfs-a"), ("boot-a", "boot-a")):
+        content = (parts / part).read_bytes()
+        where = partition(file, name)
+        assert get(file, where.offset, where.size) == content.ljust(where.size, b"\0")
+    assert not any(get(file, partition(file, "boot-b").offset, 1 << 20)), "the second slot waits for the first update"
+    assert facts["missing"] and "ramoops-pi4" in facts["missing"][0]
+    start = pi_firmware.Firmware(file, bootable="start4.elf").start()
+    assert (start.partition, start.trial) == (2, False) and start.kernel[56:60] == b"ARM\x64"
+    layout = layouts.load(pi)
+    assert start.cmdline == rpi.cmdline(image.board_on_debian(pi), layout, "a").strip() and "console=ttyS1,115200" in start.cmdline
+
+
+def test_a_pi_5s_image_has_its_device_trees_and_says_what_it_lacks(tmp_path):
+    board = boards.load("rpi5-hailo8")
+    facts = images.assemble(board, tmp_path / "pi.img", minimal=True)
+    assert any("Hailo-8" in line for line in facts["missing"])
+    firmware = pi_firmware.Firmware(tmp_path / "pi.img")
+    start = firmware.start()
+    assert start.partition == 2 and start.kernel[56:60] == b"ARM\x64" and "console=ttyAMA10,115200" in start.cmdline
+    parts = layouts.read_gpt(tmp_path / "pi.img")[1]
+    for tree in ("bcm2712-rpi-5-b.dtb", "bcm2712d0-rpi-5-b.dtb"):
+        assert firmware._file(parts, 2, tree)[:4] == b"\xd0\x0d\xfe\xed"
+
+
+def test_an_archive_without_the_firmware_of_a_pi_4_gives_an_image_that_says_so(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise Failure("there is no package raspi-firmware")
+
+    monkeypatch.setattr(debian.Archive, "tree", refuse)
+    board = boards.load("rpi4")
+    given = image.firmware(board)
+    assert given.path is None and "there is no package" in capsys.readouterr().out
+    assert "start4.elf and fixup4.dat" in image.missing(board, given)[0] and "github.com/raspberrypi/firmware" in image.missing(board, given)[0]
+
+
+def test_a_system_in_a_slot_is_the_same_when_it_is_made_again(made, pi, tmp_path):
+    facts = images.assemble(pi, tmp_path / "again.img", minimal=True, dev=True, parts=tmp_path / "parts")
+    assert facts["sha256"] == made[2]["sha256"]
+    for part in made[1].iterdir():
+        assert (tmp_path / "parts" / part.name).read_bytes() == part.read_bytes(), part.name
+
+
+@functools.cache
+def autoboot(chosen):
+    """autoboot.txt as every writer of ours makes it."""
+    return rpi.autoboot(layouts.load(boards.load("rpi4")), chosen)
+
+
+# autoboot.txt, what else is wrong, how the board restarts: the partition that is started, and whether on trial.
+STATES = {
+    "as it is flashed": (lambda: autoboot("a"), (), "", (2, False)),
+    "the other one chosen": (lambda: autoboot("b"), (), "", (3, False)),
+    "a trial": (lambda: autoboot("a"), (), "0 tryboot", (3, True)),
+    "a trial of the first": (lambda: autoboot("b"), (), "0 tryboot", (2, True)),
+    "a partition that was asked for": (lambda: autoboot("a"), (), "3", (3, False)),
+    "an empty autoboot.txt": (lambda: bytes(512), (), "", (2, False)),
+    "one of 0xff": (lambda: b"\xff" * 512, (), "", (2, False)),
+    "one of 0xff, a trial": (lambda: b"\xff" * 512, (), "0 tryboot", None),
+    "a torn one that has lost its begin": (lambda: bytes(24) + autoboot("b")[24:], (), "", (2, False)),
+    "a torn one that has lost its end": (lambda: autoboot("b")[:37] + bytes(475), (), "", (3, False)),
+    "one torn within a name": (lambda: autoboot("b")[:24] + bytes(488), (), "", (2, False)),
+    "no number": (lambda: b"boot_partition=two\n".ljust(512, b"\n"), (), "", (2, False)),
+    "more than the firmware reads": (lambda: b"#".ljust(511, b"#") + b"\nboot_partition=3\n", (), "", (2, False)),
+    "another filter": (lambda: b"[none]\nboot_partition=3\n[all]\nboot_partition=2\n".ljust(512, b"\n"), (), "", (2, False)),
+    "the chosen one gone": (lambda: autoboot("b"), ("boot-b",), "", (2, False)),
+    "the tried one gone": (lambda: autoboot("a"), ("boot-b",), "0 tryboot", (2, True)),
+    "both gone": (lambda: autoboot("a"), ("boot-a", "boot-b"), "", None),
+}
+
+
+def test_the_state_of_a_card_decides_which_partition_starts(made, tmp_path):
+    card = media_of(made, tmp_path / "card.img")
+    firmware = pi_firmware.Firmware(card)
+    at = firmware.sector_of_autoboot() * layouts.SECTOR
+    assert get(card, at, 512) == autoboot("a")
+    heads = {name: (partition(card, name).offset, get(card, partition(card, name).offset, 512)) for name in ("boot-a", "boot-b")}
+    whole = get(card, partition(card, "boot").offset, partition(card, "boot").size)
+    for state, (text, gone, command, expected) in STATES.items():
+        replace_autoboot(firmware, text(), tmp_path)
+        for name in gone:
+            put(card, heads[name][0], bytes(512))
+        firmware.power_on()
+        firmware.reset(command)
+        assert firmware.choose() == expected, state
+        # Whatever was tried: the flag is gone.
+        if command == "0 tryboot" and expected:
+            firmware.reset()
+            assert firmware.choose() == ((2, False) if text() == autoboot("a") or gone else (3, False)), state
+        for offset, head in heads.values():
+            put(card, offset, head)
+        put(card, partition(card, "boot").offset, whole)
+
+
+def replace_autoboot(firmware, content, folder):
+    """Another autoboot.txt: in its sector where it fits, else as a file."""
+    if len(content) == 512:
+        put(firmware.medium, firmware.sector_of_autoboot() * layouts.SECTOR, content)
+        return
+    (folder / "autoboot.txt").write_bytes(content)
+    at = f"{firmware.medium}@@{partition(firmware.medium, 'boot').offset}"
+    mcopy = hosttools.Tools(hosttools.IMAGE).path("mcopy")
+    subprocess.run([mcopy, "-o", "-i", at, folder / "autoboot.txt", "::autoboot.txt"], check=True)
+
+
+def test_without_the_partition_walk_a_chosen_system_that_is_gone_is_the_end(medium):
+    firmware = pi_firmware.Firmware(medium, walk=False)
+    put(medium, firmware.sector_of_autoboot() * layouts.SECTOR, autoboot("b"))
+    assert firmware.choose() == (3, False)
+    put(medium, partition(medium, "boot-b").offset, bytes(512))
+    assert firmware.choose() is None
+
+
+def bootloader(machine):
+    """What the firmware tells the kernel of this start: the partition, and whether on trial."""
+    read = "cd /proc/device-tree/chosen/bootloader && for name in partition tryboot; do od -A n -t x1 $name; done"
+    return tuple(int(line.replace(" ", ""), 16) for line in machine.sh(read).splitlines())
+
+
+def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(board, medium, packages, tmp_path):
+    if board.architecture_in_rust != "aarch64":
+        pytest.skip("a Raspberry Pi's programs are those of aarch64")
+    firmware = pi_firmware.Firmware(medium, bootable="start4.elf")
+    wanted = [f"{name} {board.module_parameters.get(name, '')}".strip() for name in board.modules if name not in VIRT]
+    drivers = pi_firmware.other_drivers(packages, wanted)
+    with pi_firmware.Started(board, firmware, drivers, dev=True) as machine:
+        assert bootloader(machine) == (NUMBERS["a"], 0) and machine.sh("cat /run/inferd/slot") == "a"
+        program = machine.bring(Path(__file__).with_name("tryboot.rs"), tmp_path)
+        with contextlib.suppress(Failure, OSError):  # nobody answers any more
+            machine.root(f"{program} '0 tryboot'")
+        machine.restart(PATIENCE_S)
+        machine.wait_ready(PATIENCE_S)
+        assert bootloader(machine) == (NUMBERS["b"], 1) and machine.sh("cat /run/inferd/slot") == "b"
+        # Whatever ends the trial now: the next start is the old system's.
+        after = pi_firmware.Firmware(medium, bootable="start4.elf")
+        after.reset()
+        assert after.choose() == (NUMBERS["a"], False)
+        text = base64.b64encode(autoboot("b")).decode()
+        machine.sh(f"echo {text} | base64 -d | dd of=/dev/vda bs=512 seek={firmware.sector_of_autoboot()} conv=notrunc,fsync")
+        machine.cut_power()
+        firmware.power_on()
+        machine.power_on()
+        machine.wait_ready(PATIENCE_S)
+        assert bootloader(machine) == (NUMBERS["b"], 0) and machine.sh("cat /run/inferd/slot") == "b"
