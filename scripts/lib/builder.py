@@ -105,7 +105,7 @@ def disk(board, target, binaries, tools, epoch):
     shutil.copyfile(target / "etc/inferd/inferd.toml", boot / "inferd.toml.example")
     if board.backend == "rpi-tryboot":
         image.write(boot, rpi.boot_files(board, layout))
-        system = _pi_system(board, layout, binaries, work)
+        system = pi_system(board, layout, binaries, work)
         files["system"] = image.fat(system, layout.named("system"), epoch, tools)
     elif board.backend == "uboot-env":
         image.write(boot, uboot.boot_files(epoch))
@@ -157,7 +157,7 @@ def _kernel(board, target, binaries, stage):
     return stage
 
 
-def _pi_system(board, layout, binaries, work):
+def pi_system(board, layout, binaries, work):
     """What the boot partition of slot a holds."""
     stage = work / "system"
     stage.mkdir()

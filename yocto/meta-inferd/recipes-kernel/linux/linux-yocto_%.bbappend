@@ -1,0 +1,1 @@
+require ${INFERD_FILES}/linux/inferd-kernel.inc
