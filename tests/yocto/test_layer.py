@@ -1,0 +1,280 @@
+"""The layer, without OpenEmbedded: what it has of other rooms agrees with them, and what it downloads is pinned."""
+
+import hashlib
+import json
+import re
+import subprocess
+import tomllib
+import xml.etree.ElementTree as ET
+from importlib import resources
+
+import board as boards
+import builder
+import hosttools
+import jsonschema
+import layout as layouts
+import places
+import pytest
+import rpi
+import yaml
+import openembedded
+from steps import Failure
+
+LAYER = openembedded.LAYER
+RECIPES = sorted(LAYER.rglob("*.bb"))
+KAS = sorted((places.ROOT / "yocto/kas").glob("*.yml"))
+HAILO = {"hailort": "hailort", "hailort-driver": "hailort-driver", "hailo-firmware": "hailo-firmware"}
+# Whose archive nobody here could download: whoever builds gives its hash, and bitbake refuses it without.
+WITHOUT_HASH = "INFERD_HAILO_FIRMWARE_SHA256"
+
+
+def variables(path):
+    """What a .conf, .bb or .inc sets at its top level; lines that go on are joined."""
+    text = path.read_text().replace("\\\n", " ")
+    return dict(re.findall(r'(?m)^([\w:.\[\]{}$/-]+) *(?:\?\?|\?|:|\+)?= *"(.*)"$', text))
+
+
+def recipe(name):
+    """The one recipe called `name`."""
+    (path,) = LAYER.rglob(f"{name}_*.bb")
+    return path
+
+
+def test_what_is_generated_is_what_the_generator_makes():
+    for path, text in openembedded.generated().items():
+        assert path.read_text() == text, f"`python3 -B scripts/lib/openembedded.py generate` writes {path.relative_to(places.ROOT)} anew"
+
+
+def test_a_wks_that_nobody_generates_is_not_left_behind():
+    assert set((LAYER / "files/wic").iterdir()) == {path for path in openembedded.generated() if path.suffix == ".in"}
+
+
+def test_the_list_of_crates_has_every_crate_of_the_lock_with_its_checksum():
+    lock = tomllib.loads((places.ROOT / "Cargo.lock").read_text())
+    text = openembedded.CRATES.read_text()
+    for package in lock["package"]:
+        if "source" in package:
+            assert f"crate://crates.io/{package['name']}/{package['version']} " in text
+            assert f'SRC_URI[{package["name"]}-{package["version"]}.sha256sum] = "{package["checksum"]}"' in text
+
+
+def test_a_crate_that_has_no_checksum_is_refused():
+    with pytest.raises(Failure, match="without a checksum: own"):
+        openembedded.crates('[[package]]\nname = "own"\nversion = "1.0.0"\nsource = "git+https://example.org/own"\n')
+
+
+@pytest.mark.parametrize("name", openembedded.laid_out())
+def test_a_wks_has_our_partitions_in_our_order(name):
+    layout = layouts.load(boards.load(name))
+    rows = [line for line in (LAYER / f"files/wic/inferd-{name}.wks.in").read_text().splitlines() if line.startswith("part ")]
+    found = [re.search(r"--part-name (\S+) --uuid (\S+) --part-type (\S+) .*--fixed-size (\d+)M", row).groups() for row in rows]
+    assert found == [(part.name, part.uuid, part.type, str(part.size >> 20)) for part in layout.partitions]
+    assert variables(LAYER / "recipes-inferd/images/inferd-image.inc")["INFERD_DISK_GUID"] == layout.disk_uuid
+
+
+def test_every_board_is_a_machine_or_is_said_not_to_be():
+    machines = {key.split(":")[1]: value for key, value in variables(LAYER / "conf/layer.conf").items() if key.startswith("INFERD_BOARD:")}
+    assert machines == {machine: name for name, machine in openembedded.MACHINES.items()}
+    assert set(boards.names()) - set(openembedded.MACHINES) == {"qemu-x86_64"}
+
+
+def test_the_kernels_fragments_are_buildroots_own_files():
+    fragments = sorted((LAYER / "files/linux").glob("*.cfg"))
+    assert {path.resolve() for path in fragments} == set((places.ROOT / "buildroot/linux").glob("*.fragment"))
+    assert {path.name for path in fragments} == {f"inferd-{path.resolve().stem}.cfg" for path in fragments}
+
+
+def test_a_layer_has_what_yocto_check_layer_looks_for():
+    conf = variables(LAYER / "conf/layer.conf")
+    assert conf["BBFILE_COLLECTIONS"] == "inferd" and conf["LAYERDEPENDS_inferd"] == "core"
+    assert conf["LAYERSERIES_COMPAT_inferd"] == "wrynose", "only what was tried"
+    assert all((LAYER / name).stat().st_size for name in ("README.md", "SECURITY.md", "COPYING"))
+    assert not (LAYER / "wic").exists(), "this series wants wks files in files/wic"
+    folders = {path.relative_to(LAYER / "dynamic-layers").parts[0] for path in (LAYER / "dynamic-layers").rglob("*.bbappend")}
+    assert folders == {"raspberrypi", "tegra", "meta-hailo-libhailort"} and all(f"{name}:${{LAYERDIR}}" in conf["BBFILES_DYNAMIC"] for name in folders)
+
+
+@pytest.mark.parametrize("path", sorted(LAYER.rglob("*.bbappend")), ids=lambda path: path.name)
+def test_other_layers_recipes_are_changed_for_our_distribution_only(path):
+    text = path.read_text()
+    if text.startswith("require "):
+        assert text == "require ${INFERD_FILES}/linux/inferd-kernel.inc\n"
+        text = (LAYER / "files/linux/inferd-kernel.inc").read_text()
+    changed = re.findall(r"(?m)^([A-Za-z]\S*) *(?:\(\)|[?+:]*=)", text)
+    assert changed and all(name.startswith(("FILESEXTRAPATHS", "INFERD_")) or name.endswith(":inferd-os") for name in changed)
+
+
+def test_recipes_are_of_the_version_of_the_workspace():
+    version = tomllib.loads((places.ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    ours = [path for path in RECIPES if path.is_relative_to(LAYER / "recipes-inferd") and "_" in path.stem]
+    assert ours and {path.stem.rpartition("_")[2] for path in ours} == {version}
+    assert variables(LAYER / "conf/distro/inferd.conf")["DISTRO_VERSION"] == version
+
+
+def test_every_recipe_has_a_licence_and_the_digest_of_our_own_is_right():
+    ours = hashlib.md5((places.ROOT / "LICENSE").read_bytes(), usedforsecurity=False).hexdigest()
+    for path in RECIPES:
+        text = "".join(file.read_text() for file in (path, *path.parent.glob("*.inc")))
+        assert re.search(r'(?m)^LICENSE = "', text), path
+        if "file://LICENSE;md5=" in text and "recipes-inferd" in str(path):
+            assert f"file://LICENSE;md5={ours}" in text, path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_download_has_a_hash(path):
+    text = "".join(file.read_text() for file in (path, *path.parent.glob("*.inc")))
+    urls = re.findall(r"https://[^\s\"]+", "".join(re.findall(r'SRC_URI = "([^"]*)"', text)))
+    names = {match[1] if (match := re.search(r";name=(\w+)", url)) else "" for url in urls}
+    hashes = dict(re.findall(r'SRC_URI\[(?:(\w+)\.)?sha256sum\] = "([^"]+)"', text))
+    assert set(hashes) == names
+    for name, value in hashes.items():
+        assert re.fullmatch("[0-9a-f]{64}", value) or (path.stem, name, value) == ("hailo-firmware_4.23.0", "firmware", f"${{{WITHOUT_HASH}}}")
+
+
+def test_hailos_downloads_are_those_of_the_other_builder_with_the_same_hashes():
+    known = {}
+    for name in HAILO.values():
+        text = (places.ROOT / f"buildroot/package/{name}/{name}.hash").read_text()
+        known |= {file: digest for digest, file in re.findall(r"(?m)^sha256  ([0-9a-f]{64})  (\S+)", text)}
+    for name in HAILO:
+        path = recipe(name)
+        release = path.stem.rpartition("_")[2]
+        text = path.read_text().replace("${PV}", release)
+        for url in re.findall(r"https://[^\s\"]+\.(?:tar\.\w+|bin)[^\s\"]*", text):
+            url, _, options = url.partition(";")
+            file = url.rpartition("/")[2]
+            key = match[1] + "." if (match := re.search(r"name=(\w+)", options)) else ""
+            digest = re.search(rf'SRC_URI\[{re.escape(key)}sha256sum\] = "([^"]+)"', text)[1]
+            assert digest == known.get(file, f"${{{WITHOUT_HASH}}}"), file
+
+
+def test_library_driver_and_firmware_are_of_one_release_and_of_the_other_builders():
+    (release,) = {recipe(name).stem.rpartition("_")[2] for name in HAILO}
+    assert variables(LAYER / "conf/layer.conf")["INFERD_HAILORT_RELEASE"] == release
+    assert f"INFERD_HAILORT_RELEASE = {release}\n" in (places.ROOT / "buildroot/external.mk").read_text()
+
+
+def test_the_firmware_wants_a_hash_and_a_yes_and_shows_its_licence():
+    found = variables(recipe("hailo-firmware"))
+    assert found["LICENSE_FLAGS"] == "hailo-firmware" and found[WITHOUT_HASH] == ""
+    assert "show_licence" in found["do_unpack[postfuncs]"]
+    readme = (places.ROOT / "yocto/README.md").read_text()
+    assert WITHOUT_HASH in readme and 'LICENSE_FLAGS_ACCEPTED += "hailo-firmware"' in readme
+
+
+def test_units_scripts_and_rules_are_the_overlays_and_there_is_no_second_one():
+    assert not [path for path in (places.ROOT / "yocto").rglob("*") if path.suffix in (".service", ".rules")]
+    text = "".join(path.read_text() for path in (LAYER / "recipes-inferd").rglob("*") if path.suffix in (".bb", ".inc"))
+    for folder in ("systemd/system", "systemd/system.conf.d", "udev/rules.d"):
+        for path in (places.OVERLAY / "usr/lib" / folder).iterdir():
+            assert path.name.replace("inferd-boot", "inferd-$name").replace("inferd-network", "inferd-$name").replace("inferd-sticks", "inferd-$name") in text, path.name
+    for script in ("boot", "network", "sticks", "dhcp-event", "common"):
+        assert re.search(rf"\b{script}\b", text)
+
+
+def test_the_user_is_the_one_of_the_overlay():
+    found = variables(LAYER / "recipes-inferd/inferd/inferd.inc")
+    name, _, uid, gid, *_ = next(line for line in (places.OVERLAY / "etc/passwd").read_text().splitlines() if line.startswith("inferd:")).split(":")
+    assert f"--gid {gid} {name}" in found["GROUPADD_PARAM:${PN}"]
+    assert f"--uid {uid} --gid {gid}" in found["USERADD_PARAM:${PN}"] and found["USERADD_PARAM:${PN}"].endswith(f" {name}")
+
+
+@pytest.mark.parametrize("name", [name for name in openembedded.laid_out() if boards.load(name).backend == "rpi-tryboot"])
+def test_a_raspberry_pi_gets_the_device_trees_of_its_page(name):
+    found = variables(LAYER / "conf/distro/inferd.conf")[f"RPI_KERNEL_DEVICETREE:{openembedded.MACHINES[name]}"]
+    assert found.split() == [f"{tree}.dtb" for tree in boards.load(name).kernel.device_trees]
+
+
+def test_kas_files_are_of_kas_own_schema_and_pin_every_layer():
+    schema = json.loads(resources.files("kas").joinpath("schema-kas.json").read_text())
+    machines = set()
+    for path in KAS:
+        page = yaml.safe_load(path.read_text())
+        jsonschema.validate(page, schema)
+        for name, repo in page.get("repos", {}).items():
+            assert "url" not in repo or re.fullmatch("[0-9a-f]{40}", repo["commit"]), f"{path.name}: {name} is not pinned"
+        if path.stem != "common":
+            assert page["header"]["includes"] == ["common.yml"]
+            machines.add((path.stem, page["machine"]))
+    names = {"qemuarm64": "qemu-aarch64"}
+    assert {(names.get(file, file), machine) for file, machine in machines} == set(openembedded.MACHINES.items())
+
+
+STORAGE = """<?xml version="1.0"?>
+<partition_layout version="01.00.0000">
+    <device type="spi" instance="0" sector_size="512"><partition name="mb1" id="2" type="mb1_bootloader"><size> 262144 </size></partition></device>
+    <device type="sdcard" instance="0" sector_size="512" num_sectors="SD_SECTORS">
+        <partition name="master_boot_record" type="protective_master_boot_record"><size> 512 </size></partition>
+        <partition name="UDA" id="15" type="data"><size> 400 </size><allocation_attribute> 0x808 </allocation_attribute></partition>
+        <partition name="APP" id="1" type="data"><size> APPSIZE </size><allocation_attribute> 0x8 </allocation_attribute><filename> APPFILE </filename></partition>
+        <partition name="APP_b" id="2" type="data"><size> APPSIZE </size><allocation_attribute> 0x8 </allocation_attribute></partition>
+        <partition name="secondary_gpt" type="secondary_gpt"><size> 0xFFFFFFFFFFFFFFFF </size></partition>
+    </device>
+</partition_layout>
+"""
+
+
+def partitions(text):
+    """The partitions of the card in a storage layout, with their facts."""
+    device = ET.fromstring(text).find("device[@type='sdcard']")
+    return {row.get("name"): {"id": row.get("id")} | {fact.tag: fact.text.strip() for fact in row} for row in device}
+
+
+def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():
+    board = boards.load("jetson-orin-nano")
+    found = partitions(openembedded.with_our_partitions(STORAGE, board))
+    assert list(found) == ["master_boot_record", "UDA", "APP", "APP_b", "models-a", "models-b", "data", "secondary_gpt"]
+    sizes = {part.name: str(part.size) for part in layouts.load(board).partitions}
+    assert [found[name]["size"] for name in ("models-a", "models-b")] == [sizes["models-a"], sizes["models-b"]] == [str(512 << 20)] * 2
+    assert [name for name, facts in found.items() if facts.get("allocation_attribute") == "0x808"] == ["data"], "one takes the rest"
+    assert len({facts["id"] for facts in found.values() if facts["id"]}) == 6, "each has an id of its own"
+    assert not any("filename" in found[name] for name in ("models-a", "models-b", "data"))
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (STORAGE.replace("APP_b", "SPARE"), "USE_REDUNDANT_FLASH_LAYOUT_DEFAULT"),
+    (STORAGE.replace('"UDA"', '"data"'), "has data already"),
+])
+def test_a_storage_layout_that_has_no_place_for_them_is_refused(text, says):
+    with pytest.raises(Failure, match=says):
+        openembedded.with_our_partitions(text, boards.load("jetson-orin-nano"))
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rpi5-hailo8"])
+def test_the_parts_of_a_raspberry_pis_image_are_those_of_every_other_builder(name, tmp_path, monkeypatch):
+    board = boards.load(name)
+    deploy = tmp_path / "deploy"
+    (deploy / "bootfiles").mkdir(parents=True)
+    names = [board.kernel.image, "ramoops-pi4.dtbo", *(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees)]
+    for file in [*names, *(f"bootfiles/{file}" for file in board.firmware.files)]:
+        (deploy / file).write_bytes(file.encode())
+    tools = hosttools.Tools([*hosttools.IMAGE])
+    openembedded.parts(board, deploy, tmp_path / "parts", tools, 1_000_000_000)
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["boot-a.vfat", "boot.vfat", "data.ext4"]
+    layout = layouts.load(board)
+
+    def held(part, file):
+        return subprocess.run([tools.path("mtype"), "-i", tmp_path / f"parts/{part}.vfat", f"::{file}"], capture_output=True, check=True).stdout
+
+    assert held("boot", "autoboot.txt") == rpi.autoboot(layout, "a")
+    for file, content in rpi.system_files(board, layout, "a").items():
+        assert held("boot-a", file) == content
+    assert held("boot-a", board.kernel.image) == board.kernel.image.encode()
+    for tree in board.kernel.device_trees:
+        assert held("boot-a", f"{tree.rpartition('/')[2]}.dtb")
+    for file in board.firmware.files:
+        assert held("boot-a", file) == f"bootfiles/{file}".encode()
+    if name == "rpi4":
+        assert held("boot-a", "overlays/ramoops-pi4.dtbo") == b"ramoops-pi4.dtbo"
+
+
+def test_what_bitbake_has_not_deployed_is_named(tmp_path):
+    with pytest.raises(Failure, match="has not made .*Image"):
+        openembedded.parts(boards.load("rpi5-hailo8"), tmp_path / "nothing", tmp_path / "parts", hosttools.Tools([*hosttools.IMAGE]), 1)
+
+
+def test_a_root_filesystem_gets_the_models_and_the_page_of_its_board(tmp_path):
+    openembedded.furnish(boards.load("rpi4"), tmp_path)
+    assert (tmp_path / "etc/inferd/board").read_text() == "rpi4\n"
+    assert (tmp_path / builder.image.MODELS_IN_IMAGE / "imu-motion/manifest.toml").is_file()
+    assert not (tmp_path / "etc/os-release").exists(), "the distribution's"

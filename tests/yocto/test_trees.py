@@ -1,0 +1,153 @@
+"""bitbake itself, where INFERD_YOCTO names a folder with `bitbake`, `openembedded-core`, `meta-raspberrypi` and `meta-tegra`.
+
+Nothing is downloaded, and no toolchain is made: configurations of all machines, our recipes one by one up to their packages, the pins of
+the kas files, and (with INFERD_YOCTO_GRAPH) whether everything that an image wants has a recipe.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import elf
+import openembedded
+import pytest
+import yaml
+
+FOLDER = Path(os.environ.get("INFERD_YOCTO") or "/nonexistent")
+KAS = openembedded.places.ROOT / "yocto/kas"
+LAYERS = {"raspberrypi": "meta-raspberrypi", "jetson": "meta-tegra"}
+# A program that is static and for this processor, for the recipe that packages one; the daemon's own where cargo has made it.
+PREBUILT = openembedded.places.target() / "aarch64-unknown-linux-musl/release/inferd"
+CONF = """MACHINE = "{machine}"
+DISTRO = "inferd"
+BB_NO_NETWORK = "1"
+CONNECTIVITY_CHECK_URIS = ""
+INHERIT:remove = "uninative"
+INHERIT += "alone"
+SKIP_FILEDEPS = "1"
+INFERD_PREBUILT = "{prebuilt}"
+"""
+# For a recipe on its own (bitbake -b): no pseudo, since nothing is built for this machine, so nothing is given away to root either; and the name
+# that wrynose's package_pkgdata.bbclass still calls its own function by.
+ALONE = """
+python () {
+    os.lchown = os.chown = lambda *_: None
+    for task in ('do_install', 'do_package'):
+        d.delVarFlag(task, 'fakeroot')
+}
+
+def staging_package_populate_pkgdata_dir(folder, d):
+    package_populate_pkgdata_dir(folder, d)
+"""
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="INFERD_YOCTO names no folder of checkouts")
+
+
+def as_somebody(folder):
+    """bitbake refuses root: then `nobody` runs it, in a folder of its own."""
+    if os.getuid():
+        return {}
+    subprocess.run(["chown", "-R", "nobody", folder], check=True)
+    return {"user": "nobody", "group": "nogroup", "extra_groups": []}
+
+
+class Build:
+    """A build folder for one machine."""
+
+    def __init__(self, folder, machine):
+        self.folder, self.machine = folder, machine
+        layers = [FOLDER / "openembedded-core/meta", openembedded.LAYER]
+        layers += [FOLDER / name for prefix, name in LAYERS.items() if machine.startswith(prefix)]
+        (folder / "conf").mkdir(parents=True)
+        (folder / "classes").mkdir()
+        (folder / "classes/alone.bbclass").write_text(ALONE)
+        (folder / "conf/bblayers.conf").write_text(f'BBPATH = "${{TOPDIR}}"\nBBFILES ?= ""\nBBLAYERS = "{" ".join(map(str, layers))}"\n')
+        (folder / "conf/local.conf").write_text(CONF.format(machine=machine, prebuilt=PREBUILT))
+
+    def bitbake(self, *words):
+        """Runs bitbake; it must succeed. Returns what it printed."""
+        path = f"{FOLDER}/bitbake/bin:{FOLDER}/openembedded-core/scripts:/usr/sbin:/usr/bin:/sbin:/bin"
+        given = {"PATH": path, "HOME": str(self.folder), "LC_ALL": "en_US.UTF-8", "BBPATH": str(self.folder), "BUILDDIR": str(self.folder)}
+        made = subprocess.run(
+            ["bitbake", *map(str, words)], cwd=self.folder, env=given, capture_output=True, text=True, check=False, **as_somebody(self.folder)
+        )
+        assert made.returncode == 0, f"{made.stdout[-3000:]}{made.stderr[-2000:]}"
+        return made.stdout
+
+    def variables(self, *words):
+        """What bitbake -e shows, by name."""
+        lines = (line for line in self.bitbake("-e", *words).splitlines() if "=" in line and not line.startswith(("#", " ", "\t")))
+        return {name: value.strip('"') for name, value in (line.removeprefix("export ").split("=", 1) for line in lines)}
+
+
+@pytest.fixture(scope="module", params=openembedded.MACHINES.items(), ids=lambda pair: pair[1])
+def build(request, tmp_path_factory):
+    """Each machine."""
+    board, machine = request.param
+    folder = tmp_path_factory.mktemp("oe")
+    for above in (folder, folder.parent, folder.parent.parent):
+        above.chmod(0o755)
+    made = Build(folder / "build", machine)
+    made.board = board
+    yield made
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_machine_is_configured_with_our_layer(build):
+    found = build.variables()
+    assert found["INFERD_BOARD"] == build.board
+    assert "systemd" in found["DISTRO_FEATURES"].split() and "inferd-os" in found["OVERRIDES"].split(":")
+    if build.board == "jetson-orin-nano":
+        assert found["PARTITION_LAYOUT_TEMPLATE"].endswith("_rootfs_ab.xml"), "two systems"
+        assert "panic=10" in found["KERNEL_ARGS"].split()
+
+
+@pytest.mark.skipif("INFERD_YOCTO_GRAPH" not in os.environ, reason="INFERD_YOCTO_GRAPH is not set: some minutes for each machine")
+def test_everything_an_image_wants_has_a_recipe(build):
+    build.bitbake("-g", "inferd-image", "inferd-image-dev")
+    wanted = (build.folder / "pn-buildlist").read_text().split()
+    assert {"inferd-bin", "inferd-appliance", "inferd-engine-host", "systemd", "busybox"} <= set(wanted)
+    assert ({"hailort", "hailort-driver"} <= set(wanted)) == (build.board == "rpi5-hailo8")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A build folder of qemuarm64 for single recipes."""
+    folder = tmp_path_factory.mktemp("oe")
+    for above in (folder, folder.parent, folder.parent.parent):
+        above.chmod(0o755)
+    yield Build(folder / "build", "qemuarm64")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def packaged(build, recipe):
+    """The files of the package of a recipe of ours, by path."""
+    (path,) = openembedded.LAYER.rglob(f"{recipe}_*.bb")
+    build.bitbake("-b", path, "-c", "package")
+    (folder,) = build.folder.glob(f"tmp/work/*/{recipe}/*/packages-split/{recipe}")
+    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
+
+
+@pytest.mark.skipif(not PREBUILT.exists(), reason="cargo has not made the daemon for aarch64")
+def test_the_daemon_is_packaged_with_its_unit(alone):
+    files = packaged(alone, "inferd-bin")
+    unit = "usr/lib/systemd/system/inferd.service"
+    assert files[unit].read_bytes() == (openembedded.places.OVERLAY / unit).read_bytes()
+    assert elf.read(files["usr/bin/inferd"]).is_for("aarch64") and files["usr/bin/inferd"].stat().st_size == PREBUILT.stat().st_size
+    assert {"etc/inferd/inferd.toml", "usr/lib/systemd/system.conf.d/inferd.conf", "usr/lib/udev/rules.d/60-inferd-serial.rules"} <= set(files)
+
+
+def test_the_appliance_is_packaged_with_models_scripts_and_the_page_of_its_board(alone):
+    files = packaged(alone, "inferd-appliance")
+    assert files["etc/inferd/board"].read_text() == "qemu-aarch64\n"
+    wanted = {f"usr/libexec/inferd/{name}" for name in ("boot", "common", "network", "sticks", "dhcp-event")}
+    assert wanted | {"usr/share/inferd/models/imu-motion/manifest.toml", "usr/lib/systemd/system/inferd-boot.service"} <= set(files)
+
+
+def test_kas_files_pin_commits_that_these_checkouts_have():
+    for path in sorted(KAS.glob("*.yml")):
+        for name, repo in yaml.safe_load(path.read_text()).get("repos", {}).items():
+            if repo.get("commit"):
+                command = ["git", "-c", "safe.directory=*", "-C", FOLDER / name, "cat-file", "-t", repo["commit"]]
+                assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "commit\n", f"{path.name}: {name}"
