@@ -25,6 +25,7 @@ import devkeys  # noqa: E402
 import places  # noqa: E402
 from appliance import images  # noqa: E402
 from labgrid import Environment  # noqa: E402
+from labgrid.protocol import CommandProtocol  # noqa: E402
 
 from hil import faults  # noqa: E402
 from hil.protocols import MachineProtocol  # noqa: E402
@@ -80,8 +81,8 @@ class Slope:
 class Soak:
     """One run."""
 
-    def __init__(self, unit, load, seed, quiet):
-        self.unit, self.load, self.quiet = unit, load, quiet
+    def __init__(self, unit, load, seed, quiet, shell=True):
+        self.unit, self.load, self.quiet, self.shell = unit, load, quiet, shell
         self.random = random.Random(seed)
         self.slopes = {"keeper": Slope(), "daemon": Slope(), "host": Slope()}
         self.done, self.violations = [], []
@@ -99,7 +100,10 @@ class Soak:
             self.suffer(waiting.pop(), expected)
 
     def rest(self, seconds):
-        """Nothing happens; memory and writes are looked at."""
+        """Nothing happens; memory and writes are looked at, where there is a root shell."""
+        if not self.shell:
+            time.sleep(seconds)
+            return
         begin, before = time.monotonic(), int(self.unit.shell(WRITTEN))
         while time.monotonic() - begin < seconds:
             self.sample()
@@ -193,14 +197,27 @@ def table(page):
 
 def arguments():
     """The command line."""
-    names = [fault.name for fault in faults.ALL]
+    names = dict.fromkeys(fault.name for fault in [*faults.ALL, *faults.FROM_OUTSIDE])
     parser = argparse.ArgumentParser(description="Faults at random instants for hours; see the head of this file.")
     parser.add_argument("--hours", type=float, default=4.0, help="how long (default: %(default)s)")
     parser.add_argument("--lg-env", type=Path, default=Path(__file__).parent / "targets/qemu.yaml", help="the target (default: QEMU)")
     parser.add_argument("--seed", type=int, help="repeat a run's choices")
     parser.add_argument("--quiet", type=float, default=QUIET_S, help="least seconds between two faults (default: %(default)s)")
-    parser.add_argument("--fault", action="append", choices=names, help="only this one; repeatable (default: all)")
+    parser.add_argument("--fault", action="append", choices=names, help="only this one; repeatable (default: all that the target can)")
     return parser.parse_args()
+
+
+def has(target, protocol):
+    """Whether a target has a driver for this."""
+    return any(isinstance(driver, protocol) for driver in target.drivers)
+
+
+def choose(names, shell, hands):
+    """The faults that were asked for (default: all) and that can be put in: by a root shell, by hands on the machine, or from outside."""
+    able = faults.ALL if shell else faults.FROM_OUTSIDE
+    if names:
+        able = [fault for fault in dict.fromkeys([*able, *faults.FROM_OUTSIDE]) if fault.name in names]
+    return [fault for fault in able if hands or not fault.hands]
 
 
 def main():
@@ -214,9 +231,10 @@ def main():
     target = env.get_target()
     strategy = target.get_strategy()
     unit = Unit(target, strategy, keys.api_key)
-    chosen = [fault for fault in faults.ALL if not options.fault or fault.name in options.fault]
-    if not any(isinstance(driver, MachineProtocol) for driver in target.drivers):
-        chosen = [fault for fault in chosen if not fault.hands]
+    shell = has(target, CommandProtocol)
+    chosen = choose(options.fault, shell, has(target, MachineProtocol))
+    if not chosen:
+        sys.exit(f"this target can do none of: {', '.join(options.fault)}")
     begin = time.monotonic()
     print(f"seed {seed}, {options.hours} h, {len(chosen)} kinds of faults", flush=True)
     try:
@@ -224,7 +242,7 @@ def main():
         with tempfile.TemporaryDirectory(prefix="inferd-soak-") as bundles:
             Updates(keys, bundles).install(unit, 0.25)
         with Load(unit.url, pause=0.5) as load:
-            soak = Soak(unit, load, seed, options.quiet)
+            soak = Soak(unit, load, seed, options.quiet, shell)
             soak.run(chosen, options.hours)
         page = soak.report(seed, time.monotonic() - begin)
     finally:

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import attr
+import board as boards
 import pytest
 import yaml
 from labgrid import Environment
@@ -13,8 +14,9 @@ from labgrid.driver import Driver, USBSDMuxDriver, USBStorageDriver
 from labgrid.driver.fake import FakeConsoleDriver
 from labgrid.factory import target_factory
 from labgrid.protocol import PowerProtocol
+from labgrid.remote.exporter import exports
 
-from hil import soak
+from hil import faults, soak, storage
 from hil.unit import Load
 
 FOLDER = Path(__file__).parent
@@ -125,6 +127,69 @@ def test_every_target_file_names_only_what_labgrid_and_this_folder_have(file, en
             for options, *_ in instances.values():
                 assert set(options) <= fields, f"{name} takes {sorted(fields)}"
     assert "InferdStrategy" in drivers
+
+
+def test_the_exporters_file_exports_what_labgrid_can_and_what_a_target_file_takes():
+    wanted = {name for file in TARGETS for entry in _resources(file) for name in entry}
+    for group in yaml.safe_load((FOLDER / "exporter.yaml").read_text()).values():
+        for resource in group.values():
+            assert resource["cls"] in exports and resource["cls"] in target_factory.resources
+            # A serial port is asked for by its name in /dev where the board is beside the tests, and by its adapter where not.
+            assert resource["cls"] in wanted | {"USBSerialPort"}
+
+
+def _resources(file):
+    found = yaml.safe_load(file.read_text())["targets"]["main"]["resources"]
+    return found if isinstance(found, list) else [found]
+
+
+@pytest.mark.parametrize("file", [file for file in TARGETS if file.stem != "qemu"], ids=lambda path: path.stem)
+def test_a_board_has_a_switch_for_its_power_a_console_and_an_image_of_its_own_where_it_has_a_card(file):
+    page = yaml.safe_load(file.read_text())
+    drivers = {name: options for entry in page["targets"]["main"]["drivers"] for name, options in entry.items()}
+    assert boards.load(file.stem).summary and "SerialDriver" in drivers
+    assert any(issubclass(target_factory.drivers[name], PowerProtocol) for name in drivers)
+    card = drivers.get("InferctlStorageDriver")
+    assert (card is None) == (boards.load(file.stem).backend == "uefi-nv")
+    if card:
+        assert card["board"] == file.stem and page["images"]["card"].endswith(f"/{file.stem}-dev.img")
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class FlashedDriver(storage.InferctlStorageDriver):
+    """A card in no reader."""
+
+    bindings = {}
+
+    def _wait_for_medium(self, partition):
+        assert partition is None
+
+    def _get_devpath(self, partition):
+        return "/dev/card"
+
+
+def test_a_card_is_written_by_our_own_flasher_for_its_board_only(env, tmp_path, monkeypatch):
+    noted = tmp_path / "noted"
+    program = tmp_path / "inferctl"
+    program.write_text(f'#!/bin/sh\necho "$@" >"{noted}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(storage.images, "inferctl", lambda: program)
+    page = {"targets": {"main": {"drivers": {"FlashedDriver": {"board": "rpi4"}}}}}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(page))
+    target = Environment(str(tmp_path / "card.yaml")).get_target()
+    driver = target.get_driver(FlashedDriver)
+    driver.write_image("card.img")
+    assert noted.read_text() == "flash card.img /dev/card --yes --board rpi4\n"
+    target.cleanup()
+
+
+def test_without_a_root_shell_faults_come_from_outside_and_with_one_all_that_hands_can_do():
+    assert soak.choose(None, shell=False, hands=False) == faults.FROM_OUTSIDE
+    assert soak.choose(None, shell=True, hands=True) == faults.ALL
+    assert faults.UNPLUGGED not in soak.choose(None, shell=True, hands=False)
+    assert soak.choose(["power: cut"], shell=False, hands=False) == [faults.POWER_CUT]
+    assert soak.choose(["kernel: panic"], shell=False, hands=False) == []
 
 
 def test_what_a_template_asks_to_be_filled_in_is_marked():

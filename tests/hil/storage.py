@@ -1,0 +1,30 @@
+"""The card of a rig, written by our own flasher."""
+
+import subprocess
+
+import attr
+from appliance import images
+from labgrid.driver import Driver, USBStorageDriver
+from labgrid.factory import target_factory
+from labgrid.step import step
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class InferctlStorageDriver(USBStorageDriver):
+    """A card in a multiplexer of this machine, written by `inferctl flash`: it refuses this machine's own disks and images for another
+    board, finds counterfeits, writes only what the block map has, and reads back.
+
+    Args:
+        board (str): the folder of board/ that the image must be for
+    """
+
+    board = attr.ib(default="", validator=attr.validators.instance_of(str))
+
+    @Driver.check_active
+    @step(args=["filename"])
+    def write_image(self, filename=None, **_):
+        """Writes an image to the card."""
+        self._wait_for_medium(None)
+        command = [images.inferctl(), "flash", filename, self._get_devpath(None), "--yes"]
+        subprocess.run([*command, *(["--board", self.board] if self.board else [])], check=True)
