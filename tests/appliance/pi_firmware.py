@@ -179,6 +179,34 @@ def initramfs_with(start, archive):
     return start.initramfs + bytes(-len(start.initramfs) % 512) + archive
 
 
+class OnRaspi3b(conftest.Booted):
+    """QEMU's Raspberry Pi 3 with the kernel, the root and the command line that the firmware chooses. It is the Raspberry Pi that QEMU knows
+    best; `tree` is a device tree of that board, which an image of another one does not have. `card` is a copy of the firmware's
+    medium of a size that cards have. `board` is any page of the architecture."""
+
+    def __init__(self, board, card, firmware, drivers, tree, **options):
+        super().__init__(board, card, direct=True, **options)
+        self.firmware, self.drivers, self.tree = firmware, drivers, tree
+
+    def _direct_start(self):
+        start = self.firmware.start()
+        (self.folder / "kernel").write_bytes(start.kernel)
+        (self.folder / "initramfs").write_bytes(initramfs_with(start, self.drivers))
+        return (*("-kernel", self.folder / "kernel", "-initrd", self.folder / "initramfs"), "-append", start.cmdline, "-dtb", self.tree)
+
+    def _command(self, tools, start):
+        command = [
+            *(tools.path(self.board.qemu.program), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", "raspi3b", "-accel", "tcg,thread=multi", *start),
+            # The second UART is the mini UART of the header.
+            *("-serial", "null", "-chardev", f"file,id=serial,path={self.serial}", "-serial", "chardev:serial"),
+            *("-drive", f"if=sd,format=raw,file={self.image},cache=unsafe,snapshot=on"),
+            *("-netdev", self._network(), "-device", "usb-net,netdev=net"),
+            *("-qmp", f"unix:{self.folder}/qmp.sock,server=on,wait=off"),
+        ]
+        return [str(part) for part in command]
+
+
 class Started(conftest.Booted):
     """QEMU's machine `virt`, started on what the firmware chooses. `board` is the page of that machine, `drivers` what is put behind the
     initramfs of the image for it."""
