@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -49,7 +50,8 @@ def cli():
     command = [str(part) for part in (inferctl, "flash", file, *rest, "--board", options.board)]
     if os.geteuid() != 0 and "--file" not in rest and not options.no_sudo and shutil.which("sudo"):
         command = ["sudo", *command]
-    say(f"==> {shlex.join(command)}")
+    shown = ["..." if before == "--api-key" else re.sub("^--api-key=.*", "--api-key=...", part) for before, part in zip([""] + command, command)]
+    say(f"==> {shlex.join(shown)}")
     sys.stdout.flush()
     return subprocess.run(command, check=False).returncode
 

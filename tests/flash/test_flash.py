@@ -1,9 +1,11 @@
 """An image on a card: what is written, what is not, and what is never written to."""
 
+import hashlib
 import json
 import os
 import pty
 import subprocess
+import tomllib
 
 import pytest
 from flash.conftest import BLOCK, MIB, beginning, bmap, noise
@@ -199,7 +201,7 @@ def test_a_card_that_something_else_is_made_of_is_refused(flash, image, card, lo
     assert (code, said["code"]) == (1, "in-use") and above.name in said["error"]
 
 
-def test_the_disk_that_the_system_runs_from_is_refused(flash, image):
+def test_the_disk_that_the_system_runs_from_is_refused(flash, tmp_path):
     number = os.stat("/").st_dev
     path = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
     if not os.path.exists(path):
@@ -209,6 +211,12 @@ def test_the_disk_that_the_system_runs_from_is_refused(flash, image):
     device = f"/dev/{os.path.basename(whole)}"
     if not os.path.exists(device):
         pytest.skip(f"there is no {device} here")
+    # Larger than the disk: if the code were wrong, that would be the next reason, and this machine would still be there.
+    with open(f"{whole}/size", encoding="ascii") as sectors:
+        size = int(sectors.read()) * 512
+    image = tmp_path / "large.img"
+    image.touch()
+    os.truncate(image, size + MIB)
     code, said = flash(image, device, "--yes", "--file", "--unmount")
     assert code == 1 and said["code"] in ("system-disk", "in-use") and not said["touched"]
 
@@ -246,6 +254,13 @@ def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refuse
         assert code == 0 and said["provisioned"], said
         read = [tools("mtype"), "-i", f"{card}@@{at}", "::inferd.toml"]
         assert subprocess.run(read, check=True, capture_output=True).stdout == config.read_bytes()
+    # What is typed beside it stands on the card too; of a key only its digest, and none that was only in the environment.
+    typed = ("--hostname", "sleeve", "--api-key", "0123456789abcdef")
+    assert flash(image, card, "--file", "--yes", *typed, env={"INFERD_API_KEY": "fedcba9876543210"})[0] == 0
+    on_card = tomllib.loads(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
+    assert on_card["device"] == {"hostname": "sleeve"}
+    assert on_card["security"] == {"api_key": f"sha256:{hashlib.sha256(b'0123456789abcdef').hexdigest()}"}
+    assert not flash(image, card, "--file", "--yes", env={"INFERD_API_KEY": "fedcba9876543210"})[1]["provisioned"]
     # An image without a FAT for it cannot take one, and says so.
     plain = tmp_path / "plain.img"
     plain.write_bytes(noise(MIB))

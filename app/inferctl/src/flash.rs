@@ -2,7 +2,7 @@
 //!
 //! The way: [`image`] is opened and checked (checksum, signature, board) → [`disks`] says what there is and what uses it → a person
 //! confirms one disk → [`medium`] opens exactly that one → [`copy`] probes it for a false size, writes what the [`bmap`] maps, and
-//! reads it back from the medium → [`provision`] puts the configuration on it. Everything that can be refused is refused before the
+//! reads it back from the medium → [`provision`] puts the configuration of [`settings`] on it. Everything that can be refused is refused before the
 //! first byte is written. Linux only.
 
 mod bmap;
@@ -12,6 +12,7 @@ mod error;
 mod image;
 mod medium;
 mod provision;
+mod settings;
 
 use crate::{fail::Failure, files, meter::Meter, minisign, show};
 use disks::{Disk, Kernel, Seen, Use};
@@ -19,6 +20,7 @@ use error::FlashError;
 use image::Image;
 use medium::{Medium, Target};
 use serde_json::{Value, json};
+use settings::Settings;
 use std::{
     fs,
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -62,6 +64,12 @@ pub struct Flash {
     /// A configuration that the device takes at its first boot
     #[arg(long, value_name = "inferd.toml")]
     provision: Option<PathBuf>,
+    /// The device's name
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// A public key that may log in by SSH, where an image has that; repeatable
+    #[arg(long = "ssh-key", value_name = "id.pub")]
+    ssh_keys: Vec<PathBuf>,
 }
 
 /// What went wrong, and whether the card was written to before.
@@ -85,16 +93,16 @@ struct Done {
 }
 
 impl Flash {
-    /// Flashes.
+    /// Flashes. `api_key` is one that the card gets.
     ///
     /// # Errors
     /// [`Failure::Flash`].
-    pub fn run(&self, json: bool) -> Result<(), Failure> {
+    pub fn run(&self, api_key: Option<&str>, json: bool) -> Result<(), Failure> {
         if self.list {
             list(json);
             return Ok(());
         }
-        self.flash(json).map_err(|Failed { error, touched }| {
+        self.flash(api_key, json).map_err(|Failed { error, touched }| {
             if json {
                 show::json(&json!({"flashed": false, "code": error.code(), "touched": touched, "error": error.to_string()}));
             }
@@ -102,9 +110,15 @@ impl Flash {
         })
     }
 
-    fn flash(&self, json: bool) -> Result<(), Failed> {
+    fn flash(&self, api_key: Option<&str>, json: bool) -> Result<(), Failed> {
         let path = self.image.as_deref().unwrap_or(Path::new(""));
-        let config = self.provision.as_deref().map(configuration).transpose()?;
+        let settings = Settings {
+            file: self.provision.as_deref(),
+            hostname: self.hostname.as_deref(),
+            ssh_keys: &self.ssh_keys,
+            api_key,
+        };
+        let config = settings.compose()?;
         let image = Image::open(path, self.bmap.as_deref(), self.no_bmap)?;
         if let Some(wants) = &self.board {
             let has = image.board().unwrap_or("nobody says which board (NAME.img.json is not beside it)");
@@ -334,7 +348,8 @@ impl Flash {
         })?;
         let reading =
             timed("reading back", &mut |meter| copy::verify(device, &pieces, medium, |now| meter.at(now)))?;
-        if let (Some(config), Some(path)) = (config, &self.provision) {
+        if let Some(config) = config {
+            let path = self.provision.as_deref().unwrap_or(Path::new(provision::NAME));
             provision::put(path, medium, config).map_err(touched)?;
         }
         Ok(Done { device: device.clone(), bytes, writing, reading })
@@ -344,16 +359,6 @@ impl Flash {
 fn enough(image: &Image, device: &Path, has: u64) -> Result<(), FlashError> {
     let needs = image.end();
     if has < needs { Err(FlashError::TooSmall { device: device.to_owned(), has, needs }) } else { Ok(()) }
-}
-
-/// A configuration that is TOML. What its settings mean is judged by the device, which says it on the FAT.
-fn configuration(path: &Path) -> Result<Vec<u8>, FlashError> {
-    let failed = |why: String| FlashError::Provision { path: path.to_owned(), why };
-    let bytes = files::read(path, provision::MAX).map_err(|e| failed(e.to_string()))?;
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|e| failed(format!("it is not UTF-8 from byte {} on", e.valid_up_to())))?;
-    text.parse::<toml::Table>().map_err(|e| failed(format!("it is not TOML: {e}")))?;
-    Ok(bytes)
 }
 
 fn list(json: bool) {

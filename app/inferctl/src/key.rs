@@ -38,19 +38,27 @@ impl KeyCommand {
                 let read = std::io::stdin().take(1024).read_to_string(&mut text);
                 read.map_err(|e| Failure::Other(format!("standard input cannot be read: {e}")))?;
                 let key = text.trim_end_matches(['\r', '\n']);
-                if !(16..=256).contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
-                    let why = "a key is 16 to 256 printable characters on standard input";
-                    return Err(Failure::Other(why.to_owned()));
-                }
+                let digest = stored(key).map_err(|why| Failure::Other(format!("{why} on standard input")))?;
                 if json {
-                    println!("{}", json!({ "digest": digest(key) }));
+                    println!("{}", json!({ "digest": digest }));
                 } else {
-                    println!("{}", digest(key));
+                    println!("{digest}");
                 }
             }
         }
         Ok(())
     }
+}
+
+/// What a configuration holds for a key.
+///
+/// # Errors
+/// When no device would take it.
+pub fn stored(key: &str) -> Result<String, String> {
+    if !(16..=256).contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("a key is 16 to 256 printable characters".to_owned());
+    }
+    Ok(digest(key))
 }
 
 fn digest(key: &str) -> String {

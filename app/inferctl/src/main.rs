@@ -36,7 +36,7 @@ mod upload;
 mod watch;
 mod words;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, parser::ValueSource};
 use client::{Client, ClientError};
 use fail::Failure;
 use input::{Metadata, Sample};
@@ -145,7 +145,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    // A key of the environment is for asking devices; only one that was typed is put on a card.
+    let typed = matches.value_source("api_key") == Some(ValueSource::CommandLine);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let json = cli.json;
     let command = match cli.command {
         Command::Model(command) => return model::run(command, json),
@@ -155,7 +158,10 @@ fn main() -> ExitCode {
         Command::Key(command) => return end(command.run(json)),
         Command::Root(command) => return end(command.run(json)),
         Command::Bundle(command) => return end(command.run(json)),
-        Command::Flash(command) => return end(command.run(json)),
+        Command::Flash(command) => {
+            let key = cli.api_key.filter(|_| typed);
+            return end(command.run(key.as_deref(), json));
+        }
         Command::Sign(command) => return end(command.run(json)),
         Command::Verify(command) => return end(command.run(json)),
         command => command,
@@ -284,7 +290,6 @@ fn seconds(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
