@@ -239,6 +239,20 @@ def session_of(device, gestures):
     return f"{SESSIONS}/{answer.json()['id']}"
 
 
+def test_whom_a_calibration_reaches_besides_its_source_is_said_before_it_begins(tmp_path):
+    hand = '[[actuators]]\nname = "hand"\npath = "/dev/no-such-port"\nsource = "demo"\nneutral = [1500]\nposes = {}\n'
+    device = start(tmp_path, more='[[sources]]\nname = "demo"\nkind = "synthetic"\n' + hand)
+    try:
+        helpers.until(lambda: all(s["model"] for s in device.request("/api/v1/sources").json()["sources"]), device)
+        answer = ask(device, "POST", SESSIONS, json.dumps({"source": "arm"}))
+        check(device.request("/openapi.json").json(), SESSIONS, "POST", answer)
+        assert answer.json()["also"] == {"sources": ["demo"], "actuators": ["hand"]}
+        done = subprocess.run([helpers.inferctl_program(), "--url", device.url, "calibrate", "--yes"], capture_output=True, text=True, timeout=60, check=False)
+        assert "holds for these sources, too, since it is the model's: demo" in done.stdout and "actuators" in done.stdout, done
+    finally:
+        device.stop()
+
+
 def test_a_spoiled_calibration_is_ignored_with_a_word_and_the_model_serves_as_it_was_shipped(tmp_path):
     folder = tmp_path / "data/calibrations"
     folder.mkdir(parents=True)

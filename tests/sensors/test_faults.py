@@ -92,6 +92,21 @@ def test_a_saturated_sensor_is_told(worn, sensor):
     is_well(worn)
 
 
+def test_listeners_are_told_that_samples_come_and_no_whole_window_of_them(worn, sensor):
+    is_well(worn)
+    events = Events(worn, {"fps": 50})
+    assert next(event for event in events if "prediction" in event)
+    with sensor.lock:
+        sensor.lossy = True
+    told = next(event for event in events if "no whole window" in event.get("error", ""))
+    assert told["gate"] == "released", "nothing is acted on any more"
+    with sensor.lock:
+        sensor.lossy = False
+    assert next(event for event in events if "prediction" in event)
+    events.close()
+    is_well(worn)
+
+
 def test_a_sensor_that_restarts_while_eight_listen_is_recognised_again(worn, sensor):
     sensor.gesture = 1
     is_well(worn)

@@ -135,7 +135,7 @@ def test_a_recording_is_recognised_and_one_that_cannot_be_read_is_said(native, t
     device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "recording"\npath = "{file}"\n')
     assert "No such file" in state(device, "unplugged")["reason"]
     file.write_bytes(b"\x93NUMPY\x01\x00")
-    helpers.until(lambda: "cut short" in source(device)["reason"], "the file is refused with its reason")
+    assert "cut short" in state(device, "unreadable")["reason"]
     recording(tmp_path / "new.npy", 6).rename(file)
     state(device, "live")
     recognised(device, 6)
@@ -214,13 +214,20 @@ def test_a_sender_that_begins_anew_is_taken_for_one_and_what_comes_late_is_not(n
     assert push(device, {"samples": samples(1, 250), "sequence": 7}).json()["taken"] == 250
     recognised(device, 1)
     assert push(device, {"samples": samples(1, 1), "sequence": (1 << 53) + 1}).status == 422
+    # The next one must have a number, too; and nobody has lost so many.
+    assert push(device, {"samples": samples(1, 1), "sequence": 1 << 53}).status == 422
+    far = push(device, {"samples": samples(1, 1), "sequence": (1 << 53) - 2}).json()
+    assert far == {"taken": 1, "next": (1 << 53) - 1, "missing": 0} and source(device)["missing"] < 1 << 32
+    assert push(device, {"samples": samples(1, 1), "sequence": far["next"]}).json()["taken"] == 1
+    refused = push(device, '{"samples": [[1]],\n "sequence": "secret"}').json()["detail"]
+    assert "line 2" in refused and "secret" not in refused
     assert push(device, '{"samples":[' + "[]," * 600_000 + "[]]}").status == 413
 
 
 def test_a_pipe_in_a_recordings_place_is_refused_and_holds_nothing_up(native, tmp_path):
     os.mkfifo(tmp_path / "arm.npy")
     device = native(models=[EMG_MODEL], config=f'[[sources]]\nname = "arm"\nkind = "recording"\npath = "{tmp_path}/arm.npy"\n')
-    assert "no file" in state(device, "unplugged")["reason"]
+    assert "no file" in state(device, "unreadable")["reason"]
     assert device.stop() == 0
 
 

@@ -33,6 +33,9 @@ use tokio::sync::watch;
 
 /// A source that was not looked after for so long is one that nobody knows anything of. It is looked after every half a second.
 const VOUCHED: Duration = Duration::from_secs(2);
+/// An answer to an order waits so long for the next line, looked for this often.
+const OBEYED: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(5);
 /// Ports are opened, sources looked after and calibrations proven for the first time within this: until then nothing is an alert.
 const STARTING: Duration = Duration::from_secs(10);
 
@@ -95,6 +98,13 @@ pub fn start_actuators(app: &Arc<App>, configs: &[ActuatorConfig], folder: &Path
     }
     // Set once, at the start.
     let _ = app.actuators.set(all);
+}
+
+/// The actuators that follow one of these sources.
+pub(crate) fn following<'a>(app: &'a App, sources: &[&str]) -> Vec<&'a str> {
+    let all = app.actuators.get().map_or(&[][..], Vec::as_slice);
+    let follows = |d: &&Driven| d.live.as_deref().is_some_and(|live| sources.contains(&live.name()));
+    all.iter().filter(follows).map(|d| d.actuator.spec().name.as_str()).collect()
 }
 
 /// Whether somebody stopped it and nobody has started it since. What cannot be read counts as stopped.
@@ -284,7 +294,17 @@ pub(crate) async fn order(app: &App, req: &Req, stop: bool) -> Reply {
         }
     });
     match carried_out.await.unwrap_or_else(|e| Err(e.to_string())) {
-        Ok(()) => Reply::json(StatusCode::OK, &all[at].describe(&app.calibrations)),
+        Ok(()) => {
+            // What it does now is said by its thread with the next line.
+            let obeyed = || (all[at].actuator.view().state == State::Stopped) == stop;
+            for _ in 0..OBEYED.as_millis() / LOOK.as_millis() {
+                if obeyed() || all[at].actuator.view().state == State::Unplugged {
+                    break;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            Reply::json(StatusCode::OK, &all[at].describe(&app.calibrations))
+        }
         Err(why) => Reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "storage", &why, true),
     }
 }

@@ -14,6 +14,7 @@
 //! A session lives in this process and ends with it, or after [`IDLE`] without a word. What is fitted lies in `app/calibrate`; here are
 //! the source, the model host (asked as everybody asks it, so that its memory, queue and deadlines hold), and the files.
 
+use crate::actuators;
 use crate::metrics::live::Writer;
 use crate::records::carried;
 use crate::sources::Live;
@@ -474,7 +475,17 @@ impl Session {
         self.plan.labels().iter().position(|l| l.eq_ignore_ascii_case("rest"))
     }
 
-    fn describe(&self) -> Value {
+    /// Who else is told other gestures by the calibration: it is the model's, whichever source its windows come from.
+    fn also(&self, app: &App) -> Value {
+        let model = self.manifest.name.as_str();
+        let goes = |live: &&Arc<Live>| live.plan().is_some_and(|(m, _)| m.name.as_str() == model);
+        let all = app.sources.get().map_or(&[][..], Vec::as_slice).iter().filter(goes);
+        let all: Vec<&str> = all.map(|live| live.name()).collect();
+        let others: Vec<&str> = all.iter().copied().filter(|name| *name != self.live.name()).collect();
+        json!({ "sources": others, "actuators": actuators::following(app, &all) })
+    }
+
+    fn describe(&self, app: &App) -> Value {
         let channel = |c: &usize| name_of(&self.manifest, *c);
         let gesture = |g: &usize| {
             let recording = self.recordings.get(g);
@@ -507,6 +518,7 @@ impl Session {
             "id": self.id,
             "model": self.manifest.name,
             "source": self.live.name(),
+            "also": self.also(app),
             "seconds": self.seconds,
             "state": state,
             "percent": percent,
@@ -530,7 +542,7 @@ fn name_of(manifest: &Manifest, channel: usize) -> String {
 }
 
 pub(crate) fn list(app: &App) -> Reply {
-    let session = lock(&app.calibrations.session).as_ref().map(Session::describe);
+    let session = lock(&app.calibrations.session).as_ref().map(|s| s.describe(app));
     let body = json!({ "installed": app.calibrations.installed(&app.hosts), "session": session });
     Reply::json(StatusCode::OK, &body)
 }
@@ -619,7 +631,7 @@ fn try_begin(app: &Arc<App>, req: &Req) -> Result<Value, Refused> {
     let mut number = lock(&app.calibrations.number);
     *number += 1;
     session.id = *number;
-    let told = session.describe();
+    let told = session.describe(app);
     tokio::spawn(end_idle(Arc::downgrade(app), session.id));
     *there = Some(session);
     Ok(told)
@@ -665,7 +677,7 @@ fn no_session() -> Refused {
 pub(crate) fn get(app: &App, req: &Req) -> Reply {
     let told = app.calibrations.with(id_of(req), |s| {
         s.touched = Instant::now();
-        s.describe()
+        s.describe(app)
     });
     told.map_or_else(|| refusal(no_session()), |session| Reply::json(StatusCode::OK, &session))
 }
@@ -717,7 +729,7 @@ fn try_record(app: &Arc<App>, req: &Req) -> Result<Value, Refused> {
         s.error = None;
         s.refused.remove(&label);
         tokio::spawn(hold(Arc::clone(app), s.id, label));
-        Ok(s.describe())
+        Ok(s.describe(app))
     };
     app.calibrations.with(id_of(req), begun).unwrap_or_else(|| Err(no_session()))
 }
@@ -798,7 +810,7 @@ pub(crate) fn fit(app: &Arc<App>, req: &Req) -> Reply {
         }
         (s.phase, s.error, s.fitted) = (Phase::Fitting { done: 0, all: 1 }, None, None);
         tokio::spawn(fit_and_check(Arc::clone(app), s.id));
-        Ok(s.describe())
+        Ok(s.describe(app))
     };
     match app.calibrations.with(id_of(req), begun).unwrap_or_else(|| Err(no_session())) {
         Ok(session) => Reply::json(StatusCode::ACCEPTED, &session),

@@ -429,6 +429,14 @@ impl Live {
         }
     }
 
+    /// How long three windows take with the steps between them; nothing where its model is not known.
+    pub(crate) fn three_windows(&self) -> Duration {
+        let spec = &self.config.spec;
+        let samples = self.plan().map_or(0, |(_, plan)| plan.timesteps().max(self.config.hop.unwrap_or(0)));
+        #[allow(clippy::cast_precision_loss)] // thousands
+        Duration::from_secs_f64(3.0 * samples as f64 / spec.rate.hz())
+    }
+
     /// Why nothing is recognised although samples come; empty while something is.
     pub(crate) fn problem(&self) -> String {
         self.known().problem.clone()
@@ -603,9 +611,20 @@ pub(crate) fn push(app: &App, req: &Req) -> Reply {
         let why = format!("a push has at most {PUSH_BODY} bytes");
         return refused(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", &why);
     }
-    let Some(push) = req.object::<Push>() else {
-        let why = "a JSON object is needed: samples, a list of lists of numbers, and sequence, the number of the first one";
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", why);
+    let object = req.body.trim_ascii_start().starts_with(b"{");
+    let push = match object.then(|| serde_json::from_slice::<Push>(&req.body)) {
+        Some(Ok(push)) => push,
+        // What stands there is not repeated.
+        wrong => {
+            let at = wrong.and_then(Result::err).map_or_else(
+                || "it does not begin with {".to_owned(),
+                |e| format!("the first mistake ends in line {}, column {}", e.line(), e.column()),
+            );
+            let why = format!(
+                "a JSON object is needed: samples, a list of lists of numbers, and sequence, the whole number of the first one, nothing else; {at}"
+            );
+            return refused(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", &why);
+        }
     };
     let channels = live.config.spec.channels;
     let taken = if live.config.spec.kind != Kind::Push {

@@ -523,6 +523,11 @@ impl Producer {
             (Told::Source(view.state), view.reason)
         } else if !problem.is_empty() && self.heard.elapsed() > UNRECOGNISED {
             (Told::Unrecognised, problem)
+        } else if view.state == State::Live && self.heard.elapsed() > UNRECOGNISED + self.live.three_windows()
+        {
+            let why = "samples come, and no whole window of them";
+            let because = if view.reason.is_empty() { String::new() } else { format!(": {}", view.reason) };
+            (Told::Unrecognised, format!("{why}{because}"))
         } else {
             (Told::Well, String::new())
         };

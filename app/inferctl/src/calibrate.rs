@@ -61,6 +61,7 @@ impl Calibrate {
         }
         let say = |text: &str| if json { eprintln!("{text}") } else { show::line(text) };
         let session = self.session(client, &say)?;
+        Self::warn_of_others(&session, &say);
         let at = format!("{PATH}/{}", session["id"]);
         self.record_all(client, &at, &say)?;
         let fit = fitted(client, &at, &say)?;
@@ -108,6 +109,18 @@ impl Calibrate {
             body["gestures"] = json!(self.gestures);
         }
         post(client, PATH, &body)
+    }
+
+    /// Whom it changes besides the source it is recorded from.
+    fn warn_of_others(session: &Value, say: &dyn Fn(&str)) {
+        let also = |what: &str| texts(&session["also"][what]).join(", ");
+        for (what, names) in [("sources", also("sources")), ("actuators", also("actuators"))] {
+            if !names.is_empty() {
+                say(&format!(
+                    "once installed it holds for these {what}, too, since it is the model's: {names}"
+                ));
+            }
+        }
     }
 
     fn record_all(&self, client: &Client, at: &str, say: &dyn Fn(&str)) -> Result<(), Failure> {

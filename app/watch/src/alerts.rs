@@ -388,7 +388,10 @@ impl Alerts {
             let Some(track) = self.tracks.iter_mut().find(|t| t.rule.kind == reading.kind) else { continue };
             let before = track.now;
             let change = track.take(value);
-            let (now, about) = (track.now, reading.about.clone());
+            let now = track.now;
+            // What is over is over of what it was raised for.
+            let raised = self.active.iter().find(|a| a.alert == reading.kind).and_then(|a| a.about.clone());
+            let about = reading.about.clone().or(raised.filter(|_| now.is_none()));
             let threshold = track.limit(now.or(before));
             let sentence = |over: bool| {
                 let said = reading.kind.sentence(value, threshold, about.as_deref());

@@ -58,6 +58,8 @@ pub const MAX_RECORDED: usize = 1 << 20;
 pub const MAX_SEQUENCE: u64 = 1 << 53;
 /// A number that lies farther back than this is that of a sender that has begun anew, as on a serial port.
 const BEGUN_ANEW: u64 = 1 << 16;
+/// And one that lies farther ahead than this: nobody has lost so many samples.
+const BEGUN_AHEAD: u64 = 1 << 32;
 
 /// What is wrong with a source, or that nothing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,8 +70,10 @@ pub enum State {
     Live,
     /// The port is there, and nothing comes.
     Stale,
-    /// The port or file is not there, or cannot be opened.
+    /// The port or file is not there, or the port cannot be opened.
     Unplugged,
+    /// The file is there, and is no recording that can be read.
+    Unreadable,
     /// What comes is at another baud rate.
     WrongBaud,
     /// What comes is in no frames, or those of another version.
@@ -82,11 +86,12 @@ pub enum State {
 
 impl State {
     /// All of them, in the order metrics show them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Starting,
         Self::Live,
         Self::Stale,
         Self::Unplugged,
+        Self::Unreadable,
         Self::WrongBaud,
         Self::NotFrames,
         Self::Misfit,
@@ -101,6 +106,7 @@ impl State {
             Self::Live => "live",
             Self::Stale => "stale",
             Self::Unplugged => "unplugged",
+            Self::Unreadable => "unreadable",
             Self::WrongBaud => "wrong_baud",
             Self::NotFrames => "not_frames",
             Self::Misfit => "misfit",
@@ -163,7 +169,7 @@ pub enum PushError {
     #[error("a value is not a finite number")]
     NotFinite,
     /// A number beyond what any sensor counts to.
-    #[error("sequence is at most {MAX_SEQUENCE}")]
+    #[error("sequence is at most {MAX_SEQUENCE}, that of the sample behind the last one too")]
     Sequence,
 }
 
@@ -200,6 +206,7 @@ enum Link {
     Open,
     Line(Verdict),
     Unplugged(String),
+    Unreadable(String),
     Misfit(String),
     Over,
 }
@@ -399,6 +406,7 @@ impl Source {
         let flows = silent.is_some_and(|s| s <= stale);
         let (state, reason) = match &feed.link {
             Link::Unplugged(why) => (State::Unplugged, why.clone()),
+            Link::Unreadable(why) => (State::Unreadable, why.clone()),
             Link::Misfit(why) => (State::Misfit, why.clone()),
             Link::Over => (State::Over, "the recording is over".to_owned()),
             Link::Opening => (State::Starting, String::new()),
@@ -442,7 +450,7 @@ impl Source {
 
     /// Takes samples of a source of kind push: their values, sample by sample. `first` is the number of the first one; without
     /// it they continue what came before, unless nothing has come for a second. Number 0 begins anew, and one that lies back, by
-    /// more than 65,536 or after a second of silence.
+    /// more than 65,536 or after a second of silence, or ahead by more than four billion.
     ///
     /// # Errors
     /// [`PushError`] when none is taken.
@@ -460,7 +468,9 @@ impl Source {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(PushError::NotFinite);
         }
-        if first.is_some_and(|first| first > MAX_SEQUENCE) {
+        // The next one must have a number, too.
+        let most = MAX_SEQUENCE - (values.len() / spec.channels) as u64;
+        if first.is_some_and(|first| first > most) {
             return Err(PushError::Sequence);
         }
         let (now, at) = (Instant::now(), self.shared.now());
@@ -468,10 +478,10 @@ impl Source {
         let next = feed.last.map_or(0, |(next, _)| next);
         let paused = feed.arrived.is_some_and(|t| t.elapsed() > Duration::from_micros(PUSH_STALE.0));
         let from = first.unwrap_or(next);
-        let back = next.saturating_sub(from);
-        let anew =
-            first == Some(0) || (first.is_none() && paused) || back > BEGUN_ANEW || (back > 0 && paused);
-        let missing = if anew { 0 } else { from.saturating_sub(next) * u64::from(feed.last.is_some()) };
+        let (back, ahead) = (next.saturating_sub(from), from.saturating_sub(next));
+        let another = back > BEGUN_ANEW || ahead > BEGUN_AHEAD || (back > 0 && paused);
+        let anew = first == Some(0) || (first.is_none() && paused) || another;
+        let missing = if anew { 0 } else { ahead * u64::from(feed.last.is_some()) };
         let mut taken = 0;
         for (sequence, sample) in (from..).zip(values.chunks_exact(spec.channels)) {
             let anew = anew && sequence == from;
@@ -592,7 +602,11 @@ impl Shared {
                 let recording = loop {
                     match read_recording(path, &mut refused) {
                         Some(Ok(recording)) => break recording,
-                        Some(Err(why)) => self.set(Link::Unplugged(format!("{}: {why}", path.display()))),
+                        Some(Err(why)) => {
+                            let why = format!("{}: {why}", path.display());
+                            let there = std::fs::symlink_metadata(path).is_ok();
+                            self.set(if there { Link::Unreadable(why) } else { Link::Unplugged(why) });
+                        }
                         None => {}
                     }
                     if self.ends_within(retry) {

@@ -447,8 +447,11 @@ impl Work {
     fn tell(&mut self, event: &Event, now: Instant) {
         let (alert, severity) = (event.alert.name(), event.severity.name());
         let (value, threshold, sentence) = (event.value, event.threshold, event.sentence.as_str());
-        if event.change == crate::alerts::Change::Cleared {
+        use crate::alerts::Change;
+        if event.change == Change::Cleared {
             tracing::info!(alert, severity, value, threshold, "alert {sentence}");
+        } else if event.change == Change::Better {
+            tracing::info!(alert, severity, value, threshold, "alert, better: {sentence}");
         } else {
             tracing::warn!(alert, severity, value, threshold, "alert: {sentence}");
         }
