@@ -20,9 +20,11 @@ if part start ${devtype} ${devnum} bootstate base; then
         setexpr sector ${base} + ${at}
         if ${devtype} read ${buffer} ${sector} 1 && env import -c ${buffer} 200; then
             if test "${chosen}" = a || test "${chosen}" = b; then
-                if test "${generation}" -gt "${newest}"; then
-                    setenv newest ${generation}; setenv best_chosen ${chosen}; setenv best_try ${try}
-                    if test ${at} = 0; then setenv next_at 8; else setenv next_at 0; fi
+                if test -z "${try}" || test "${try}" = a || test "${try}" = b; then
+                    if test "${generation}" -gt "${newest}"; then
+                        setenv newest ${generation}; setenv best_chosen ${chosen}; setenv best_try ${try}
+                        if test ${at} = 0; then setenv next_at 8; else setenv next_at 0; fi
+                    fi
                 fi
             fi
         fi

@@ -75,7 +75,7 @@ STATES = {
     "the newer one torn": (LOWER, TORN, "a", None),
     "a trial": (LOWER, Record(8, "a", "b").encoded(), "b", [Record(9, "a"), Record(8, "a", "b")]),
     "a trial whose number carries": (Record(1999, "b", "a").encoded(), JUNK, "a", [Record(1999, "b", "a"), Record(2000, "b")]),
-    "a trial of nothing": (Record(3, "a", "x").encoded(), JUNK, "a", None),
+    "a trial of nothing": (LOWER, Record(8, "b", "x").encoded(), "a", None),
 }
 
 
