@@ -102,7 +102,7 @@ def disk(board, target, binaries, tools, epoch):
     shutil.copyfile(_made(binaries / "rootfs.squashfs"), files["rootfs"])
     boot = work / "boot"
     boot.mkdir()
-    shutil.copyfile(target / "etc/inferd/inferd.toml", boot / "inferd.toml.example")
+    (boot / "inferd.toml.example").write_text(image.example(target))
     if board.backend == "rpi-tryboot":
         image.write(boot, rpi.boot_files(board, layout))
         system = pi_system(board, layout, binaries, work)

@@ -337,7 +337,7 @@ def boot(recipe, packages, given, lacks, layout, tools, work):
             partition = next(part for part in layout.partitions if part.name == f"boot-{slot}")
             systems[partition.name] = fat(system, partition, recipe.epoch, tools)
     # The image's own: who starts from it keeps what makes a dev image one.
-    shutil.copyfile(work / "rootfs/etc/inferd/inferd.toml", stage / "inferd.toml.example")
+    (stage / "inferd.toml.example").write_text(example(work / "rootfs"))
     return systems, fat(stage, layout.named("boot"), recipe.epoch, tools)
 
 
@@ -367,6 +367,11 @@ def write(folder, files):
     """Puts files, by name, into a folder."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
+
+
+def example(root):
+    """What an operator may write into inferd.toml: the sections of the first boot, then the daemon's settings."""
+    return (root / "etc/inferd/provision.toml").read_text() + (root / "etc/inferd/inferd.toml").read_text()
 
 
 def fat(stage, partition, epoch, tools):

@@ -115,7 +115,9 @@ def test_a_raspberry_pis_disk_starts_its_first_system(name, target, tools, tmp_p
     assert guid == layout.disk_uuid
     assert [(part.name, part.uuid, part.size) for part in found] == [(part.name, part.uuid, part.size) for part in layout.partitions]
     assert in_fat(tools, disk, "boot", "autoboot.txt") == rpi.autoboot(layout, "a")
-    assert in_fat(tools, disk, "boot", "inferd.toml.example") == (places.OVERLAY / "etc/inferd/inferd.toml").read_bytes()
+    assert in_fat(tools, disk, "boot", "inferd.toml.example") == b"".join(
+        (places.OVERLAY / "etc/inferd" / name).read_bytes() for name in ("provision.toml", "inferd.toml")
+    )
     assert in_fat(tools, disk, "boot-a", "cmdline.txt").decode() == rpi.cmdline(board, layout, "a")
     assert in_fat(tools, disk, "boot-a", "config.txt") == (places.BOARDS / name / "config.txt").read_bytes()
     assert in_fat(tools, disk, "boot-a", "Image") == b"Image"

@@ -212,7 +212,14 @@ def test_a_factory_reset_is_marked_for_the_next_start(keeper):
     one = keeper()
     one.order("ask({'ask': 'factory-reset', 'why': 'sold'})")
     until(lambda: (one.folder / "restarts").exists(), one)
-    assert (one.folder / "data/factory-reset").exists()
+    assert (one.folder / "data/factory-reset").read_text() == "1\n"
+
+
+def test_a_factory_reset_of_everything_is_marked_as_such(keeper):
+    one = keeper()
+    one.order("ask({'ask': 'factory-reset', 'why': 'sold', 'everything': True})")
+    until(lambda: (one.folder / "restarts").exists(), one)
+    assert (one.folder / "data/factory-reset").read_text() == "everything\n"
 
 
 def test_what_only_dev_images_allow_and_what_is_no_accelerator_is_refused(keeper):

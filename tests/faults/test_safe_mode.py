@@ -121,6 +121,10 @@ def test_orders_reach_the_keeper_and_its_answers_the_operator(native, keeper, in
     for command, order in (
         (["reboot", "--why", "new kernel"], {"ask": "reboot", "why": "asked for by 127.0.0.1: new kernel"}),
         (["factory-reset", "--yes"], {"ask": "factory-reset", "why": "asked for by 127.0.0.1, without a reason"}),
+        (
+            ["factory-reset", "--yes", "--everything", "--why", "sold"],
+            {"ask": "factory-reset", "why": "asked for by 127.0.0.1: sold", "everything": True},
+        ),
         (["watchdog", "test", "hardware"], {"ask": "watchdog-test", "what": "hardware"}),
     ):
         done = inferctl(*command, url=daemon.url)
@@ -130,6 +134,7 @@ def test_orders_reach_the_keeper_and_its_answers_the_operator(native, keeper, in
     refused = inferctl("watchdog", "test", "panic", url=daemon.url)
     assert refused.returncode == 1 and "not made for tests" in refused.stderr
     assert daemon.request("/api/v1/watchdog/test", {"what": "disk"}).status == 400
+    assert daemon.request("/api/v1/reboot", {"everything": True}).status == 400
     assert daemon.request("/api/v1/safe-mode/leave", {}).json()["code"] == "not-in-safe-mode"
 
 

@@ -5,7 +5,7 @@
 //! GET  /api/v1/history            what happened to this device, newest first; ?limit=N, ?kind=KIND
 //! POST /api/v1/safe-mode/leave    start the daemon anew, with its models
 //! POST /api/v1/reboot             restart the board, guarded by the watchdog
-//! POST /api/v1/factory-reset      forget what was configured and installed
+//! POST /api/v1/factory-reset      forget what was configured and installed; with `everything` also identity, keys and models
 //! POST /api/v1/watchdog/test      break something, to see the watchdog work (development images)
 //! ```
 //!
@@ -220,14 +220,18 @@ fn bad_request(detail: &str) -> Reply {
 struct Order {
     #[serde(default)]
     why: String,
+    #[serde(default)]
+    everything: bool,
 }
 
 /// Who asked and why, as the history shows it.
 fn why(req: &Req) -> Result<String, Reply> {
     let order = if req.body.is_empty() {
-        Order { why: String::new() }
+        Order { why: String::new(), everything: false }
     } else {
-        req.object().ok_or_else(|| bad_request(r#"the body must be {"why": "..."}, or empty"#))?
+        req.object()
+            .filter(|order: &Order| !order.everything || req.path.ends_with("/factory-reset"))
+            .ok_or_else(|| bad_request(r#"the body must be {"why": "..."}, or empty"#))?
     };
     let said: String = order.why.chars().filter(|c| !c.is_control()).take(MAX_WHY).collect();
     let who = req.peer.ip().to_canonical();
@@ -245,10 +249,15 @@ pub(crate) async fn reboot(app: &App, req: &Req) -> Reply {
     }
 }
 
+/// Whether a factory reset shall leave nothing. Only that order takes the word.
+fn everything(req: &Req) -> bool {
+    req.object().is_some_and(|order: Order| order.everything)
+}
+
 /// `POST /api/v1/factory-reset`.
 pub(crate) async fn factory_reset(app: &App, req: &Req) -> Reply {
     match why(req) {
-        Ok(why) => order(app, Ask::FactoryReset { why }).await,
+        Ok(why) => order(app, Ask::FactoryReset { why, everything: everything(req) }).await,
         Err(reply) => reply,
     }
 }

@@ -29,9 +29,12 @@ pub struct Reboot {
 /// Arguments of `factory-reset`.
 #[derive(Debug, clap::Args)]
 pub struct FactoryReset {
-    /// Really forget what was configured and installed, floors and revocations with it
+    /// Really forget what was configured and installed, but the device's identity, whose bundles it believes and the committed model
     #[arg(long, required = true)]
     yes: bool,
+    /// Forget those, too: floors and revocations, every model, the key of its certificate
+    #[arg(long)]
+    everything: bool,
     /// Why, for the device's history
     #[arg(long, value_name = "TEXT", default_value = "")]
     why: String,
@@ -157,13 +160,19 @@ impl FactoryReset {
         if !self.yes {
             return Err(Failure::Other("--yes is needed: nothing of this comes back".to_owned()));
         }
-        order(
-            client,
-            "/api/v1/factory-reset",
-            &why(&self.why),
-            "it restarts and forgets what was configured and installed, floors and revocations with it",
-            json,
-        )
+        let (mut body, done) = (
+            why(&self.why),
+            match self.everything {
+                true => "it restarts and forgets everything, floors and revocations with it",
+                false => {
+                    "it restarts and forgets what was configured and installed; its committed model stays"
+                }
+            },
+        );
+        if self.everything {
+            body["everything"] = json!(true);
+        }
+        order(client, "/api/v1/factory-reset", &body, done, json)
     }
 }
 

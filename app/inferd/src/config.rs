@@ -378,6 +378,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What was said and is not used, or hardly meant, one sentence each.
     pub notes: Vec<String>,
+    /// Those of them that tell of names nobody knows.
+    pub unknown: Vec<String>,
     /// SHA-256 of the effective configuration, see [`fingerprint`].
     pub sha256: String,
 }
@@ -453,12 +455,12 @@ impl Loaded {
             return Err(ConfigError(problems));
         }
         let mut notes = old.notes;
-        notes.extend(unknown);
+        notes.extend(unknown.iter().cloned());
         notes.extend(config.monitor.thresholds.upside_down().map(|(warning, critical)| {
             format!("monitor.{critical} is below monitor.{warning}: nothing of it is ever a mere warning")
         }));
         let sha256 = fingerprint(&entries);
-        Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, sha256 })
+        Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, unknown, sha256 })
     }
 
     /// The effective configuration as a TOML file with the source of each value.
@@ -1309,6 +1311,17 @@ impl Hawkbit {
             confirm,
         })
     }
+}
+
+/// The keys of all settings whose value is never shown.
+///
+/// # Panics
+/// Never: without layers there is nothing that could be wrong.
+#[must_use]
+pub fn secrets() -> Vec<&'static str> {
+    let loaded =
+        Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None).expect("the defaults are allowed");
+    loaded.entries.iter().filter(|e| e.secret).map(|e| e.key).collect()
 }
 
 /// Every setting there is, as a table in Markdown: what README.md holds and `--reference` prints.

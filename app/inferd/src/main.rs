@@ -15,6 +15,7 @@ mod listen;
 mod logging;
 mod models;
 mod panel;
+mod provision;
 mod records;
 mod release;
 mod tls;
@@ -72,6 +73,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "keeper") {
         return keeper::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "provision") {
+        return provision::main();
+    }
     let started = Instant::now();
     let cli = Cli::parse();
     if cli.reference {
@@ -123,6 +127,7 @@ fn say(text: &str) {
 fn check(loaded: &config::Loaded) -> ExitCode {
     let found = models::find(&loaded.config.models.dirs);
     let mut problems = found.problems;
+    problems.extend(loaded.file.iter().flat_map(|file| provision::check(file)));
     problems.extend(tls::check(&loaded.config).err().map(|e| e.to_string()));
     let mut notes = loaded.notes.clone();
     // No problem: the models that could run there run on their next engine.

@@ -62,7 +62,7 @@ fn reset(app: &App, asking: &Arc<AtomicBool>) {
     let (socket, done) = (app.alive.keeper.socket.clone(), Arc::clone(asking));
     let ask = move || {
         let why = "the button was held for ten seconds".to_owned();
-        match ask::ask_at(&socket, &Ask::FactoryReset { why }) {
+        match ask::ask_at(&socket, &Ask::FactoryReset { why, everything: false }) {
             Ok(Answer::Done) => info!("the factory reset has begun"),
             Ok(Answer::Refused { why }) => error!("no factory reset: {why}"),
             Err(e) => error!("no factory reset: {e}"),

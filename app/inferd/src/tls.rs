@@ -68,15 +68,39 @@ fn files(config: &Config) -> Result<Option<Files>, CertificateError> {
         })),
         (Some(_), None) => Err(CertificateError::Half { missing: "tls.key" }),
         (None, Some(_)) => Err(CertificateError::Half { missing: "tls.cert" }),
-        (None, None) if tls.self_signed => {
-            let dir = config.updates.data_dir.join("tls");
-            Ok(Some(Files {
-                certificate: ("the device's own certificate", dir.join("cert.pem")),
-                key: ("the device's own key", dir.join("key.pem")),
-                made: true,
-            }))
-        }
+        (None, None) if tls.self_signed => Ok(Some(own_files(config))),
         (None, None) => Ok(None),
+    }
+}
+
+/// The device's own certificate, made where there is none yet: what the first boot does, whether TLS is wanted already or not. Whoever owns the
+/// data directory owns it.
+///
+/// # Errors
+/// [`CertificateError`].
+pub fn own(config: &Config) -> Result<Identity, CertificateError> {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    let files = own_files(config);
+    make_once(config, &files)?;
+    let made = &files.certificate.1;
+    let give = || {
+        let owner = fs::metadata(&config.updates.data_dir)?;
+        let dir = made.parent().unwrap_or_else(|| Path::new("."));
+        [dir, &files.key.1, made]
+            .into_iter()
+            .try_for_each(|path| chown(path, Some(owner.uid()), Some(owner.gid())))
+    };
+    give().map_err(|e: io::Error| CertificateError::Make { path: made.clone(), why: e.to_string() })?;
+    read(&files)
+}
+
+/// Where the certificate is that the device makes for itself.
+fn own_files(config: &Config) -> Files {
+    let dir = config.updates.data_dir.join("tls");
+    Files {
+        certificate: ("the device's own certificate", dir.join("cert.pem")),
+        key: ("the device's own key", dir.join("key.pem")),
+        made: true,
     }
 }
 

@@ -49,6 +49,9 @@ pub enum Ask {
     FactoryReset {
         /// One sentence for the history.
         why: String,
+        /// Also the identity, the keys of bundles with floors and revocations, and the committed model.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        everything: bool,
     },
     /// Break something on purpose, to see the watchdog work; images made with `--dev` only.
     WatchdogTest {

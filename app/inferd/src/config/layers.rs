@@ -176,6 +176,8 @@ pub struct Entry {
     pub allowed: String,
     /// What it does.
     pub meaning: &'static str,
+    /// Whether its value is never shown.
+    pub secret: bool,
 }
 
 impl Entry {
@@ -331,6 +333,9 @@ impl Reader {
     ) -> T {
         let problems = self.problems.len();
         let value = self.setting(key, default, allowed.clone(), meaning, show, parse);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.secret = true;
+        }
         if let Some(problem) = self.problems.get_mut(problems) {
             let source = self.entries.last().map(|e| e.source.to_string()).unwrap_or_default();
             *problem = format!("{key} from {source} is not allowed: {allowed}.");
@@ -401,6 +406,7 @@ impl Reader {
             default: "[]".to_owned(),
             allowed: allowed.to_owned(),
             meaning,
+            secret: false,
         });
         values
     }
@@ -427,12 +433,16 @@ impl Reader {
     fn unknown(&self) -> Vec<String> {
         let keys: BTreeSet<&str> = self.entries.iter().map(|e| e.key).collect();
         let names: BTreeSet<String> = self.entries.iter().map(Entry::env).collect();
-        let in_file = self.file.values.iter().filter(|(key, _)| !keys.contains(key.as_str())).map(
-            |(key, (_, line))| {
-                let hint = nearest(key, keys.iter().copied());
-                format!("{}:{line}: unknown key {key} is ignored{hint}", self.file.path.display())
-            },
-        );
+        // The sections of the first boot are not the daemon's.
+        let elsewhere = |key: &str| {
+            key.split('.').next().is_some_and(|section| inferd_provision::SECTIONS.contains(&section))
+        };
+        let strange =
+            self.file.values.iter().filter(|(key, _)| !keys.contains(key.as_str()) && !elsewhere(key));
+        let in_file = strange.map(|(key, (_, line))| {
+            let hint = nearest(key, keys.iter().copied());
+            format!("{}:{line}: unknown key {key} is ignored{hint}", self.file.path.display())
+        });
         let in_environment = self
             .environment
             .keys()
@@ -495,6 +505,7 @@ impl Reader {
             default: default_shown,
             allowed,
             meaning,
+            secret: false,
         });
         value
     }

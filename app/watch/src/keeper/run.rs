@@ -45,7 +45,7 @@ const LINES_A_TURN: usize = 16;
 const LINES_WAITING: usize = 256;
 /// Bytes that a pipe holds.
 const PIPE: usize = 64 * 1024;
-/// The mark in the keeper's directory that has the next start forget everything.
+/// The mark in the keeper's directory that has the next start forget what was configured and installed.
 const FACTORY_RESET: &str = "factory-reset";
 
 /// Why there is no keeper.
@@ -565,7 +565,7 @@ impl Keeper {
                 self.remember(history::Event::new(Kind::SafeMode, sentence).with(json!({"begins": false})));
                 self.event(Event::Stop(Then::Restart));
             }
-            Ask::FactoryReset { why } => match self.mark_factory_reset() {
+            Ask::FactoryReset { why, everything } => match self.mark_factory_reset(everything) {
                 Ok(()) => {
                     connection.answer(&Answer::Done);
                     self.reboot(&format!("factory reset: {why}"));
@@ -590,14 +590,18 @@ impl Keeper {
 
     /// Waits for the medium, unlike everything else here: nothing may be answered before the mark is there, and none may come later. One that
     /// takes too long costs a reset by the watchdog, and a restart is what was asked for.
-    fn mark_factory_reset(&self) -> io::Result<()> {
+    fn mark_factory_reset(&self, everything: bool) -> io::Result<()> {
         if self.feeder.systemd.is_some() {
             return Err(io::Error::other(
                 "on an image with systemd nothing obeys the mark at the next start",
             ));
         }
         match self.settings.data.as_ref().filter(|_| self.lasting) {
-            Some(data) => inferd_slots::replace(&data.join(FACTORY_RESET), b"1\n"),
+            // The boot script reads it.
+            Some(data) => {
+                let what: &[u8] = if everything { b"everything\n" } else { b"1\n" };
+                inferd_slots::replace(&data.join(FACTORY_RESET), what)
+            }
             None => Err(io::Error::other("nothing outlives a restart here")),
         }
     }

@@ -1,0 +1,492 @@
+//! `inferd provision`: what the boot script runs as root before the daemon. It takes `inferd.toml` of the boot partition over, makes the
+//! device's identity, lays out what the other scripts go by, and writes the report back. What is decided is decided in the
+//! provision room; here are the files.
+//!
+//! | written | for |
+//! |---|---|
+//! | `DATA/provision/record` | itself: what was taken over, secrets included, root's only |
+//! | `DATA/provision/address` | the report: the address the device had last |
+//! | `DATA/identity/id` | 128 random bits, drawn once |
+//! | `DATA/inferd/tls/` | the daemon: the device's own key and certificate, made once |
+//! | `RUN/boot.toml` | the daemon and its keeper: the configuration without this room's secrets |
+//! | `RUN/provisioned` | the scripts: names and servers as variables of a shell |
+//! | `RUN/net/NAME` | `network`: the fixed address of an interface; `wired` is the first one |
+//! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
+
+use crate::config::{self, Arguments, Loaded};
+use crate::tls;
+use clap::Parser;
+use inferd_provision::file::{self, Interface, Provision, Wifi};
+use inferd_provision::report::{Device, REPORT, report};
+use inferd_provision::settle::{Card, FILE, Settled, State, Store, settle};
+use inferd_provision::{MAX_BYTES, Problem, decode::Text, secrets};
+use inferd_slots::{Found, Step};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// Where programs are looked for that an image may have or not.
+const PROGRAMS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// An identity that is waited for longer is worth a line.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What a factory reset leaves of the daemon's directory: the record of the slots, whose keys it believes, its own key.
+const OUTLIVES_RESET: [&str; 5] = ["state", "lock", "trust", "tls", "device-id"];
+
+/// Takes over what inferd.toml on the boot partition says.
+#[derive(Debug, Parser)]
+#[command(
+    name = "inferd provision",
+    version,
+    after_help = "Exit codes: 0 done, 1 something failed and was said, 2 wrong arguments."
+)]
+struct Cli {
+    /// Where the boot partition is mounted, read-only; without it what was taken over earlier is laid out again
+    #[arg(long, value_name = "DIR")]
+    card: Option<PathBuf>,
+    /// The data partition; without it nothing is kept
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where the scripts look
+    #[arg(long, value_name = "DIR", default_value = "/run/inferd")]
+    run: PathBuf,
+    /// The device's host name where none is given
+    #[arg(long, default_value = "inferd")]
+    name: String,
+    /// Only tell the report this address
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// Do not set the host name
+    #[arg(long)]
+    keep_hostname: bool,
+    /// Instead: forget what was configured and installed, but the identity, the keys of bundles and the committed model
+    #[arg(long, requires = "data", value_name = "DIR WITH THE SLOTS")]
+    factory_reset: Option<PathBuf>,
+}
+
+/// The program in this role.
+pub fn main() -> ExitCode {
+    let arguments = std::env::args_os().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| a);
+    let cli = Cli::parse_from(arguments);
+    let outcome = match (&cli.factory_reset, &cli.data) {
+        (Some(slots), Some(data)) => reset(slots, data),
+        _ => provision(&cli),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            println!("provision: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is wrong with the sections of the first boot in a configuration file, one sentence each.
+pub fn check(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let problems = file::parse(&text).err().unwrap_or_default();
+    problems.iter().map(|problem| format!("{}: {problem}", file.display())).collect()
+}
+
+fn provision(cli: &Cli) -> io::Result<()> {
+    let mut card = cli.card.as_deref().map(OnCard::at);
+    let mut store = match cli.data.as_deref() {
+        Some(data) => Some(InStore::in_dir(&data.join("provision"))?),
+        None => None,
+    };
+    let keys = config::secrets();
+    let mut settled = settle(
+        card.as_mut().map(|card| card as &mut dyn Card),
+        store.as_mut().map(|store| store as &mut dyn Store),
+        &keys,
+        &judge,
+    );
+    if settled.taken_now {
+        println!("provision: {FILE} is taken over");
+    }
+    if let State::Refused(problems) = &settled.state {
+        for problem in problems.iter().take(8) {
+            println!("provision: /boot/{FILE} is not used: {problem}");
+        }
+    }
+    for key in &settled.lost {
+        println!("provision: {key} is not on this device; write it into {FILE} again");
+    }
+    settled.notes.extend(missing(&settled.provision));
+    for note in &settled.notes {
+        println!("provision: {note}");
+    }
+    let name = settled.provision.hostname.clone().unwrap_or_else(|| cli.name.clone());
+    if cli.address.is_none() {
+        if !cli.keep_hostname
+            && let Err(why) = fs::write("/proc/sys/kernel/hostname", &name)
+        {
+            println!("provision: the host name cannot be set: {why}");
+        }
+        lay_out(&cli.run, cli.data.as_deref(), &settled)?;
+    }
+    let device = device(cli, &settled, name)?;
+    match card.map(|mut card| card.put(REPORT, &report(&device, &settled))) {
+        Some(Err(why)) => Err(io::Error::new(why.kind(), format!("{REPORT} cannot be written: {why}"))),
+        _ => Ok(()),
+    }
+}
+
+/// What the daemon finds wrong with a file.
+fn judge(text: &str) -> Vec<Problem> {
+    let from = format!("{FILE}:");
+    let problem = |sentence: &str| {
+        // The daemon names the file where the report names the line.
+        let (before, behind) = sentence.split_once(&from).unwrap_or((sentence, ""));
+        let digits = behind.bytes().take_while(u8::is_ascii_digit).count();
+        let line = behind[..digits].parse().unwrap_or(0);
+        let before = before.trim_end_matches(" (from ").trim_end_matches(" from ");
+        let behind = behind[digits..].trim_start_matches([')', ':']);
+        let says = format!("{before}{behind}");
+        Problem::at(
+            line,
+            says.trim().replace("unknown key", "there is no setting").replace(" is ignored", ""),
+        )
+    };
+    let path = Path::new(FILE);
+    match Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((path, text))) {
+        Ok(loaded) => loaded.unknown.iter().map(|sentence| problem(sentence)).collect(),
+        // That it is no TOML the room has said already.
+        Err(_) if file::table(text).is_err() => Vec::new(),
+        Err(e) => e.0.iter().map(|sentence| problem(sentence)).collect(),
+    }
+}
+
+/// What a file asks for and this image does not have.
+fn missing(provision: &Provision) -> Vec<String> {
+    let has = |name: &str| PROGRAMS.iter().any(|dir| Path::new(dir).join(name).exists());
+    let mut notes = Vec::new();
+    if provision.wifi.is_some() && !has("wpa_supplicant") {
+        notes.push("[network.wifi] is left out: this image has no wpa_supplicant.".to_owned());
+    }
+    if provision.wifi.as_ref().is_some_and(|wifi| wifi.passphrase_lost) {
+        notes.push("[network.wifi] is left out: its passphrase is missing.".to_owned());
+    }
+    if !provision.ssh_keys.is_empty() && !has("dropbear") && !has("sshd") {
+        notes.push("[ssh] is left out: this image has no SSH server.".to_owned());
+    }
+    if !provision.time_servers.is_empty() && !has("ntpd") {
+        notes.push("[time] is left out: this image has no ntpd.".to_owned());
+    }
+    notes
+}
+
+/// The address for the report: this one, else the last one. It is kept only when it is another one.
+fn last_address(cli: &Cli) -> io::Result<Option<String>> {
+    let Some(data) = &cli.data else { return Ok(cli.address.map(|ip| ip.to_string())) };
+    let kept = data.join("provision/address");
+    let before =
+        fs::read_to_string(&kept).ok().map(|text| text.trim().to_owned()).filter(|text| text.len() < 64);
+    match cli.address.map(|ip| ip.to_string()) {
+        Some(now) if before.as_ref() != Some(&now) => {
+            inferd_slots::replace(&kept, format!("{now}\n").as_bytes())?;
+            Ok(Some(now))
+        }
+        _ => Ok(before),
+    }
+}
+
+/// Who the device is, made where it was nobody yet.
+fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
+    let text = settled.text.as_deref().unwrap_or_default();
+    let path = Path::new(FILE);
+    let config = Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((path, text)))
+        .or_else(|_| Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None))
+        .map_err(io::Error::other)?
+        .config;
+    let board = fs::read_to_string("/etc/inferd/board").unwrap_or_default();
+    let mut device = Device {
+        name,
+        firmware: format!("inferd {} on {}", env!("CARGO_PKG_VERSION"), board.trim()),
+        address: last_address(cli)?,
+        tls: tls::wanted(&config),
+        port: config.server.listen.first().map_or(9000, std::net::SocketAddr::port),
+        ..Device::default()
+    };
+    if let Some(fixed) = settled.provision.wired.address {
+        device.address = Some(fixed.ip.to_string());
+    }
+    let Some(data) = &cli.data else { return Ok(device) };
+    let began = Instant::now();
+    let id = identity(&data.join("identity"))?;
+    let mut config = config;
+    config.updates.data_dir = data.join("inferd");
+    match tls::own(&config) {
+        Ok(own) => device.fingerprint = Some(own.fingerprint.to_string()),
+        Err(why) => println!("provision: {why}"),
+    }
+    let waited = began.elapsed();
+    if waited > PATIENCE {
+        println!(
+            "provision: the identity took {:.1} s: the kernel gathers entropy first",
+            waited.as_secs_f32()
+        );
+    }
+    device.id = Some(id);
+    Ok(device)
+}
+
+/// 128 random bits, drawn once. The kernel keeps whoever asks waiting until it has entropy.
+fn identity(dir: &Path) -> io::Result<String> {
+    let file = dir.join("id");
+    match fs::read_to_string(&file) {
+        Ok(id) if id.trim().len() == 32 && id.trim().bytes().all(|b| b.is_ascii_hexdigit()) => {
+            return Ok(id.trim().to_owned());
+        }
+        _ => fs::create_dir_all(dir)?,
+    }
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(io::Error::other)?;
+    let id = bits.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    inferd_slots::replace(&file, format!("{id}\n").as_bytes())?;
+    println!("provision: this device is {id} from now on");
+    Ok(id)
+}
+
+/// What the scripts, the daemon and the programs beside it go by. Only words that the room has judged get into a shell.
+fn lay_out(run: &Path, data: Option<&Path>, settled: &Settled) -> io::Result<()> {
+    let provision = &settled.provision;
+    let mut shell = String::new();
+    let mut set = |name: &str, value: &str| {
+        let _ = writeln!(shell, "{name}='{value}'");
+    };
+    set("TIMEZONE", provision.timezone.as_deref().unwrap_or_default());
+    set("TIME_SERVERS", &provision.time_servers.join(" "));
+    set("INTERFACES", &provision.interfaces.keys().cloned().collect::<Vec<_>>().join(" "));
+    let net = run.join("net");
+    fs::create_dir_all(&net)?;
+    fs::write(net.join("wired"), words(&provision.wired))?;
+    for (name, interface) in &provision.interfaces {
+        fs::write(net.join(name), words(interface))?;
+    }
+    if let Some(wifi) = provision.wifi.as_ref().filter(|wifi| !wifi.passphrase_lost) {
+        fs::write(net.join("wifi"), words(&wifi.interface))?;
+        secret(&run.join("wpa.conf"), wpa(wifi).as_bytes())?;
+    }
+    if !provision.ssh_keys.is_empty() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(run.join("ssh"))?;
+        secret(&run.join("ssh/authorized_keys"), format!("{}\n", provision.ssh_keys.join("\n")).as_bytes())?;
+    }
+    if let Some(text) = &settled.text {
+        let file = run.join("boot.toml");
+        secret(&file, without_own_secrets(text).as_bytes())?;
+        // The daemon reads it, too.
+        if let Some(owner) = data.and_then(|data| fs::metadata(data.join("inferd")).ok()) {
+            std::os::unix::fs::chown(&file, None, Some(owner.gid()))?;
+        }
+        fs::set_permissions(&file, fs::Permissions::from_mode(if data.is_some() { 0o640 } else { 0o644 }))?;
+    }
+    fs::write(run.join("provisioned"), shell)
+}
+
+/// The configuration as the daemon may read it.
+fn without_own_secrets(text: &str) -> String {
+    let whole = || {
+        let written = Text::of(text.as_bytes()).ok()?;
+        let mut bytes = text.as_bytes().to_vec();
+        for patch in secrets::patches(&written, text.as_bytes(), &[]).ok()? {
+            bytes[patch.at..patch.at + patch.is.len()].copy_from_slice(&patch.is);
+        }
+        String::from_utf8(bytes).ok()
+    };
+    whole().unwrap_or_default()
+}
+
+/// An interface as variables of a shell.
+fn words(interface: &Interface) -> String {
+    let dns: Vec<String> = interface.dns.iter().map(ToString::to_string).collect();
+    let (address, gateway) = match interface.address {
+        Some(fixed) => (
+            format!("{}/{}", fixed.ip, fixed.prefix),
+            fixed.gateway.map(|ip| ip.to_string()).unwrap_or_default(),
+        ),
+        None => (String::new(), String::new()),
+    };
+    format!("ADDRESS='{address}'\nGATEWAY='{gateway}'\nDNS='{}'\n", dns.join(" "))
+}
+
+/// The configuration of wpa_supplicant. A name in hex needs no quotes, whatever its letters are.
+fn wpa(wifi: &Wifi) -> String {
+    let country = wifi.country.as_ref().map(|country| format!("country={country}\n")).unwrap_or_default();
+    let ssid = wifi.ssid.bytes().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    let key = match &wifi.passphrase {
+        None => "key_mgmt=NONE".to_owned(),
+        Some(key) if key.len() == 64 => format!("psk={key}"),
+        Some(key) => format!("psk=\"{key}\""),
+    };
+    format!("{country}network={{\n    ssid={ssid}\n    scan_ssid=1\n    {key}\n}}\n")
+}
+
+/// A file for root's eyes only, from its first byte on.
+fn secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    let _ = fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+/// The mounted boot partition. It is mounted read-only until something is written.
+struct OnCard {
+    dir: PathBuf,
+    writable: bool,
+}
+
+impl OnCard {
+    fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), writable: false }
+    }
+
+    fn open_up(&mut self) -> io::Result<()> {
+        let mounted = fs::read_to_string("/proc/self/mounts")?;
+        let here = mounted.lines().rfind(|line| line.split(' ').nth(1) == self.dir.to_str());
+        let read_only =
+            here.is_some_and(|line| line.split(' ').nth(3).is_some_and(|o| o.split(',').any(|o| o == "ro")));
+        if !self.writable && read_only {
+            let done = Command::new("mount").args(["-o", "remount,rw"]).arg(&self.dir).output()?;
+            if !done.status.success() {
+                return Err(io::Error::other("the boot partition takes no writes"));
+            }
+        }
+        self.writable = true;
+        Ok(())
+    }
+
+    /// A file of this content. One that is as long is written over where it stands; one that is the same is not written.
+    fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let there = self.read(name)?;
+        if there.as_deref() == Some(bytes) {
+            return Ok(());
+        }
+        if there.is_some_and(|there| there.len() == bytes.len()) {
+            return self.patch(name, 0, bytes);
+        }
+        self.open_up()?;
+        let file = File::create(self.dir.join(name))?;
+        file.write_all_at(bytes, 0)?;
+        file.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl Card for OnCard {
+    fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match File::open(self.dir.join(name)) {
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+                Ok(Some(bytes))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn patch(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.open_up()?;
+        let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
+        file.write_all_at(bytes, at as u64)?;
+        file.sync_all()
+    }
+}
+
+/// What was taken over, in a directory of root's.
+struct InStore(PathBuf);
+
+impl InStore {
+    fn in_dir(dir: &Path) -> io::Result<Self> {
+        if !dir.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        Ok(Self(dir.join("record")))
+    }
+}
+
+impl Store for InStore {
+    fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(&self.0) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        inferd_slots::replace(&self.0, bytes)?;
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600))
+    }
+}
+
+/// Forgets what was configured and installed. What names the device, whose bundles it believes, how old a bundle may be and the committed
+/// model stay. Cut anywhere, it can be begun again.
+fn reset(slots: &Path, data: &Path) -> io::Result<()> {
+    let own = data.join("inferd");
+    if own.join("state").exists() {
+        match only_the_committed(slots, &own) {
+            Ok(Some(kept)) => println!("provision: factory reset: the model slot {kept} stays"),
+            Ok(None) => println!("provision: factory reset: no model was committed; the image's own serve"),
+            Err(why) => println!("provision: factory reset: the model slots stay as they are: {why}"),
+        }
+    }
+    let mut failed = None;
+    for entry in fs::read_dir(&own).into_iter().flatten().flatten() {
+        if OUTLIVES_RESET.iter().all(|name| entry.file_name() != *name) {
+            failed = gone(&entry.path()).err().or(failed);
+        }
+    }
+    for path in ["inferd.toml", "provision"] {
+        failed = gone(&data.join(path)).err().or(failed);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn gone(path: &Path) -> io::Result<()> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    if there.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+/// Ends a trial and forgets the slot that does not serve. Which one serves.
+fn only_the_committed(slots: &Path, own: &Path) -> Result<Option<char>, inferd_slots::SlotError> {
+    let at = inferd_slots::Config {
+        slots: [slots.join("a"), slots.join("b")],
+        data: own.to_owned(),
+        capacity: u64::MAX,
+    };
+    let store = inferd_slots::Store::at(&at)?;
+    if store.found() != Found::Kept {
+        return Ok(None);
+    }
+    let mut state = store.state();
+    if state.trial.is_some() {
+        state = store.step(&Step::Return { bad: false })?;
+    }
+    for slot in [inferd_slots::SlotId::A, inferd_slots::SlotId::B] {
+        let erasable =
+            state.active != Some(slot) && state.slot(slot).status != inferd_slots::SlotStatus::Empty;
+        if erasable {
+            store.step(&Step::Erase { slot })?;
+        }
+    }
+    Ok(state.active.map(inferd_slots::SlotId::letter))
+}

@@ -1,0 +1,520 @@
+//! The sections `[device]`, `[network]`, `[ssh]` and `[time]`: what they may hold, and every mistake with its line and key.
+
+use crate::{Problem, nearest, secrets::KEPT};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Servers, keys and interfaces that a file may name of each.
+const MOST: usize = 16;
+/// Bytes of a name that a message repeats.
+const SHOWN: usize = 48;
+/// POSIX rules of the places of the tz database (2025b), `PLACE RULE` a line: there is no database on the device.
+const ZONES: &str = include_str!("zones.txt");
+
+/// What a file says of this room's sections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provision {
+    /// `device.hostname`; absent: the device's own name.
+    pub hostname: Option<String>,
+    /// `device.timezone` as a POSIX rule for `TZ`.
+    pub timezone: Option<String>,
+    /// `[network]`: the first wired interface.
+    pub wired: Interface,
+    /// `[network.NAME]`: further ones by name.
+    pub interfaces: BTreeMap<String, Interface>,
+    /// `[network.wifi]`.
+    pub wifi: Option<Wifi>,
+    /// `ssh.authorized_keys`; without one no SSH server is started.
+    pub ssh_keys: Vec<String>,
+    /// `time.servers`.
+    pub time_servers: Vec<String>,
+}
+
+/// How an interface comes to its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its address; absent: DHCP.
+    pub address: Option<Address>,
+    /// Name servers, asked instead of those that DHCP names.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// A fixed address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The device's own.
+    pub ip: Ipv4Addr,
+    /// Bits of its network.
+    pub prefix: u8,
+    /// Where everything else is.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A wireless network.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Wifi {
+    /// Its name, 1 to 32 bytes.
+    pub ssid: String,
+    /// 8 to 63 printable characters, or 64 hex digits; absent: an open network.
+    pub passphrase: Option<String>,
+    /// The passphrase stayed in another device, or was forgotten: this network cannot be joined.
+    pub passphrase_lost: bool,
+    /// ISO 3166: which frequencies are allowed.
+    pub country: Option<String>,
+    /// How it comes to its address.
+    pub interface: Interface,
+}
+
+/// Without the passphrase.
+impl std::fmt::Debug for Wifi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wifi").field("ssid", &self.ssid).finish_non_exhaustive()
+    }
+}
+
+/// Reads this room's sections; the others are not looked at.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file.
+pub fn parse(text: &str) -> Result<Provision, Vec<Problem>> {
+    let table = table(text).map_err(|problem| vec![problem])?;
+    let mut reader = Reader { text, problems: Vec::new() };
+    let mut found = Provision::default();
+    for (name, value) in table.get_ref() {
+        let section: &str = name.get_ref();
+        if !crate::SECTIONS.contains(&section) {
+            continue;
+        }
+        let Some(keys) = value.get_ref().as_table() else {
+            reader.problem(
+                name.span().start,
+                format!("{section} is a section: write [{section}] on a line of its own."),
+            );
+            continue;
+        };
+        match section {
+            "device" => reader.device(keys, &mut found),
+            "network" => reader.network(keys, &mut found),
+            "ssh" => reader.ssh(keys, &mut found),
+            _ => reader.time(keys, &mut found),
+        }
+    }
+    reader.problems.sort_by_key(|problem| problem.line);
+    if reader.problems.is_empty() { Ok(found) } else { Err(reader.problems) }
+}
+
+/// A file taken apart.
+///
+/// # Errors
+/// When it is not TOML.
+pub fn table(text: &str) -> Result<Spanned<DeTable<'_>>, Problem> {
+    DeTable::parse(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| line_of(text, span.start));
+        Problem::at(line, format!("this is not TOML: {}.", e.message().replace('\n', " ")))
+    })
+}
+
+/// The line of a place, from 1.
+#[must_use]
+pub fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes()[..at.min(text.len())].split(|b| *b == b'\n').count()
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+impl Reader<'_> {
+    fn problem(&mut self, at: usize, says: String) {
+        self.problems.push(Problem::at(line_of(self.text, at), says));
+    }
+
+    fn unknown(&mut self, section: &str, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str]) {
+        let name: &str = key.get_ref();
+        let hint = nearest(name, known.iter().copied());
+        self.problem(key.span().start, format!("there is no setting {section}.{}{hint}", shown(name)));
+    }
+
+    /// A text that `read` accepts; it says what is allowed.
+    fn text<T>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let found = value.get_ref().as_str().and_then(read);
+        if found.is_none() {
+            let was = match value.get_ref().as_str() {
+                Some(text) => format!("{:?}", shown(text)),
+                None => format!("a TOML {}", value.get_ref().type_str()),
+            };
+            self.problem(value.span().start, format!("{key} is {was}; allowed is {allowed}."));
+        }
+        found
+    }
+
+    /// A list of texts that `read` accepts, each named by its own line.
+    fn list<T>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Vec<T> {
+        let items: Vec<&Value<'_>> = match value.get_ref() {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![value],
+        };
+        if items.len() > MOST {
+            self.problem(
+                value.span().start,
+                format!("{key} has {} entries; at most {MOST} are read.", items.len()),
+            );
+            return Vec::new();
+        }
+        items.into_iter().filter_map(|item| self.text(key, item, allowed, &read)).collect()
+    }
+
+    fn device(&mut self, keys: &DeTable<'_>, found: &mut Provision) {
+        for (key, value) in keys {
+            match &**key.get_ref() {
+                "hostname" => {
+                    let allowed = "1 to 63 letters, digits and hyphens, no hyphen first or last";
+                    found.hostname =
+                        self.text("device.hostname", value, allowed, |s| label(s).then(|| s.to_owned()));
+                }
+                "timezone" => {
+                    let allowed =
+                        "a place such as Europe/Berlin, or a rule for TZ such as CET-1CEST,M3.5.0,M10.5.0/3";
+                    found.timezone = self.text("device.timezone", value, allowed, timezone);
+                }
+                _ => self.unknown("device", key, &["hostname", "timezone"]),
+            }
+        }
+    }
+
+    fn network(&mut self, keys: &DeTable<'_>, found: &mut Provision) {
+        let mut wired = Fixed::default();
+        for (key, value) in keys {
+            let name: &str = key.get_ref();
+            if wired.take(self, "network", name, value) {
+                continue;
+            }
+            let Some(table) = value.get_ref().as_table() else {
+                self.unknown("network", key, &[&Fixed::KEYS[..], &["wifi"]].concat());
+                continue;
+            };
+            if name == "wifi" {
+                found.wifi = self.wifi(table, key.span().start);
+                continue;
+            }
+            if !interface(name) {
+                let said = format!("network.{} is no name of an interface, such as eth1.", shown(name));
+                self.problem(key.span().start, said);
+                continue;
+            }
+            if found.interfaces.len() == MOST {
+                self.problem(key.span().start, format!("at most {MOST} interfaces are configured."));
+                continue;
+            }
+            let section = format!("network.{name}");
+            let mut fixed = Fixed::default();
+            for (key, value) in table {
+                if !fixed.take(self, &section, key.get_ref(), value) {
+                    self.unknown(&section, key, &Fixed::KEYS);
+                }
+            }
+            let interface = fixed.interface(self, &section);
+            found.interfaces.insert(name.to_owned(), interface);
+        }
+        found.wired = wired.interface(self, "network");
+    }
+
+    fn wifi(&mut self, keys: &DeTable<'_>, at: usize) -> Option<Wifi> {
+        let section = "network.wifi";
+        let (mut fixed, mut ssid, mut passphrase, mut country) = (Fixed::default(), None, None, None);
+        let (mut lost, mut wrong) = (false, false);
+        for (key, value) in keys {
+            let name: &str = key.get_ref();
+            if fixed.take(self, section, name, value) {
+                continue;
+            }
+            match name {
+                "ssid" => {
+                    let read = |s: &str| {
+                        ((1..=32).contains(&s.len()) && !s.chars().any(char::is_control))
+                            .then(|| s.to_owned())
+                    };
+                    ssid = self.text(
+                        "network.wifi.ssid",
+                        value,
+                        "1 to 32 bytes without control characters",
+                        read,
+                    );
+                    wrong |= ssid.is_none();
+                }
+                "passphrase" => match value.get_ref().as_str() {
+                    Some(KEPT | "") => lost = true,
+                    Some(text) if good_passphrase(text) => passphrase = Some(text.to_owned()),
+                    _ => {
+                        // Never repeated: this goes to a file that everybody with the card reads.
+                        let allowed = "8 to 63 printable ASCII characters, or 64 hex digits";
+                        self.problem(
+                            value.span().start,
+                            format!("network.wifi.passphrase is not allowed: {allowed}."),
+                        );
+                    }
+                },
+                "country" => {
+                    let read = |s: &str| {
+                        (s.len() == 2 && s.bytes().all(|b| b.is_ascii_uppercase())).then(|| s.to_owned())
+                    };
+                    country =
+                        self.text("network.wifi.country", value, "two capital letters such as DE", read);
+                }
+                _ => self.unknown(
+                    section,
+                    key,
+                    &[&Fixed::KEYS[..], &["ssid", "passphrase", "country"]].concat(),
+                ),
+            }
+        }
+        let interface = fixed.interface(self, section);
+        if ssid.is_none() && !wrong {
+            self.problem(at, "network.wifi.ssid is missing: the name of the wireless network.".to_owned());
+        }
+        Some(Wifi { ssid: ssid?, passphrase, passphrase_lost: lost, country, interface })
+    }
+
+    fn ssh(&mut self, keys: &DeTable<'_>, found: &mut Provision) {
+        for (key, value) in keys {
+            match &**key.get_ref() {
+                "authorized_keys" => {
+                    let allowed = "a public key as it stands in id_ed25519.pub, without options before it";
+                    found.ssh_keys = self.list("ssh.authorized_keys", value, allowed, ssh_key);
+                }
+                _ => self.unknown("ssh", key, &["authorized_keys"]),
+            }
+        }
+    }
+
+    fn time(&mut self, keys: &DeTable<'_>, found: &mut Provision) {
+        for (key, value) in keys {
+            match &**key.get_ref() {
+                "servers" => {
+                    found.time_servers = self.list("time.servers", value, "a host name or an address", |s| {
+                        (s.parse::<std::net::IpAddr>().is_ok() || host(s)).then(|| s.to_owned())
+                    });
+                }
+                _ => self.unknown("time", key, &["servers"]),
+            }
+        }
+    }
+}
+
+/// The keys of an interface as they come, before they are judged together.
+#[derive(Default)]
+struct Fixed {
+    dhcp: Option<bool>,
+    address: Option<(Ipv4Addr, Option<u8>, usize)>,
+    prefix: Option<u8>,
+    gateway: Option<(Ipv4Addr, usize)>,
+    dns: Vec<Ipv4Addr>,
+}
+
+impl Fixed {
+    const KEYS: [&str; 5] = ["dhcp", "address", "prefix", "gateway", "dns"];
+
+    /// Whether the key is one of an interface; takes it then.
+    fn take(&mut self, r: &mut Reader<'_>, section: &str, name: &str, value: &Value<'_>) -> bool {
+        let key = format!("{section}.{name}");
+        let at = value.span().start;
+        match name {
+            "dhcp" => match value.get_ref().as_bool() {
+                Some(dhcp) => self.dhcp = Some(dhcp),
+                None => r.problem(at, format!("{key} is true or false, without quotes.")),
+            },
+            "address" => {
+                let allowed = "an IPv4 address such as 192.168.1.20/24";
+                let read = |s: &str| match s.split_once('/') {
+                    None => Some((s.parse().ok()?, None)),
+                    Some((ip, bits)) => Some((ip.parse().ok()?, Some(prefix(bits.parse().ok()?)?))),
+                };
+                self.address = r.text(&key, value, allowed, read).map(|(ip, bits)| (ip, bits, at));
+            }
+            "prefix" => {
+                let bits =
+                    value.get_ref().as_integer().and_then(|i| i.as_str().parse().ok()).and_then(prefix);
+                match bits {
+                    Some(bits) => self.prefix = Some(bits),
+                    None => r.problem(at, format!("{key} is a whole number from 1 to 31, without quotes.")),
+                }
+            }
+            "gateway" => {
+                self.gateway = r.text(&key, value, "an IPv4 address", |s| s.parse().ok()).map(|ip| (ip, at));
+            }
+            "dns" => self.dns = r.list(&key, value, "IPv4 addresses", |s| s.parse().ok()),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The interface, where the keys go together.
+    fn interface(self, r: &mut Reader<'_>, section: &str) -> Interface {
+        let before = r.problems.len();
+        let Some((ip, bits, at)) = self.address else {
+            if let Some((_, at)) = self.gateway {
+                r.problem(at, format!("{section}.gateway needs an address beside it; with DHCP the server names the gateway."));
+            }
+            return Interface { address: None, dns: self.dns };
+        };
+        if self.dhcp == Some(true) {
+            r.problem(at, format!("{section}.address and dhcp = true exclude each other."));
+        }
+        let Some(prefix) = bits.or(self.prefix) else {
+            let said = format!(
+                "{section}.address needs the bits of its network: \"{ip}/24\", or prefix = 24 beside it."
+            );
+            r.problem(at, said);
+            return Interface::default();
+        };
+        if bits.is_some_and(|bits| self.prefix.is_some_and(|other| other != bits)) {
+            r.problem(at, format!("{section}.address and {section}.prefix disagree."));
+        }
+        if ip.is_unspecified()
+            || ip.is_loopback()
+            || ip.is_multicast()
+            || ip.is_broadcast()
+            || ip.octets()[0] >= 240
+        {
+            r.problem(at, format!("{section}.address {ip} is no address of one device."));
+        }
+        let mask = u32::MAX << (32 - u32::from(prefix));
+        let hosts = u32::from(ip) & !mask;
+        if prefix < 31 && (hosts == 0 || hosts == !mask) {
+            r.problem(
+                at,
+                format!("{section}.address {ip}/{prefix} is the network itself or its broadcast address."),
+            );
+        }
+        if let Some((gateway, at)) = self.gateway {
+            if gateway == ip {
+                r.problem(at, format!("{section}.gateway is the device's own address."));
+            } else if u32::from(gateway) & mask != u32::from(ip) & mask {
+                r.problem(at, format!("{section}.gateway {gateway} is not in the network of {ip}/{prefix}."));
+            }
+        }
+        if r.problems.len() > before {
+            return Interface::default();
+        }
+        Interface {
+            address: Some(Address { ip, prefix, gateway: self.gateway.map(|(ip, _)| ip) }),
+            dns: self.dns,
+        }
+    }
+}
+
+/// A piece of what was written, short and in one line.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let short: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if text.chars().count() > SHOWN { format!("{short}...") } else { short }
+}
+
+fn prefix(bits: u8) -> Option<u8> {
+    (1..=31).contains(&bits).then_some(bits)
+}
+
+/// A label of RFC 1123.
+fn label(s: &str) -> bool {
+    (1..=63).contains(&s.len())
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !s.starts_with('-')
+        && !s.ends_with('-')
+}
+
+fn host(s: &str) -> bool {
+    s.len() <= 253 && s.split('.').all(label)
+}
+
+/// A name that the kernel gives interfaces, and that a shell takes for one word.
+fn interface(s: &str) -> bool {
+    (1..=15).contains(&s.len())
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && s.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
+fn good_passphrase(s: &str) -> bool {
+    let printable = s.bytes().all(|b| (b' '..=b'~').contains(&b));
+    (8..=63).contains(&s.len()) && printable || s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The rule of a place, or a rule itself.
+fn timezone(s: &str) -> Option<String> {
+    let place = ZONES
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(place, _)| place.eq_ignore_ascii_case(s));
+    if let Some((_, rule)) = place {
+        return Some(rule.to_owned());
+    }
+    let rule = (4..=64).contains(&s.len())
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"<>+-,./:".contains(&b))
+        && (s.starts_with('<') || s.bytes().take_while(u8::is_ascii_alphabetic).count() >= 3)
+        && s.bytes().any(|b| b.is_ascii_digit())
+        && (!s.contains('/') || s.contains(','));
+    if s == "UTC" { Some("UTC0".to_owned()) } else { rule.then(|| s.to_owned()) }
+}
+
+/// A public key in one line; its blob must be of the kind that stands before it.
+fn ssh_key(s: &str) -> Option<String> {
+    let line = s.trim();
+    let mut words = line.splitn(3, ' ');
+    let (kind, blob) = (words.next()?, words.next()?);
+    let known = [
+        "ssh-ed25519",
+        "ssh-rsa",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "sk-ssh-ed25519@openssh.com",
+        "sk-ecdsa-sha2-nistp256@openssh.com",
+    ];
+    let start = base64(blob)?;
+    let length = u32::try_from(kind.len()).ok()?.to_be_bytes();
+    let good = known.contains(&kind)
+        && line.len() <= 4096
+        && !line.chars().any(char::is_control)
+        && start.starts_with(&length)
+        && start.get(4..)?.starts_with(kind.as_bytes());
+    good.then(|| line.to_owned())
+}
+
+/// The bytes of a text in base64.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let mut bytes = Vec::new();
+    let (mut bits, mut held) = (0u32, 0u32);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        held = (held << 6 | u32::from(value)) & 0xffff;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from(held >> bits & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}

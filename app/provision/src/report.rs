@@ -1,0 +1,109 @@
+//! `inferd-report.txt`: what a laptop shows when the card is in it again.
+//!
+//! ASCII with CRLF, so that every editor shows it, and always as long as a multiple of [`UNIT`]: written over where it stands, it changes
+//! neither the FAT nor a directory.
+
+use crate::settle::{FILE, Settled, State};
+use std::fmt::Write as _;
+
+/// The file on the boot partition.
+pub const REPORT: &str = "inferd-report.txt";
+/// Bytes that the report is filled up to.
+pub const UNIT: usize = 4096;
+/// Mistakes that are named.
+const MOST: usize = 40;
+
+/// What the device is.
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    /// Its host name.
+    pub name: String,
+    /// Firmware and board.
+    pub firmware: String,
+    /// Its identity, drawn once.
+    pub id: Option<String>,
+    /// The address it had last.
+    pub address: Option<String>,
+    /// SHA-256 of its own certificate.
+    pub fingerprint: Option<String>,
+    /// Whether the endpoint speaks TLS with it.
+    pub tls: bool,
+    /// Port of the endpoint.
+    pub port: u16,
+}
+
+/// The report.
+#[must_use]
+pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        let _ = writeln!(out, "{text}");
+    };
+    line(&format!("inferd: what this device made of {FILE}"));
+    line("");
+    let refused = matches!(settled.state, State::Refused(_));
+    match &settled.state {
+        State::Absent => line(&format!("There is no {FILE} on this partition.")),
+        State::InUse { encoding } => line(&format!("{FILE} is in use. It was read as {encoding}.")),
+        State::NotKept { encoding } => {
+            line(&format!("{FILE} is in use, read as {encoding}, but could not be taken over."))
+        }
+        State::Refused(problems) => {
+            line(&format!("{FILE} was NOT taken, nothing of it. What is wrong with it:"));
+            for problem in problems.iter().take(MOST) {
+                line(&format!("  {problem}"));
+            }
+            if problems.len() > MOST {
+                line(&format!("  and {} more", problems.len() - MOST));
+            }
+            line("Keys and passphrases that are in it still are.");
+        }
+    }
+    if refused || settled.state == State::Absent {
+        line(if settled.text.is_some() {
+            "What was taken over earlier stays in use."
+        } else {
+            "The device runs with its defaults: DHCP on the first wired interface, no SSH, no API key."
+        });
+    }
+    for key in &settled.lost {
+        line(&format!(
+            "MISSING: {key} is \"{}\", and this device has none. Write it again.",
+            crate::secrets::KEPT
+        ));
+    }
+    for note in &settled.notes {
+        line(&format!("NOTE: {note}"));
+    }
+    line("");
+    line(&format!("Name:         {}", device.name));
+    line(&format!("Firmware:     {}", device.firmware));
+    line(&format!("Identity:     {}", device.id.as_deref().unwrap_or("none: there is no data partition")));
+    line(&format!("Last address: {}", device.address.as_deref().unwrap_or("none yet")));
+    line(&format!("Certificate:  {}", device.fingerprint.as_deref().unwrap_or("none")));
+    line("");
+    line("What to do next:");
+    if refused {
+        line(&format!("  - Mend {FILE} on this partition and start the device again."));
+    }
+    let host = device.address.clone().unwrap_or_else(|| format!("{}.local", device.name));
+    line(&format!("  - Ask it: curl http://{host}:{}/healthz", device.port));
+    if !device.tls {
+        line(
+            "  - For TLS add [tls] self_signed = true; inferctl --fingerprint then knows it by the certificate above.",
+        );
+    }
+    line(&format!(
+        "  - To change something edit {FILE} here and start again. \"{}\" stands for a secret that the",
+        crate::secrets::KEPT
+    ));
+    line("    device keeps: leave it, or write another one in its place.");
+    line("  - To forget everything that was configured put an empty file called factory-reset here.");
+    let ascii: String =
+        out.chars().map(|c| if c.is_ascii_graphic() || matches!(c, ' ' | '\n') { c } else { '?' }).collect();
+    let mut bytes = ascii.replace('\n', "\r\n").into_bytes();
+    while !bytes.len().is_multiple_of(UNIT) {
+        bytes.extend(if UNIT - bytes.len() % UNIT == 1 { &b" "[..] } else { &b"\r\n"[..] });
+    }
+    bytes
+}

@@ -1,0 +1,130 @@
+//! What may stand in the sections of the first boot, and what is said of everything else.
+#![allow(clippy::unwrap_used)]
+
+use inferd_provision::file::{Interface, parse};
+use inferd_provision::report::{Device, UNIT, report};
+use inferd_provision::settle::{Settled, State};
+use inferd_provision::{Problem, file::Provision};
+
+fn said(text: &str) -> Vec<String> {
+    parse(text).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_file_with_everything_says_everything() {
+    let file = parse(
+        "[device]\nhostname = \"Door-7\"\ntimezone = \"europe/berlin\"\n\
+         [network]\naddress = \"192.168.7.20/24\"\ngateway = \"192.168.7.1\"\ndns = [\"192.168.7.1\", \"9.9.9.9\"]\n\
+         [network.eth1]\naddress = \"10.0.0.2\"\nprefix = 31\n\
+         [network.wifi]\nssid = \"Büro\"\npassphrase = \"a b c d e\"\ncountry = \"DE\"\ndhcp = true\n\
+         [ssh]\nauthorized_keys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEr5tGbDaP8bH7YQmHqzcTgRYqMrxcKGr5jC3M3cQq8x me@desk\"]\n\
+         [time]\nservers = [\"pool.ntp.org\", \"fd00::1\"]\n[server]\nthreads = 2\n",
+    )
+    .unwrap();
+    assert_eq!(file.hostname.as_deref(), Some("Door-7"));
+    assert_eq!(file.timezone.as_deref(), Some("CET-1CEST,M3.5.0,M10.5.0/3"));
+    let address = file.wired.address.unwrap();
+    assert_eq!(
+        (address.ip.octets(), address.prefix, address.gateway.unwrap().octets()),
+        ([192, 168, 7, 20], 24, [192, 168, 7, 1])
+    );
+    assert_eq!(file.wired.dns.len(), 2);
+    assert_eq!(file.interfaces["eth1"].address.unwrap().prefix, 31);
+    let wifi = file.wifi.unwrap();
+    assert_eq!(
+        (wifi.ssid.as_str(), wifi.passphrase.as_deref(), wifi.interface),
+        ("Büro", Some("a b c d e"), Interface::default())
+    );
+    assert_eq!((file.ssh_keys.len(), file.time_servers.len()), (1, 2));
+    assert_eq!(parse("").unwrap(), Provision::default());
+    assert_eq!(parse("[device]\ntimezone = \"<+03>-3\"").unwrap().timezone.as_deref(), Some("<+03>-3"));
+}
+
+#[test]
+fn every_mistake_is_told_with_its_line_and_key_at_once() {
+    assert_eq!(
+        said(
+            "[device]\nhostname = \"door_7\"\ntimezone = \"Europa/Berlin\"\n[network]\naddress = \"192.168.7.0/24\"\ngatway = \"x\"\n\
+             gateway = \"192.168.8.1\"\ndns = [\"9.9.9.9\",\n \"nine\"]\n[time]\nservers = [\"a b\"]\n[ssh]\nauthorized_keys = [\"ssh-rsa AAAA\"]"
+        ),
+        [
+            "line 2: device.hostname is \"door_7\"; allowed is 1 to 63 letters, digits and hyphens, no hyphen first or last.",
+            "line 3: device.timezone is \"Europa/Berlin\"; allowed is a place such as Europe/Berlin, or a rule for TZ such as \
+             CET-1CEST,M3.5.0,M10.5.0/3.",
+            "line 5: network.address 192.168.7.0/24 is the network itself or its broadcast address.",
+            "line 6: there is no setting network.gatway; did you mean gateway?",
+            "line 7: network.gateway 192.168.8.1 is not in the network of 192.168.7.0/24.",
+            "line 9: network.dns is \"nine\"; allowed is IPv4 addresses.",
+            "line 11: time.servers is \"a b\"; allowed is a host name or an address.",
+            "line 13: ssh.authorized_keys is \"ssh-rsa AAAA\"; allowed is a public key as it stands in id_ed25519.pub, without options \
+             before it.",
+        ]
+    );
+    for (text, word) in [
+        ("[network]\naddress = \"192.168.7.2\"", "needs the bits of its network"),
+        ("[network]\naddress = \"192.168.7.2/24\"\ndhcp = true", "exclude each other"),
+        ("[network]\naddress = \"192.168.7.2/24\"\nprefix = 16", "disagree"),
+        ("[network]\naddress = \"fd00::2/64\"", "an IPv4 address such as"),
+        ("[network]\naddress = \"224.0.0.1/24\"", "no address of one device"),
+        ("[network]\ngateway = \"192.168.7.1\"", "needs an address beside it"),
+        ("[network]\ndhcp = \"yes\"", "true or false, without quotes"),
+        ("[network.\"eth0;reboot\"]", "no name of an interface"),
+        ("[network.wifi]\npassphrase = \"long enough\"", "network.wifi.ssid is missing"),
+        ("device = 3", "device is a section"),
+        ("[device\n", "this is not TOML"),
+        ("[device]\nhostname = \"a\"\n[device]", "duplicate"),
+        ("[device]\nhostname = 7", "is a TOML integer"),
+        ("[ssh]\nauthorized_keys = [\"command=\\\"reboot\\\" ssh-rsa AAAA\"]", "without options"),
+        ("[device]\nhostname = \"$(reboot)\"", "letters, digits and hyphens"),
+        ("[device]\ntimezone = \"x;reboot\"", "a place such as"),
+        ("[time]\nservers = [\"-q\"]", "a host name or an address"),
+    ] {
+        let said = said(text);
+        assert!(said.len() == 1 && said[0].contains(word), "{text}: {said:?}");
+    }
+}
+
+#[test]
+fn a_passphrase_is_never_repeated_and_hostile_text_stays_short() {
+    let said_of = said("[network.wifi]\nssid = \"a\"\npassphrase = \"geheim\"");
+    assert!(said_of[0].starts_with("line 3: network.wifi.passphrase") && !said_of[0].contains("geheim"));
+    let many = format!("[time]\nservers = [{}]", "\"a\",".repeat(5000));
+    assert_eq!(said(&many), ["line 2: time.servers has 5000 entries; at most 16 are read."]);
+    let long = said(&format!(
+        "[device]\nhostname = \"{}\"\n\"\\u001b[2J{}\" = 1",
+        "x".repeat(9000),
+        "k".repeat(9000)
+    ));
+    assert!(long.iter().all(|line| line.len() < 220 && !line.contains('\u{1b}')), "{long:?}");
+    let deep = format!("a = {}", "[".repeat(200_000));
+    assert!(said(&deep)[0].contains("not TOML"));
+}
+
+#[test]
+fn the_report_is_ascii_with_crlf_names_what_is_wrong_and_always_fills_its_place() {
+    let problems = (1..100).map(|line| Problem::at(line, "wrong \u{1b} ü.")).collect();
+    let settled = Settled {
+        state: State::Refused(problems),
+        taken_now: false,
+        text: None,
+        provision: Provision::default(),
+        lost: vec!["security.api_key".to_owned()],
+        notes: Vec::new(),
+    };
+    let device = Device { name: "inferd-123456".to_owned(), port: 9000, ..Device::default() };
+    let bytes = report(&device, &settled);
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.len().is_multiple_of(UNIT) && text.is_ascii() && !text.contains('\u{1b}'));
+    assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
+    for part in [
+        "NOT taken",
+        "line 1: wrong ? ?.",
+        "and 59 more",
+        "MISSING: security.api_key",
+        "http://inferd-123456.local:9000/healthz",
+        "Mend inferd.toml",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("line 41:"));
+}

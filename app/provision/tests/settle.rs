@@ -1,0 +1,264 @@
+//! A file is taken over once, wholly or not at all, and a power cut at any write of it changes nothing about that.
+#![allow(clippy::unwrap_used)]
+
+use inferd_provision::settle::{Card, FILE, Settled, State, Store, settle};
+use inferd_provision::{Problem, secrets};
+use std::io;
+
+const KEYS: [&str; 2] = ["security.api_key", "security.admin_keys"];
+const API_KEY: &str = "0123456789abcdefghijklmn";
+
+/// A card and a data partition whose power ends with a certain write, in the middle of it or right behind it.
+#[derive(Clone, Default)]
+struct Device {
+    file: Option<Vec<u8>>,
+    kept: Option<Vec<u8>>,
+    writes: usize,
+    /// The write that is the last one, and how many of its bytes arrive.
+    cut: Option<(usize, usize)>,
+    read_only: bool,
+}
+
+struct OnCard<'a>(&'a std::cell::RefCell<Device>);
+struct InStore<'a>(&'a std::cell::RefCell<Device>);
+
+impl Device {
+    /// How many bytes of this write arrive, and whether there is power afterwards.
+    fn write(&mut self, length: usize) -> (usize, io::Result<()>) {
+        self.writes += 1;
+        match self.cut {
+            Some((last, _)) if self.writes > last => (0, Err(io::Error::other("no power"))),
+            Some((last, arrives)) if self.writes == last => {
+                (arrives.min(length), Err(io::Error::other("no power")))
+            }
+            _ => (length, Ok(())),
+        }
+    }
+
+    fn has(&self, secret: &str) -> bool {
+        self.file.as_ref().unwrap().windows(secret.len()).any(|bytes| bytes == secret.as_bytes())
+    }
+}
+
+impl Card for OnCard<'_> {
+    fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        assert_eq!(name, FILE);
+        Ok(self.0.borrow().file.clone())
+    }
+
+    fn patch(&mut self, _: &str, at: usize, bytes: &[u8]) -> io::Result<()> {
+        let mut device = self.0.borrow_mut();
+        if device.read_only {
+            return Err(io::Error::other("read-only file system"));
+        }
+        let (arrives, power) = device.write(bytes.len());
+        device.file.as_mut().unwrap()[at..at + arrives].copy_from_slice(&bytes[..arrives]);
+        power
+    }
+}
+
+impl Store for InStore<'_> {
+    fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.borrow().kept.clone())
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut device = self.0.borrow_mut();
+        let (arrives, power) = device.write(bytes.len());
+        if arrives == bytes.len() {
+            device.kept = Some(bytes.to_vec());
+        }
+        power
+    }
+}
+
+/// What the daemon would say: an API key has 16 letters or more.
+fn judge(text: &str) -> Vec<Problem> {
+    let short = text.lines().position(|line| line.starts_with("api_key = \"short"));
+    short.map(|line| Problem::at(line + 1, "security.api_key is not allowed.")).into_iter().collect()
+}
+
+/// Starts the device once.
+fn start(device: &mut Device) -> Settled {
+    let cell = std::cell::RefCell::new(std::mem::take(device));
+    let settled = settle(Some(&mut OnCard(&cell)), Some(&mut InStore(&cell)), &KEYS, &judge);
+    *device = cell.into_inner();
+    settled
+}
+
+fn with(text: impl AsRef<[u8]>) -> Device {
+    Device { file: Some(text.as_ref().to_vec()), ..Device::default() }
+}
+
+fn good() -> String {
+    format!(
+        "[device]\r\nhostname = \"door\"\r\n[network.wifi]\r\nssid = \"lab\"\r\npassphrase = \"correct horse\" # ours\r\n\
+         [security]\r\nadmin_keys = [\"{API_KEY}\",\r\n  \"another one of 24 bytes!\"]\r\napi_key = \"{API_KEY}\"\r\n"
+    )
+}
+
+#[test]
+fn a_good_file_is_taken_once_and_its_secrets_leave_the_card_where_they_stood() {
+    let mut device = with(good());
+    let settled = start(&mut device);
+    assert_eq!(settled.state, State::InUse { encoding: "UTF-8".to_owned() });
+    assert!(settled.taken_now && settled.notes.is_empty() && settled.lost.is_empty(), "{settled:?}");
+    assert_eq!(settled.text.as_deref(), Some(good().as_str()));
+    assert_eq!(settled.provision.hostname.as_deref(), Some("door"));
+    assert_eq!(settled.provision.wifi.as_ref().unwrap().passphrase.as_deref(), Some("correct horse"));
+    let file = String::from_utf8(device.file.clone().unwrap()).unwrap();
+    assert_eq!(file.len(), good().len());
+    assert!(file.contains("passphrase = \"(kept)\"        # ours"), "{file}");
+    assert!(!device.has(API_KEY) && !device.has("another one") && !device.has("correct"), "{file}");
+    // The next start writes nothing, and goes by the same.
+    let writes = device.writes;
+    let again = start(&mut device);
+    assert_eq!((again.state, again.text, again.provision), (settled.state, settled.text, settled.provision));
+    assert!(!again.taken_now);
+    assert_eq!(device.writes, writes);
+}
+
+#[test]
+fn a_power_cut_at_any_byte_of_any_write_leaves_what_the_next_start_completes() {
+    let mut whole = with(good());
+    start(&mut whole);
+    let (mut states, mut cuts) = (std::collections::HashSet::new(), 0);
+    for last in 1..=whole.writes {
+        for arrives in 0..=good().len() {
+            let mut device = with(good());
+            device.cut = Some((last, arrives));
+            start(&mut device);
+            cuts += 1;
+            if !states.insert((device.file.clone(), device.kept.clone())) {
+                continue;
+            }
+            device.cut = None;
+            let settled = start(&mut device);
+            assert_eq!(
+                settled.text.as_deref(),
+                Some(good().as_str()),
+                "cut in write {last} after {arrives} bytes"
+            );
+            assert!(settled.lost.is_empty() && settled.notes.is_empty(), "{settled:?}");
+            assert_eq!(device.file, whole.file, "cut in write {last} after {arrives} bytes");
+        }
+    }
+    assert!(states.len() > 60, "{} states of {cuts} cuts: the cuts must have met the writes", states.len());
+}
+
+#[test]
+fn a_cut_among_sectors_that_arrive_in_any_order_is_completed_too() {
+    // The secret lies across the border of two sectors, of which only the second arrived.
+    let text = format!("{}\n[security]\napi_key = \"{API_KEY}\"\n", "#".repeat(500 - 11));
+    let mut whole = with(&text);
+    start(&mut whole);
+    let mut device = with(&text);
+    device.cut = Some((2, 0));
+    start(&mut device);
+    assert!(device.has(API_KEY));
+    device.file.as_mut().unwrap()[512..].copy_from_slice(&whole.file.as_ref().unwrap()[512..]);
+    device.cut = None;
+    let settled = start(&mut device);
+    assert!(settled.text.unwrap().contains(API_KEY));
+    assert_eq!(device.file, whole.file);
+}
+
+#[test]
+fn a_bad_file_is_refused_whole_and_what_was_taken_before_stays() {
+    let mut device = with(good());
+    start(&mut device);
+    let bad = "[device]\nhostnme = \"a\"\n[security]\napi_key = \"short\"\n";
+    device.file = Some(bad.into());
+    let settled = start(&mut device);
+    let State::Refused(problems) = &settled.state else { panic!("{settled:?}") };
+    let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "line 2: there is no setting device.hostnme; did you mean hostname?",
+            "line 4: security.api_key is not allowed."
+        ]
+    );
+    assert_eq!(settled.text.as_deref(), Some(good().as_str()));
+    assert_eq!(device.file.as_deref(), Some(bad.as_bytes()), "a file that is not taken is not touched");
+    device.file = None;
+    assert_eq!(
+        start(&mut device).text.as_deref(),
+        Some(good().as_str()),
+        "nor does one that is gone change anything"
+    );
+}
+
+#[test]
+fn what_stands_for_a_secret_is_the_kept_one_another_one_replaces_it_and_a_line_less_forgets_it() {
+    let mut device = with(good());
+    start(&mut device);
+    let edited = String::from_utf8(device.file.clone().unwrap()).unwrap().replace("door", "gate");
+    device.file = Some(edited.clone().into());
+    let settled = start(&mut device);
+    assert!(settled.taken_now);
+    assert!(
+        settled.text.as_ref().unwrap().contains(API_KEY)
+            && settled.provision.hostname.as_deref() == Some("gate")
+    );
+    let other = edited.replace("passphrase = \"(kept)\"", "passphrase = \"battery staple\"");
+    device.file = Some(other.into());
+    let settled = start(&mut device);
+    assert_eq!(settled.provision.wifi.unwrap().passphrase.as_deref(), Some("battery staple"));
+    assert!(settled.text.unwrap().contains(API_KEY) && !device.has("battery"));
+    device.file = Some(b"[device]\nhostname = \"gate\"\n".to_vec());
+    assert!(!start(&mut device).text.unwrap().contains(API_KEY));
+}
+
+#[test]
+fn a_card_that_gave_its_secrets_to_another_device_says_which_are_missing() {
+    let mut first = with(good());
+    start(&mut first);
+    let mut second = with(first.file.clone().unwrap());
+    let settled = start(&mut second);
+    assert_eq!(settled.lost, ["network.wifi.passphrase", "security.admin_keys", "security.api_key"]);
+    let wifi = settled.provision.wifi.unwrap();
+    assert!(wifi.passphrase_lost && wifi.passphrase.is_none(), "an open network of that name is not joined");
+    assert!(settled.text.unwrap().contains("api_key = \"\""));
+    assert_eq!(start(&mut second).lost.len(), 3, "and says so at every start");
+    // The file as it was first written does there what it did here.
+    second.file = Some(good().into());
+    assert_eq!(start(&mut second).text.as_deref(), Some(good().as_str()));
+    assert_eq!(second.file, first.file);
+}
+
+#[test]
+fn where_nothing_can_be_kept_the_file_is_used_and_left_alone() {
+    let cell = std::cell::RefCell::new(with(good()));
+    let settled = settle(Some(&mut OnCard(&cell)), None, &KEYS, &judge);
+    assert!(
+        matches!(settled.state, State::NotKept { .. }) && settled.text.as_deref() == Some(good().as_str())
+    );
+    assert!(settled.notes[0].contains("there is no data partition"), "{:?}", settled.notes);
+    assert!(cell.into_inner().has(API_KEY), "or nobody would have the key");
+    // Nor is a card that takes no writes a reason not to use it.
+    let mut device = Device { read_only: true, ..with(good()) };
+    let settled = start(&mut device);
+    assert!(settled.notes[0].contains("cannot be taken off the card: read-only"), "{:?}", settled.notes);
+    assert_eq!(settled.text.as_deref(), Some(good().as_str()));
+}
+
+#[test]
+fn secrets_leave_a_file_of_any_encoding_and_digests_of_keys_stay() {
+    let text = format!(
+        "# Tür\r\n[security]\r\napi_key = \"{API_KEY}\"\r\nadmin_keys = [\"sha256:{}\"]\r\n",
+        "0".repeat(64)
+    );
+    let utf16: Vec<u8> =
+        [vec![0xff, 0xfe], text.encode_utf16().flat_map(u16::to_le_bytes).collect()].concat();
+    let latin: Vec<u8> = text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+    for bytes in [utf16, latin] {
+        let mut device = with(&bytes);
+        let settled = start(&mut device);
+        assert_eq!(settled.text.as_deref(), Some(text.as_str()));
+        let read = inferd_provision::decode::Text::of(device.file.as_ref().unwrap()).unwrap().text;
+        assert!(!read.contains(API_KEY) && read.contains("# Tür") && read.contains("sha256:000"), "{read}");
+        assert_eq!(secrets::find(&read, &KEYS).unwrap().len(), 1);
+        assert!(!start(&mut device).taken_now);
+    }
+}
