@@ -154,6 +154,12 @@ def test_library_driver_and_firmware_are_of_one_release_and_of_the_other_builder
     assert f"INFERD_HAILORT_RELEASE = {release}\n" in (places.ROOT / "buildroot/external.mk").read_text()
 
 
+def test_an_image_for_a_hailo_takes_driver_and_library_by_the_names_of_our_recipes():
+    wanted = variables(LAYER / "recipes-inferd/images/inferd-image.inc")["INFERD_BOARD_PACKAGES:raspberrypi5"]
+    # kernel-module-hailo-pci would be looked for among the kernel's own modules, and found to be none of them when the image is put together.
+    assert wanted.split()[:2] == ["hailort-driver", "hailort"] and f"'hailo-firmware' if d.getVar('{WITHOUT_HASH}')" in wanted
+
+
 def test_the_firmware_wants_a_hash_and_a_yes_and_shows_its_licence():
     found = variables(recipe("hailo-firmware"))
     assert found["LICENSE_FLAGS"] == "hailo-firmware" and found[WITHOUT_HASH] == ""
