@@ -403,6 +403,23 @@ def _other_processor(library):
     return bytes(spoiled)
 
 
+def test_a_driver_of_another_release_is_named_in_the_status_the_log_and_an_alert(native, with_chip, hailo_model, chip, tmp_path):
+    version = tmp_path / "root/sys/module/hailo_pci/version"
+    version.parent.mkdir(parents=True)
+    version.write_text("4.21.0\n")
+    chip.has(driver_mismatch=True)
+    settings = f'[monitor]\nroot = "{tmp_path}/root"\ninterval_s = 1\n'
+    daemon = native(models=[hailo_model()], config=with_chip() + settings)
+    said = "libhailort is 4.23.0, the driver hailo_pci 4.21.0: install library, driver and firmware of one release, then restart the board"
+    assert here(daemon)["mismatch"] == said
+
+    def alerts():
+        return [alert["about"] for alert in daemon.request("/api/v1/alerts").json()["active"] if alert["alert"] == "engine_mismatch"]
+
+    assert until(alerts, daemon) == [said]
+    assert said in daemon.log_text()
+
+
 @pytest.mark.parametrize(
     ("faults", "said"),
     [

@@ -190,6 +190,12 @@ impl App {
         });
     }
 
+    /// Of the first engine whose parts are not of one release: which, and what to do.
+    #[must_use]
+    pub fn engine_mismatch(&self) -> Option<String> {
+        self.engines.load().iter().find_map(|engine| engine.mismatch.clone())
+    }
+
     /// The model that health is about and that answers `/infer`: the configured one, else the first IMU encoder by name,
     /// else, on a device that has none, the first model by name (once the search for models is over).
     #[must_use]

@@ -9,7 +9,7 @@
 //!
 //! Where a library is comes in the environment: `INFERD_ORT_LIB`, `INFERD_HAILORT_LIB`, `INFERD_TENSORRT_LIB`, `INFERD_CUDA_LIB`; where
 //! engines are kept that ONNX Runtime builds with TensorRT: `INFERD_ENGINE_CACHE`. `INFERD_HAILO_SERVICE=1`: a Hailo chip is asked for at
-//! HailoRT's service.
+//! HailoRT's service. `INFERD_SYS`: where sysfs is, when it is not at `/sys`.
 
 #![forbid(unsafe_code)]
 
@@ -106,10 +106,11 @@ fn look(engine: EngineKind) -> Option<EngineHere> {
             }
         }
         #[cfg(feature = "hailo")]
-        EngineKind::Hailo => match hailo().look() {
+        EngineKind::Hailo => match hailo().look(&library("INFERD_SYS").unwrap_or_else(|| "/sys".into())) {
             Ok(found) => {
                 here.version = Some(found.version);
                 here.library = Some(found.library);
+                here.mismatch = found.mismatch;
                 match found.chip {
                     Ok(chip) => here.providers = vec![chip],
                     Err(why) => {

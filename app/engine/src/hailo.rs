@@ -21,7 +21,9 @@ use crate::{DeviceState, Engine, EngineError, Model, NetworkFile, Session, share
 use hailort_abi::types::{
     FORMAT_ORDER_FCR, FORMAT_ORDER_NC, FORMAT_ORDER_NHW, FORMAT_ORDER_NHWC, FORMAT_TYPE_UINT8, QuantInfo,
 };
-use hailort_abi::{Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, Owner, StreamInfo, Streams};
+use hailort_abi::{
+    Chip, Class, Elements, Failure, Hef, Library, NOTIFICATIONS, Owner, StreamInfo, Streams, Version,
+};
 use inferd_model::{DType, EngineKind, Manifest, NetworkFormat, TensorSpec};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -39,6 +41,9 @@ const PLACES: [&str; 8] = [
     "/usr/local/lib/libhailort.so.4.23.0",
     "/usr/local/lib/libhailort.so",
 ];
+
+/// Where the driver says of which release it is, below the root of sysfs.
+const DRIVER: &str = "module/hailo_pci/version";
 
 /// A chip is not started above this: one that has stopped by heat is let cool down, in degrees Celsius. Ours: the chip's own limits
 /// cannot be asked for in C.
@@ -76,6 +81,8 @@ pub struct HailoHere {
     pub library: PathBuf,
     /// `hailo8`, or why there is no chip that can be used.
     pub chip: Result<String, EngineError>,
+    /// Which part is of another release than the library, and what to do about it.
+    pub mismatch: Option<String>,
 }
 
 impl HailoEngine {
@@ -106,17 +113,19 @@ impl HailoEngine {
         PLACES.iter().any(|place| Path::new(place).exists())
     }
 
-    /// Looks what there is: opens the library and the chip, and closes the chip again.
+    /// Looks what there is: opens the library and the chip, and closes the chip again. `sys` is where sysfs is.
     ///
     /// # Errors
     /// [`EngineError::Library`] when there is no library to be used.
-    pub fn look(&self) -> Result<HailoHere, EngineError> {
+    pub fn look(&self, sys: &Path) -> Result<HailoHere, EngineError> {
         let library = self.open_library()?;
-        let chip = match Chip::open(library, self.owner) {
-            Ok(chip) => Ok(chip.identity().architecture.clone()),
-            Err(e) => Err(opening(e)),
+        let (chip, firmware) = match Chip::open(library, self.owner) {
+            Ok(chip) => (Ok(chip.identity().architecture.clone()), Some(chip.identity().firmware)),
+            Err(e) => (Err(opening(e)), None),
         };
-        Ok(HailoHere { version: version(library), library: library.path().to_owned(), chip })
+        let driver = std::fs::read_to_string(sys.join(DRIVER)).ok();
+        let mismatch = mismatch(library.version(), driver.as_deref(), firmware);
+        Ok(HailoHere { version: version(library), library: library.path().to_owned(), chip, mismatch })
     }
 
     fn open_library(&self) -> Result<&'static Library, EngineError> {
@@ -132,6 +141,27 @@ impl HailoEngine {
 
 fn version(library: &Library) -> String {
     format!("hailort {}", library.version())
+}
+
+/// Which part is of another release than the library, as one sentence with what to do. A part that says nothing of itself is left out.
+fn mismatch(library: Version, driver: Option<&str>, firmware: Option<Version>) -> Option<String> {
+    let release = library.to_string();
+    let parts = [
+        ("the driver hailo_pci", driver.map(|text| text.trim().to_owned())),
+        ("the chip's firmware", firmware.map(|version| version.to_string())),
+    ];
+    let others: Vec<String> = parts
+        .into_iter()
+        .filter_map(|(what, of)| {
+            of.filter(|of| !of.is_empty() && *of != release).map(|of| format!("{what} {of}"))
+        })
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "libhailort is {release}, {}: install library, driver and firmware of one release, then restart the board",
+            others.join(", ")
+        )
+    })
 }
 
 fn find(path: Option<&Path>) -> Result<PathBuf, String> {
@@ -617,6 +647,31 @@ mod tests {
 
     fn refused(spec: &TensorSpec, streams: &[&StreamInfo]) -> String {
         End::of(spec, streams, 1).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_part_of_another_release_than_the_library_is_named_with_what_to_do() {
+        let of = |minor, revision| Version { major: 4, minor, revision };
+        for (driver, firmware, said) in [
+            (Some("4.23.0\n"), Some(of(23, 0)), None),
+            (None, None, None),
+            (Some("\n"), None, None),
+            (Some("4.21.0\n"), None, Some("libhailort is 4.23.0, the driver hailo_pci 4.21.0: install")),
+            (
+                Some("4.23.0\n"),
+                Some(of(20, 1)),
+                Some("libhailort is 4.23.0, the chip's firmware 4.20.1: install"),
+            ),
+            (
+                Some("4.21.0"),
+                Some(of(20, 1)),
+                Some("the driver hailo_pci 4.21.0, the chip's firmware 4.20.1: install"),
+            ),
+        ] {
+            let found = mismatch(of(23, 0), driver, firmware);
+            assert_eq!(found.is_some(), said.is_some(), "{found:?}");
+            assert!(found.unwrap_or_default().contains(said.unwrap_or_default()));
+        }
     }
 
     #[test]

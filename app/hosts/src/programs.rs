@@ -58,6 +58,9 @@ pub struct EngineHere {
     /// The problem is that its library is not installed, and nobody has said that it is: an image need not have every engine.
     #[serde(default)]
     pub absent: bool,
+    /// Parts of it that must be of one release are not: which, and what to do. It may work all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mismatch: Option<String>,
 }
 
 impl EngineHere {
@@ -72,6 +75,7 @@ impl EngineHere {
             problem: None,
             waits: false,
             absent: false,
+            mismatch: None,
         }
     }
 

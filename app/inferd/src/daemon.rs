@@ -206,8 +206,10 @@ fn hosts_environment(config: &Config) -> Vec<(String, OsString)> {
     // libhailort would write a file of its own to the working directory.
     let quiet = [("HAILORT_LOGGER_PATH", "NONE".into()), ("HAILORT_CONSOLE_LOGGER_LEVEL", "warning".into())];
     let by_service = hosts.hailo_service.then(|| ("INFERD_HAILO_SERVICE", "1".into()));
+    let sys = config.monitor.root.as_ref().map(|root| ("INFERD_SYS", root.join("sys")));
     named
         .chain([kept])
+        .chain(sys)
         .chain(quiet)
         .chain(by_service)
         .map(|(name, path)| (name.to_owned(), path.into_os_string()))
@@ -242,6 +244,9 @@ fn hosts_config(
 async fn hear_engines(mut asking: Asking, app: Arc<App>, program: Option<PathBuf>, ladder: Arc<dyn Ladder>) {
     while let Some((engine, here)) = asking.next().await {
         app.engine_answered(engine, here.as_ref());
+        if let Some(why) = here.as_ref().and_then(|here| here.mismatch.as_ref()) {
+            error!("the engine {engine} is put together wrongly: {why}");
+        }
         let used = here.as_ref().filter(|here| may_work(here, &*ladder));
         // Its architecture is all that a Hailo says it computes on.
         let chip =
@@ -339,6 +344,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
             breaker_open: (!models.is_empty()).then_some(open),
             actuator_failing: moving.upgrade().and_then(|app| inferd_api::failing_actuator(&app)),
             calibration_failing: moving.upgrade().and_then(|app| inferd_api::failing_calibration(&app)),
+            engine_mismatch: moving.upgrade().map(|app| app.engine_mismatch()),
             storage_failing: alive.progress.view().map(|proved| !proved.storage.ok),
         }
     };

@@ -53,13 +53,15 @@ pub enum Kind {
     ActuatorFailing,
     /// A model answers as it was shipped although somebody calibrated it: 1.
     CalibrationFailing,
+    /// Parts of an engine that must be of one release (library, driver, firmware) are not: 1.
+    EngineMismatch,
     /// What was written to the data partition in a day, in percent of the budget.
     WriteBudget,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Cpu,
         Self::Memory,
         Self::MemoryPressure,
@@ -75,6 +77,7 @@ impl Kind {
         Self::StorageFailing,
         Self::ActuatorFailing,
         Self::CalibrationFailing,
+        Self::EngineMismatch,
         Self::WriteBudget,
     ];
 
@@ -97,6 +100,7 @@ impl Kind {
             Self::StorageFailing => "storage_failing",
             Self::ActuatorFailing => "actuator_failing",
             Self::CalibrationFailing => "calibration_failing",
+            Self::EngineMismatch => "engine_mismatch",
             Self::WriteBudget => "write_budget",
         }
     }
@@ -158,6 +162,9 @@ impl Kind {
             }
             Self::CalibrationFailing => {
                 format!("a calibration is not applied: {}", about.unwrap_or("nobody knows why"))
+            }
+            Self::EngineMismatch => {
+                format!("an engine is put together wrongly: {}", about.unwrap_or("nobody knows why"))
             }
             Self::WriteBudget => {
                 format!("{value:.0} % of a day's write budget is spent, so optional writes are refused")

@@ -161,6 +161,7 @@ impl Thresholds {
             flag(Kind::StorageFailing),
             flag(Kind::ActuatorFailing),
             flag(Kind::CalibrationFailing),
+            flag(Kind::EngineMismatch),
             Rule { raise_after: 1, ..level(Kind::WriteBudget, 100.0, None) },
         ]
     }

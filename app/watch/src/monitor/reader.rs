@@ -126,6 +126,8 @@ pub struct Service {
     pub actuator_failing: Option<Option<String>>,
     /// The first model whose calibration is not applied, and why; `Some(None)`: none is like that; `None`: nobody knows yet.
     pub calibration_failing: Option<Option<String>>,
+    /// The first engine whose parts are not of one release: which, and what to do; `Some(None)`: none is; `None`: nobody knows.
+    pub engine_mismatch: Option<Option<String>>,
 }
 
 /// One result of something that may hang.
@@ -156,6 +158,7 @@ pub struct Reader {
     breaker: Option<Option<String>>,
     actuator: Option<Option<String>>,
     calibration: Option<Option<String>>,
+    mismatch: Option<Option<String>>,
     failing: Option<bool>,
     flash_read: bool,
 }
@@ -181,6 +184,7 @@ impl Reader {
             breaker: None,
             actuator: None,
             calibration: None,
+            mismatch: None,
             failing: None,
             flash_read: false,
             roots,
@@ -213,6 +217,7 @@ impl Reader {
         let pool_efficiency = self.pool_efficiency(&service);
         (self.breaker, self.failing) = (service.breaker_open, service.storage_failing);
         (self.actuator, self.calibration) = (service.actuator_failing, service.calibration_failing);
+        self.mismatch = service.engine_mismatch;
         let mut sample = Sample {
             when,
             cpu_percent,
@@ -368,6 +373,11 @@ impl Reader {
                 Kind::CalibrationFailing,
                 self.calibration.as_ref().map(|failing| flag(failing.is_some())),
                 self.calibration.clone().flatten(),
+            ),
+            of(
+                Kind::EngineMismatch,
+                self.mismatch.as_ref().map(|mismatch| flag(mismatch.is_some())),
+                self.mismatch.clone().flatten(),
             ),
             of(Kind::WriteBudget, sample.wear.budget_percent(), None),
         ]
