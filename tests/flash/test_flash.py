@@ -81,7 +81,7 @@ def part(file, at, length):
         return opened.read(length)
 
 
-@pytest.mark.parametrize("damage", ["checksum", "bmap", "cut", "json"])
+@pytest.mark.parametrize("damage", ["checksum", "bmap", "map of another", "cut", "json"])
 def test_a_damaged_image_is_refused(flash, image, card, zstd, damage):
     before = card.read_bytes()
     file, touched = image, False
@@ -95,6 +95,11 @@ def test_a_damaged_image_is_refused(flash, image, card, zstd, damage):
             content = image.read_bytes()
             text = bmap(len(content), [(0, 9)], lambda at, length: content[at : at + length])
             image.with_name("x.img.bmap").write_text(text.replace("0-9", "0-8"))
+        case "map of another":
+            # A map that is good in itself, but not the one of the list.
+            image.with_name("x.img.bmap").write_text(bmap(image.stat().st_size, [(0, 0)], lambda at, length: bytes(length)))
+            image.with_name("SHA256SUMS").write_text(f"{'0' * 64}  x.img.bmap\n")
+            damage = "checksum"
         case "cut":
             file, damage = zstd(image), "not-zstd"
             os.truncate(file, file.stat().st_size // 2)

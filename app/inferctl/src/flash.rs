@@ -29,6 +29,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The longest SHA256SUMS that is read.
+const MAX_SUMS: u64 = 1 << 20;
+
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
 pub struct Flash {
@@ -129,6 +132,7 @@ impl Flash {
             }
         }
         let signed = self.signature(path)?;
+        self.check_map(path)?;
         let mut meter = None;
         let checked = image.check(|now, total| {
             meter.get_or_insert_with(|| Meter::new("checking the image", 0, total, json)).at(now);
@@ -184,20 +188,29 @@ impl Flash {
         minisign::verify_file(file, &minisign::beside(file), key).map_err(|e| wrong(e.to_string()))?;
         if file == sums {
             // The list is signed; what it does not name is not.
-            let list = files::read(&sums, 1 << 20).map_err(|e| wrong(e.to_string()))?;
+            let list = files::read(&sums, MAX_SUMS).map_err(|e| wrong(e.to_string()))?;
             let list = String::from_utf8_lossy(&list).into_owned();
             for part in [Some(path.to_owned()), self.map_beside(path)].into_iter().flatten() {
-                let name = part.file_name().unwrap_or_default();
-                let Some(wanted) = image::sum_of(&list, name) else {
+                if image::sum_of(&list, part.file_name().unwrap_or_default()).is_none() {
                     return Err(wrong(format!("{} does not name {}", sums.display(), part.display())));
-                };
-                // The image itself is hashed once, with the bar.
-                if part != path && minisign::sha256(&part).map_err(|e| wrong(e.to_string()))? != wanted {
-                    return Err(FlashError::Checksum { path: part, by: "SHA256SUMS".into() });
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Compares the block map with SHA256SUMS, where that names it. The image is compared when it is hashed, with a bar.
+    fn check_map(&self, path: &Path) -> Result<(), FlashError> {
+        let sums = path.with_file_name("SHA256SUMS");
+        let Some(map) = self.map_beside(path).filter(|_| sums.is_file()) else { return Ok(()) };
+        let failed = |e: Failure| FlashError::Bmap { path: map.clone(), why: e.to_string() };
+        let list = files::read(&sums, MAX_SUMS).map_err(failed)?;
+        match image::sum_of(&String::from_utf8_lossy(&list), map.file_name().unwrap_or_default()) {
+            Some(wanted) if minisign::sha256(&map).map_err(failed)? != wanted => {
+                Err(FlashError::Checksum { path: map, by: "SHA256SUMS".into() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The block map that will be used, where it is one of the release.
