@@ -52,11 +52,13 @@ class Firmware:
         """Power comes: nothing is remembered."""
         self.trial, self.asked, self.boots = False, 0, 0
 
-    def reset(self, command=""):
-        """The board restarts, with what `reboot` was given: `0 tryboot`, `2`, nothing."""
-        words = command.split()
-        self.asked = int(words[0]) if words and words[0].isdigit() else 0
-        self.trial = "tryboot" in words[1:]
+    def reset(self, command=None):
+        """The board restarts, with what `reboot` was given (`0 tryboot`, `2`, nothing); None: a watchdog or a panic, which says nothing
+        and leaves what is remembered."""
+        if command is not None:
+            words = command.split()
+            self.asked = int(words[0]) if words and words[0].isdigit() else 0
+            self.trial = "tryboot" in words[1:]
         self.boots = min(self.boots + 1, 255)
 
     def choose(self):
@@ -219,7 +221,7 @@ class Started(conftest.Booted):
         """Waits until the guest has restarted the board, and starts what the firmware chooses then."""
         self.wait_exit(timeout)
         told = RESTARTED.search(self.console())
-        self.firmware.reset(told[1] if told else "")
+        self.firmware.reset(told and told[1])
         self.forget_shell()
         self._forget_monitor()
         self.power_on()
