@@ -64,6 +64,9 @@ pub fn fat(data: &[u8]) {
         bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
     }
     if let Ok(at) = sector_of(&Partition(&bytes), "AUTOBOOT.TXT") {
-        assert!(at % SECTOR as u64 == 0 && at > 0 && at + SECTOR as u64 <= PARTITION, "a sector of the partition, not its first");
+        assert!(
+            at % SECTOR as u64 == 0 && at > 0 && at + SECTOR as u64 <= PARTITION,
+            "a sector of the partition, not its first"
+        );
     }
 }
