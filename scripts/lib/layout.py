@@ -113,9 +113,9 @@ class Found:
     size: int
 
 
-def read_gpt(path):
+def read_gpt(path, *, larger=False):
     """The disk's GUID and its partitions, from the primary table; header and entries must match their checksums, and
-    the backup header must stand in the last sector."""
+    the backup header must stand in the last sector. `larger`: or, on a medium that has more room than its image, where that ended."""
     with open(path, "rb") as image:
         image.seek(SECTOR)
         header = image.read(92)
@@ -131,7 +131,7 @@ def read_gpt(path):
         if zlib.crc32(entries) != table_crc:
             raise Failure(f"{path}: the GPT entries' checksum is wrong")
         image.seek(0, 2)
-        last = image.tell() // SECTOR - 1
+        last = backup if larger else image.tell() // SECTOR - 1
         image.seek(last * SECTOR)
         if backup != last or image.read(8) != b"EFI PART":
             raise Failure(f"{path}: the backup GPT is not in the last sector")

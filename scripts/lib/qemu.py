@@ -57,7 +57,7 @@ def port_is_free(port):
 def boot_files(image, folder):
     """Copies kernel, initramfs and cmdline.txt out of an image's boot partition, as a boot loader reads them: where slots have one each
     out of the chosen one's (the other one's where that has none), and with its name on the command line. No trial: that is U-Boot's."""
-    parts = {part.name: part for part in layouts.read_gpt(image)[1]}
+    parts = {part.name: part for part in layouts.read_gpt(image, larger=True)[1]}
     partitions, slot = ["boot"], ""
     if "bootstate" in parts:
         chosen = uboot.read(image, parts["bootstate"].offset)[0].chosen

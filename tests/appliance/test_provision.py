@@ -12,6 +12,8 @@ import layout as layouts
 import pytest
 
 PATIENCE_S = 240
+# How much larger than its image the medium is, in bytes.
+LARGER = 192 << 20
 API_KEY = "a-key-of-this-test-0123456789"
 PASSPHRASE = "only in this test"
 # As Notepad on Windows writes it in ANSI.
@@ -43,7 +45,7 @@ class Card:
     """The boot partition of a medium, as a laptop sees it."""
 
     def __init__(self, medium, folder):
-        part = next(part for part in layouts.read_gpt(medium)[1] if part.name == "boot")
+        part = next(part for part in layouts.read_gpt(medium, larger=True)[1] if part.name == "boot")
         self.medium, self.folder, self.offset, self.size = medium, folder, part.offset, part.size
         self.tools = hosttools.Tools(hosttools.IMAGE)
 
@@ -77,6 +79,8 @@ def story(boot, dev_image, tmp_path_factory):
     """A flashed medium with a good file on it, and the machine that is started with it."""
     folder = tmp_path_factory.mktemp("card")
     medium = shutil.copyfile(dev_image, folder / "medium.img")
+    with open(medium, "r+b") as file:
+        file.truncate(file.seek(0, 2) + LARGER)
     card = Card(medium, folder)
     card.write("inferd.toml", GOOD.replace("\n", "\r\n").encode("latin-1"))
     with boot(medium, dev=True, keep_writes=True, restarts=True) as machine:
@@ -121,6 +125,13 @@ def test_a_card_from_a_laptop_is_taken_over_and_reported_and_a_bad_one_and_a_res
     assert machine.request("/api/v1/captures", headers={"X-API-Key": API_KEY[::-1]}).status in (401, 403)
     assert machine.sh("stat -c '%a %u' /data/provision /data/provision/record /run/inferd/boot.toml") == "700 0\n600 0\n640 0"
     assert machine.sh(f"grep -c '{PASSPHRASE}' /run/inferd/boot.toml || true") == "0"
+    # The data partition takes the rest of the medium while the appliance works.
+    machine.wait_for_console("services: the data partition has grown to", PATIENCE_S)
+    node = machine.sh("grep ' /data ' /proc/mounts").split()[0].removeprefix("/dev/")
+    data = {name: int(machine.sh(f"cat /sys/class/block/{node}/{name}")) for name in ("start", "size")}
+    assert (data["start"] + data["size"]) * 512 > card.medium.stat().st_size - (2 << 20)
+    assert int(machine.sh("stat -f -c %b /data")) * 4096 > data["size"] * 512 * 0.9
+    assert machine.root("test -e /data/.growing")[0] != 0
     fingerprint = machine.request("/status").json()["tls"]["fingerprint_sha256"]
     identity = machine.sh("cat /data/identity/id")
     assert re.fullmatch(r"[0-9a-f]{32}", identity)
@@ -142,6 +153,9 @@ def test_a_card_from_a_laptop_is_taken_over_and_reported_and_a_bad_one_and_a_res
     fsck = [card.tools.path("fsck.fat"), "-n", _cut_out(raw, card.folder)]
     check = subprocess.run(fsck, capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout
+    # The table on the medium says the same, and its second copy is at the medium's end.
+    parts = layouts.read_gpt(card.medium)[1]
+    assert parts[-1].name == "data" and parts[-1].size == data["size"] * 512
 
     # A bad file changes nothing but the report.
     card.write("inferd.toml", BAD.encode())

@@ -66,6 +66,9 @@ struct Cli {
     /// Do not set the host name
     #[arg(long)]
     keep_hostname: bool,
+    /// Instead: grow the data partition, the last one of this block device, to its end
+    #[arg(long, requires = "data", value_name = "DEVICE")]
+    grow: Option<PathBuf>,
     /// Instead: forget what was configured and installed, but the identity, the keys of bundles and the committed model
     #[arg(long, requires = "data", value_name = "DIR WITH THE SLOTS")]
     factory_reset: Option<PathBuf>,
@@ -75,6 +78,9 @@ struct Cli {
 pub fn main() -> ExitCode {
     let arguments = std::env::args_os().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| a);
     let cli = Cli::parse_from(arguments);
+    if let (Some(disk), Some(data)) = (&cli.grow, &cli.data) {
+        return grow(disk, data);
+    }
     let outcome = match (&cli.factory_reset, &cli.data) {
         (Some(slots), Some(data)) => reset(slots, data),
         _ => provision(&cli),
@@ -83,6 +89,21 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             println!("provision: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The rest of the medium for the data partition.
+fn grow(disk: &Path, data: &Path) -> ExitCode {
+    match inferd_provision::grow::grow(disk, data, "data") {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(length)) => {
+            println!("the data partition has grown to {} MiB, the end of the medium", length >> 20);
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            println!("the data partition stays as it is: {why}");
             ExitCode::FAILURE
         }
     }

@@ -6,18 +6,22 @@
 //! | [`file`] | the sections that are this room's: `[device]`, `[network]`, `[ssh]`, `[time]`; every mistake with line and key |
 //! | [`secrets`] | where keys and passphrases stand in a file, and what stands there afterwards |
 //! | [`settle`] | taking a file over: the order of writes that a power cut may end anywhere |
+//! | [`gpt`] | the last partition grown to the medium's end, and the order of those writes |
+//! | [`grow`] | the same done to a running system |
 //! | [`report`] | `inferd-report.txt`: what was taken, what not and why |
 //!
 //! A file is taken whole or not at all: with one mistake in it what was taken before stays in use. Secrets are overwritten where they
 //! stand, in the same number of bytes, so that neither the FAT nor a directory changes: the file holds [`secrets::KEPT`] there, and
 //! the device keeps what was there. Whoever writes something else there changes it; whoever takes the line out forgets it.
 //!
-//! Nothing here opens a file or a device: [`settle::Card`] and [`settle::Store`] are the two doors to the outside.
+//! Nothing here but [`grow`] opens a file or a device: [`settle::Card`] and [`settle::Store`] are the doors of the others.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod decode;
 pub mod file;
+pub mod gpt;
+pub mod grow;
 pub mod report;
 pub mod secrets;
 pub mod settle;

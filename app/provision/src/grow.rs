@@ -1,0 +1,195 @@
+//! The data partition of a running system, grown to the end of its medium by [`gpt::plan`](crate::gpt::plan) and two calls of the kernel.
+//!
+//! Before anything changes, the medium is asked whether it is what it says: counterfeit cards show their beginning again behind their
+//! real end, or lose what is written there. A mark in the file system says that it is still to grow, from before the table changes until
+//! it has grown: a power cut in between is completed by the next start.
+
+#![allow(unsafe_code)] // the ioctls of linux/blkpg.h and ext4
+
+use crate::gpt::{self, HEAD, SECTOR};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+/// The file system takes no more than this of its partition: its tables are written as it grows (1 MiB in 128), and eight GiB are as many groups
+/// as one block describes, so that nothing is rearranged.
+pub const LARGEST: u64 = 8 << 30;
+/// In the root of the file system while it is to grow.
+const MARK: &str = ".growing";
+/// Places behind the old end that are written and read to see that there is flash.
+const PROBES: u64 = 32;
+const PROBE: usize = 4096;
+
+/// Why the partition stays as it is; one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// The medium or its table.
+    #[error(transparent)]
+    Refused(#[from] gpt::Refusal),
+    /// It is not what it says.
+    #[error(
+        "the medium says {says} MiB but keeps nothing at {at} MiB: it is counterfeit or worn out; use another one"
+    )]
+    Counterfeit {
+        /// What it says.
+        says: u64,
+        /// Where it failed.
+        at: u64,
+    },
+    /// The system's reason.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<nix::Error> for GrowError {
+    fn from(error: nix::Error) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// Grows the partition `name`, the last one of the block device `disk`, and the ext4 of it that is mounted at `mount`. Returns its new
+/// length in bytes; `None`: there was nothing to do.
+///
+/// # Errors
+/// [`GrowError`]; what was done before a failure is completed by the next call.
+pub fn grow(disk: &Path, mount: &Path, name: &str) -> Result<Option<u64>, GrowError> {
+    let mut medium = OpenOptions::new().read(true).write(true).open(disk)?;
+    let length = medium.seek(SeekFrom::End(0))?;
+    let look = |medium: &File| -> Result<_, GrowError> {
+        let mut head = vec![0; HEAD];
+        medium.read_exact_at(&mut head, 0)?;
+        Ok((gpt::plan(&head, length / SECTOR as u64, name)?, head))
+    };
+    let (plan, head) = look(&medium)?;
+    let mark = mount.join(MARK);
+    if let Some(plan) = &plan {
+        honest(&medium, &head, length, plan)?;
+        File::create(&mark)?.sync_all()?;
+        File::open(mount)?.sync_all()?;
+        for (at, bytes) in &plan.writes {
+            medium.write_all_at(bytes, *at)?;
+            medium.sync_all()?;
+        }
+        forget(&medium)?;
+        if look(&medium)?.0.is_some() {
+            return Err(io::Error::other("the partition table reads back otherwise").into());
+        }
+        resize_partition(&medium, plan)?;
+    } else if !mark.exists() {
+        return Ok(None);
+    }
+    // The kernel knows how long the partition is by now: from the table at its start, or from the call above.
+    let partition = match &plan {
+        Some(plan) => plan.length,
+        None => partition_length(mount)?,
+    };
+    let block = nix::sys::statvfs::statvfs(mount)?.fragment_size();
+    resize_file_system(mount, partition.min(LARGEST) / block)?;
+    fs::remove_file(&mark)?;
+    Ok(Some(partition))
+}
+
+/// Whether there is flash behind the old end. What is written for it lies in no partition yet.
+fn honest(medium: &File, head: &[u8], length: u64, plan: &gpt::Plan) -> Result<(), GrowError> {
+    let mib = |bytes: u64| bytes >> 20;
+    let counterfeit = |at: u64| GrowError::Counterfeit { says: mib(length), at: mib(at) };
+    let written = plan.start + plan.before;
+    let mut sector = vec![0; SECTOR];
+    for at in gpt::echoes(written, length) {
+        medium.read_exact_at(&mut sector, at + SECTOR as u64)?;
+        if sector == head[SECTOR..2 * SECTOR] {
+            return Err(counterfeit(at));
+        }
+    }
+    let room = (plan.start + plan.length).saturating_sub(written);
+    if room < (PROBES + 1) * PROBE as u64 {
+        return Ok(());
+    }
+    let places = (0..PROBES)
+        .map(|i| (written + (room - PROBE as u64) / (PROBES - 1) * i) / PROBE as u64 * PROBE as u64);
+    let pattern =
+        |at: u64| -> Vec<u8> { at.to_le_bytes().iter().map(|b| b ^ 0x5a).cycle().take(PROBE).collect() };
+    for at in places.clone() {
+        medium.write_all_at(&pattern(at), at)?;
+    }
+    medium.sync_all()?;
+    forget(medium)?;
+    let mut there = vec![0; PROBE];
+    for at in places {
+        medium.read_exact_at(&mut there, at)?;
+        if there != pattern(at) {
+            return Err(counterfeit(at));
+        }
+    }
+    Ok(())
+}
+
+/// Has the next reads come from the medium.
+fn forget(medium: &File) -> io::Result<()> {
+    Ok(posix_fadvise(medium, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+}
+
+/// How long the partition is that is mounted there.
+fn partition_length(mount: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = fs::metadata(mount)?.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
+    sectors.trim().parse::<u64>().map(|sectors| sectors * SECTOR as u64).map_err(io::Error::other)
+}
+
+/// `struct blkpg_partition` of linux/blkpg.h.
+#[repr(C)]
+struct Partition {
+    start: i64,
+    length: i64,
+    number: i32,
+    device_name: [u8; 64],
+    volume_name: [u8; 64],
+}
+
+/// `struct blkpg_ioctl_arg` of linux/blkpg.h.
+#[repr(C)]
+struct Argument {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    data: *mut Partition,
+}
+
+/// `BLKPG_RESIZE_PARTITION`
+const RESIZE: i32 = 3;
+
+mod calls {
+    nix::ioctl_write_ptr_bad!(block_partition, nix::request_code_none!(0x12, 105), super::Argument);
+    nix::ioctl_write_ptr!(resize_ext4, b'f', 16, u64);
+}
+
+/// Tells the kernel the new length of a partition that is in use.
+fn resize_partition(medium: &File, plan: &gpt::Plan) -> io::Result<()> {
+    let number = |n: u64| i64::try_from(n).map_err(io::Error::other);
+    let mut partition = Partition {
+        start: number(plan.start)?,
+        length: number(plan.length)?,
+        number: i32::try_from(plan.number).map_err(io::Error::other)?,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
+    let length = i32::try_from(size_of::<Partition>()).map_err(io::Error::other)?;
+    let argument = Argument { operation: RESIZE, flags: 0, length, data: &raw mut partition };
+    // SAFETY: the call reads one `blkpg_ioctl_arg` and, where that points, one `blkpg_partition`; both are laid out as in linux/blkpg.h and
+    // outlive the call, and the descriptor is open.
+    unsafe { calls::block_partition(medium.as_raw_fd(), &raw const argument) }?;
+    Ok(())
+}
+
+/// Has the kernel grow a mounted ext4 to so many blocks.
+fn resize_file_system(mount: &Path, blocks: u64) -> io::Result<()> {
+    let root = File::open(mount)?;
+    // SAFETY: the call reads one 64-bit number at the address it is given, which outlives the call; the descriptor is open.
+    unsafe { calls::resize_ext4(root.as_raw_fd(), &raw const blocks) }?;
+    Ok(())
+}
