@@ -86,8 +86,13 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
     if refused {
         line(&format!("  - Mend {FILE} on this partition and start the device again."));
     }
-    let host = device.address.clone().unwrap_or_else(|| format!("{}.local", device.name));
-    line(&format!("  - Ask it: curl http://{host}:{}/healthz", device.port));
+    match &device.address {
+        Some(address) => line(&format!("  - Ask it: curl http://{address}:{}/healthz", device.port)),
+        None => line(&format!(
+            "  - Look up the address of {} at your router, or put the card in once more.",
+            device.name
+        )),
+    }
     if !device.tls {
         line(
             "  - For TLS add [tls] self_signed = true; inferctl --fingerprint then knows it by the certificate above.",
