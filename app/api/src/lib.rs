@@ -87,4 +87,4 @@ pub use panel::{Answers, Front, Pressed, look};
 pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
 pub use serve::{Late, serve};
 pub use sources::{SourceConfig, start_sources};
-pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates};
+pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates, commit_reasons};

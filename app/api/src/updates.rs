@@ -525,12 +525,11 @@ pub(crate) fn deciding(app: &App) -> Option<&'static str> {
     starting.then_some("the slots are being verified and their models loaded")
 }
 
-/// `GET /commit-ready`.
-pub(crate) fn commit_ready(app: &App) -> Reply {
-    let (model, words) = health::default_words(app);
-    let ran = words.state == "ready";
+/// What keeps this boot from being confirmed: nothing when it may be.
+pub fn commit_reasons(app: &App) -> Vec<String> {
+    let (_, words) = health::default_words(app);
     let mut reasons = Vec::new();
-    if !ran {
+    if words.state != "ready" {
         reasons.push(format!("the default model does not answer: {}", words.reason));
     }
     let updates = app.updates.load();
@@ -541,6 +540,14 @@ pub(crate) fn commit_ready(app: &App) -> Reply {
         Updates::Broken(reason) => reasons.push(reason.clone()),
         Updates::On(desk) => reasons.extend(desk.updater.commit_ready().reasons),
     }
+    reasons
+}
+
+/// `GET /commit-ready`.
+pub(crate) fn commit_ready(app: &App) -> Reply {
+    let (model, words) = health::default_words(app);
+    let ran = words.state == "ready";
+    let reasons = commit_reasons(app);
     let ready = reasons.is_empty();
     let body = json!({
         "ready": ready,

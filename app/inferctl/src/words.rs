@@ -16,7 +16,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("manifest-digest", DAMAGED),
     ("manifest-form", DAMAGED),
     ("manifest", "Build it again with another value"),
-    ("kind-unsupported", "Write the system to the device's medium, or send a bundle of models"),
+    (
+        "kind-unsupported",
+        "Root installs it on the device: `inferd system install FILE`; bundles of models are sent",
+    ),
     ("model-manifest", "`inferctl model check DIR` shows what is wrong with the model"),
     ("signatures-digest", DAMAGED),
     ("signatures-form", DAMAGED),

@@ -13,7 +13,7 @@ use crate::{
     ladder::Board,
     listen::{self, Bound, NotOne, Retry},
     logging::Levels,
-    models, panel,
+    models, panel, ready,
     records::{self, Records},
     release::Release,
     tls, updates,
@@ -130,6 +130,10 @@ pub fn run(
         inferd_api::start_sources(&app, &config.sources);
         inferd_api::start_calibrations(&app, &config.updates.data_dir.join("calibrations"));
         inferd_api::start_actuators(&app, &config.actuators, &config.updates.data_dir.join("actuators"));
+        if let Some(folder) = config.updates.run_dir.clone() {
+            let mark = app.alive.keeper.state.with_file_name(ready::TRIAL);
+            tokio::spawn(ready::tell(Arc::clone(&app), mark, folder));
+        }
         let panel = panel::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;

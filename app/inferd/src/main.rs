@@ -2,7 +2,7 @@
 //!
 //! This room puts the others together and has no logic of its own. `inferd engine-host` is the same program in another
 //! role: the process that owns one engine (see the hosts room). So is `inferd keeper`: the process that starts the daemon and feeds
-//! the watchdog (see the watch room).
+//! the watchdog (see the watch room); and `inferd system`: what root does with the two systems of a board (see the system room).
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +16,10 @@ mod logging;
 mod models;
 mod panel;
 mod provision;
+mod ready;
 mod records;
 mod release;
+mod system;
 mod tls;
 mod updates;
 mod ways;
@@ -75,6 +77,9 @@ fn main() -> ExitCode {
     }
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "provision") {
         return provision::main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "system") {
+        return system::main();
     }
     let started = Instant::now();
     let cli = Cli::parse();

@@ -1,5 +1,6 @@
 //! What transfers, trials and the updater share: the store, the trust, the journal, the published status.
 
+use crate::believe::{chain, read_document};
 use crate::boot::Evidence;
 use crate::config::UpdaterConfig;
 use crate::finding::Finding;
@@ -8,12 +9,12 @@ use crate::install::{Resumable, Way};
 use crate::status::{SlotView, Status};
 use crate::updater::StartError;
 use crate::verdict::{Gate, Outcome, Verdict};
-use inferd_bundle::{Bundle, Permit, Refusal, Root, Trust};
+use inferd_bundle::{Bundle, Permit, Refusal, Trust};
 use inferd_hosts::Hosts;
 use inferd_model::EngineKind;
 use inferd_slots::{Config, Documents, FileMedium, Journal, SlotError, SlotId, Step, Store, replace};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,8 +27,6 @@ const SHOWN: usize = 64;
 const NOT_KEPT: &str = "; verdicts of now are lost at the next start";
 /// The end of a warning that is taken back when the document is there again.
 const UNTIL_BACK: &str = "; no bundle is accepted until it is back";
-/// The longest root document or permit that is read.
-const MAX_DOCUMENT: u64 = inferd_slots::MAX_DOCUMENT;
 
 pub struct Core {
     pub config: UpdaterConfig,
@@ -143,39 +142,11 @@ impl Core {
 
     /// The documents of the image, then those that were accepted since.
     fn load_trust(&self) -> Result<(), StartError> {
-        let refused =
-            |path: &Path, e: &dyn std::fmt::Display| StartError::Trust(format!("{}: {e}", path.display()));
         let loaded = self.documents.load().map_err(|e| StartError::Storage(e.to_string()))?;
         let mut trusted = Trusted::default();
-        let mut roots = self.config.roots.iter();
-        if let Some(anchor) = roots.next() {
-            let bytes = read_document(anchor).map_err(|e| refused(anchor, &e))?;
-            let root = Root::from_envelope(&bytes).map_err(|e| refused(anchor, &e))?;
-            let mut trust = Trust::new(root, self.config.allow_dev);
-            let revocations = loaded.revocations.as_ref().map(|(_, bytes)| bytes.as_slice());
-            // A list was judged by the root of its time, so it is tried at each.
-            let mut open = revocations;
-            let mut revoke = |trust: &mut Trust| {
-                if open.is_some_and(|list| trust.revoke(list).is_ok()) {
-                    open = None;
-                }
-            };
-            revoke(&mut trust);
-            for path in roots {
-                let bytes = read_document(path).map_err(|e| refused(path, &e))?;
-                match trust.rotate(&bytes) {
-                    Ok(()) => revoke(&mut trust),
-                    Err(Refusal::RootReplayed { .. }) => {}
-                    Err(e) => return Err(refused(path, &e)),
-                }
-            }
-            for (version, bytes) in &loaded.roots {
-                match trust.rotate(bytes) {
-                    Ok(()) => revoke(&mut trust),
-                    Err(Refusal::RootReplayed { .. }) => {}
-                    Err(e) => self.warn(format!("root {version} on this device is not used: {e}")),
-                }
-            }
+        let believed =
+            chain(&self.config.roots, &loaded, self.config.allow_dev, &mut |sentence| self.warn(sentence))?;
+        if let Some(trust) = believed {
             let state = self.store.state();
             if let Err(e) = Documents::not_older(&state, trust.root_version(), trust.revocation_version()) {
                 let sentence = format!("{e}{UNTIL_BACK}");
@@ -503,12 +474,6 @@ fn capacity(path: &Path, of_a_file: u64) -> u64 {
         File::open(path)?.seek(SeekFrom::End(0)).map(Some)
     };
     partition().ok().flatten().unwrap_or(of_a_file)
-}
-
-fn read_document(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// The panic records that were not there at an earlier start: the store keeps them until somebody takes them out.

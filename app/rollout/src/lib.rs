@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod believe;
 mod boot;
 mod clock;
 mod config;
@@ -29,6 +30,7 @@ pub mod trial;
 mod updater;
 mod verdict;
 
+pub use believe::believed;
 pub use boot::{BootEvidence, Evidence, SystemEvidence};
 pub use clock::{Clock, SystemClock};
 pub use config::{Engine, Probation, UpdaterConfig};

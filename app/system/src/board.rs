@@ -1,11 +1,14 @@
 //! Which backend this board has: its `board.toml`, which the image carries, and the partitions that are there.
 
+use crate::Slot;
 use crate::boot::Backend;
+use crate::install::Parts;
 use crate::sectors::FileSectors;
 use crate::tryboot::{Firmware, Tryboot};
 use crate::uboot::Uboot;
 use crate::uefi::{Initramfs, Uefi};
-use serde::Deserialize;
+use inferd_slots::FileMedium;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -79,21 +82,44 @@ pub struct Places {
     pub devices: PathBuf,
 }
 
-impl Default for Places {
-    fn default() -> Self {
+impl Places {
+    /// Those of a running system whose root is this directory: `/`, or what a test makes of it.
+    #[must_use]
+    pub fn below(root: &Path) -> Self {
         Self {
-            board: "/etc/inferd/board.toml".into(),
-            cmdline: "/proc/cmdline".into(),
-            slot: "/run/inferd/slot".into(),
-            bootloader: "/proc/device-tree/chosen/bootloader".into(),
-            efivars: "/sys/firmware/efi/efivars".into(),
-            blocks: "/sys/class/block".into(),
-            devices: "/dev".into(),
+            board: root.join("etc/inferd/board.toml"),
+            cmdline: root.join("proc/cmdline"),
+            slot: root.join("run/inferd/slot"),
+            bootloader: root.join("proc/device-tree/chosen/bootloader"),
+            efivars: root.join("sys/firmware/efi/efivars"),
+            blocks: root.join("sys/class/block"),
+            devices: root.join("dev"),
         }
     }
-}
 
-impl Places {
+    /// The partitions of both systems: their root filesystems, and what starts them where the board has that.
+    ///
+    /// # Errors
+    /// [`BoardError`] when one is not there.
+    pub fn parts(&self) -> Result<[Parts<FileMedium>; 2], BoardError> {
+        let open = |name| {
+            let path = self.partition(name)?.device;
+            let failed = |error| BoardError::Io { path: path.clone(), error };
+            // A file in place of a device does not grow.
+            let len = fs::metadata(&path).map_err(failed)?.len();
+            FileMedium::open(&path, len).map_err(failed)
+        };
+        let slot = |rootfs, boot| {
+            let boot = match open(boot) {
+                Ok(medium) => Some(medium),
+                Err(BoardError::Partition(_)) => None,
+                Err(error) => return Err(error),
+            };
+            Ok(Parts { rootfs: open(rootfs)?, boot })
+        };
+        Ok([slot("rootfs-a", "boot-a")?, slot("rootfs-b", "boot-b")?])
+    }
+
     /// The board of this image.
     ///
     /// # Errors
@@ -167,4 +193,46 @@ struct Partition {
 
 fn read(path: &Path) -> Result<String, BoardError> {
     fs::read_to_string(path).map_err(|error| BoardError::Io { path: path.to_owned(), error })
+}
+
+/// What a board says of its two systems, for whoever asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The backend, as `board.toml` calls it.
+    pub backend: String,
+    /// The system that runs, where that is known.
+    pub runs: Option<Slot>,
+    /// Whether it was started to be tried.
+    pub on_trial: bool,
+    /// The system that is started whenever nothing is tried.
+    pub chosen: Option<Slot>,
+    /// Why its system is not updated: a code, and one sentence.
+    pub refused: Option<(String, String)>,
+}
+
+impl View {
+    /// Of the board at these places; `None` where none is described. Only reads.
+    #[must_use]
+    pub fn of(places: &Places) -> Option<Self> {
+        let board = places.board().ok()?;
+        let mut view = Self {
+            backend: board.boot.backend.clone(),
+            runs: None,
+            on_trial: false,
+            chosen: None,
+            refused: None,
+        };
+        match places.backend(&board, false) {
+            Ok(backend) => {
+                if let Ok(now) = backend.now() {
+                    (view.runs, view.on_trial, view.chosen) =
+                        (Some(now.runs), now.on_trial, Some(now.chosen));
+                }
+                view.refused =
+                    backend.preflight().err().map(|refused| (refused.code.to_owned(), refused.sentence));
+            }
+            Err(error) => view.refused = Some(("boot-backend".to_owned(), error.to_string())),
+        }
+        Some(view)
+    }
 }

@@ -78,6 +78,9 @@ pub trait Backend: Send {
     /// [`BootError`].
     fn now(&self) -> Result<Now, BootError>;
 
+    /// How the board has to be restarted for a try.
+    fn restart(&self) -> Restart;
+
     /// Has the next start try the system that is not chosen, once. Only the chosen system may ask for it: what comes after the try is
     /// the one that asked.
     ///

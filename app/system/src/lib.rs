@@ -24,7 +24,7 @@ pub mod fat;
 pub mod record;
 pub mod state;
 
-pub use board::{Board, BoardError, Places};
+pub use board::{Board, BoardError, Places, View};
 pub use boot::{Backend, BootError, Now, Refused, Restart};
 pub use install::{Parts, Take, TakeError, plan, prove};
 pub use sectors::{FileSectors, SECTOR, Sectors, write_proven};

@@ -121,11 +121,15 @@ impl<S: Sectors> Backend for Tryboot<S> {
         self.state().map(|(now, _, _)| now)
     }
 
+    fn restart(&self) -> Restart {
+        Restart::Argument(TRY)
+    }
+
     fn arm(&self, slot: Slot) -> Result<Restart, BootError> {
         let (now, _, _) = self.state()?;
         may_arm(now, slot)?;
         // Nothing is written: the flag is the restart's, and gone after it.
-        Ok(Restart::Argument(TRY))
+        Ok(self.restart())
     }
 
     fn commit(&self) -> Result<(), BootError> {

@@ -82,6 +82,10 @@ impl<S: Sectors> Backend for Uboot<S> {
         self.state().map(|(now, _, _)| now)
     }
 
+    fn restart(&self) -> Restart {
+        Restart::Plain
+    }
+
     fn arm(&self, slot: Slot) -> Result<Restart, BootError> {
         let (now, record, next) = self.state()?;
         may_arm(now, slot)?;
@@ -90,7 +94,7 @@ impl<S: Sectors> Backend for Uboot<S> {
                 Record { generation: record.generation + 1, chosen: record.chosen, tried: Some(slot) };
             self.write(armed, next)?;
         }
-        Ok(Restart::Plain)
+        Ok(self.restart())
     }
 
     fn commit(&self) -> Result<(), BootError> {

@@ -76,6 +76,10 @@ macro_rules! refusing {
                 Err($refused(self).into())
             }
 
+            fn restart(&self) -> Restart {
+                Restart::Plain
+            }
+
             fn arm(&self, _: Slot) -> Result<Restart, BootError> {
                 Err($refused(self).into())
             }

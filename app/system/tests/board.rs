@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // clippy.toml allows it in tests; helpers are not seen as such
 
 use inferd_system::record::{PLACES, Record};
-use inferd_system::{BoardError, Places, Restart, SECTOR, Slot};
+use inferd_system::{BoardError, Places, Restart, SECTOR, Slot, View};
 use std::fs;
 use std::path::Path;
 
@@ -68,6 +68,21 @@ fn a_board_with_uboot_finds_its_choice_by_the_name_of_its_partition_and_commits_
     let only_read = places.backend(&places.board().unwrap(), false).unwrap();
     fs::write(root.path().join("slot"), "b").unwrap();
     assert_eq!(only_read.now().unwrap().chosen, Slot::B);
+}
+
+#[test]
+fn what_a_board_says_of_its_systems_can_be_shown_to_anybody() {
+    let (_root, places) = machine("uboot-env", &[("bootstate", 5)]);
+    let view = View::of(&places).unwrap();
+    assert!((view.runs, view.chosen, view.on_trial) == (Some(Slot::B), Some(Slot::A), true));
+    assert!(view.refused.is_none() && view.backend == "uboot-env");
+    let (_root, places) = machine("initramfs", &[]);
+    let view = View::of(&places).unwrap();
+    assert!(view.runs.is_none() && view.refused.unwrap().1.contains("one kernel"));
+    let (_root, places) = machine("uboot-env", &[]);
+    assert!(View::of(&places).unwrap().refused.unwrap().1.contains("no partition bootstate"));
+    let nowhere = Places { board: "/nowhere".into(), ..places };
+    assert!(View::of(&nowhere).is_none());
 }
 
 #[test]

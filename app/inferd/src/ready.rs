@@ -1,0 +1,99 @@
+//! While a system is on trial: whether this daemon is ready to be committed, told to root in a file, once a second.
+
+use inferd_api::App;
+use inferd_watch::history;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The file, in the daemon's directory that does not outlive a reset.
+pub const FILE: &str = "commit-ready";
+/// The mark of a trial, in the keeper's directory.
+pub const TRIAL: &str = "system-trial";
+/// How often it is told.
+const EVERY: Duration = Duration::from_secs(1);
+/// What the daemon said is too old after this time: it hangs, or is gone.
+const STALE: Duration = Duration::from_secs(10);
+/// The most of the file that is read.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What the file says.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// When it was written, since the kernel started.
+    pub uptime_ms: u64,
+    /// What keeps this system from being committed.
+    pub reasons: Vec<String>,
+}
+
+impl Ready {
+    /// What a file says, if it can be understood.
+    pub fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}
+
+/// Whether a daemon that said this is ready to be committed, and is there; else why not.
+pub fn judge(said: Option<Ready>, uptime: Duration) -> Result<(), String> {
+    let said = said.ok_or("the daemon has said nothing")?;
+    let age = uptime.saturating_sub(Duration::from_millis(said.uptime_ms));
+    if age > STALE {
+        return Err(format!("the daemon has said nothing for {} s", age.as_secs()));
+    }
+    if said.reasons.is_empty() { Ok(()) } else { Err(said.reasons.join("; ")) }
+}
+
+/// Tells it for as long as the mark is there.
+pub async fn tell(app: Arc<App>, mark: PathBuf, folder: PathBuf) {
+    let mut every = tokio::time::interval(EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told = true;
+    loop {
+        every.tick().await;
+        if !mark.exists() {
+            continue;
+        }
+        let uptime_ms = u64::try_from(history::uptime().as_millis()).unwrap_or(u64::MAX);
+        let ready = Ready { uptime_ms, reasons: inferd_api::commit_reasons(&app) };
+        let bytes = serde_json::to_vec(&ready).unwrap_or_default();
+        let written = inferd_slots::replace(&folder.join(FILE), &bytes);
+        if let (Err(error), true) = (&written, told) {
+            tracing::warn!(%error, "a system is on trial, and it cannot be told whether this daemon is ready");
+        }
+        told = written.is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_ready_when_it_says_so_and_has_said_so_just_now() {
+        let said = |uptime_ms, reasons: &[&str]| {
+            Some(Ready { uptime_ms, reasons: reasons.iter().map(|r| (*r).to_owned()).collect() })
+        };
+        let now = Duration::from_secs(100);
+        assert_eq!(judge(said(99_000, &[]), now), Ok(()));
+        assert_eq!(judge(said(90_000, &[]), now), Ok(()));
+        assert!(judge(said(89_999, &[]), now).unwrap_err().contains("nothing for 10 s"));
+        assert_eq!(judge(said(99_000, &["a", "b"]), now), Err("a; b".into()));
+        assert!(judge(None, now).is_err());
+    }
+
+    #[test]
+    fn what_is_told_is_read_and_half_a_file_says_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ready = Ready { uptime_ms: 7, reasons: vec!["x".into()] };
+        std::fs::write(file.path(), serde_json::to_vec(&ready).unwrap()).unwrap();
+        assert_eq!(Ready::read(file.path()).map(|r| r.reasons), Some(vec!["x".to_owned()]));
+        std::fs::write(file.path(), "{\"uptime_ms\": 7").unwrap();
+        assert!(Ready::read(file.path()).is_none());
+        assert!(Ready::read(Path::new("/nowhere")).is_none());
+    }
+}

@@ -1,0 +1,242 @@
+"""`inferd system` on this machine: files for partitions, a boot loader of a few lines, and a keeper that takes its orders.
+
+What the kernel and U-Boot do on a board is not here; every byte of the partitions and of U-Boot's records is.
+"""
+
+import json
+import struct
+import subprocess
+import zlib
+
+import pytest
+from faults.keeper import Keeper
+from helpers import inferd_program, until
+
+PART = 256 << 10
+PLACES = (0, 4096)
+PARTITIONS = ("boot", "boot-a", "boot-b", "bootstate", "rootfs-a", "rootfs-b")
+
+
+class Board:
+    """A board with U-Boot: its root directory, its partitions, its keeper."""
+
+    def __init__(self, folder, office):
+        self.folder, self.office = folder, office
+        self.root = folder / "board"
+        self.data = folder / "data"
+        for directory in ("etc/inferd", "proc", "run/inferd/daemon", "sys/class/block", "dev"):
+            (self.root / directory).mkdir(parents=True)
+        self.data.mkdir()
+        (self.root / "etc/inferd/board.toml").write_text('name = "qemu-aarch64"\n[boot]\nbackend = "uboot-env"\n')
+        for number, name in enumerate(PARTITIONS, 1):
+            (self.root / f"sys/class/block/vda{number}").mkdir()
+            uevent = f"DEVNAME=vda{number}\nDEVTYPE=partition\nPARTN={number}\nPARTNAME={name}\n"
+            (self.root / f"sys/class/block/vda{number}/uevent").write_text(uevent)
+            self.partition(name).write_bytes(bytes(PART))
+        config = f'[updates]\nrun_dir = "{self.root}/run/inferd/daemon"\ndata_dir = "{folder}/inferd"\nroot = ["{office.root}"]\n'
+        (folder / "system.toml").write_text(config)
+        self.keeper = Keeper(folder / "keeper")
+        self.boots = 0
+        self.start("power")
+
+    def partition(self, name):
+        return self.root / f"dev/vda{PARTITIONS.index(name) + 1}"
+
+    def record(self):
+        """What U-Boot's two records say, and the place of the next one."""
+        found = []
+        for place in PLACES:
+            sector = self.partition("bootstate").read_bytes()[place : place + 512]
+            if struct.unpack("<I", sector[:4])[0] == zlib.crc32(sector[4:]):
+                found.append((dict(pair.split("=") for pair in sector[4:].split(b"\0\0")[0].decode().split("\0")), place))
+        if not found:
+            return {"chosen": "a", "generation": "0"}, PLACES[0]
+        newest, place = max(found, key=lambda one: int(one[0]["generation"]))
+        return newest, PLACES[1 - PLACES.index(place)]
+
+    def start(self, reason):
+        """The board starts, as U-Boot's script starts it; `reason`: why. The slot."""
+        record, place = self.record()
+        slot, words = record["chosen"], ""
+        if "try" in record:
+            slot, words = record.pop("try"), " inferd.try=1"
+            record["generation"] = str(int(record["generation"]) + 1)
+            text = b"".join(f"{key}={value}\0".encode() for key, value in record.items()).ljust(508, b"\0")
+            bootstate = bytearray(self.partition("bootstate").read_bytes())
+            bootstate[place : place + 512] = struct.pack("<I", zlib.crc32(text)) + text
+            self.partition("bootstate").write_bytes(bootstate)
+        (self.root / "proc/cmdline").write_text(f"console=ttyAMA0 inferd.slot={slot}{words}\n")
+        (self.root / "run/inferd/slot").write_text(f"{slot}\n")
+        self.boots += 1
+        self.known(reason)
+        self.keeper.orders.clear()
+        (self.keeper.folder / "system-trial").unlink(missing_ok=True)
+        return slot
+
+    def known(self, reason="request", **changes):
+        self.keeper.state(boot=self.boots, reset={"reason": reason, "sentence": ""}, **changes)
+
+    def command(self, *verb):
+        where = ["--config", self.folder / "system.toml", "--folder", self.data, "--run", self.keeper.folder, "--root", self.root]
+        return [str(part) for part in (inferd_program(), "system", *where, *verb)]
+
+    def run(self, *verb):
+        return subprocess.run(self.command(*verb), capture_output=True, text=True, timeout=120)
+
+    def ok(self, *verb):
+        done = self.run(*verb)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def no(self, code, *verb):
+        done = self.run(*verb)
+        assert done.returncode == 1 and f"({code})" in done.stderr, done.stderr
+
+    def status(self):
+        return json.loads(self.ok("status"))
+
+    def restarts(self):
+        return [order["why"] for order in self.keeper.orders if order["ask"] == "reboot"]
+
+    def says(self, *reasons, age_ms=0):
+        """What a daemon says of itself."""
+        with open("/proc/uptime") as uptime:
+            now = int(float(uptime.read().split()[0]) * 1000) - age_ms
+        (self.root / "run/inferd/daemon/commit-ready").write_text(json.dumps({"uptime_ms": now, "reasons": reasons}))
+
+    def bundle(self, version, *options, key="system", board="qemu-aarch64"):
+        rootfs, boot = self.folder / f"rootfs-{version}", self.folder / f"boot-{version}"
+        rootfs.write_bytes(f"rootfs {version} ".encode() * 9000)
+        boot.write_bytes(f"boot {version} ".encode() * 4000)
+        output = self.folder / f"os-{version}-{key}-{board}.imb"
+        command = ["--system", "--version", version, "--board", board, "--rootfs", rootfs, "--boot", boot]
+        command += ["--probation-seconds", 1, "--key", self.office.at(f"{key}.key"), "-o", output, *options]
+        self.office.run("bundle", "build", *command)
+        return output
+
+    def holds(self, slot, version):
+        pairs = ((f"rootfs-{slot}", f"rootfs-{version}"), (f"boot-{slot}", f"boot-{version}"))
+        return all(self.partition(part).read_bytes().startswith((self.folder / file).read_bytes()) for part, file in pairs)
+
+
+class Office:
+    """Keys and a root document."""
+
+    def __init__(self, inferctl, folder):
+        self.inferctl, self.folder = inferctl, folder
+        folder.mkdir()
+        for name in ("root", "models", "system"):
+            self.run("keygen", self.at(f"{name}.key"))
+        self.root = self.at("root.imr")
+        grants = [f"root=1:{self.at('root.pub')}", f"model-release=1:{self.at('models.pub')}", f"system-release=1:{self.at('system.pub')}"]
+        roles = [part for grant in grants for part in ("--role", grant)]
+        self.run("root", "create", "-o", self.root, "--key", self.at("root.key"), *roles)
+
+    def at(self, name):
+        return self.folder / name
+
+    def run(self, *arguments):
+        done = self.inferctl(*arguments)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def board(inferctl, tmp_path):
+    board = Board(tmp_path, Office(inferctl, tmp_path / "office"))
+    yield board
+    board.keeper.close()
+
+
+def watched(board, **kept):
+    """Runs `watch` on the system that is tried while a daemon says that it is ready."""
+    watch = subprocess.Popen(board.command("watch"), stderr=subprocess.PIPE, text=True)
+    try:
+        while watch.poll() is None:
+            board.says(**kept)
+            try:
+                watch.wait(0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        assert watch.returncode == 0, watch.stderr.read()
+    finally:
+        watch.kill()
+        watch.wait()
+
+
+def test_a_system_is_installed_tried_and_committed(board):
+    assert board.status()["system"] == {"backend": "uboot-env", "runs": "a", "on_trial": False, "chosen": "a", "refused": None}
+    board.ok("install", board.bundle(2))
+    assert board.holds("b", 2) and board.status()["state"]["phase"] == "staged"
+    assert board.record()[0]["chosen"] == "a" and "try" not in board.record()[0], "nothing is tried unasked"
+    board.ok("try")
+    assert board.restarts() == ["a new system is tried"]
+    assert board.start("request") == "b"
+    watched(board)
+    assert board.record()[0]["chosen"] == "b" and board.restarts() == []
+    status = board.status()
+    assert (status["state"]["phase"], status["state"]["floors"]) == ("idle", {"inferd-os": 2})
+    assert status["state"]["verdicts"][-1]["outcome"] == "committed"
+    assert board.start("power") == "b"
+    board.ok("watch")
+    board.no("older-version", "install", board.bundle(1))
+
+
+def test_what_is_unsigned_or_for_another_board_is_refused_and_nothing_is_written(board):
+    before = [board.partition(name).read_bytes() for name in PARTITIONS]
+    board.no("wrong-role", "install", board.bundle(2, key="models"))
+    board.no("wrong-board", "install", board.bundle(2, board="rpi4"))
+    board.no("nothing-staged", "try")
+    assert [board.partition(name).read_bytes() for name in PARTITIONS] == before and board.restarts() == []
+
+
+def test_a_system_that_was_changed_after_its_install_is_not_tried(board):
+    board.ok("install", board.bundle(2))
+    rootfs = bytearray(board.partition("rootfs-b").read_bytes())
+    rootfs[50_000] ^= 1
+    board.partition("rootfs-b").write_bytes(rootfs)
+    board.no("read-back-differs", "try")
+    assert "try" not in board.record()[0] and board.restarts() == []
+
+
+def test_a_power_cut_during_a_trial_is_no_failure_and_a_watchdog_is_one_the_second_time(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    for reason in ("power", "watchdog", "power", "watchdog"):
+        assert board.restarts(), f"before the {reason}"
+        assert board.start("request") == "b", "it is tried"
+        assert board.start(reason) == "a", "and the old system is back"
+        board.ok("watch")
+    assert board.restarts() == [], "it is not tried any more"
+    verdicts = [(verdict["outcome"], verdict["code"]) for verdict in board.status()["state"]["verdicts"]]
+    assert verdicts[-1] == ("returned", "watchdog-reset") and ("interrupted", "trial-interrupted") in verdicts
+    assert len(verdicts) == 4 and board.status()["state"]["floors"] == {}
+
+
+def test_a_system_in_safe_mode_does_not_stay_and_says_why(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    board.start("request")
+    board.known(safe_mode="the daemon ended 3 times")
+    board.says()
+    board.ok("watch")
+    assert len(board.restarts()) == 1 and board.record()[0]["chosen"] == "a"
+    assert board.start("request") == "a"
+    board.ok("watch")
+    verdict = board.status()["state"]["verdicts"][-1]
+    assert verdict["outcome"] == "returned" and verdict["code"] == "safe-mode" and "ended 3 times" in verdict["sentence"]
+    assert board.restarts() == []
+
+
+def test_a_daemon_is_ready_to_be_committed_only_while_it_says_so(board, native):
+    """The daemon's own word, while a trial is on: while it starts there are reasons, afterwards none."""
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    board.start("request")
+    file = board.root / "run/inferd/daemon/commit-ready"
+    config = (board.folder / "system.toml").read_text()
+    daemon = native(config=config, env=board.keeper.env)
+    assert not file.exists(), "without a trial nothing is told"
+    (board.keeper.folder / "system-trial").touch()
+    until(lambda: file.exists() and json.loads(file.read_text())["reasons"] == [], daemon)
+    board.ok("watch")
+    assert board.record()[0]["chosen"] == "b"
