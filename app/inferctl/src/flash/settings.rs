@@ -82,13 +82,15 @@ impl Settings<'_> {
 }
 
 fn decoded(bytes: &[u8]) -> Result<String, String> {
-    let text = std::str::from_utf8(bytes);
-    text.map(str::to_owned).map_err(|e| format!("it is not UTF-8 from byte {} on", e.valid_up_to()))
+    inferd_provision::decode::Text::of(bytes).map(|text| text.text)
 }
 
-/// Whether it is TOML. What its settings mean is judged by the device, which says it on the FAT.
+/// What the device itself would say of its sections. What the daemon's settings mean is judged by the device, which says it on the FAT.
 fn check(text: &str) -> Result<(), String> {
-    text.parse::<Table>().map(|_| ()).map_err(|e| format!("it is not TOML: {e}"))
+    inferd_provision::file::parse(text).map(|_| ()).map_err(|problems| {
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        all.join("; ")
+    })
 }
 
 #[cfg(test)]
@@ -125,6 +127,18 @@ mod tests {
         std::fs::write(&key, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
         let settings = Settings { ssh_keys: &keys, ..Settings::default() };
         assert!(composed(&settings).unwrap_err().contains("private key"));
+    }
+
+    #[test]
+    fn what_the_device_would_refuse_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.toml");
+        let settings = Settings { file: Some(&file), ..Settings::default() };
+        std::fs::write(&file, "[device]\nhostnam = \"x\"\n").unwrap();
+        let said = composed(&settings).unwrap_err();
+        assert!(said.contains("line 2") && said.contains("hostname"), "{said}");
+        std::fs::write(&file, b"# B\xfcro\r\n[device]\r\nhostname = \"x\"\r\n").unwrap();
+        settings.compose().unwrap().unwrap();
     }
 
     #[test]
