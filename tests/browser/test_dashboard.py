@@ -9,13 +9,20 @@ import places
 import pytest
 from helpers import freeze, until
 from playwright.sync_api import expect
-from sensors.sensor import Sensor, encoder
+from sensors.sensor import Sensor, encoder, source
 from sensors.test_actuators import FLEX, NEUTRAL, Hand, configuration
 from updates.rig import Office, edition
 
 HEALTH = "#health"
 # What a browser says by itself when a device does not answer, or refuses.
 NO_ANSWER = ("Failed to load resource",)
+
+
+# Whether somebody looks at the tab, as its scripts are told.
+HIDE = """(hidden) => {
+  Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
 
 
 def pictured(page, pytestconfig, name):
@@ -222,11 +229,7 @@ def test_the_signal_is_drawn_while_somebody_looks_and_said_in_words(native, visi
         return device.request("/infer/stream/stats").json()["sample_clients"]
 
     def hide(hidden):
-        page.evaluate(
-            "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
-            " document.dispatchEvent(new Event('visibilitychange')); }",
-            hidden,
-        )
+        page.evaluate(HIDE, hidden)
 
     canvas, said = page.locator("#signal"), page.locator("#signal-state")
     expect(canvas).to_have_attribute("data-state", "live")
@@ -259,6 +262,43 @@ def test_the_signal_is_drawn_while_somebody_looks_and_said_in_words(native, visi
     until(lambda: readers() == 0, "nobody who looks at what is stopped")
     expect(said).to_contain_text("is old")
     expect(canvas).to_have_attribute("data-state", "old")
+
+
+def test_a_tab_that_slept_for_an_hour_shows_what_is_so_now_and_held_nothing_meanwhile(native, visit, tmp_path):
+    sensor = Sensor(tmp_path, encoder(tmp_path))
+    try:
+        sensor.gesture = 2
+        sensor.plug()
+        config = f'[[sources]]\nname = "arm"\nkind = "serial"\npath = "{sensor.path}"\n'
+        device = native(models=[places.ROOT / "tests/models/emg-loudest"], config=config)
+        page = visit(device, clock=True, expected=("willReadFrequently",))
+        label, state = page.locator("#prediction .label"), page.locator("#source-state")
+        expect(label).to_have_text("Hand Close")
+
+        def clients():
+            return device.request("/infer/stream/stats").json()["clients"]
+
+        def hide(hidden):
+            page.evaluate(HIDE, hidden)
+
+        assert clients() == 1
+        hide(True)
+        # As browsers do with a tab that nobody looks at: no script runs in it, and nothing is read.
+        browser = page.context.new_cdp_session(page)
+        browser.send("Page.setWebLifecycleState", {"state": "frozen"})
+        sensor.gesture = 6
+        until(lambda: source(device)["latest"]["label"] == "Point", device)
+        browser.send("Page.setWebLifecycleState", {"state": "active"})
+        page.clock.fast_forward("01:00:00")
+        until(lambda: clients() == 0, "a stream that nobody looks at is given back")
+        hide(False)
+        expect(state).to_have_text("live")
+        expect(label).to_have_text("Point")
+        assert clients() == 1
+        sensor.gesture = 1
+        expect(label).to_have_text("Hand Open")
+    finally:
+        sensor.unplug()
 
 
 def test_a_stream_is_stopped_for_good_and_started_again(native, visit):
