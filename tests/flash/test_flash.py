@@ -1,14 +1,17 @@
 """An image on a card: what is written, what is not, and what is never written to."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pty
 import subprocess
+import threading
 import tomllib
 
 import pytest
 from flash.conftest import BLOCK, MIB, beginning, bmap, noise
+from helpers import until
 
 
 def test_an_image_is_on_the_card_as_it_is_and_the_rest_of_the_card_is_left(flash, image, card):
@@ -152,7 +155,12 @@ def test_a_device_that_became_another_one_while_the_question_stood_is_not_writte
 
     def swap():
         subprocess.run(["losetup", "--detach", device], check=True)
-        subprocess.run(["losetup", device, other], check=True)
+        # What still looks at the device keeps it a while longer.
+        taken = ["losetup", device, other]
+        try:
+            until(lambda: subprocess.run(taken, capture_output=True, check=False).returncode == 0, "the device is free")
+        except AssertionError:
+            pytest.skip(f"something else keeps {device}")
 
     before = card.read_bytes()
     assert answered(inferctl, "yes", image, device, "--file", then=swap) == 1
@@ -160,21 +168,28 @@ def test_a_device_that_became_another_one_while_the_question_stood_is_not_writte
 
 
 def answered(inferctl, answer, *arguments, then=lambda: None):
-    """Runs `inferctl flash` in a terminal, does `then` when it asks, and answers; the exit code."""
+    """Runs `inferctl flash` in a terminal, does `then` when it asks, and answers; the exit code. It is killed when it does not end."""
     terminal, inside = pty.openpty()
     with subprocess.Popen([inferctl.program, "flash", *arguments], stdin=inside, stdout=inside, stderr=inside) as process:
         os.close(inside)
-        said = b""
-        while b"Type yes: " not in said:
-            said += os.read(terminal, 4096)
-        then()
-        os.write(terminal, answer.encode() + b"\n")
+        bound = threading.Timer(300, process.kill)
+        bound.start()
         try:
-            while os.read(terminal, 4096):
-                pass
-        except OSError:
-            pass  # a terminal whose other end is closed
-    os.close(terminal)
+            said = b""
+            while b"Type yes: " not in said:
+                said += os.read(terminal, 4096)  # raises when the other end is closed
+            then()
+            os.write(terminal, answer.encode() + b"\n")
+            with contextlib.suppress(OSError):
+                while os.read(terminal, 4096):
+                    pass
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.wait()
+            bound.cancel()
+            os.close(terminal)
     return process.returncode
 
 
@@ -187,16 +202,44 @@ def test_a_loop_device_is_only_taken_where_it_is_meant(flash, image, card, loop)
     assert flash(image, loop(card), "--yes")[1]["code"] == "not-a-disk"
 
 
-def test_a_mounted_card_is_refused_until_it_may_be_unmounted(flash, image, card, loop, mounted, tmp_path, tools):
+def test_a_mounted_card_is_refused_until_it_may_be_unmounted(flash, image, card, loop, mounted, place, tools):
     subprocess.run([tools("mkfs.ext4"), "-q", "-F", card], check=True)
     device = loop(card)
-    folder = mounted(device, tmp_path / "a folder")
+    folder = mounted(device, place / "a folder")
     code, said = flash(image, device, "--file", "--yes")
     assert (code, said["code"]) == (1, "mounted") and str(folder) in said["error"] and "--unmount" in said["error"]
     assert os.path.ismount(folder)
     code, said = flash(image, device, "--file", "--yes", "--unmount")
     assert code == 0, said
     assert not os.path.ismount(folder) and beginning(device, 3 * MIB) == beginning(image, 3 * MIB)
+
+
+def test_a_card_is_unmounted_as_often_as_it_is_mounted_and_nothing_else_with_it(flash, image, card, loop, mounted, place, tools):
+    subprocess.run([tools("mkfs.ext4"), "-q", "-F", card], check=True)
+    device = loop(card)
+    folder = mounted(device, place / "card")
+    mounted("none", folder, "-t", "tmpfs")
+    (folder / "somebody's").touch()
+    code, said = flash(image, device, "--file", "--yes", "--unmount")
+    assert (code, said["code"]) == (1, "mounted") and "over it" in said["error"]
+    assert (folder / "somebody's").exists() and beginning(card, BLOCK) != beginning(image, BLOCK)
+    subprocess.run(["umount", folder], check=True)
+    mounted(folder, folder, "--bind")
+    code, said = flash(image, device, "--file", "--yes", "--unmount")
+    assert code == 0, said
+    assert not os.path.ismount(folder)
+
+
+def test_an_image_is_not_written_onto_itself(flash, image, loop):
+    before = image.read_bytes()
+    second = image.with_name("second name")
+    second.hardlink_to(image)
+    for target in (image, second):
+        code, said = flash(image, target, "--file", "--yes")
+        assert (code, said["code"], said["touched"]) == (1, "image-itself", False)
+    code, said = flash(image, loop(image), "--file", "--yes")
+    assert (code, said["code"], said["touched"]) == (1, "image-itself", False)
+    assert image.read_bytes() == before
 
 
 def test_a_card_that_something_else_is_made_of_is_refused(flash, image, card, loop):
@@ -242,11 +285,12 @@ def test_without_a_removable_medium_it_says_so_and_lists_what_there_is(flash, in
     assert all(not disk["offered"] for disk in disks if disk["use"] == "system")
     if any(disk["offered"] for disk in disks):
         pytest.skip("a removable medium is in this machine")
-    code, said = flash(image, "--yes")
+    # Never --yes here: a medium that was put in meanwhile is only asked about, and nobody answers.
+    code, said = flash(image)
     assert (code, said["code"]) == (1, "no-medium")
 
 
-def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refused_before_a_byte(flash, card, tmp_path, tools):
+def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refused_before_a_byte(flash, card, tmp_path, tools, zstd):
     image, at = gpt_image(tmp_path / "x.img", tools)
     config = tmp_path / "my settings.toml"
     before = card.read_bytes()
@@ -266,11 +310,18 @@ def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refuse
     assert on_card["device"] == {"hostname": "sleeve"}
     assert on_card["security"] == {"api_key": f"sha256:{hashlib.sha256(b'0123456789abcdef').hexdigest()}"}
     assert not flash(image, card, "--file", "--yes", env={"INFERD_API_KEY": "fedcba9876543210"})[1]["provisioned"]
-    # An image without a FAT for it cannot take one, and says so.
+    # An image without a FAT for it cannot take one, nor one without room there, and both are told beforehand.
+    before = card.read_bytes()
     plain = tmp_path / "plain.img"
     plain.write_bytes(noise(MIB))
-    code, said = flash(plain, card, "--file", "--yes", "--provision", config)
-    assert (code, said["code"]) == (4, "provision")
+    full = tmp_path / "full"
+    full.write_bytes(noise(4 * MIB - 40 * BLOCK))
+    subprocess.run([tools("mcopy"), "-i", f"{image}@@{at}", full, "::full"], check=True)
+    config.write_text('[device]\nhostname = "collar"\n' + "# and much more\n" * 16000)
+    for file in (plain, image, zstd(image)):
+        code, said = flash(file, card, "--file", "--yes", "--provision", config)
+        assert (code, said["code"], said["touched"]) == (1, "provision", False), said
+    assert card.read_bytes() == before
 
 
 def gpt_image(file, tools):

@@ -59,3 +59,41 @@ def test_a_release_is_flashed_only_when_the_named_key_signed_all_that_is_used(in
     assert code == 0 and said["signature"] and said["checksum"] == "SHA256SUMS"
     image.write_bytes(content[:-1] + b"\0")
     assert attempt()[1]["code"] == "checksum"
+
+
+def test_what_lies_beside_a_signed_image_is_used_only_when_it_is_signed_too(inferctl, flash, image, card, key, zstd):
+    public, sums = key.with_suffix(".pub"), image.with_name("SHA256SUMS")
+    content, before = image.read_bytes(), card.read_bytes()
+    packed = zstd(image)
+
+    def refused(file, code="signature"):
+        answer = flash(file, card, "--file", "--yes", "--board", "rpi4", "--pub", public)
+        assert (answer[0], answer[1]["code"], answer[1]["touched"]) == (1, code, False), answer
+        assert card.read_bytes() == before
+
+    def stated(*files):
+        sums.write_text("".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files))
+        assert inferctl("sign", sums, "--key", key).returncode == 0
+
+    facts, some = image.with_name("x.img.json"), bmap(len(content), [(0, 0)], lambda at, length: content[at : at + length])
+    facts.write_text('{"board": "rpi4"}')
+    # The second name that a map is looked for by.
+    other_map = image.with_name("x.img.zst.bmap")
+    stated(image, packed, facts)
+    other_map.write_text(some)
+    refused(packed)
+    other_map.unlink()
+    # An image that is signed itself says nothing of its map, nor of its board.
+    map_file = image.with_name("x.img.bmap")
+    map_file.write_text(some)
+    assert inferctl("sign", image, "--key", key).returncode == 0
+    refused(image)
+    map_file.unlink()
+    stated(image, packed)
+    refused(image)
+    # What the list names is what it says.
+    stated(image, packed, facts)
+    facts.write_text('{"board":  "rpi4"}')
+    refused(image, "checksum")
+    stated(image, packed, facts)
+    assert flash(image, card, "--file", "--yes", "--board", "rpi4", "--pub", public)[0] == 0

@@ -1,9 +1,11 @@
 //! `inferctl flash`: an image onto a card, and nothing onto anything else.
 //!
-//! The way: [`image`] is opened and checked (checksum, signature, board) → [`disks`] says what there is and what uses it → a person
-//! confirms one disk → [`medium`] opens exactly that one → [`copy`] probes it for a false size, writes what the [`bmap`] maps, and
-//! reads it back from the medium → [`provision`] puts the configuration of [`settings`] on it. Everything that can be refused is refused before the
-//! first byte is written. Linux only.
+//! The way: [`image`] is opened and checked with what lies beside it ([`release`]: checksum, signature, board) → the configuration of
+//! [`settings`] is put on a copy of its FAT in memory → [`disks`] says what there is and what uses it → a person confirms one disk →
+//! [`medium`] opens exactly that one → [`copy`] probes it for a false size, writes what the [`bmap`] maps, and reads it back from the
+//! medium → [`provision`] puts the configuration on it. What follows from the files and from what the kernel says of the disk is refused
+//! before the first byte is written; that a card lies or fails, that an image changes meanwhile or is not what its map says, only shows
+//! then. Linux only.
 
 mod bmap;
 mod copy;
@@ -12,9 +14,10 @@ mod error;
 mod image;
 mod medium;
 mod provision;
+mod release;
 mod settings;
 
-use crate::{fail::Failure, files, meter::Meter, minisign, show};
+use crate::{fail::Failure, meter::Meter, show};
 use disks::{Disk, Kernel, Seen, Use};
 use error::FlashError;
 use image::Image;
@@ -22,15 +25,12 @@ use medium::{Medium, Target};
 use serde_json::{Value, json};
 use settings::Settings;
 use std::{
-    fs,
+    fs::{self, Metadata},
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-
-/// The longest SHA256SUMS that is read.
-const MAX_SUMS: u64 = 1 << 20;
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,9 @@ pub struct Flash {
     /// Ask nothing; without DEVICE only where exactly one removable medium is in
     #[arg(long)]
     yes: bool,
+    /// With --yes: DEVICE may be a disk that is no removable medium, like a USB disk or one inside this machine
+    #[arg(long, requires_all = ["device", "yes"])]
+    fixed_disk: bool,
     /// Unmount what is mounted from the device
     #[arg(long)]
     unmount: bool,
@@ -122,7 +125,8 @@ impl Flash {
             api_key,
         };
         let config = settings.compose()?;
-        let image = Image::open(path, self.bmap.as_deref(), self.no_bmap)?;
+        let signed = self.public.is_some();
+        let mut image = Image::open(path, self.bmap.as_deref(), self.no_bmap, self.public.as_deref())?;
         if let Some(wants) = &self.board {
             let has = image.board().unwrap_or("nobody says which board (NAME.img.json is not beside it)");
             if has != wants {
@@ -131,8 +135,9 @@ impl Flash {
                 );
             }
         }
-        let signed = self.signature(path)?;
-        self.check_map(path)?;
+        if let Some(config) = &config {
+            provision::rehearse(self.config_path(), &image, config)?;
+        }
         let mut meter = None;
         let checked = image.check(|now, total| {
             meter.get_or_insert_with(|| Meter::new("checking the image", 0, total, json)).at(now);
@@ -178,51 +183,6 @@ impl Flash {
         Ok(())
     }
 
-    /// Whether the release was signed by the key that was named.
-    fn signature(&self, path: &Path) -> Result<bool, FlashError> {
-        let Some(key) = &self.public else { return Ok(false) };
-        let wrong = |why: String| FlashError::Signature { why };
-        let sums = path.with_file_name("SHA256SUMS");
-        let own = minisign::beside(path);
-        let file = if own.is_file() { path } else { &sums };
-        minisign::verify_file(file, &minisign::beside(file), key).map_err(|e| wrong(e.to_string()))?;
-        if file == sums {
-            // The list is signed; what it does not name is not.
-            let list = files::read(&sums, MAX_SUMS).map_err(|e| wrong(e.to_string()))?;
-            let list = String::from_utf8_lossy(&list).into_owned();
-            for part in [Some(path.to_owned()), self.map_beside(path)].into_iter().flatten() {
-                if image::sum_of(&list, part.file_name().unwrap_or_default()).is_none() {
-                    return Err(wrong(format!("{} does not name {}", sums.display(), part.display())));
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Compares the block map with SHA256SUMS, where that names it. The image is compared when it is hashed, with a bar.
-    fn check_map(&self, path: &Path) -> Result<(), FlashError> {
-        let sums = path.with_file_name("SHA256SUMS");
-        let Some(map) = self.map_beside(path).filter(|_| sums.is_file()) else { return Ok(()) };
-        let failed = |e: Failure| FlashError::Bmap { path: map.clone(), why: e.to_string() };
-        let list = files::read(&sums, MAX_SUMS).map_err(failed)?;
-        match image::sum_of(&String::from_utf8_lossy(&list), map.file_name().unwrap_or_default()) {
-            Some(wanted) if minisign::sha256(&map).map_err(failed)? != wanted => {
-                Err(FlashError::Checksum { path: map, by: "SHA256SUMS".into() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The block map that will be used, where it is one of the release.
-    fn map_beside(&self, path: &Path) -> Option<PathBuf> {
-        if self.no_bmap {
-            return None;
-        }
-        let mut beside = image::unpacked_name(path).into_os_string();
-        beside.push(".bmap");
-        self.bmap.clone().or_else(|| Some(beside.into())).filter(|file: &PathBuf| file.is_file())
-    }
-
     /// The one medium that may be written, opened.
     fn target(&self, image: &Image) -> Result<(PathBuf, Target), FlashError> {
         let kernel = Kernel::default();
@@ -238,7 +198,7 @@ impl Flash {
                 hint: "",
             })?;
             if status.is_file() && self.file {
-                return self.regular(image, device);
+                return self.regular(image, device, &status);
             }
             if !status.file_type().is_block_device() {
                 let why = "it is no disk (--file writes to a regular file)".to_owned();
@@ -257,7 +217,7 @@ impl Flash {
                 let why = "the system does not know it as a disk".to_owned();
                 return Err(FlashError::Refused { device, code: "not-a-disk", why });
             };
-            return self.open(image, &kernel, disk);
+            return self.open(image, &kernel, &disk);
         }
         let mut offered: Vec<Disk> =
             Seen::now(&kernel).disks().into_iter().filter(Disk::is_offered).collect();
@@ -275,54 +235,74 @@ impl Flash {
                 chosen.ok_or_else(|| FlashError::NotConfirmed(format!("{name:?} is none of these")))?
             }
         };
-        self.open(image, &kernel, disk)
+        self.open(image, &kernel, &disk)
     }
 
-    fn regular(&self, image: &Image, device: PathBuf) -> Result<(PathBuf, Target), FlashError> {
+    fn regular(
+        &self,
+        image: &Image,
+        device: PathBuf,
+        status: &Metadata,
+    ) -> Result<(PathBuf, Target), FlashError> {
+        image.differs_from(&device, status)?;
         let target = Target::file(&device)?;
         enough(image, &device, target.size())?;
         if !self.yes {
-            confirm(&format!("Everything in the file {} is replaced.", device.display()))?;
+            confirm(&format!("Everything in the file {} is replaced.", device.display()), "yes")?;
         }
         Ok((device, target))
     }
 
-    fn open(&self, image: &Image, kernel: &Kernel, disk: Disk) -> Result<(PathBuf, Target), FlashError> {
-        let device = disk.device.clone();
-        let refused = |code, why| FlashError::Refused { device: device.clone(), code, why };
-        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    /// What stands against writing to this disk.
+    fn refuse(&self, disk: &Disk) -> Result<(), FlashError> {
+        let refused = |code, why| Err(FlashError::Refused { device: disk.device.clone(), code, why });
         match &disk.used {
             Use::System(why) => {
-                return Err(refused("system-disk", format!("it is the system's disk: {why}")));
+                return refused("system-disk", format!("it is the system's disk: {why}"));
             }
-            Use::Held(what) => return Err(refused("in-use", format!("it is in use: {what}"))),
+            Use::Held(what) => return refused("in-use", format!("it is in use: {what}")),
             Use::Mounted(at) if !self.unmount => {
                 let places: Vec<String> = at.iter().map(|at| at.display().to_string()).collect();
                 let why = format!("it is mounted at {}; --unmount unmounts it", places.join(", "));
-                return Err(refused("mounted", why));
+                return refused("mounted", why);
             }
             Use::Mounted(_) | Use::Free => {}
         }
         if disk.transport == "loop" && !self.file {
-            return Err(refused("not-a-disk", "it is a loop device; say --file when that is meant".into()));
+            return refused("not-a-disk", "it is a loop device; say --file when that is meant".into());
         }
         if disk.read_only {
             let why = "it is write-protected: move the switch at the card's edge, or take another adapter; a card that has worn out \
                        protects itself for good";
-            return Err(refused("write-protected", why.into()));
+            return refused("write-protected", why.into());
+        }
+        if disk.is_fixed() && self.yes && !self.fixed_disk {
+            let why = "it is no removable medium; leave --yes out to be asked, or add --fixed-disk when it is meant";
+            return refused("fixed-disk", why.into());
+        }
+        Ok(())
+    }
+
+    fn open(&self, image: &Image, kernel: &Kernel, disk: &Disk) -> Result<(PathBuf, Target), FlashError> {
+        let device = disk.device.clone();
+        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.refuse(disk)?;
+        if let Some(Ok(shown)) = Seen::now(kernel).backing(&name).map(fs::metadata) {
+            image.differs_from(&device, &shown)?;
         }
         enough(image, &device, disk.identity.size)?;
         if !self.yes {
-            show::line(&table(std::slice::from_ref(&disk)));
-            confirm(&format!("Everything on {} is lost.", device.display()))?;
-        }
-        if let Use::Mounted(places) = &disk.used {
-            // What was mounted last lies on top.
-            for at in places.iter().rev() {
-                nix::mount::umount2(at, nix::mount::MntFlags::UMOUNT_NOFOLLOW).map_err(|e| {
-                    refused("mounted", format!("{} cannot be unmounted: {}", at.display(), e.desc()))
-                })?;
+            show::line(&table(std::slice::from_ref(disk)));
+            let lost = format!("Everything on {} is lost.", device.display());
+            if disk.is_fixed() {
+                let word = device.display().to_string();
+                confirm(&format!("It is no removable medium, but a disk of its own. {lost}"), &word)?;
+            } else {
+                confirm(&lost, "yes")?;
             }
+        }
+        if self.unmount {
+            unmount(kernel, &name, disk)?;
         }
         // All of it again, now that a person has thought about it.
         let seen = || Seen::now(kernel).disk(&name);
@@ -362,16 +342,43 @@ impl Flash {
         let reading =
             timed("reading back", &mut |meter| copy::verify(device, &pieces, medium, |now| meter.at(now)))?;
         if let Some(config) = config {
-            let path = self.provision.as_deref().unwrap_or(Path::new(provision::NAME));
-            provision::put(path, medium, config).map_err(touched)?;
+            provision::put(self.config_path(), medium, config).map_err(touched)?;
         }
         Ok(Done { device: device.clone(), bytes, writing, reading })
+    }
+
+    /// What messages call the configuration.
+    fn config_path(&self) -> &Path {
+        self.provision.as_deref().unwrap_or(Path::new(provision::NAME))
     }
 }
 
 fn enough(image: &Image, device: &Path, has: u64) -> Result<(), FlashError> {
     let needs = image.end();
     if has < needs { Err(FlashError::TooSmall { device: device.to_owned(), has, needs }) } else { Ok(()) }
+}
+
+/// Unmounts a confirmed disk, what was mounted last first. Each mount is looked up when it is its turn: a question may have stood for
+/// an hour. Another medium is left alone; who opens it says so.
+fn unmount(kernel: &Kernel, name: &str, confirmed: &Disk) -> Result<(), FlashError> {
+    let refused = |at: &Path, why: &str| FlashError::Refused {
+        device: confirmed.device.clone(),
+        code: "mounted",
+        why: format!("{} cannot be unmounted: {why}", at.display()),
+    };
+    loop {
+        let seen = Seen::now(kernel);
+        match seen.disk(name) {
+            Some(Disk { identity, used: Use::Mounted(_), .. }) if identity == confirmed.identity => {}
+            _ => return Ok(()),
+        }
+        let Some((at, covered)) = seen.newest_mount(name) else { return Ok(()) };
+        if covered {
+            return Err(refused(&at, "something else is mounted over it"));
+        }
+        nix::mount::umount2(&at, nix::mount::MntFlags::UMOUNT_NOFOLLOW)
+            .map_err(|e| refused(&at, e.desc()))?;
+    }
 }
 
 fn list(json: bool) {
@@ -436,11 +443,50 @@ fn ask(question: &str) -> Result<String, FlashError> {
     Ok(line.trim().to_owned())
 }
 
-fn confirm(what: &str) -> Result<(), FlashError> {
-    let answer = ask(&format!("{what} Write it? Type yes: "))?;
-    if answer == "yes" { Ok(()) } else { Err(FlashError::NotConfirmed("you did not say yes".into())) }
+fn confirm(what: &str, word: &str) -> Result<(), FlashError> {
+    let answer = ask(&format!("{what} Write it? Type {word}: "))?;
+    if answer == word { Ok(()) } else { Err(FlashError::NotConfirmed(format!("you did not say {word}"))) }
 }
 
 fn per_second(bytes: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(bytes) * 1_000_000 / time.as_micros().max(1)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+    use disks::tests::Double;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        flash: Flash,
+    }
+
+    #[test]
+    fn a_disk_that_is_no_removable_medium_is_not_written_to_by_yes_alone() {
+        let double = Double::new();
+        double.disk("pci0/usb1/1-3/a", "sdb", 8, 4_000_000, 1);
+        double.disk("pci0/ata1/a", "sdc", 9, 4_000_000, 1);
+        double.disk("pci0/usb1/1-4/a", "sdd", 10, 8000, 1);
+        double.put("devices/pci0/usb1/1-4/a/block/sdd/removable", "1\n");
+        double.mounts(&["1 0 0:5 / / rw - overlay x rw"]);
+        let seen = Seen::now(&double.kernel);
+        let code = |name: &str, options: &[&str]| {
+            let all = ["flash", "x.img", "/dev/x"].into_iter().chain(options.iter().copied());
+            let flash = Cli::try_parse_from(all).unwrap().flash;
+            flash.refuse(&seen.disk(name).unwrap()).err().map(|error| error.code())
+        };
+        for fixed in ["sdb", "sdc"] {
+            assert_eq!(code(fixed, &["--yes"]), Some("fixed-disk"), "{fixed}");
+            assert_eq!(code(fixed, &["--yes", "--fixed-disk"]), None, "{fixed}");
+            assert_eq!(code(fixed, &[]), None, "{fixed} is asked about");
+        }
+        assert_eq!(code("sdd", &["--yes"]), None);
+        assert!(
+            Cli::try_parse_from(["flash", "x.img", "--yes", "--fixed-disk"]).is_err(),
+            "it must be named"
+        );
+    }
 }

@@ -128,16 +128,6 @@ pub fn verify_file(file: &Path, signature: &Path, public: &Path) -> Result<Strin
     verify(&key, &blake2b(file)?, &text).map_err(|why| said(&why))
 }
 
-/// A file's SHA-256.
-///
-/// # Errors
-/// [`Failure`].
-pub fn sha256(file: &Path) -> Result<[u8; 32], Failure> {
-    let mut sha = Sha256::new();
-    each(file, |part| sha.update(part))?;
-    Ok(sha.finalize().into())
-}
-
 fn blake2b(file: &Path) -> Result<[u8; 64], Failure> {
     let mut hash = Blake2b512::new();
     each(file, |part| hash.update(part))?;
@@ -168,7 +158,11 @@ fn signed(key: &SigningKey, hash: &[u8; 64], comment: &str) -> String {
     )
 }
 
-fn verify(key: &PublicKey, hash: &[u8; 64], text: &str) -> Result<String, String> {
+/// Checks a signature of what hashes to `hash`; the trusted comment comes back.
+///
+/// # Errors
+/// Why not, in a sentence.
+pub fn verify(key: &PublicKey, hash: &[u8; 64], text: &str) -> Result<String, String> {
     let mut lines = text.lines();
     let (_, line, comment, whole) = (lines.next(), lines.next(), lines.next(), lines.next());
     let line = line.and_then(unbase64).filter(|line| line.len() == 74);
@@ -211,7 +205,10 @@ fn public_text(key: &PublicKey) -> String {
 }
 
 /// A public key in either form.
-fn public_key(path: &Path) -> Result<PublicKey, Failure> {
+///
+/// # Errors
+/// [`Failure`].
+pub fn public_key(path: &Path) -> Result<PublicKey, Failure> {
     let text = String::from_utf8_lossy(&files::read(path, MAX)?).into_owned();
     let bytes = text.lines().filter_map(unbase64).find(|bytes| bytes.len() == 42 && &bytes[..2] == PLAIN);
     let Some(bytes) = bytes else { return Ok(files::public(path)?.0) };

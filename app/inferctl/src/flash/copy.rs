@@ -73,7 +73,7 @@ pub fn write(
     let failed =
         |at| move |source| FlashError::Medium { device: device.to_owned(), at, doing: "writing", source };
     let (mut pieces, mut through, mut buffer) = (Vec::new(), 0, vec![0; PIECE]);
-    let mut stream = image.stream()?;
+    let mut stream = image.stream();
     for (range, wanted) in image.ranges() {
         let mut from = range.start;
         let mut sha = Sha256::new();
@@ -248,7 +248,7 @@ mod tests {
     fn image(folder: &Path) -> (Image, Vec<u8>) {
         let bytes: Vec<u8> = (0..MIB / 8).flat_map(|n| Sha256::digest(n.to_le_bytes())).collect();
         std::fs::write(folder.join("x.img"), &bytes).unwrap();
-        (Image::open(&folder.join("x.img"), None, false).unwrap(), bytes)
+        (Image::open(&folder.join("x.img"), None, false, None).unwrap(), bytes)
     }
 
     fn flashed(fault: Fault) -> Result<Vec<u8>, FlashError> {
@@ -271,12 +271,48 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_changes_after_it_was_checked_is_found_when_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = image(folder.path()).1;
+        let raw = folder.path().join("x.img");
+        let packed = folder.path().join("x.img.zst");
+        let zst = |bytes: &[u8]| {
+            ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Uncompressed)
+        };
+        let other: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+        for (file, content, changed) in
+            [(raw, bytes.clone(), other.clone()), (packed, zst(&bytes), zst(&other))]
+        {
+            std::fs::write(&file, &content).unwrap();
+            let sum: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            std::fs::write(folder.path().join(format!("{name}.sha256")), format!("{sum}  {name}\n")).unwrap();
+            let mut image = Image::open(&file, None, false, None).unwrap();
+            image.check(|_, _| ()).unwrap();
+            let mut card = Card::new(8 * MIB, Fault::None);
+            write(Path::new("card"), &image, &mut card, |_| ()).unwrap();
+            std::fs::write(&file, &changed).unwrap();
+            let error = write(Path::new("card"), &image, &mut card, |_| ());
+            assert!(matches!(error, Err(FlashError::Changed { .. })), "{name} changed in its place");
+            std::fs::write(&file, &content).unwrap();
+            std::fs::write(folder.path().join("new"), &changed).unwrap();
+            std::fs::rename(folder.path().join("new"), &file).unwrap();
+            write(Path::new("card"), &image, &mut card, |_| ()).unwrap();
+            let length = bytes.len();
+            assert!(
+                card.bytes[..length] == bytes,
+                "{name}: what was checked is written, not what took its name"
+            );
+        }
+    }
+
+    #[test]
     fn with_a_block_map_only_its_ranges_are_touched_and_a_changed_image_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let (_, bytes) = image(folder.path());
         let map = super::super::bmap::tests::map(&bytes, &[(1, 2), (500, 1023)]);
         std::fs::write(folder.path().join("x.img.bmap"), map).unwrap();
-        let open = || Image::open(&folder.path().join("x.img"), None, false).unwrap();
+        let open = || Image::open(&folder.path().join("x.img"), None, false, None).unwrap();
         let mut card = Card::new(8 * MIB, Fault::None);
         let mut seen = 0;
         write(Path::new("card"), &open(), &mut card, |at| seen = at).unwrap();

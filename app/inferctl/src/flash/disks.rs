@@ -5,13 +5,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 /// Where the system itself lives. What is mounted at or below one of these (below `/` nothing is meant but `/`) is never written to.
-const SYSTEM: [&str; 9] = ["/boot", "/efi", "/usr", "/var", "/etc", "/home", "/opt", "/srv", "/nix"];
+const SYSTEM: [&str; 8] = ["/boot", "/efi", "/usr", "/var", "/etc", "/opt", "/srv", "/nix"];
+/// Where people live: it and a home of its own are the system's, what a person mounts further down is not.
+const HOMES: &str = "/home";
+/// Below [`SYSTEM`], but anybody's.
+const ANYBODYS: &str = "/var/tmp";
 /// Bytes of a sector in /sys, whatever the device's own are.
 const SECTOR: u64 = 512;
 
@@ -44,7 +49,7 @@ pub enum Use {
     System(String),
     /// Something is made of it (LVM, dm, md), a loop device shows a file of it, or it is swapped to.
     Held(String),
-    /// Mounted at these places: can be unmounted.
+    /// Mounted at these places, the newest last: can be unmounted.
     Mounted(Vec<PathBuf>),
     /// Nothing uses it.
     Free,
@@ -58,6 +63,7 @@ pub struct Disk {
     pub identity: Identity,
     /// usb, mmc, nvme, sata, virtio, loop, or "".
     pub transport: &'static str,
+    /// The kernel says that its medium can be taken out. A USB disk with its own case says that it cannot, and may hold years of work.
     pub removable: bool,
     pub read_only: bool,
     pub partitions: Vec<Partition>,
@@ -66,6 +72,11 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Whether it is written to only when it was named, and then named again: neither a card nor what stands for one in tests.
+    pub fn is_fixed(&self) -> bool {
+        !self.removable && self.transport != "loop"
+    }
+
     /// Whether a card is meant when nobody names a device: it can be taken out, has a medium, and the system is not on it.
     pub fn is_offered(&self) -> bool {
         self.removable && !matches!(self.used, Use::System(_)) && self.identity.size > 0
@@ -79,6 +90,14 @@ struct Mount {
     at: PathBuf,
     kind: String,
     options: String,
+}
+
+impl Mount {
+    /// By the number, and by the name that a mount says it is of (btrfs has numbers of its own).
+    fn is_of(&self, devices: &[u64]) -> bool {
+        devices.contains(&self.number)
+            || special(&self.source).is_some_and(|number| devices.contains(&number))
+    }
 }
 
 /// Where the kernel tells: other folders in tests.
@@ -150,7 +169,6 @@ impl Seen {
             },
             // A card in a reader of the board itself (mmc) is no removable disk to the kernel; soldered memory says MMC, a card SD.
             removable: text(&folder.join("removable")) == "1"
-                || transport == "usb"
                 || (transport == "mmc" && text(&folder.join("device/type")) == "SD"),
             transport,
             read_only: text(&folder.join("ro")) == "1",
@@ -161,7 +179,7 @@ impl Seen {
                     let own = self.number_of(&part);
                     Partition {
                         size: sectors(&self.kernel.sys.join("class/block").join(&part)),
-                        mounted: own.map(|own| self.mounted(own)).unwrap_or_default(),
+                        mounted: own.map(|own| self.mounted(&[own])).unwrap_or_default(),
                         name: part,
                     }
                 })
@@ -189,24 +207,44 @@ impl Seen {
         list(&folder).into_iter().filter(|name| folder.join(name).join("partition").exists()).collect()
     }
 
-    /// Where a device is mounted, by its number and by the name that a mount says it is of (btrfs has numbers of its own).
-    fn mounted(&self, own: u64) -> Vec<PathBuf> {
-        let is = |mount: &&Mount| mount.number == own || special(&mount.source) == Some(own);
-        self.mounts.iter().filter(is).map(|mount| mount.at.clone()).collect()
+    /// The newest mount of a disk or its partitions, and whether something else is mounted over it.
+    pub fn newest_mount(&self, disk: &str) -> Option<(PathBuf, bool)> {
+        let mut members = self.partitions(disk);
+        members.push(disk.to_owned());
+        let own: Vec<u64> = members.iter().filter_map(|name| self.number_of(name)).collect();
+        let newest = self.mounts.iter().rposition(|mount| mount.is_of(&own))?;
+        let at = &self.mounts[newest].at;
+        Some((at.clone(), self.mounts[newest + 1..].iter().any(|mount| &mount.at == at)))
+    }
+
+    /// Where devices are mounted, in the kernel's order: what was mounted last is last.
+    fn mounted(&self, own: &[u64]) -> Vec<PathBuf> {
+        self.mounts.iter().filter(|mount| mount.is_of(own)).map(|mount| mount.at.clone()).collect()
+    }
+
+    /// The file that a loop device shows.
+    pub fn backing(&self, name: &str) -> Option<PathBuf> {
+        self.behind(name, "loop/backing_file")
+    }
+
+    fn behind(&self, name: &str, file: &str) -> Option<PathBuf> {
+        let bytes = fs::read(self.kernel.sys.join("block").join(name).join(file)).ok()?;
+        let path = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let path = PathBuf::from(OsStr::from_bytes(path.strip_suffix(b" (deleted)").unwrap_or(path)));
+        path.is_absolute().then_some(path)
     }
 
     fn used(&self, disk: &str, partitions: &[String]) -> Use {
         let mut members: Vec<String> = vec![disk.to_owned()];
         members.extend(partitions.iter().cloned());
         let own: BTreeSet<String> = members.iter().cloned().collect();
-        let (mut held, mut mounted) = (None, BTreeSet::new());
+        let (mut held, mut numbers) = (None, Vec::new());
         let below_root = self.below_root();
         let mut next = 0;
         while let Some(name) = members.get(next).cloned() {
             next += 1;
             let Some(number) = self.number_of(&name) else { continue };
-            let mounts = self.mounted(number);
-            if let Some(at) = mounts.iter().find(|at| is_system(at)) {
+            if let Some(at) = self.mounted(&[number]).iter().find(|at| is_system(at)) {
                 return Use::System(format!("{} is mounted from {name}", at.display()));
             }
             if below_root.contains(&number) {
@@ -229,12 +267,13 @@ impl Seen {
                     members.push(other);
                 }
             }
-            mounted.extend(mounts);
+            numbers.push(number);
         }
+        let mounted = self.mounted(&numbers);
         match held {
             Some(what) => Use::Held(what),
             None if mounted.is_empty() => Use::Free,
-            None => Use::Mounted(mounted.into_iter().collect()),
+            None => Use::Mounted(mounted),
         }
     }
 
@@ -245,9 +284,8 @@ impl Seen {
             .into_iter()
             .filter(|name| {
                 ["loop/backing_file", "backing_dev"].iter().any(|file| {
-                    let path = text(&block.join(name).join(file));
-                    let path = Path::new(path.trim_end_matches(" (deleted)"));
-                    path.is_absolute() && (special(path) == Some(number) || file_on(path) == Some(number))
+                    let path = self.behind(name, file);
+                    path.is_some_and(|path| special(&path) == Some(number) || file_on(&path) == Some(number))
                 })
             })
             .collect()
@@ -267,7 +305,9 @@ impl Seen {
 }
 
 fn is_system(at: &Path) -> bool {
-    at == Path::new("/") || SYSTEM.iter().any(|folder| at.starts_with(folder))
+    at == Path::new("/")
+        || SYSTEM.iter().any(|folder| at.starts_with(folder)) && !at.starts_with(ANYBODYS)
+        || at.strip_prefix(HOMES).is_ok_and(|below| below.components().count() <= 1)
 }
 
 fn list(folder: &Path) -> Vec<String> {
@@ -440,6 +480,9 @@ pub mod tests {
             "devices/pci0/usb1/1-2/1-2:1.0/host0/target0/0:0:0:0/block/sda/device/model",
             "Reader\x1b[31m \n",
         );
+        double.put("devices/pci0/usb1/1-2/1-2:1.0/host0/target0/0:0:0:0/block/sda/removable", "1\n");
+        double.disk("pci0/usb1/1-3/1-3:1.0/host1/target1/1:0:0:0", "sdb", 65, 4_000_000, 1);
+        double.put("devices/pci0/usb1/1-3/1-3:1.0/host1/target1/1:0:0:0/block/sdb/removable", "0\n");
         double.disk("pci0/nvme/nvme0", "nvme0n1", 259, 1000, 3);
         double.disk("platform/mmc_host/mmc0", "mmcblk0", 179, 50, 1);
         double.put("devices/platform/mmc_host/mmc0/block/mmcblk0/device/type", "SD");
@@ -452,7 +495,11 @@ pub mod tests {
         ]);
         let disks = Seen::now(&double.kernel).disks();
         let offered: Vec<_> = disks.iter().filter(|d| d.is_offered()).map(|d| d.device.clone()).collect();
-        assert_eq!(offered, [double.kernel.dev.join("mmcblk0"), double.kernel.dev.join("sda")]);
+        assert_eq!(
+            offered,
+            [double.kernel.dev.join("mmcblk0"), double.kernel.dev.join("sda")],
+            "no USB disk"
+        );
         let card = disks.iter().find(|d| d.device.ends_with("sda")).unwrap();
         assert_eq!((card.identity.serial.as_str(), card.transport), ("ABC123", "usb"));
         assert_eq!(card.identity.model, "Reader [31m", "no escape sequence reaches a terminal");
@@ -498,6 +545,35 @@ pub mod tests {
         let swap = file.to_str().unwrap().replace(' ', "\\040");
         fs::write(double.kernel.proc.join("swaps"), format!("Filename Type\n{swap} file 1 0 -2\n")).unwrap();
         assert!(matches!(double.used("sdb"), Use::System(_)));
+    }
+
+    #[test]
+    fn what_a_person_mounts_is_not_the_systems() {
+        for system in ["/", "/boot/efi", "/home", "/home/me", "/var", "/var/lib/docker", "/usr/local"] {
+            assert!(is_system(Path::new(system)), "{system}");
+        }
+        for other in ["/mnt", "/media/me/card", "/home/me/mnt", "/var/tmp/x/mnt", "/homes/me", "/tmp/boot"] {
+            assert!(!is_system(Path::new(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_told_in_the_order_that_undoes_them_and_one_that_is_covered_is_known() {
+        let double = Double::new();
+        double.disk("pci0/usb1/1-1/a", "sdb", 8, 100, 2);
+        let mounts = [
+            "1 0 8:2 / /mnt/b rw - ext4 x rw",
+            "2 1 8:1 / /mnt/b/a rw - ext4 x rw",
+            "3 0 8:2 / /mnt/a rw - ext4 x rw",
+            "4 3 8:2 / /mnt/a rw - ext4 x rw",
+            "5 4 0:9 / /mnt/a rw - tmpfs x rw",
+        ];
+        double.mounts(&mounts);
+        let places = ["/mnt/b", "/mnt/b/a", "/mnt/a", "/mnt/a"].map(PathBuf::from);
+        assert_eq!(double.used("sdb"), Use::Mounted(places.into()));
+        assert_eq!(Seen::now(&double.kernel).newest_mount("sdb"), Some(("/mnt/a".into(), true)));
+        double.mounts(&mounts[..2]);
+        assert_eq!(Seen::now(&double.kernel).newest_mount("sdb"), Some(("/mnt/b/a".into(), false)));
     }
 
     #[test]

@@ -19,6 +19,11 @@ pub enum FlashError {
         "{path} is not what {by} says it is: it was damaged or changed; nothing was written, download it again"
     )]
     Checksum { path: PathBuf, by: String },
+    /// The image became another one while it was written.
+    #[error(
+        "{path} changed while it was written: the card cannot be used, flash it again with an image that nobody changes"
+    )]
+    Changed { path: PathBuf },
     /// The signature is wrong, or there is none where one was asked for.
     #[error("{why}; nothing was written")]
     Signature { why: String },
@@ -78,6 +83,7 @@ impl FlashError {
             Self::Packed { .. } => "not-zstd",
             Self::Bmap { .. } => "bmap",
             Self::Checksum { .. } => "checksum",
+            Self::Changed { .. } => "image-changed",
             Self::Signature { .. } => "signature",
             Self::Board { .. } => "wrong-board",
             Self::NoMedium => "no-medium",

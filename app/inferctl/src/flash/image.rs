@@ -1,8 +1,10 @@
-//! The image: raw or zstd, read as a stream in bounded memory, with its block map and what lies beside it.
+//! The image: raw or zstd, read as a stream in bounded memory, with its block map and what lies beside it. It is opened once, and what is
+//! written must still hash to what was checked.
 
 use super::{
     bmap::{Bmap, MAX_BMAP, hex},
     error::FlashError,
+    release::{Digests, Expected, MAX_TEXT, Release, with},
 };
 use ruzstd::decoding::{
     BlockDecodingStrategy, FrameDecoder,
@@ -12,23 +14,22 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, BufRead, BufReader, Read},
     ops::Range,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 /// The largest window that a packed image may ask for: that of `zstd --ultra -22`, and the memory it costs.
 const WINDOW: u64 = 128 << 20;
-/// Digests and facts beside an image are read up to here.
-const MAX_TEXT: u64 = 4 << 20;
 
 /// An image that is there, and what of it is written.
 #[derive(Debug)]
 pub struct Image {
     /// Where it is.
     pub path: PathBuf,
+    file: File,
     packed: bool,
     /// Bytes, unpacked.
     pub size: u64,
@@ -36,18 +37,29 @@ pub struct Image {
     pub bmap: Option<Bmap>,
     /// NAME.img.json beside it.
     pub facts: Option<Value>,
+    expected: Expected,
+    /// The SHA-256 that was checked.
+    sum: Option<[u8; 32]>,
 }
 
 impl Image {
-    /// Opens an image and reads its block map (the one named, else the one beside it, unless `whole`).
+    /// Opens an image and reads its block map (the one named, else the one beside it, unless `whole`). With a key, what lies beside it
+    /// is refused unless that signed it.
     ///
     /// # Errors
     /// [`FlashError`].
-    pub fn open(path: &Path, bmap: Option<&Path>, whole: bool) -> Result<Self, FlashError> {
+    pub fn open(
+        path: &Path,
+        bmap: Option<&Path>,
+        whole: bool,
+        key: Option<&Path>,
+    ) -> Result<Self, FlashError> {
         let unreadable = |source| FlashError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(unreadable)?;
+        let file = File::open(path).map_err(unreadable)?;
+        let release = Release::read(path, key)?;
+        let mut expected = release.expects(path)?;
         let mut magic = [0; 4];
-        let packed = match file.read_exact(&mut magic) {
+        let packed = match file.read_exact_at(&mut magic, 0) {
             Ok(()) => magic == [0x28, 0xb5, 0x2f, 0xfd],
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
             Err(e) => return Err(unreadable(e)),
@@ -59,9 +71,11 @@ impl Image {
             (None, false) => beside.into_iter().find(|file| file.is_file()),
         };
         let bmap = match bmap {
-            Some(file) => {
-                let bytes = read(&file, MAX_BMAP)?;
-                Some((Bmap::parse(&file, &bytes)?, file))
+            Some(map) => {
+                let bytes = release.file(&map, MAX_BMAP)?;
+                let bytes = bytes
+                    .ok_or_else(|| FlashError::Bmap { path: map.clone(), why: "there is none".into() })?;
+                Some((Bmap::parse(&map, &bytes)?, map))
             }
             None => None,
         };
@@ -72,16 +86,34 @@ impl Image {
                 return Err(FlashError::Bmap { path: file.clone(), why });
             }
             Some((bmap, _)) => bmap.image_size,
-            None if packed => unpacked_size(path)?,
+            None if packed => unpacked_size(path, &file)?,
             None => length,
         };
         if size == 0 {
             return Err(unreadable(io::Error::other("it is empty")));
         }
-        let facts = with(&unpacked_name(path), ".json");
-        let facts =
-            if facts.is_file() { serde_json::from_slice(&read(&facts, MAX_TEXT)?).ok() } else { None };
-        Ok(Self { path: path.to_owned(), packed, size, bmap: bmap.map(|(bmap, _)| bmap), facts })
+        let facts = release.file(&with(&unpacked_name(path), ".json"), MAX_TEXT)?;
+        let facts: Option<Value> = facts.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if expected.sum.is_none() && !packed {
+            let stated = facts.as_ref().and_then(|facts| facts.get("sha256")).and_then(Value::as_str);
+            expected.sum = stated.and_then(hex).map(|sum| ("its .json".into(), sum));
+        }
+        let bmap = bmap.map(|(bmap, _)| bmap);
+        Ok(Self { path: path.to_owned(), file, packed, size, bmap, facts, expected, sum: None })
+    }
+
+    /// An image is not written onto itself.
+    ///
+    /// # Errors
+    /// [`FlashError::Refused`].
+    pub fn differs_from(&self, device: &Path, status: &Metadata) -> Result<(), FlashError> {
+        let own =
+            self.file.metadata().map_err(|source| FlashError::Read { path: self.path.clone(), source })?;
+        if (own.dev(), own.ino()) != (status.dev(), status.ino()) {
+            return Ok(());
+        }
+        let why = "it is the image itself".to_owned();
+        Err(FlashError::Refused { device: device.to_owned(), code: "image-itself", why })
     }
 
     /// What is written, in order, with the SHA-256 that it must have.
@@ -107,68 +139,67 @@ impl Image {
         self.facts.as_ref()?.get("board")?.as_str()
     }
 
-    /// Compares the file with the checksum beside it: a line of SHA256SUMS, NAME.sha256, or NAME.img.json where it is not
-    /// packed. Returns which was there.
+    /// Compares the file with the checksum beside it (a line of SHA256SUMS, NAME.sha256, or NAME.img.json where it is not
+    /// packed) and with its signature. Returns which checksum was there.
     ///
     /// # Errors
-    /// [`FlashError::Checksum`].
-    pub fn check(&self, mut at: impl FnMut(u64, u64)) -> Result<Option<String>, FlashError> {
-        let Some((by, wanted)) = self.expected()? else { return Ok(None) };
+    /// [`FlashError::Checksum`], [`FlashError::Signature`].
+    pub fn check(&mut self, mut at: impl FnMut(u64, u64)) -> Result<Option<String>, FlashError> {
+        if self.expected.is_nothing() {
+            return Ok(None);
+        }
         let unreadable = |source| FlashError::Read { path: self.path.clone(), source };
-        let mut file = File::open(&self.path).map_err(unreadable)?;
-        let total = file.metadata().map_err(unreadable)?.len();
-        let (mut sha, mut done, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+        let total = self.file.metadata().map_err(unreadable)?.len();
+        let (mut digests, mut done, mut buffer) = (Digests::default(), 0, vec![0; 1 << 20]);
         loop {
-            let n = file.read(&mut buffer).map_err(unreadable)?;
+            let n = self.file.read_at(&mut buffer, done).map_err(unreadable)?;
             if n == 0 {
                 break;
             }
-            sha.update(&buffer[..n]);
+            digests.update(&buffer[..n]);
             done += n as u64;
             at(done, total);
         }
-        if <[u8; 32]>::from(sha.finalize()) == wanted {
-            Ok(Some(by))
-        } else {
-            Err(FlashError::Checksum { path: self.path.clone(), by })
-        }
-    }
-
-    fn expected(&self) -> Result<Option<(String, [u8; 32])>, FlashError> {
-        let name = self.path.file_name().unwrap_or_default();
-        for file in [self.path.with_file_name("SHA256SUMS"), with(&self.path, ".sha256")] {
-            if file.is_file() {
-                let text = read(&file, MAX_TEXT)?;
-                if let Some(sum) = sum_of(&String::from_utf8_lossy(&text), name) {
-                    return Ok(Some((file.file_name().unwrap_or_default().to_string_lossy().into(), sum)));
-                }
-            }
-        }
-        let stated = self.facts.as_ref().and_then(|facts| facts.get("sha256")).and_then(Value::as_str);
-        Ok(stated.filter(|_| !self.packed).and_then(hex).map(|sum| ("its .json".into(), sum)))
+        self.sum = Some(self.expected.check(digests)?);
+        Ok(self.expected.sum.as_ref().map(|(by, _)| by.clone()))
     }
 
     /// The image from its beginning.
-    ///
-    /// # Errors
-    /// [`FlashError::Read`].
-    pub fn stream(&self) -> Result<Stream<'_>, FlashError> {
-        let file =
-            File::open(&self.path).map_err(|source| FlashError::Read { path: self.path.clone(), source })?;
-        let from = if self.packed { From::Packed(Box::new(Unpack::new(file)), 0) } else { From::Raw(file) };
-        Ok(Stream { image: self, from })
+    pub fn stream(&self) -> Stream<'_> {
+        let source = Reader { file: &self.file, at: 0, sha256: self.sum.map(|_| Sha256::new()) };
+        let from =
+            if self.packed { From::Packed(Box::new(Unpack::new(source)), 0) } else { From::Raw(source) };
+        Stream { image: self, from }
     }
 }
 
 /// An image that is being read, forwards.
 pub struct Stream<'a> {
     image: &'a Image,
-    from: From,
+    from: From<'a>,
 }
 
-enum From {
-    Raw(File),
-    Packed(Box<Unpack<File>>, u64),
+enum From<'a> {
+    Raw(Reader<'a>),
+    Packed(Box<Unpack<Reader<'a>>>, u64),
+}
+
+/// A file that is read from a place of its own, and hashed as long as nothing is left out.
+struct Reader<'a> {
+    file: &'a File,
+    at: u64,
+    sha256: Option<Sha256>,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.at)?;
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&buffer[..n]);
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
 }
 
 impl Stream<'_> {
@@ -179,9 +210,13 @@ impl Stream<'_> {
     pub fn fill(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), FlashError> {
         let path = &self.image.path;
         match &mut self.from {
-            From::Raw(file) => file
-                .read_exact_at(buffer, offset)
-                .map_err(|source| FlashError::Read { path: path.clone(), source }),
+            From::Raw(file) => {
+                if file.at != offset {
+                    // The map has a checksum for what is read of it.
+                    (file.at, file.sha256) = (offset, None);
+                }
+                file.read_exact(buffer).map_err(|source| FlashError::Read { path: path.clone(), source })
+            }
             From::Packed(unpack, at) => {
                 let broken = |why: io::Error| FlashError::Packed { path: path.clone(), why: why.to_string() };
                 let skipped = io::copy(&mut unpack.take(offset - *at), &mut io::sink()).map_err(broken)?;
@@ -195,18 +230,30 @@ impl Stream<'_> {
         }
     }
 
-    /// Reads what is left: an image is as long as its map says.
+    /// Reads what is left: an image is as long as its map says, and still what was checked.
     ///
     /// # Errors
-    /// [`FlashError::Packed`].
+    /// [`FlashError::Packed`], [`FlashError::Changed`].
     pub fn finish(self) -> Result<(), FlashError> {
-        let From::Packed(mut unpack, at) = self.from else { return Ok(()) };
-        let broken = |why: String| FlashError::Packed { path: self.image.path.clone(), why };
-        let rest = io::copy(&mut unpack, &mut io::sink()).map_err(|e| broken(e.to_string()))?;
-        if at + rest == self.image.size {
-            return Ok(());
+        let image = self.image;
+        let file = match self.from {
+            From::Raw(file) => file,
+            From::Packed(mut unpack, at) => {
+                let broken = |why: String| FlashError::Packed { path: image.path.clone(), why };
+                let rest = io::copy(&mut unpack, &mut io::sink()).map_err(|e| broken(e.to_string()))?;
+                if at + rest != image.size {
+                    return Err(broken(format!("it holds {} bytes, not {}", at + rest, image.size)));
+                }
+                unpack.source.into_inner()
+            }
+        };
+        let whole = image.packed || file.at == image.size;
+        match (file.sha256.map(|sha256| <[u8; 32]>::from(sha256.finalize())), image.sum) {
+            (Some(read), Some(checked)) if whole && read != checked => {
+                Err(FlashError::Changed { path: image.path.clone() })
+            }
+            _ => Ok(()),
         }
-        Err(broken(format!("it holds {} bytes, not {}", at + rest, self.image.size)))
     }
 }
 
@@ -269,41 +316,14 @@ impl<R: Read> Read for Unpack<R> {
 }
 
 /// How long a packed image is, by unpacking it once.
-fn unpacked_size(path: &Path) -> Result<u64, FlashError> {
-    let file = File::open(path).map_err(|source| FlashError::Read { path: path.to_owned(), source })?;
-    io::copy(&mut Unpack::new(file), &mut io::sink())
+fn unpacked_size(path: &Path, file: &File) -> Result<u64, FlashError> {
+    io::copy(&mut Unpack::new(Reader { file, at: 0, sha256: None }), &mut io::sink())
         .map_err(|e| FlashError::Packed { path: path.to_owned(), why: e.to_string() })
 }
 
 /// `x.img` of `x.img.zst`.
-pub fn unpacked_name(path: &Path) -> PathBuf {
+fn unpacked_name(path: &Path) -> PathBuf {
     if path.extension() == Some(OsStr::new("zst")) { path.with_extension("") } else { path.to_owned() }
-}
-
-fn with(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// The checksum of a file in a list as sha256sum writes it.
-pub fn sum_of(list: &str, name: &OsStr) -> Option<[u8; 32]> {
-    list.lines().find_map(|line| {
-        let (sum, file) = line.split_once(' ')?;
-        let file = file.strip_prefix(['*', ' ']).unwrap_or(file);
-        (OsStr::new(file) == name).then(|| hex(sum))?
-    })
-}
-
-fn read(path: &Path, most: u64) -> Result<Vec<u8>, FlashError> {
-    let mut bytes = Vec::new();
-    let all = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
-    let source = match all {
-        Ok(n) if n as u64 <= most => return Ok(bytes),
-        Ok(_) => io::Error::other(format!("it is larger than {most} bytes")),
-        Err(e) => e,
-    };
-    Err(FlashError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -327,14 +347,5 @@ mod tests {
             assert!(unpack(&one[..end]).is_err(), "cut after {end} bytes");
         }
         assert!(unpack(b"not zstd at all").is_err());
-    }
-
-    #[test]
-    fn checksums_are_found_as_sha256sum_writes_them() {
-        let sum = "ab".repeat(32);
-        let list = format!("{}  other.img\n{sum} *x y.img\n{sum}  z.img\n", "cd".repeat(32));
-        assert_eq!(sum_of(&list, OsStr::new("x y.img")), Some([0xab; 32]));
-        assert_eq!(sum_of(&list, OsStr::new("z.img")), Some([0xab; 32]));
-        assert_eq!(sum_of(&list, OsStr::new("y.img")), None);
     }
 }

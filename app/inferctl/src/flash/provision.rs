@@ -1,6 +1,6 @@
-//! The configuration put on the card's boot FAT, read back from the medium.
+//! The configuration put on the card's boot FAT, read back from the medium; and beforehand on the image's, in memory.
 
-use super::{error::FlashError, medium::Medium};
+use super::{error::FlashError, image::Image, medium::Medium};
 use fatfs::{FileSystem, FsOptions};
 use std::{
     collections::BTreeMap,
@@ -26,20 +26,10 @@ const BLOCK: u64 = 64 << 10;
 pub fn put(path: &Path, medium: &mut dyn Medium, text: &[u8]) -> Result<(), FlashError> {
     let failed = |why: String| FlashError::Provision { path: path.to_owned(), why };
     let (start, size) = boot(medium).map_err(|e| failed(e.to_string()))?;
-    let mut region = Region { medium, start, size, at: 0, blocks: BTreeMap::new() };
-    (|| {
-        let fat = FileSystem::new(&mut region, FsOptions::new())?;
-        {
-            let root = fat.root_dir();
-            let mut file = root.create_file(NAME)?;
-            file.truncate()?;
-            file.write_all(text)?;
-            file.flush()?;
-        }
-        fat.unmount()
-    })()
-    .and_then(|()| region.store())
-    .map_err(|e| failed(format!("the card's boot partition: {e}")))?;
+    let mut region = Region::new(medium, start, size);
+    write(&mut region, text)
+        .and_then(|()| region.store())
+        .map_err(|e| failed(format!("the card's boot partition: {e}")))?;
     region.blocks.clear();
     region.at = 0;
     let mut found = Vec::new();
@@ -47,6 +37,52 @@ pub fn put(path: &Path, medium: &mut dyn Medium, text: &[u8]) -> Result<(), Flas
         .and_then(|fat| fat.root_dir().open_file(NAME)?.read_to_end(&mut found))
         .map_err(|e| failed(format!("it cannot be read back: {e}")))?;
     if found == text { Ok(()) } else { Err(failed("it reads back different".into())) }
+}
+
+/// Puts `text` on the FAT of an image as [`put`] will on the card, and keeps nothing of it: an image that cannot take it is known before
+/// a card is written to.
+///
+/// # Errors
+/// [`FlashError::Provision`].
+pub fn rehearse(path: &Path, image: &Image, text: &[u8]) -> Result<(), FlashError> {
+    let failed = |why: String| FlashError::Provision { path: path.to_owned(), why };
+    let mut medium = Rehearsal(image);
+    let (start, size) = boot(&mut medium).map_err(|e| failed(e.to_string()))?;
+    write(&mut Region::new(&mut medium, start, size), text)
+        .map_err(|e| failed(format!("the image's boot partition cannot take it: {e}")))
+}
+
+/// An image as a medium that nothing is written to.
+struct Rehearsal<'a>(&'a Image);
+
+impl Medium for Rehearsal<'_> {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    fn write(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn read(&mut self, into: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.stream().fill(at, into).map_err(|e| io::Error::other(e.to_string()))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Into what the region holds.
+fn write(region: &mut Region<'_>, text: &[u8]) -> io::Result<()> {
+    let fat = FileSystem::new(region, FsOptions::new())?;
+    {
+        let mut file = fat.root_dir().create_file(NAME)?;
+        file.truncate()?;
+        file.write_all(text)?;
+        file.flush()?;
+    }
+    fat.unmount()
 }
 
 /// Where the boot partition of the medium begins, and its bytes.
@@ -88,7 +124,11 @@ struct Region<'a> {
     blocks: BTreeMap<u64, (Vec<u8>, bool)>,
 }
 
-impl Region<'_> {
+impl<'a> Region<'a> {
+    fn new(medium: &'a mut dyn Medium, start: u64, size: u64) -> Self {
+        Self { medium, start, size, at: 0, blocks: BTreeMap::new() }
+    }
+
     /// The rest of the block at the cursor.
     fn here(&mut self, change: bool) -> io::Result<&mut [u8]> {
         let (block, inside) = (self.at / BLOCK, usize::try_from(self.at % BLOCK).unwrap_or(0));
