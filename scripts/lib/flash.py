@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import board as boards
@@ -31,6 +31,7 @@ def arguments():
     parser.add_argument("--new", action="store_true", help="make the image anew, whatever is there")
     parser.add_argument("--dev", action="store_true", help="the image with a root shell and the developer's keys; never ship it")
     parser.add_argument("--minimal", action="store_true", help=image.MINIMAL)
+    parser.add_argument("--api-key", metavar="KEY", help="put on the card; handed on in a file, so that sudo's command line does not show it")
     parser.add_argument("--no-sudo", action="store_true", help="never ask for root's rights")
     return parser.parse_known_args()
 
@@ -50,10 +51,14 @@ def cli():
     command = [str(part) for part in (inferctl, "flash", file, *rest, "--board", options.board)]
     if os.geteuid() != 0 and "--file" not in rest and not options.no_sudo and shutil.which("sudo"):
         command = ["sudo", *command]
-    shown = ["..." if before == "--api-key" else re.sub("^--api-key=.*", "--api-key=...", part) for before, part in zip([""] + command, command)]
-    say(f"==> {shlex.join(shown)}")
-    sys.stdout.flush()
-    return subprocess.run(command, check=False).returncode
+    with tempfile.NamedTemporaryFile("w", prefix="inferd-flash-") as key:  # for its owner's eyes only
+        if options.api_key is not None:
+            key.write(options.api_key)
+            key.flush()
+            command += ["--api-key-file", key.name]
+        say(f"==> {shlex.join(command)}")
+        sys.stdout.flush()
+        return subprocess.run(command, check=False).returncode
 
 
 def found(options):

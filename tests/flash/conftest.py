@@ -152,3 +152,21 @@ def beginning(file, size):
     """What a card begins with."""
     with open(file, "rb") as opened:
         return opened.read(size)
+
+
+def gpt_image(file, tools):
+    """An image with a FAT called boot, as genimage makes them; also where that begins."""
+    folder = file.parent
+    fat = folder / "boot.vfat"
+    fat.touch()
+    os.truncate(fat, 4 * MIB)
+    subprocess.run([tools("mkfs.fat"), "-F", "12", fat], check=True, capture_output=True)
+    (folder / "empty").mkdir()
+    settings = folder / "genimage.cfg"
+    settings.write_text(
+        f'image {file.name} {{\n hdimage {{\n partition-table-type = "gpt"\n align = 1M\n }}\n'
+        ' partition other { size = 1M }\n partition boot { image = "boot.vfat" }\n}\n'
+    )
+    command = [tools("genimage"), "--config", settings, "--inputpath", folder, "--outputpath", folder]
+    subprocess.run([*command, "--rootpath", folder / "empty", "--tmppath", folder / "tmp"], check=True, capture_output=True)
+    return file, 2 * MIB

@@ -10,7 +10,7 @@ import threading
 import tomllib
 
 import pytest
-from flash.conftest import BLOCK, MIB, beginning, bmap, noise
+from flash.conftest import BLOCK, MIB, beginning, bmap, gpt_image, noise
 from helpers import until
 
 
@@ -322,21 +322,3 @@ def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refuse
         code, said = flash(file, card, "--file", "--yes", "--provision", config)
         assert (code, said["code"], said["touched"]) == (1, "provision", False), said
     assert card.read_bytes() == before
-
-
-def gpt_image(file, tools):
-    """An image with a FAT called boot, as genimage makes them; also where that begins."""
-    folder = file.parent
-    fat = folder / "boot.vfat"
-    fat.touch()
-    os.truncate(fat, 4 * MIB)
-    subprocess.run([tools("mkfs.fat"), "-F", "12", fat], check=True, capture_output=True)
-    (folder / "empty").mkdir()
-    settings = folder / "genimage.cfg"
-    settings.write_text(
-        f'image {file.name} {{\n hdimage {{\n partition-table-type = "gpt"\n align = 1M\n }}\n'
-        ' partition other { size = 1M }\n partition boot { image = "boot.vfat" }\n}\n'
-    )
-    command = [tools("genimage"), "--config", settings, "--inputpath", folder, "--outputpath", folder]
-    subprocess.run([*command, "--rootpath", folder / "empty", "--tmppath", folder / "tmp"], check=True, capture_output=True)
-    return file, 2 * MIB

@@ -17,7 +17,7 @@ mod provision;
 mod release;
 mod settings;
 
-use crate::{fail::Failure, meter::Meter, show};
+use crate::{fail::Failure, files, meter::Meter, show};
 use disks::{Disk, Kernel, Seen, Use};
 use error::FlashError;
 use image::Image;
@@ -31,6 +31,9 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// The longest file of an API key.
+const MAX_KEY: u64 = 4096;
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -76,6 +79,9 @@ pub struct Flash {
     /// A public key that may log in by SSH, where an image has that; repeatable
     #[arg(long = "ssh-key", value_name = "id.pub")]
     ssh_keys: Vec<PathBuf>,
+    /// A file with the API key that the card gets: unlike --api-key no other user sees it in the list of processes
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
 }
 
 /// What went wrong, and whether the card was written to before.
@@ -118,11 +124,12 @@ impl Flash {
 
     fn flash(&self, api_key: Option<&str>, json: bool) -> Result<(), Failed> {
         let path = self.image.as_deref().unwrap_or(Path::new(""));
+        let key = self.api_key(api_key)?;
         let settings = Settings {
             file: self.provision.as_deref(),
             hostname: self.hostname.as_deref(),
             ssh_keys: &self.ssh_keys,
-            api_key,
+            api_key: key.as_deref(),
         };
         let config = settings.compose()?;
         let signed = self.public.is_some();
@@ -345,6 +352,18 @@ impl Flash {
             provision::put(self.config_path(), medium, config).map_err(touched)?;
         }
         Ok(Done { device: device.clone(), bytes, writing, reading })
+    }
+
+    /// The API key: typed, or of a file.
+    fn api_key(&self, typed: Option<&str>) -> Result<Option<String>, FlashError> {
+        let Some(file) = &self.api_key_file else { return Ok(typed.map(str::to_owned)) };
+        let failed = |why: String| FlashError::Provision { path: self.config_path().to_owned(), why };
+        if typed.is_some() {
+            return Err(failed("--api-key and --api-key-file both name a key; say one".into()));
+        }
+        let bytes = files::read(file, MAX_KEY).map_err(|e| failed(e.to_string()))?;
+        let text = String::from_utf8(bytes).map_err(|_| failed(format!("{} is no text", file.display())))?;
+        Ok(Some(text.trim().to_owned()))
     }
 
     /// What messages call the configuration.
