@@ -19,6 +19,9 @@ class InferctlStorageDriver(USBStorageDriver):
         board (str): the folder of board/ that the image must be for
     """
 
+    # Of what labgrid's own driver takes what is plugged in here: the path of a card on another machine would be a disk of this one.
+    bindings = {"storage": {"USBMassStorage", "USBSDMuxDevice", "USBSDWireDevice", "USBSDWire3Device"}}
+
     board = attr.ib(default="", validator=attr.validators.instance_of(str))
 
     @Driver.check_active

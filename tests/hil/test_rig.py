@@ -12,6 +12,7 @@ import yaml
 from labgrid import Environment
 from labgrid.driver import Driver, USBSDMuxDriver, USBStorageDriver
 from labgrid.driver.fake import FakeConsoleDriver
+from labgrid.exceptions import NoSupplierFoundError
 from labgrid.factory import target_factory
 from labgrid.protocol import PowerProtocol
 from labgrid.remote.exporter import exports
@@ -134,6 +135,7 @@ def test_the_exporters_file_exports_what_labgrid_can_and_what_a_target_file_take
     for group in yaml.safe_load((FOLDER / "exporter.yaml").read_text()).values():
         for resource in group.values():
             assert resource["cls"] in exports and resource["cls"] in target_factory.resources
+            assert resource["cls"] not in USBStorageDriver.bindings["storage"], "a card is written by the machine it is plugged into"
             # A serial port is asked for by its name in /dev where the board is beside the tests, and by its adapter where not.
             assert resource["cls"] in wanted | {"USBSerialPort"}
 
@@ -182,6 +184,19 @@ def test_a_card_is_written_by_our_own_flasher_for_its_board_only(env, tmp_path, 
     driver.write_image("card.img")
     assert noted.read_text() == "flash card.img /dev/card --yes --board rpi4\n"
     target.cleanup()
+
+
+@pytest.mark.parametrize(("resource", "taken"), [("USBSDMuxDevice", True), ("NetworkUSBSDMuxDevice", False), ("NetworkUSBMassStorage", False)])
+def test_a_card_that_hangs_on_another_machine_is_refused(env, tmp_path, resource, taken):
+    remote = {"host": "rig-2.lan", "busnum": 1, "devnum": 2, "path": "/dev/sda", "vendor_id": 1, "model_id": 1}
+    options = {"match": {"ID_SERIAL_SHORT": "0"}} if taken else remote
+    page = {"targets": {"main": {"resources": {resource: options}, "drivers": {"InferctlStorageDriver": {"board": "rpi4"}}}}}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(page))
+    if taken:
+        Environment(str(tmp_path / "card.yaml")).get_target().cleanup()
+    else:
+        with pytest.raises(NoSupplierFoundError):
+            Environment(str(tmp_path / "card.yaml")).get_target()
 
 
 def test_without_a_root_shell_faults_come_from_outside_and_with_one_all_that_hands_can_do():
