@@ -6,6 +6,7 @@ storage layout of a Jetson with our partitions in it.
 """
 
 import argparse
+import json
 import os
 import shutil
 import tomllib
@@ -17,6 +18,7 @@ import builder
 import image
 import layout as layouts
 import places
+import release
 import rpi
 from steps import Failure, main, say
 
@@ -149,10 +151,21 @@ def _tegra_partition(part, number, last):
         "percent_reserved": 0,
         "unique_guid": part.uuid.upper(),
     }
-    # No <filename>: a name without a file ends NVIDIA's tools. What is on them, the appliance makes at its first start.
+    # No <filename>: a name without a file ends NVIDIA's tools. They stay empty: the appliance's start script makes the file system of
+    # `data`, and a model slot without a bundle is all zeros anyway.
     for name, value in facts.items():
         ET.SubElement(row, name).text = f" {value} "
     return row
+
+
+def beside(disk, ending):
+    """The file of this ending beside an image, where `inferctl flash` looks for it."""
+    return disk.with_name(disk.name + ending)
+
+
+def facts(board, disk, recipe):
+    """What `inferctl flash` reads beside an image: for which board, whether with a root shell, and its checksum."""
+    return {"board": board.name, "dev": recipe.endswith("-dev"), "sha256": image.digest(disk), "image_bytes": disk.stat().st_size}
 
 
 def _mib(size):
@@ -172,11 +185,12 @@ def cli():
     parser = argparse.ArgumentParser(prog="openembedded.py", description="See yocto/README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("generate", help="write what the layer has of other files")
-    for verb, given in {"parts": ("deploy", "folder", "tools"), "furnish": ("folder",), "tegra": ("xml",)}.items():
+    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe")}
+    for verb, given in verbs_of_recipes.items():
         command = verbs.add_parser(verb, help="called by recipes")
         command.add_argument("board", choices=sorted(MACHINES))
         for name in given:
-            command.add_argument(name, type=Path)
+            command.add_argument(name, type=str if name == "recipe" else Path)
     options = parser.parse_args()
     if options.verb == "generate":
         for path, text in generated().items():
@@ -190,6 +204,10 @@ def cli():
         parts(board, options.deploy, options.folder, builder.HostTools(options.tools), epoch)
     elif options.verb == "furnish":
         furnish(board, options.folder)
+    elif options.verb == "map":
+        beside(options.disk, ".bmap").write_text(release.bmap(options.disk))
+    elif options.verb == "facts":
+        beside(options.disk, ".json").write_text(json.dumps(facts(board, options.disk, options.recipe), indent=2) + "\n")
     else:
         options.xml.write_text(with_our_partitions(options.xml.read_text(), board))
     return 0

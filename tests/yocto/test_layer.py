@@ -173,9 +173,13 @@ def test_units_scripts_and_rules_are_the_overlays_and_there_is_no_second_one():
     text = "".join(path.read_text() for path in (LAYER / "recipes-inferd").rglob("*") if path.suffix in (".bb", ".inc"))
     for folder in ("systemd/system", "systemd/system.conf.d", "udev/rules.d"):
         for path in (places.OVERLAY / "usr/lib" / folder).iterdir():
-            assert path.name.replace("inferd-boot", "inferd-$name").replace("inferd-network", "inferd-$name").replace("inferd-sticks", "inferd-$name") in text, path.name
-    for script in ("boot", "network", "sticks", "dhcp-event", "common"):
-        assert re.search(rf"\b{script}\b", text)
+            assert path.name in text, path.name
+    run = {line.removeprefix("ExecStart=") for path in (places.OVERLAY / "usr/lib/systemd/system").iterdir() for line in path.read_text().splitlines()}
+    for script in (places.OVERLAY / "usr/libexec/inferd").iterdir():
+        if script.name in ("keeper", "shutdown"):
+            continue  # systemd's own work
+        assert re.search(rf"\b{script.name}\b", text), script.name
+        assert f"/usr/libexec/inferd/{script.name}" in run or script.name in ("dhcp-event", "common"), f"no unit runs {script.name}"
 
 
 def test_the_user_is_the_one_of_the_overlay():
@@ -224,6 +228,37 @@ def partitions(text):
     """The partitions of the card in a storage layout, with their facts."""
     device = ET.fromstring(text).find("device[@type='sdcard']")
     return {row.get("name"): {"id": row.get("id")} | {fact.tag: fact.text.strip() for fact in row} for row in device}
+
+
+def test_what_is_beside_an_image_is_what_the_flasher_reads(tmp_path, monkeypatch):
+    board = boards.load("rpi4")
+    disk = tmp_path / "inferd-image-dev-raspberrypi4-64.wic"
+    layout = layouts.load(board)
+    tools = hosttools.Tools(hosttools.IMAGE)
+    work = tmp_path / "work"
+    work.mkdir()
+    files = {content: work / content for content in ("boot", "system", "data", "rootfs")}
+    for content, file in files.items():
+        file.write_bytes(content.encode() * 4096)
+    builder.image.disk(layout, files, tools, work, disk)
+    for verb in (("map",), ("facts", "inferd-image-dev")):
+        monkeypatch.setattr("sys.argv", ["openembedded.py", verb[0], "rpi4", str(disk), *verb[1:]])
+        assert openembedded.cli() == 0
+    facts = json.loads((tmp_path / f"{disk.name}.json").read_text())
+    assert (facts["board"], facts["dev"], facts["sha256"]) == ("rpi4", True, hashlib.sha256(disk.read_bytes()).hexdigest())
+    # What was on a card before must not show where nothing of ours is written: the beginning of every partition is.
+    blocks = [row.split("-") for row in re.findall(r"<Range[^>]*> ([\d-]+) <", (tmp_path / f"{disk.name}.bmap").read_text())]
+    covered = {block for first, *last in blocks for block in range(int(first), int((last or [first])[0]) + 1)}
+    assert {part.offset // 4096 for part in layouts.read_gpt(disk)[1]} <= covered
+
+
+def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_what_makes_its_data_partition():
+    text = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
+    assert variables(LAYER / "recipes-inferd/images/inferd-image.inc")["INFERD_FSTYPES"] == "squashfs-zst wic wic.bmap wic.json"
+    assert "bmaptool" not in text.replace("bmaptool's", "")
+    for verb in ("map", "facts"):
+        assert f"openembedded.py {verb} ${{INFERD_BOARD}}" in text
+    assert 'INFERD_BOARD_PACKAGES:tegra = "e2fsprogs-mke2fs"' in text
 
 
 def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():
