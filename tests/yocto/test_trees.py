@@ -103,6 +103,15 @@ def test_a_machine_is_configured_with_our_layer(build):
         assert "panic=10" in found["KERNEL_ARGS"].split()
 
 
+def test_an_image_is_followed_by_its_map_and_its_facts(build):
+    if build.board == "jetson-orin-nano":
+        pytest.skip("its medium is laid out by NVIDIA's tools")
+    (recipe,) = openembedded.LAYER.rglob("inferd-image.bb")
+    task = build.bitbake("-b", recipe, "-e").split("\ndo_image_wic() {")[1].split("\n}")[0]
+    steps = ["sgdisk --disk-guid=", f"openembedded.py map {build.board} ", f"openembedded.py facts {build.board} "]
+    assert sorted(steps, key=task.index) == steps and "bmaptool" not in task
+
+
 @pytest.mark.skipif("INFERD_YOCTO_GRAPH" not in os.environ, reason="INFERD_YOCTO_GRAPH is not set: some minutes for each machine")
 def test_everything_an_image_wants_has_a_recipe(build):
     build.bitbake("-g", "inferd-image", "inferd-image-dev")
