@@ -16,11 +16,11 @@ python () {
         raise bb.parse.SkipRecipe(f"no folder of board/ is the machine {d.getVar('MACHINE')}: set INFERD_BOARD")
 }
 
-SYSTEMD_SERVICE:${PN} = "inferd-boot.service inferd-network.service inferd-sticks.service"
+SYSTEMD_SERVICE:${PN} = "inferd-boot.service inferd-network.service inferd-services.service inferd-sticks.service inferd-system.service"
 
 do_install[file-checksums] += "${INFERD_CHECKOUT}/board:True ${INFERD_CHECKOUT}/app/inferd/models:True ${INFERD_CHECKOUT}/scripts/lib:True"
 do_install() {
-    for name in boot network sticks; do
+    for name in boot network services sticks system; do
         install -D -m 0644 ${S}/rootfs-overlay/usr/lib/systemd/system/inferd-$name.service ${D}${nonarch_libdir}/systemd/system/inferd-$name.service
         install -D -m 0755 ${S}/rootfs-overlay/usr/libexec/inferd/$name ${D}${libexecdir}/inferd/$name
     done
@@ -28,6 +28,9 @@ do_install() {
     install -m 0644 ${S}/rootfs-overlay/usr/libexec/inferd/common ${D}${libexecdir}/inferd/common
     # Models, and the page of the board: as scripts/image and Buildroot put them there.
     python3 -B ${INFERD_CHECKOUT}/scripts/lib/openembedded.py furnish ${INFERD_BOARD} ${D}
+    # The start script mounts partitions, by name and of its own medium; systemd would mount /boot by its type.
+    install -d ${D}${sysconfdir}/systemd/system-generators
+    ln -s /dev/null ${D}${sysconfdir}/systemd/system-generators/systemd-gpt-auto-generator
     install -d ${D}/data
     ln -s /run/resolv.conf ${D}${sysconfdir}/resolv.conf
 }
