@@ -85,7 +85,7 @@ def test_the_newer_valid_record_names_the_system_and_a_trial_is_taken_out_before
         put(medium, at + uboot.PLACES[0], first)
         put(medium, at + uboot.PLACES[1], second)
         with boot(medium, wait=False, keep_writes=True) as machine:
-            said = machine.wait_for_console(r"inferd: U-Boot starts system (.)( inferd\.try=1)?\r?$", PATIENCE_S)
+            said = machine.wait_for_console(r"inferd: U-Boot starts system (.)( inferd\.try=1)?\r?\n", PATIENCE_S)
         assert (said[1], bool(said[2])) == (system, after is not None), state
         assert records(medium, parts) == (after or [uboot.decoded(first), uboot.decoded(second)]), state
         assert after or get(medium, at + uboot.PLACES[0], 512) == first, state
