@@ -1,15 +1,17 @@
 """A simulator of what a Raspberry Pi's boot firmware does between power and kernel, and QEMU started by its choice.
 
 It reads a medium as the firmware does (GPT, FATs, autoboot.txt, config.txt, cmdline.txt) and keeps what outlives a reset there: the
-tryboot flag, the count of boots, the partition that a reboot asked for. It follows documentation/computers/config_txt/autoboot.adoc of
-Raspberry Pi and the release notes of the bootloader (PARTITION_WALK of 2025-01-27). Of what these leave open it takes, and no board has
-been asked:
+tryboot flag, the count of boots, the partition that a reboot asked for. It follows documentation/computers/config_txt/autoboot.adoc and
+raspberry-pi/eeprom-bootloader.adoc of Raspberry Pi and the release notes of the bootloader. Of what these leave open it takes, and no
+board has been asked:
 
 * an autoboot.txt longer than 512 bytes is read up to there, and a line that is no setting is passed over;
 * without a valid `boot_partition` the first bootable FAT starts;
-* PARTITION_WALK goes on with the partitions behind the one that cannot be started, and begins again at the first.
+* a trial that PARTITION_WALK ends in another partition is still said to be one;
+* of a Raspberry Pi 5 every device tree in the board's page is wanted, since the suitable one depends on the chip's stepping.
 """
 
+import datetime
 import re
 import struct
 import subprocess
@@ -25,8 +27,11 @@ from appliance import conftest
 AUTOBOOT_BYTES = 512
 # `reboot N [tryboot]`, as the kernel says it on its console (kernel/reboot.c).
 RESTARTED = re.compile(r"reboot: Restarting system with command '(.*)'")
-# The bootloader that is simulated: 2025-12-08.
-BUILT = 1_765_152_000
+# Since when a bootloader walks on past a partition that is not bootable, unless its settings say PARTITION_WALK=0. Both do so by default
+# since 2025-08-13, but a Pi 4's found no start4.elf on its way until a week later (rpi-eeprom, issue 738).
+WALKS = {"rpi4": "2025-08-20", "rpi5-hailo8": "2025-08-13"}
+# It looks at no partition above.
+LAST_WALKED = 8
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,14 @@ class Start:
 
 
 class Firmware:
-    """The firmware of one board with one medium. `bootable`: the file that makes a FAT bootable, config.txt of a Pi 5 or start4.elf."""
+    """The firmware of one board with one medium. `built`: the day of its bootloader, by default the oldest one that the board's page
+    allows. `walk`: what its settings say of PARTITION_WALK, by default nothing. `bootable`: the files without which a FAT is not bootable."""
 
-    def __init__(self, medium, *, bootable="config.txt", walk=True):
-        self.medium, self.bootable, self.walk = Path(medium), bootable, walk
+    def __init__(self, medium, board, *, built=None, walk=None, bootable=None):
+        self.medium, self.built = Path(medium), built or board.firmware.floor
+        self.walk = self.built >= WALKS[board.name] if walk is None else walk
+        trees = [f"{Path(tree).name}.dtb" for tree in board.kernel.device_trees]
+        self.bootable = bootable or (["start4.elf"] if board.firmware.files else ["config.txt", *trees])
         self.tools = hosttools.Tools(hosttools.IMAGE)
         self.power_on()
 
@@ -74,7 +83,7 @@ class Firmware:
         if not wanted:
             row = range(1, len(parts) + 1)
         elif self.walk:
-            row = [*range(wanted, len(parts) + 1), *range(1, wanted)]
+            row = [*range(wanted, LAST_WALKED + 1), *range(1, wanted)]
         else:
             row = [wanted]
         found = next((candidate for candidate in row if self._bootable(parts, candidate)), None)
@@ -111,7 +120,7 @@ class Firmware:
         return part.offset // layouts.SECTOR + reserved + fats * sectors_per_fat + (cluster - 2) * per_cluster
 
     def _bootable(self, parts, partition):
-        return partition <= len(parts) and bool(self._file(parts, partition, self.bootable))
+        return all(self._file(parts, partition, name) for name in self.bootable)
 
     def _file(self, parts, partition, name):
         """A file of a partition; nothing where there is none, or no FAT."""
@@ -142,9 +151,10 @@ def number(text):
     return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else 0
 
 
-def with_bootloader(tree, start, boots):
+def with_bootloader(tree, start, firmware):
     """A flattened device tree with /chosen/bootloader in it, as the firmware tells the kernel what it did."""
-    values = {"partition": start.partition, "tryboot": int(start.trial), "count": boots, "build-timestamp": BUILT}
+    built = int(datetime.datetime.fromisoformat(f"{firmware.built}T00:00:00+00:00").timestamp())
+    values = {"partition": start.partition, "tryboot": int(start.trial), "count": firmware.boots, "build-timestamp": built}
     header = list(struct.unpack_from(">10I", tree))
     _, _, at_structure, at_strings, *_, strings_size, structure_size = header
     structure, strings = tree[at_structure : at_structure + structure_size], tree[at_strings : at_strings + strings_size]
@@ -230,7 +240,7 @@ class Started(conftest.Booted):
         self.start = self.firmware.start()
         assert self.start, "the firmware finds nothing to start"
         files = {"kernel": self.start.kernel, "initramfs": initramfs_with(self.start, self.drivers)}
-        files["tree"] = with_bootloader(self._tree(), self.start, self.firmware.boots)
+        files["tree"] = with_bootloader(self._tree(), self.start, self.firmware)
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
         console = f"{self.start.cmdline} console={self.board.console}"

@@ -91,7 +91,7 @@ def test_the_parts_of_an_update_are_what_the_image_has_in_its_slots(made, pi):
         assert get(file, where.offset, where.size) == content.ljust(where.size, b"\0")
     assert not any(get(file, partition(file, "boot-b").offset, 1 << 20)), "the second slot waits for the first update"
     assert facts["missing"] and "ramoops-pi4" in facts["missing"][0]
-    start = pi_firmware.Firmware(file, bootable="start4.elf").start()
+    start = pi_firmware.Firmware(file, pi).start()
     assert (start.partition, start.trial) == (2, False) and start.kernel[56:60] == b"ARM\x64"
     layout = layouts.load(pi)
     assert start.cmdline == rpi.cmdline(image.board_on_debian(pi), layout, "a").strip() and "console=ttyS1,115200" in start.cmdline
@@ -101,12 +101,14 @@ def test_a_pi_5s_image_has_its_device_trees_and_says_what_it_lacks(tmp_path):
     board = boards.load("rpi5-hailo8")
     facts = images.assemble(board, tmp_path / "pi.img", minimal=True)
     assert any("Hailo-8" in line for line in facts["missing"])
-    firmware = pi_firmware.Firmware(tmp_path / "pi.img")
+    firmware = pi_firmware.Firmware(tmp_path / "pi.img", board)
     start = firmware.start()
     assert start.partition == 2 and start.kernel[56:60] == b"ARM\x64" and "console=ttyAMA10,115200" in start.cmdline
     parts = layouts.read_gpt(tmp_path / "pi.img")[1]
     for tree in ("bcm2712-rpi-5-b.dtb", "bcm2712d0-rpi-5-b.dtb"):
         assert firmware._file(parts, 2, tree)[:4] == b"\xd0\x0d\xfe\xed"
+    firmware._mtools("mdel", parts[1], "::bcm2712-rpi-5-b.dtb")
+    assert firmware.choose() is None, "without its device tree it is not bootable"
 
 
 def test_an_archive_without_the_firmware_of_a_pi_4_gives_an_image_that_says_so(monkeypatch, capsys):
@@ -155,9 +157,9 @@ STATES = {
 }
 
 
-def test_the_state_of_a_card_decides_which_partition_starts(made, tmp_path):
+def test_the_state_of_a_card_decides_which_partition_starts(made, pi, tmp_path):
     card = media_of(made, tmp_path / "card.img")
-    firmware = pi_firmware.Firmware(card)
+    firmware = pi_firmware.Firmware(card, pi)
     at = firmware.sector_of_autoboot() * layouts.SECTOR
     assert get(card, at, 512) == autoboot("a")
     heads = {name: (partition(card, name).offset, get(card, partition(card, name).offset, 512)) for name in ("boot-a", "boot-b")}
@@ -189,12 +191,19 @@ def replace_autoboot(firmware, content, folder):
     subprocess.run([mcopy, "-o", "-i", at, folder / "autoboot.txt", "::autoboot.txt"], check=True)
 
 
-def test_without_the_partition_walk_a_chosen_system_that_is_gone_is_the_end(medium):
-    firmware = pi_firmware.Firmware(medium, walk=False)
+@pytest.mark.parametrize("settings", [{"walk": False}, {"built": "2025-08-19"}])
+def test_without_the_partition_walk_a_chosen_system_that_is_gone_is_the_end(medium, pi, settings):
+    firmware = pi_firmware.Firmware(medium, pi, **settings)
     put(medium, firmware.sector_of_autoboot() * layouts.SECTOR, autoboot("b"))
     assert firmware.choose() == (3, False)
     put(medium, partition(medium, "boot-b").offset, bytes(512))
     assert firmware.choose() is None
+
+
+@pytest.mark.parametrize(("name", "before"), [("rpi4", "2025-08-19"), ("rpi5-hailo8", "2025-08-12")])
+def test_a_bootloader_of_the_floor_walks_on_and_an_older_one_does_not(name, before):
+    board = boards.load(name)
+    assert pi_firmware.Firmware("no medium", board).walk and not pi_firmware.Firmware("no medium", board, built=before).walk
 
 
 def bootloader(machine):
@@ -203,10 +212,10 @@ def bootloader(machine):
     return tuple(int(line.replace(" ", ""), 16) for line in machine.sh(read).splitlines())
 
 
-def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(board, medium, packages, tmp_path):
+def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(board, medium, pi, packages, tmp_path):
     if board.architecture_in_rust != "aarch64":
         pytest.skip("a Raspberry Pi's programs are those of aarch64")
-    firmware = pi_firmware.Firmware(medium, bootable="start4.elf")
+    firmware = pi_firmware.Firmware(medium, pi)
     wanted = [f"{name} {board.module_parameters.get(name, '')}".strip() for name in board.modules if name not in VIRT]
     drivers = pi_firmware.other_drivers(packages, wanted)
     with pi_firmware.Started(board, firmware, drivers, dev=True) as machine:
@@ -218,7 +227,7 @@ def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(boar
         machine.wait_ready(PATIENCE_S)
         assert bootloader(machine) == (NUMBERS["b"], 1) and machine.sh("cat /run/inferd/slot") == "b"
         # Whatever ends the trial now: the next start is the old system's.
-        after = pi_firmware.Firmware(medium, bootable="start4.elf")
+        after = pi_firmware.Firmware(medium, pi)
         after.reset()
         assert after.choose() == (NUMBERS["a"], False)
         text = base64.b64encode(autoboot("b")).decode()
@@ -241,7 +250,7 @@ def test_the_image_of_a_raspberry_pi_serves_on_the_one_that_qemu_knows_best(boar
     mine = [name for name in pi.modules if name != pi.watchdog.driver]
     drivers = pi_firmware.other_drivers(packages, [*RASPI3B, *mine])
     tree = image.the_one(packages, "usr/lib/linux-image-*/broadcom/bcm2837-rpi-3-b.dtb")
-    firmware = pi_firmware.Firmware(made[0], bootable="start4.elf")
+    firmware = pi_firmware.Firmware(made[0], pi)
     with pi_firmware.OnRaspi3b(board, card, firmware, drivers, tree, wait=False) as machine:
         machine.wait_for_console(r"INFERD-UP \S+ slot=a data=ext4", PATIENCE_S)
         machine.wait_for_console(r"initramfs: this image lacks the overlay ramoops-pi4", PATIENCE_S)
