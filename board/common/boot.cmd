@@ -2,6 +2,7 @@
 # boot.scr of this file, and says how a record looks. U-Boot calculates in hexadecimal; `generation` is decimal.
 #
 # A trial is taken out of the record before it begins: whatever ends it, the next start is the chosen system's again.
+# Nothing but a record's three variables is taken from it: no other one is set by who can write `bootstate`.
 
 # Whoever found this script has set these; a firmware that only has this medium need not.
 if test -z "${devtype}"; then setenv devtype virtio; setenv devnum 0; fi
@@ -18,7 +19,7 @@ if part start ${devtype} ${devnum} bootstate base; then
     for at in 0 8; do
         setenv generation; setenv chosen; setenv try
         setexpr sector ${base} + ${at}
-        if ${devtype} read ${buffer} ${sector} 1 && env import -c ${buffer} 200; then
+        if ${devtype} read ${buffer} ${sector} 1 && env import -c ${buffer} 200 generation chosen try; then
             if test "${chosen}" = a || test "${chosen}" = b; then
                 if test -z "${try}" || test "${try}" = a || test "${try}" = b; then
                     if test "${generation}" -gt "${newest}"; then

@@ -76,6 +76,7 @@ STATES = {
     "a trial": (LOWER, Record(8, "a", "b").encoded(), "b", [Record(9, "a"), Record(8, "a", "b")]),
     "a trial whose number carries": (Record(1999, "b", "a").encoded(), JUNK, "a", [Record(1999, "b", "a"), Record(2000, "b")]),
     "a trial of nothing": (LOWER, Record(8, "b", "x").encoded(), "a", None),
+    "more in it than a record's": (LOWER, uboot._environment({"chosen": "b", "generation": 8, "newest": 999}, uboot.SIZE), "b", None),
 }
 
 
