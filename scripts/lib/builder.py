@@ -5,6 +5,7 @@ Layout, boot files and board facts are those of every other builder; the tools a
 
 import argparse
 import gzip
+import json
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ def check_kernel(config, fragments):
 
 
 def disk(board, target, binaries, tools, epoch):
-    """The board's image, made of what Buildroot has put into `binaries`. Returns it."""
+    """The board's image, made of what Buildroot has put into `binaries`, and the facts about it in a JSON beside it. Returns the image."""
     layout = layouts.load(board)
     work = binaries / f"{board.name}.work"
     shutil.rmtree(work, ignore_errors=True)
@@ -115,6 +116,18 @@ def disk(board, target, binaries, tools, epoch):
     files["boot"] = image.fat(boot, layout.named("boot"), epoch, tools)
     output = binaries / f"{board.name}.img"
     image.disk(layout, files, tools, work, output)
+    # What `inferctl flash` and scripts/lib/release.py read of it. Firmware that is not there would have ended this long before.
+    facts = {
+        "board": board.name,
+        "dev": False,
+        "build": image.build_id(),
+        "sha256": image.digest(output),
+        "rootfs_bytes": files["rootfs"].stat().st_size,
+        "image_bytes": output.stat().st_size,
+        "startable": True,
+        "missing": [],
+    }
+    output.with_name(output.name + ".json").write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(work)
     return output
 

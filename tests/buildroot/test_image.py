@@ -1,6 +1,7 @@
 """What Buildroot calls as it builds, on made-up inputs: no Buildroot and no kernel is at hand."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 
@@ -124,6 +125,8 @@ def test_a_raspberry_pis_disk_starts_its_first_system(name, target, tools, tmp_p
     for file in [*(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees), *board.firmware.files]:
         assert in_fat(tools, disk, "boot-a", file)
     assert [path.name for path in disk.parent.iterdir() if path.suffix == ".work"] == []
+    facts = json.loads(disk.with_name(f"{name}.img.json").read_text())
+    assert (facts["board"], facts["dev"], facts["sha256"]) == (name, False, image.digest(disk)), "what `inferctl flash --board` asks for"
 
 
 def test_an_overlay_that_config_txt_names_lies_beside_the_kernel(target, tools, tmp_path):
