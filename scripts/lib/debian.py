@@ -19,6 +19,8 @@ from steps import Failure, run
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SOURCES = Path("/etc/apt")
+# What apt says of a package that there is not, and of an index that a mirror has left out.
+ABSENT = r"Unable to locate package|has no installation candidate|non-free-firmware/\S+ +404 "
 
 
 def mirror():
@@ -55,6 +57,10 @@ def host_architecture():
     if not shutil.which("dpkg"):
         raise Failure("this script takes its programs from Debian packages and needs dpkg and apt-get (Debian 12 or newer)")
     return run(["dpkg", "--print-architecture"]).strip()
+
+
+class Absent(Failure):
+    """The archive at hand has no such package, or leaves out the part that would have it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,12 @@ class Archive:
         self._apt("apt-get", "update", "-qq")
 
     def _apt(self, *command, cwd=None):
-        return run(command, env={"APT_CONFIG": self.base / "apt.conf", "LC_ALL": "C.UTF-8"}, cwd=cwd)
+        try:
+            return run(command, env={"APT_CONFIG": self.base / "apt.conf", "LC_ALL": "C.UTF-8"}, cwd=cwd)
+        except Failure as failure:
+            if re.search(ABSENT, str(failure)):
+                raise Absent(str(failure)) from failure
+            raise
 
     def _unpack(self, packages, tree, only):
         downloads = self.base / "downloads"

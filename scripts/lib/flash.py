@@ -1,6 +1,7 @@
 """From a checkout to a card: the operator's tool built, the board's image found or made, its block map beside it, and `inferctl flash`."""
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -48,6 +49,7 @@ def cli():
         return subprocess.run([inferctl, "flash", *rest], check=False).returncode
     file = found(options)
     say(f"    {file}")
+    warn(file, asks="--yes" not in rest and sys.stdin.isatty())
     command = [str(part) for part in (inferctl, "flash", file, *rest, "--board", options.board)]
     if os.geteuid() != 0 and "--file" not in rest and not options.no_sudo and shutil.which("sudo"):
         command = ["sudo", *command]
@@ -86,6 +88,19 @@ def found(options):
         with step(f"Mapping {file.name}"):
             beside.write_text(release.bmap(file))
     return file
+
+
+def warn(file, *, asks):
+    """Says what the facts beside an image have against it; one that does not start as it is, is written only when a person wants that."""
+    beside = file.with_name(f"{file.name.removesuffix('.zst')}.json")
+    facts = json.loads(beside.read_text()) if beside.is_file() else {}
+    if facts.get("dev"):
+        say("    a dev image, with a root shell and the developer's API key: never ship it")
+    if facts.get("startable", True):
+        return
+    say(f"    the board does not start from it as it is: it lacks {facts['missing'][0]}")
+    if not asks or input("Write it all the same? Type yes: ").strip() != "yes":
+        raise Failure("it was not written; `inferctl flash` writes it without a question about that")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def assemble(recipe, output, parts=None):
         "image_bytes": output.stat().st_size,
         "image_bytes_written": output.stat().st_blocks * 512,
         "minimal": recipe.vendors is None,
+        "startable": not board_lacks_firmware(recipe.board, given),
         "missing": lacks,
         **(recipe.vendors.facts() if recipe.vendors else {}),
         "packages": dict(sorted(versions.items())),
@@ -143,9 +144,14 @@ def firmware(board, refresh=False):
     archive = debian.Archive(board.debian.architecture, [board.debian.firmware_suite], ("main", "non-free-firmware"))
     try:
         return archive.tree([board.debian.firmware], refresh=refresh)
-    except Failure as failure:
-        say(f"    {board.debian.firmware} cannot be had from this Debian archive: {str(failure).splitlines()[0]}")
+    except debian.Absent:
+        say(f"    this Debian archive does not have {board.debian.firmware}")
         return none
+
+
+def board_lacks_firmware(board, given):
+    """Whether a board does not start from its image as it is: what starts before the kernel has to be brought from elsewhere."""
+    return bool(board.firmware.files) and given.path is None
 
 
 def missing(board, given):
@@ -153,7 +159,7 @@ def missing(board, given):
     if board.backend != "rpi-tryboot":
         return []
     lacks = []
-    if board.firmware.files and given.path is None:
+    if board_lacks_firmware(board, given):
         names = " and ".join(board.firmware.files)
         lacks.append(f"{names} for boot-a and boot-b: it does not start without them; they are in boot/ of github.com/raspberrypi/firmware (stable)")
     overlays = rpi.overlays_of((places.BOARDS / board.name / "config.txt").read_text())
@@ -486,6 +492,8 @@ def cli():
     options = arguments()
     if options.release_key and not options.release:
         raise Failure("--release-key signs what --release makes")
+    if options.release and options.dev:
+        raise Failure(release.DEV)
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)

@@ -10,6 +10,8 @@
 import hashlib
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import hosttools
 import layout as layouts
@@ -22,45 +24,82 @@ LOCAL = ("image_bytes_written",)
 # Images of 300 to 1300 MB whose content is packed already: more costs minutes and gains a percent.
 LEVEL = 9
 KINDS = (".img.zst", ".img.bmap", ".img.json")
+DEV = "an image with --dev has a root shell and the developer's API key: it is not released"
 
 
 def make(image, folder, key=None, inferctl=None):
     """Puts a release of `image` into `folder`, signed where there is a `key`; returns the files of this image."""
     if not image.name.endswith(".img"):
         raise Failure(f"{image.name} must end in .img to be released")
+    stated = json.loads(image.with_name(image.name + ".json").read_text())
+    if stated["dev"]:
+        raise Failure(DEV)
+    if not stated["startable"]:
+        raise Failure(f"{image.name} does not start as it is and is not released: it lacks {stated['missing'][0]}")
     folder.mkdir(parents=True, exist_ok=True)
+    name = image.name.removesuffix(".img")
+    others = checked(folder, [name + kind for kind in KINDS], key, inferctl)
     with step(f"Making {folder.name}/{image.name}.zst and what belongs to it") as remark:
-        packed, mapped, facts = (folder / (image.name.removesuffix(".img") + kind) for kind in KINDS)
+        packed, mapped, facts = (folder / (name + kind) for kind in KINDS)
         pack(image, packed)
         mapped.write_text(bmap(image))
-        stated = json.loads(image.with_name(image.name + ".json").read_text())
         facts.write_text(json.dumps({name: fact for name, fact in stated.items() if name not in LOCAL}, indent=2) + "\n")
         files = [packed, mapped, facts]
         for file in files:
             file.chmod(0o644)
         remark.append(f"{packed.stat().st_size / MIB:.1f} MiB, of {image.stat().st_size / MIB:.0f}")
-        sums(folder)
-        for old in ("SHA256SUMS.minisig", "minisign.pub"):
-            (folder / old).unlink(missing_ok=True)
-        if key:
-            run([inferctl, "sign", folder / "SHA256SUMS", "--key", key, "--write-pub", folder / "minisign.pub"])
+        write_list(folder, others + [line_of(file) for file in files], key, inferctl)
     return files
+
+
+def checked(folder, mine, key, inferctl):
+    """The lines of SHA256SUMS of the other releases in a folder. What is not as it was listed there, and signed, is refused: a new list
+    would vouch for it, too."""
+    listed, signature = folder / "SHA256SUMS", folder / "SHA256SUMS.minisig"
+    if signature.exists() and not key:
+        raise Failure(f"{folder} is signed; a release without --release-key goes into another folder")
+    others = sorted(path for path in folder.iterdir() if path.name.endswith(KINDS) and path.name not in mine)
+    if others and key and not signature.exists():
+        raise Failure(f"nobody has signed {others[0]}; a release with --release-key goes into another folder")
+    if others and key:
+        with tempfile.TemporaryDirectory() as scratch:
+            any_file, public = Path(scratch) / "any", Path(scratch) / "pub"
+            any_file.touch()
+            run([inferctl, "sign", any_file, "--key", key, "--write-pub", public])
+            run([inferctl, "verify", listed, "--pub", public])
+    known = set(listed.read_text().splitlines(keepends=True)) if listed.exists() else set()
+    lines = [line_of(path) for path in others]
+    for path, line in zip(others, lines, strict=True):
+        if line not in known:
+            raise Failure(f"{path} is not what {listed} says; take it out, or make a folder anew")
+    return lines
+
+
+def write_list(folder, lines, key, inferctl):
+    """SHA256SUMS, as sha256sum writes and checks it, and where there is a key its signature: both are there before they take the place of the old ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".sums-") as scratch:
+        fresh = Path(scratch) / "SHA256SUMS"
+        fresh.write_text("".join(sorted(lines, key=lambda line: line.split("  ")[1])))
+        if key:
+            run([inferctl, "sign", fresh, "--key", key, "--write-pub", Path(scratch) / "minisign.pub"])
+        for path in sorted(Path(scratch).iterdir()):
+            path.chmod(0o644)
+            path.replace(folder / path.name)
 
 
 def pack(image, output):
     """zstd's frames do not depend on how many threads made them, but on whether any did."""
     zstd = hosttools.Tools(["zstd"]).path("zstd")
-    run([zstd, "-q", "-f", "-T2", f"-{LEVEL}", "--no-progress", "-o", output, image])
+    # Half a file never has the name of a whole one.
+    fresh = output.with_name(f".{output.name}.new")
+    run([zstd, "-q", "-f", "-T2", f"-{LEVEL}", "--no-progress", "-o", fresh, image])
+    fresh.replace(output)
 
 
-def sums(folder):
-    """SHA256SUMS of every release in a folder, as sha256sum writes and checks it."""
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(KINDS))
-    lines = []
-    for path in files:
-        with open(path, "rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
-    (folder / "SHA256SUMS").write_text("".join(lines))
+def line_of(path):
+    """A file's line of SHA256SUMS."""
+    with open(path, "rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
 
 
 def bmap(image):

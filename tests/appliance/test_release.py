@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import board as boards
 import hosttools
@@ -14,6 +15,7 @@ import places
 import pytest
 import release
 from appliance import images
+from steps import Failure
 
 MIB = 1 << 20
 # What scripts/image reads of a checkout.
@@ -196,22 +198,111 @@ def image_content(file, part):
     return part.size if head[510:512] == b"\x55\xaa" or head[1080:1082] == b"\x53\xef" else 0
 
 
-def test_every_board_that_is_assembled_can_be_released():
-    # The map follows from the partition table, which every board has of one layout.
-    for name in boards.assembled():
-        parts = layouts.load(boards.load(name)).partitions
-        assert {part.name for part in parts} >= {"boot", "data"} and parts[0].type == layouts.TYPES["boot"]
-
-
 def test_a_key_without_a_release_is_refused():
-    command = [sys.executable, "-B", places.ROOT / "scripts/lib/image.py", "--board", "qemu-aarch64", "--release-key", "x"]
+    assert "--release-key signs" in refused("--release-key", "x")
+
+
+def test_an_image_with_a_root_shell_is_not_released():
+    assert "it is not released" in refused("--dev", "--release", "x")
+
+
+def test_an_image_that_no_board_starts_from_is_not_written_unasked(scratch, inferctl):
+    image, card = scratch / "x.img", scratch / "card"
+    for file in (image, card):
+        file.write_bytes(file.name.encode() * MIB)
+    facts = {"board": "rpi4", "startable": False, "missing": ["start4.elf for boot-a and boot-b"]}
+    (scratch / "x.img.json").write_text(json.dumps(facts))
+    command = [places.ROOT / "scripts/flash", "--board", "rpi4", "--image", image, card, "--file", "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode != 0 and "it lacks start4.elf" in done.stdout and card.read_bytes() == b"card" * MIB
+    (scratch / "x.img.json").write_text(json.dumps(facts | {"startable": True, "dev": True}))
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
+    assert "a dev image, with a root shell" in done.stdout and card.read_bytes()[:10] == b"x.imgx.img"
+
+
+def refused(*arguments):
+    """What scripts/image says to arguments that it refuses."""
+    command = [sys.executable, "-B", places.ROOT / "scripts/lib/image.py", "--board", "qemu-aarch64", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0 and "--release-key" in done.stdout + done.stderr
+    assert done.returncode != 0
+    return done.stdout + done.stderr
 
 
-def test_sums_are_of_every_release_in_the_folder(tmp_path):
-    for name in ("b.img.zst", "a.img.bmap", "notes.txt"):
-        (tmp_path / name).write_text(name)
-    release.sums(tmp_path)
-    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
-    assert lines == [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}" for name in ("a.img.bmap", "b.img.zst")]
+@pytest.fixture
+def released(scratch, inferctl, monkeypatch):
+    """`released(name)` puts a release of a made-up image into one folder: `key=False` for one that is not signed. Gives the folder."""
+    monkeypatch.setattr(release, "bmap", lambda image: f"map of {image.name}\n")
+    for name in ("release", "another"):
+        subprocess.run([inferctl, "keygen", scratch / f"{name}.key"], check=True, capture_output=True)
+
+    def put(name, key="release", **facts):
+        image = scratch / f"{name}.img"
+        image.write_text(f"content of {name}")
+        (scratch / f"{name}.img.json").write_text(json.dumps({"dev": False, "startable": True, "missing": [], **facts}))
+        release.make(image, scratch / "out", key and scratch / f"{key}.key", inferctl)
+        return scratch / "out"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [({"dev": True}, "root shell"), ({"startable": False, "missing": ["start4.elf for boot-a"]}, "does not start as it is .*start4.elf")],
+)
+def test_what_is_nothing_to_ship_is_not_released(released, scratch, facts, says):
+    with pytest.raises(Failure, match=says):
+        released("a", **facts)
+    assert not (scratch / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["release", None])
+def test_one_list_is_of_every_release_in_the_folder(released, inferctl, scratch, key):
+    released("a", key)
+    folder = released("b", key)
+    (folder / "notes.txt").write_text("nobody's")
+    folder = released("a", key)
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    files = [f"{name}.img.{kind}" for name in "ab" for kind in ("bmap", "json", "zst")]
+    assert lines == [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in files]
+    rest = {"SHA256SUMS.minisig", "minisign.pub"} if key else set()
+    assert {path.name for path in folder.iterdir()} == {*files, "SHA256SUMS", "notes.txt", *rest}, "and nothing half made"
+    if key:
+        subprocess.run([inferctl, "verify", folder / "SHA256SUMS", "--pub", scratch / "release.pub"], check=True, capture_output=True)
+
+
+def test_nothing_gets_into_a_signed_list_that_was_not_signed_as_it_is(released):
+    folder = released("a")
+    before = (folder / "SHA256SUMS").read_bytes(), (folder / "SHA256SUMS.minisig").read_bytes()
+    with pytest.raises(Failure, match="is signed; a release without --release-key"):
+        released("b", key=None)
+    with pytest.raises(Failure, match="not this key's signature"):
+        released("b", key="another")
+    (folder / "a.img.json").write_text("{}")
+    with pytest.raises(Failure, match="a.img.json is not what .*SHA256SUMS says"):
+        released("b")
+    (folder / "SHA256SUMS").write_text(release.line_of(folder / "a.img.json"))
+    with pytest.raises(Failure, match="not this key's signature"):
+        released("b")
+    assert not list(folder.glob("b.*")) and (folder / "SHA256SUMS.minisig").read_bytes() == before[1]
+    (folder / "SHA256SUMS").write_bytes(before[0])
+    assert released("a"), "its own release may be made anew"
+
+
+def test_a_release_that_nobody_signed_is_not_signed_beside_another_one(released):
+    released("a", key=None)
+    with pytest.raises(Failure, match="nobody has signed .*a.img.bmap"):
+        released("b")
+
+
+def test_a_packed_image_has_its_name_only_when_it_is_whole(released, scratch, monkeypatch):
+    folder = released("a")
+    before = (folder / "a.img.zst").read_bytes()
+
+    def full(command, **_):
+        Path(command[command.index("-o") + 1]).write_bytes(before[:5])
+        raise Failure("no space left on the disk")
+
+    monkeypatch.setattr(release, "run", full)
+    with pytest.raises(Failure, match="no space left"):
+        release.pack(scratch / "a.img", folder / "a.img.zst")
+    assert (folder / "a.img.zst").read_bytes() == before
