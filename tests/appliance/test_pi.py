@@ -5,6 +5,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import json
 import subprocess
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import hosttools
 import image
 import layout as layouts
 import pytest
+import release
 import rpi
-from appliance import images, pi_firmware
+from appliance import images, pi_firmware, test_release
 from appliance import medium as media
 from steps import Failure
 
@@ -47,6 +49,13 @@ def made(pi, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pi")
     facts = images.assemble(pi, folder / "pi.img", minimal=True, dev=True, parts=folder / "parts")
     return folder / "pi.img", folder / "parts", facts
+
+
+@pytest.fixture(scope="module")
+def firmware_of(made, pi):
+    """The firmware of the board with a medium. Where this machine's archive leaves out what is not free there is no start4.elf, and
+    config.txt says which partition is bootable: everything else is as on the board."""
+    return functools.partial(pi_firmware.Firmware, board=pi, **({} if made[2]["startable"] else {"bootable": ["config.txt"]}))
 
 
 @pytest.fixture
@@ -82,7 +91,7 @@ def get(file, at, size):
         return card.read(size)
 
 
-def test_the_parts_of_an_update_are_what_the_image_has_in_its_slots(made, pi):
+def test_the_parts_of_an_update_are_what_the_image_has_in_its_slots(made, pi, firmware_of):
     file, parts, facts = made
     assert {path.name for path in parts.iterdir()} == {"rootfs", "boot-a", "boot-b"}
     for part, name in (("rootfs", "rootfs-a"), ("boot-a", "boot-a")):
@@ -90,8 +99,9 @@ def test_the_parts_of_an_update_are_what_the_image_has_in_its_slots(made, pi):
         where = partition(file, name)
         assert get(file, where.offset, where.size) == content.ljust(where.size, b"\0")
     assert not any(get(file, partition(file, "boot-b").offset, 1 << 20)), "the second slot waits for the first update"
-    assert facts["missing"] and "ramoops-pi4" in facts["missing"][0]
-    start = pi_firmware.Firmware(file, pi).start()
+    assert any("ramoops-pi4" in line for line in facts["missing"])
+    assert facts["startable"] != any("start4.elf" in line for line in facts["missing"])
+    start = firmware_of(file).start()
     assert (start.partition, start.trial) == (2, False) and start.kernel[56:60] == b"ARM\x64"
     layout = layouts.load(pi)
     assert start.cmdline == rpi.cmdline(image.board_on_debian(pi), layout, "a").strip() and "console=ttyS1,115200" in start.cmdline
@@ -111,15 +121,37 @@ def test_a_pi_5s_image_has_its_device_trees_and_says_what_it_lacks(tmp_path):
     assert firmware.choose() is None, "without its device tree it is not bootable"
 
 
-def test_an_archive_without_the_firmware_of_a_pi_4_gives_an_image_that_says_so(monkeypatch, capsys):
-    def refuse(*_, **__):
-        raise Failure("there is no package raspi-firmware")
-
-    monkeypatch.setattr(debian.Archive, "tree", refuse)
+@pytest.mark.parametrize(
+    "said",
+    ["E: Unable to locate package raspi-firmware", "E: Failed to fetch http://mirror/debian/dists/forky/non-free-firmware/binary-arm64/Packages  404  Not Found"],
+)
+def test_an_archive_without_the_firmware_of_a_pi_4_gives_an_image_that_says_so(apt, capsys, said):
+    apt(said)
     board = boards.load("rpi4")
-    given = image.firmware(board)
-    assert given.path is None and "there is no package" in capsys.readouterr().out
+    given = image.firmware(board, refresh=True)
+    assert given.path is None and "does not have raspi-firmware" in capsys.readouterr().out
     assert "start4.elf and fixup4.dat" in image.missing(board, given)[0] and "github.com/raspberrypi/firmware" in image.missing(board, given)[0]
+
+
+@pytest.mark.parametrize("said", ["E: Failed to fetch http://mirror/debian/dists/forky/InRelease  Could not resolve", "E: Hash Sum mismatch"])
+def test_an_archive_that_cannot_be_asked_gives_no_image_without_firmware(apt, said):
+    apt(said)
+    with pytest.raises(Failure, match=said):
+        image.firmware(boards.load("rpi4"), refresh=True)
+
+
+@pytest.fixture
+def apt(monkeypatch):
+    """An apt that fails with these words."""
+
+    def fails(said):
+        def run(command, **_):
+            raise Failure(f"`{command[0]}` ended with status 100\n{said}")
+
+        monkeypatch.setattr(debian, "run", run)
+        monkeypatch.setattr(debian, "mirror", lambda: "http://mirror/debian")
+
+    return fails
 
 
 def test_a_system_in_a_slot_is_the_same_when_it_is_made_again(made, pi, tmp_path):
@@ -135,13 +167,19 @@ def autoboot(chosen):
     return rpi.autoboot(layouts.load(boards.load("rpi4")), chosen)
 
 
-# autoboot.txt, what else is wrong, how the board restarts: the partition that is started, and whether on trial.
-STATES = {
+# autoboot.txt, what else is wrong, how the board restarts: the partition that is started, and whether on trial. What the documents say ...
+DOCUMENTED = {
     "as it is flashed": (lambda: autoboot("a"), (), "", (2, False)),
     "the other one chosen": (lambda: autoboot("b"), (), "", (3, False)),
     "a trial": (lambda: autoboot("a"), (), "0 tryboot", (3, True)),
     "a trial of the first": (lambda: autoboot("b"), (), "0 tryboot", (2, True)),
     "a partition that was asked for": (lambda: autoboot("a"), (), "3", (3, False)),
+    "another filter": (lambda: b"[none]\nboot_partition=3\n[all]\nboot_partition=2\n".ljust(512, b"\n"), (), "", (2, False)),
+    "the chosen one gone": (lambda: autoboot("b"), ("boot-b",), "", (2, False)),
+    "both gone": (lambda: autoboot("a"), ("boot-a", "boot-b"), "", None),
+}
+# ... and guesses, where they say nothing: a board may do otherwise.
+GUESSED = {
     "an empty autoboot.txt": (lambda: bytes(512), (), "", (2, False)),
     "one of 0xff": (lambda: b"\xff" * 512, (), "", (2, False)),
     "one of 0xff, a trial": (lambda: b"\xff" * 512, (), "0 tryboot", None),
@@ -150,21 +188,18 @@ STATES = {
     "one torn within a name": (lambda: autoboot("b")[:24] + bytes(488), (), "", (2, False)),
     "no number": (lambda: b"boot_partition=two\n".ljust(512, b"\n"), (), "", (2, False)),
     "more than the firmware reads": (lambda: b"#".ljust(511, b"#") + b"\nboot_partition=3\n", (), "", (2, False)),
-    "another filter": (lambda: b"[none]\nboot_partition=3\n[all]\nboot_partition=2\n".ljust(512, b"\n"), (), "", (2, False)),
-    "the chosen one gone": (lambda: autoboot("b"), ("boot-b",), "", (2, False)),
     "the tried one gone": (lambda: autoboot("a"), ("boot-b",), "0 tryboot", (2, True)),
-    "both gone": (lambda: autoboot("a"), ("boot-a", "boot-b"), "", None),
 }
 
 
-def test_the_state_of_a_card_decides_which_partition_starts(made, pi, tmp_path):
+def test_the_state_of_a_card_decides_which_partition_starts(made, firmware_of, tmp_path):
     card = media_of(made, tmp_path / "card.img")
-    firmware = pi_firmware.Firmware(card, pi)
+    firmware = firmware_of(card)
     at = firmware.sector_of_autoboot() * layouts.SECTOR
     assert get(card, at, 512) == autoboot("a")
     heads = {name: (partition(card, name).offset, get(card, partition(card, name).offset, 512)) for name in ("boot-a", "boot-b")}
     whole = get(card, partition(card, "boot").offset, partition(card, "boot").size)
-    for state, (text, gone, command, expected) in STATES.items():
+    for state, (text, gone, command, expected) in (DOCUMENTED | GUESSED).items():
         replace_autoboot(firmware, text(), tmp_path)
         for name in gone:
             put(card, heads[name][0], bytes(512))
@@ -192,8 +227,8 @@ def replace_autoboot(firmware, content, folder):
 
 
 @pytest.mark.parametrize("settings", [{"walk": False}, {"built": "2025-08-19"}])
-def test_without_the_partition_walk_a_chosen_system_that_is_gone_is_the_end(medium, pi, settings):
-    firmware = pi_firmware.Firmware(medium, pi, **settings)
+def test_without_the_partition_walk_a_chosen_system_that_is_gone_is_the_end(medium, firmware_of, settings):
+    firmware = firmware_of(medium, **settings)
     put(medium, firmware.sector_of_autoboot() * layouts.SECTOR, autoboot("b"))
     assert firmware.choose() == (3, False)
     put(medium, partition(medium, "boot-b").offset, bytes(512))
@@ -206,16 +241,28 @@ def test_a_bootloader_of_the_floor_walks_on_and_an_older_one_does_not(name, befo
     assert pi_firmware.Firmware("no medium", board).walk and not pi_firmware.Firmware("no medium", board, built=before).walk
 
 
+def test_a_used_card_is_a_raspberry_pi_when_what_the_block_map_names_was_written(made, inferctl, tmp_path):
+    file, card = tmp_path / "pi.img", tmp_path / "card"
+    media.copy_sparse(made[0], file)
+    (tmp_path / "pi.img.bmap").write_text(release.bmap(file))
+    (tmp_path / "pi.img.json").write_text(json.dumps(made[2]))
+    test_release.used_card(card, file)
+    command = [inferctl, "--json", "flash", file, card, "--file", "--yes", "--board", "rpi4"]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert said["bmap"] and said["written_bytes"] < file.stat().st_size * 2 / 3
+    test_release.whole(card, file)
+
+
 def bootloader(machine):
     """What the firmware tells the kernel of this start: the partition, and whether on trial."""
     read = "cd /proc/device-tree/chosen/bootloader && for name in partition tryboot; do od -A n -t x1 $name; done"
     return tuple(int(line.replace(" ", ""), 16) for line in machine.sh(read).splitlines())
 
 
-def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(board, medium, pi, packages, tmp_path):
+def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(board, medium, firmware_of, packages, tmp_path):
     if board.architecture_in_rust != "aarch64":
         pytest.skip("a Raspberry Pi's programs are those of aarch64")
-    firmware = pi_firmware.Firmware(medium, pi)
+    firmware = firmware_of(medium)
     wanted = [f"{name} {board.module_parameters.get(name, '')}".strip() for name in board.modules if name not in VIRT]
     drivers = pi_firmware.other_drivers(packages, wanted)
     with pi_firmware.Started(board, firmware, drivers, dev=True) as machine:
@@ -227,7 +274,7 @@ def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(boar
         machine.wait_ready(PATIENCE_S)
         assert bootloader(machine) == (NUMBERS["b"], 1) and machine.sh("cat /run/inferd/slot") == "b"
         # Whatever ends the trial now: the next start is the old system's.
-        after = pi_firmware.Firmware(medium, pi)
+        after = firmware_of(medium)
         after.reset()
         assert after.choose() == (NUMBERS["a"], False)
         text = base64.b64encode(autoboot("b")).decode()
@@ -239,7 +286,7 @@ def test_a_pis_other_system_is_tried_once_and_stays_when_one_sector_says_so(boar
         assert bootloader(machine) == (NUMBERS["b"], 0) and machine.sh("cat /run/inferd/slot") == "b"
 
 
-def test_the_image_of_a_raspberry_pi_serves_on_the_one_that_qemu_knows_best(board, made, pi, packages, tmp_path):
+def test_the_image_of_a_raspberry_pi_serves_on_the_one_that_qemu_knows_best(board, made, pi, firmware_of, packages, tmp_path):
     if board.architecture_in_rust != "aarch64":
         pytest.skip("a Raspberry Pi's programs are those of aarch64")
     card = tmp_path / "card.img"
@@ -250,7 +297,7 @@ def test_the_image_of_a_raspberry_pi_serves_on_the_one_that_qemu_knows_best(boar
     mine = [name for name in pi.modules if name != pi.watchdog.driver]
     drivers = pi_firmware.other_drivers(packages, [*RASPI3B, *mine])
     tree = image.the_one(packages, "usr/lib/linux-image-*/broadcom/bcm2837-rpi-3-b.dtb")
-    firmware = pi_firmware.Firmware(made[0], pi)
+    firmware = firmware_of(made[0])
     with pi_firmware.OnRaspi3b(board, card, firmware, drivers, tree, wait=False) as machine:
         machine.wait_for_console(r"INFERD-UP \S+ slot=a data=ext4", PATIENCE_S)
         machine.wait_for_console(r"initramfs: this image lacks the overlay ramoops-pi4", PATIENCE_S)
