@@ -165,7 +165,7 @@ def beside(disk, ending):
 
 def facts(board, disk, recipe):
     """What `inferctl flash` reads beside an image: for which board, whether with a root shell, and its checksum."""
-    return {"board": board.name, "dev": recipe.endswith("-dev"), "sha256": image.digest(disk), "image_bytes": disk.stat().st_size}
+    return {"board": board.name, "dev": recipe.endswith("-dev"), "startable": True, "missing": [], "sha256": image.digest(disk), "image_bytes": disk.stat().st_size}
 
 
 def _mib(size):
