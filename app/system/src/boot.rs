@@ -88,6 +88,12 @@ pub trait Backend: Send {
     /// [`BootError`].
     fn arm(&self, slot: Slot) -> Result<Restart, BootError>;
 
+    /// Takes back what [`Self::arm`] told, also when it was told only in part. Nothing is armed: nothing is written.
+    ///
+    /// # Errors
+    /// [`BootError`]; then the next start may try the other system.
+    fn disarm(&self) -> Result<(), BootError>;
+
     /// Chooses the system that runs. Done already: nothing is written.
     ///
     /// # Errors

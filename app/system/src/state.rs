@@ -148,6 +148,8 @@ pub enum Start {
     Nothing,
     /// This is the system on trial: watch it, then commit it or give it up.
     Watch,
+    /// It was started to be tried, and no trial is known of: nobody could say whether it stays. The board is to be restarted.
+    Unasked,
     /// It was committed, and the record does not say so yet.
     Committed,
     /// The old system is back; the new one is tried again.
@@ -187,7 +189,7 @@ impl State {
     #[must_use]
     pub fn at_start(&self, now: Now, ended: Ended, boot: u64) -> Start {
         let Phase::Trial { slot, tries, boot: armed, gave_up, .. } = &self.phase else {
-            return Start::Nothing;
+            return if now.on_trial && now.runs != now.chosen { Start::Unasked } else { Start::Nothing };
         };
         if now.runs == *slot {
             // Chosen for good, whoever chose it: a commit whose record did not come to the medium.
@@ -232,7 +234,7 @@ impl State {
         let Phase::Trial { slot, about, tries, .. } = &self.phase else { return None };
         let mut tries = *tries;
         let (outcome, reason) = match start {
-            Start::Nothing | Start::Watch => return None,
+            Start::Nothing | Start::Watch | Start::Unasked => return None,
             Start::Committed => return Some(self.committed(boot)),
             Start::Again(reason) => (Outcome::Interrupted, reason),
             Start::Returned(reason) => (Outcome::Returned, reason),

@@ -254,10 +254,25 @@ impl<M: Medium> Systems<M> {
             Ok(restart) => Ok(restart),
             Err(error) => {
                 let why = reason("boot-backend", error);
-                self.set(staged)?;
+                self.take_back(staged)?;
                 Err(why)
             }
         }
+    }
+
+    /// Takes an armed try back: nobody restarts the board for it, and no later start is to try it unasked.
+    ///
+    /// # Errors
+    /// Why not. Then it stays armed, and on trial.
+    pub fn disarm(&mut self) -> Result<(), Reason> {
+        let Phase::Trial { slot, about, tries, .. } = self.state.phase.clone() else { return Ok(()) };
+        self.take_back(State { phase: Phase::Staged { slot, about, tries }, ..self.state.clone() })
+    }
+
+    /// What is not on trial any more is not armed either: the boot loader is told first, so that whatever it starts is watched.
+    fn take_back(&mut self, next: State) -> Result<(), Reason> {
+        self.backend.disarm().map_err(|e| reason("boot-backend", e))?;
+        self.set(next)
     }
 
     /// Finds out at a start what became of a trial, and writes that down. Asked once a boot, with the end of the boot before.
@@ -265,12 +280,9 @@ impl<M: Medium> Systems<M> {
     /// # Errors
     /// When it cannot be found out, or not be kept.
     pub fn start(&mut self, ended: Ended) -> Result<Start, Reason> {
-        if !matches!(self.state.phase, Phase::Trial { .. }) {
-            return Ok(Start::Nothing);
-        }
         let start = self.state.at_start(self.now()?, ended, self.boot);
         if let Some(next) = self.state.after(&start, self.boot) {
-            self.set(next)?;
+            self.take_back(next)?;
         }
         Ok(start)
     }

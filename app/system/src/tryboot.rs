@@ -132,6 +132,11 @@ impl<S: Sectors> Backend for Tryboot<S> {
         Ok(self.restart())
     }
 
+    fn disarm(&self) -> Result<(), BootError> {
+        // Nothing was told to anybody.
+        Ok(())
+    }
+
     fn commit(&self) -> Result<(), BootError> {
         let (now, file, at) = self.state()?;
         if now.chosen == now.runs {

@@ -97,6 +97,14 @@ impl<S: Sectors> Backend for Uboot<S> {
         Ok(self.restart())
     }
 
+    fn disarm(&self) -> Result<(), BootError> {
+        let (record, next) = self.record()?;
+        match record.tried {
+            Some(_) => self.write(Record { generation: record.generation + 1, tried: None, ..record }, next),
+            None => Ok(()),
+        }
+    }
+
     fn commit(&self) -> Result<(), BootError> {
         let (now, record, next) = self.state()?;
         let want = Record { generation: record.generation + 1, chosen: now.runs, tried: None };

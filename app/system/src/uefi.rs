@@ -84,6 +84,10 @@ macro_rules! refusing {
                 Err($refused(self).into())
             }
 
+            fn disarm(&self) -> Result<(), BootError> {
+                Ok(())
+            }
+
             fn commit(&self) -> Result<(), BootError> {
                 Err($refused(self).into())
             }

@@ -88,6 +88,8 @@ struct Inner {
     pending: Vec<(usize, usize, usize, Vec<u8>)>,
     files: BTreeMap<String, Vec<u8>>,
     bootstate: BTreeMap<u64, [u8; SECTOR]>,
+    /// The next write of a record comes to the medium, and an error comes back.
+    lands_and_fails: bool,
     boot: u64,
 }
 
@@ -112,6 +114,7 @@ impl World {
             pending: Vec::new(),
             files: BTreeMap::new(),
             bootstate: BTreeMap::new(),
+            lands_and_fails: false,
             boot: 1,
         })))
     }
@@ -217,8 +220,11 @@ impl Sectors for Bootstate {
     }
     fn write(&self, at: u64, sector: &[u8; SECTOR]) -> io::Result<()> {
         self.0.spend()?;
-        self.0.with(|w| w.bootstate.insert(at, *sector));
-        Ok(())
+        let fails = self.0.with(|w| {
+            w.bootstate.insert(at, *sector);
+            std::mem::take(&mut w.lands_and_fails)
+        });
+        if fails { Err(io::Error::other("the disk is unsure")) } else { Ok(()) }
     }
 }
 
@@ -292,6 +298,7 @@ fn update(world: &World, version: u64, mut ended: Ended) -> Result<(), Reason> {
                 continue;
             }
             Start::Returned(why) => panic!("{why:?}"),
+            Start::Unasked => panic!("a try that nobody watches"),
             Start::Nothing | Start::Committed | Start::Again(_) => {}
         }
         assert!(systems.state().floor("os") >= floor);
@@ -523,6 +530,58 @@ fn a_system_that_comes_back_says_why_and_is_tried_as_often_as_its_end_allows() {
     let why = || Reason { code: "not-ready".into(), sentence: "model x does not serve".into() };
     let (verdicts, tries) = tried(Ended::Request, |systems| systems.give_up(why()).unwrap());
     assert_eq!((verdicts, tries), (vec![told(Outcome::Returned, "not-ready")], 1));
+}
+
+/// A device with version 2 in slot b, up to `Staged`.
+fn staged() -> World {
+    let world = World::new();
+    world.systems("inferd.slot=a").unwrap().install(&mut bundle(2).as_slice(), &facts(&trust())).unwrap();
+    world
+}
+
+#[test]
+fn a_try_that_was_not_to_be_is_taken_out_of_the_boot_loaders_record() {
+    let trust = trust();
+    // Told, though the disk says that it was not.
+    let world = staged();
+    world.with(|w| w.lands_and_fails = true);
+    let mut old = world.systems("inferd.slot=a").unwrap();
+    assert_eq!(old.arm(Some(&trust)).unwrap_err().code, "boot-backend");
+    assert!(matches!(old.state().phase, Phase::Staged { .. }));
+    assert_eq!(world.starts().unwrap(), "inferd.slot=a", "what was not begun does not start");
+    // Told, and nobody restarts the board.
+    old.arm(Some(&trust)).unwrap();
+    old.disarm().unwrap();
+    assert!(matches!(old.state().phase, Phase::Staged { .. }));
+    assert_eq!(world.starts().unwrap(), "inferd.slot=a");
+    // Told, but U-Boot could not write and started what is chosen.
+    old.arm(Some(&trust)).unwrap();
+    world.with(|w| w.boot += 1);
+    let back = world.systems("inferd.slot=a").unwrap().start(Ended::Request).unwrap();
+    assert!(matches!(back, Start::Again(_) | Start::Returned(_)), "{back:?}");
+    assert_eq!(world.starts().unwrap(), "inferd.slot=a");
+    // It cannot be taken back: then it stays a trial, and is watched.
+    let world = staged();
+    let mut old = world.systems("inferd.slot=a").unwrap();
+    old.arm(Some(&trust)).unwrap();
+    world.with(|w| w.left = Some(0));
+    assert_eq!(old.disarm().unwrap_err().code, "boot-backend");
+    world.with(|w| w.left = None);
+    let cmdline = world.starts().unwrap();
+    assert_eq!(world.systems(&cmdline).unwrap().start(Ended::Power).unwrap(), Start::Watch);
+}
+
+#[test]
+fn a_system_that_is_tried_unasked_is_no_trial_and_says_so() {
+    let world = staged();
+    for (cmdline, want) in [
+        ("inferd.slot=b inferd.try=1", Start::Unasked),
+        ("inferd.slot=a inferd.try=1", Start::Nothing),
+        ("inferd.slot=a", Start::Nothing),
+        ("inferd.slot=b", Start::Nothing),
+    ] {
+        assert_eq!(world.systems(cmdline).unwrap().start(Ended::Power).unwrap(), want, "{cmdline}");
+    }
 }
 
 #[test]
