@@ -135,6 +135,8 @@ pub enum Ended {
     Power,
     /// Somebody asked for it.
     Request,
+    /// Somebody asked for it, and the watchdog reset the board then or behind it.
+    Overdue,
     /// The kernel panicked, or ran out of memory.
     Panic,
     /// The watchdog.
@@ -215,12 +217,24 @@ impl State {
             }
         };
         match ended {
-            // The very next boot is the old system again: nothing of the new one ran that could have asked for a restart.
+            // Boots count from their keeper on, so what is found is the end of the boot that armed: the boot loader could not start the new
+            // system, or that ended before its keeper came.
             Ended::Request if boot == armed + 1 => {
-                Start::Returned(reason("not-started", "the boot loader could not start the new system"))
+                let sentence = "the new system did not come as far as its keeper";
+                if tries.interruptions < MAX_INTERRUPTIONS {
+                    Start::Again(reason("not-started", sentence))
+                } else {
+                    let why = format!("{sentence}: it is not tried any more");
+                    Start::Returned(reason("not-started", &why))
+                }
+            }
+            Ended::Overdue if boot == armed + 1 => {
+                failed("watchdog-reset", "the watchdog reset the board before the new system had a keeper")
             }
             Ended::Power => interrupted("the power went while the new system was tried"),
-            Ended::Request => interrupted("somebody restarted the board while the new system was tried"),
+            Ended::Request | Ended::Overdue => {
+                interrupted("somebody restarted the board while the new system was tried")
+            }
             Ended::Panic => failed("kernel-panic", "the kernel panicked while the new system was tried"),
             Ended::Watchdog => {
                 failed("watchdog-reset", "the watchdog reset the board while the new system was tried")
@@ -241,7 +255,7 @@ impl State {
         };
         match reason.code.as_str() {
             "kernel-panic" | "watchdog-reset" => tries.failures += 1,
-            "trial-interrupted" | "interrupted-too-often" => tries.interruptions += 1,
+            "trial-interrupted" | "interrupted-too-often" | "not-started" => tries.interruptions += 1,
             _ => {}
         }
         let phase = match outcome {
@@ -366,12 +380,29 @@ mod tests {
     }
 
     #[test]
-    fn a_system_that_the_boot_loader_cannot_start_is_told_from_one_that_was_restarted() {
+    fn a_system_without_a_keeper_is_told_from_one_that_was_restarted_and_tried_again() {
         let state = trial(Tries::default(), None);
         let next = state.at_start(BACK, Ended::Request, 11);
-        assert!(matches!(next, Start::Returned(r) if r.code == "not-started"));
+        assert!(matches!(&next, Start::Again(r) if r.code == "not-started"), "the power may have gone early");
+        let Phase::Staged { tries, .. } = state.after(&next, 11).unwrap().phase else { panic!() };
+        assert_eq!(tries, Tries { interruptions: 1, failures: 0 });
+        let often = trial(Tries { interruptions: MAX_INTERRUPTIONS, failures: 0 }, None);
+        let last = often.at_start(BACK, Ended::Request, 11);
+        assert!(matches!(last, Start::Returned(r) if r.code == "not-started"));
         let later = state.at_start(BACK, Ended::Request, 12);
         assert!(matches!(later, Start::Again(r) if r.code == "trial-interrupted"));
+    }
+
+    #[test]
+    fn a_watchdog_before_the_new_systems_keeper_is_held_against_it_and_one_behind_a_restart_is_not() {
+        let first = trial(Tries::default(), None);
+        let start = first.at_start(BACK, Ended::Overdue, 11);
+        assert!(matches!(&start, Start::Again(r) if r.code == "watchdog-reset"));
+        let second = trial(Tries { interruptions: 0, failures: 1 }, None);
+        let start = second.at_start(BACK, Ended::Overdue, 11);
+        assert!(matches!(&start, Start::Returned(r) if r.code == "watchdog-reset"));
+        let start = second.at_start(BACK, Ended::Overdue, 12);
+        assert!(matches!(&start, Start::Again(r) if r.code == "trial-interrupted"));
     }
 
     #[test]

@@ -163,7 +163,13 @@ impl World {
 
     /// The board starts: U-Boot's script takes a try out and starts it, or what is chosen. The kernel's command line.
     fn starts(&self) -> Result<String, Reason> {
+        let cmdline = self.starts_without_a_keeper()?;
         self.with(|w| w.boot += 1);
+        Ok(cmdline)
+    }
+
+    /// The board starts, and is lost before its keeper counts that.
+    fn starts_without_a_keeper(&self) -> Result<String, Reason> {
         let sectors = Bootstate(self.clone());
         let records = PLACES.map(|at| Record::decode(&sectors.sector(at)));
         let (at, record) =
@@ -349,8 +355,14 @@ fn a_power_cut_at_any_operation_of_two_system_updates_leaves_a_whole_system_that
                 1 => true,
                 _ => random.next_u32() % 2 == 0,
             });
+            let mut ended = Ended::Power;
+            if mode == 3 {
+                // It goes again before a keeper came, which would have found that the boot before was asked to end.
+                world.starts_without_a_keeper().unwrap();
+                ended = Ended::Request;
+            }
             for version in [2, 3] {
-                update(&world, version, Ended::Power)
+                update(&world, version, std::mem::replace(&mut ended, Ended::Power))
                     .unwrap_or_else(|e| panic!("cut at {n}, mode {mode}: {e:?}"));
             }
             assert_eq!(world.version(Slot::A), Some(3), "version 3 runs from slot a");
@@ -569,6 +581,22 @@ fn a_try_that_was_not_to_be_is_taken_out_of_the_boot_loaders_record() {
     world.with(|w| w.left = None);
     let cmdline = world.starts().unwrap();
     assert_eq!(world.systems(&cmdline).unwrap().start(Ended::Power).unwrap(), Start::Watch);
+}
+
+#[test]
+fn a_system_that_is_lost_before_its_keeper_comes_is_tried_again() {
+    let (world, trust) = (staged(), trust());
+    for n in 0..=MAX_INTERRUPTIONS {
+        world.systems("inferd.slot=a").unwrap().arm(Some(&trust)).unwrap();
+        assert_eq!(world.starts_without_a_keeper().unwrap(), "inferd.slot=b inferd.try=1");
+        let cmdline = world.starts().unwrap();
+        let start = world.systems(&cmdline).unwrap().start(Ended::Request).unwrap();
+        match start {
+            Start::Again(why) if n < MAX_INTERRUPTIONS => assert_eq!(why.code, "not-started"),
+            Start::Returned(why) if n == MAX_INTERRUPTIONS => assert_eq!(why.code, "not-started"),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
 }
 
 #[test]
