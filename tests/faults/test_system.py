@@ -3,7 +3,9 @@
 What the kernel and U-Boot do on a board is not here; every byte of the partitions and of U-Boot's records is.
 """
 
+import fcntl
 import json
+import os
 import struct
 import subprocess
 import zlib
@@ -77,6 +79,8 @@ class Board:
         self.keeper.state(boot=self.boots, reset={"reason": reason, "sentence": ""}, **changes)
 
     def command(self, *verb):
+        if verb == ("watch",):
+            verb = ("watch", "--hold", "1")
         where = ["--config", self.folder / "system.toml", "--folder", self.data, "--run", self.keeper.folder, "--root", self.root]
         return [str(part) for part in (inferd_program(), "system", *where, *verb)]
 
@@ -98,11 +102,11 @@ class Board:
     def restarts(self):
         return [order["why"] for order in self.keeper.orders if order["ask"] == "reboot"]
 
-    def says(self, *reasons, age_ms=0):
+    def says(self, *reasons, age_ms=0, pid=1):
         """What a daemon says of itself."""
         with open("/proc/uptime") as uptime:
             now = int(float(uptime.read().split()[0]) * 1000) - age_ms
-        (self.root / "run/inferd/daemon/commit-ready").write_text(json.dumps({"uptime_ms": now, "reasons": reasons}))
+        (self.root / "run/inferd/daemon/commit-ready").write_text(json.dumps({"uptime_ms": now, "pid": pid, "reasons": reasons}))
 
     def bundle(self, version, *options, key="system", board="qemu-aarch64"):
         rootfs, boot = self.folder / f"rootfs-{version}", self.folder / f"boot-{version}"
@@ -110,7 +114,7 @@ class Board:
         boot.write_bytes(f"boot {version} ".encode() * 4000)
         output = self.folder / f"os-{version}-{key}-{board}.imb"
         command = ["--system", "--version", version, "--board", board, "--rootfs", rootfs, "--boot", boot]
-        command += ["--probation-seconds", 1, "--key", self.office.at(f"{key}.key"), "-o", output, *options]
+        command += ["--probation-seconds", 30, "--key", self.office.at(f"{key}.key"), "-o", output, *options]
         self.office.run("bundle", "build", *command)
         return output
 
@@ -227,6 +231,61 @@ def test_a_system_in_safe_mode_does_not_stay_and_says_why(board):
     assert board.restarts() == []
 
 
+def test_a_daemon_that_is_not_ready_or_says_nothing_new_keeps_its_system_from_being_committed(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    for reasons, age_ms, why in ((["model x does not serve"], 0, "model x does not serve"), ([], 60_000, "has said nothing for")):
+        assert board.start("request") == "b"
+        board.says(*reasons, age_ms=age_ms)
+        board.ok("watch", "--hold", "1", "--grace", "1")
+        assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
+        assert board.start("request") == "a"
+        board.ok("watch")
+        verdict = board.status()["state"]["verdicts"][-1]
+        assert verdict["code"] == "not-ready" and why in verdict["sentence"]
+        board.ok("install", board.bundle(2))
+        board.ok("try")
+
+
+def test_a_try_that_nobody_restarts_the_board_for_is_taken_back(board):
+    board.ok("install", board.bundle(2))
+    board.keeper.answers = {"answer": "refused", "why": "no"}
+    board.no("no-keeper", "try")
+    assert "try" not in board.record()[0] and board.status()["state"]["phase"] == "staged"
+
+
+def test_a_system_that_is_tried_unasked_or_without_its_own_root_filesystem_does_not_stay(board):
+    board.ok("install", board.bundle(2))
+    (board.root / "proc/cmdline").write_text("inferd.slot=b inferd.try=1\n")
+    (board.root / "run/inferd/slot").write_text("b\n")
+    board.no("no-trial", "watch")
+    assert len(board.restarts()) == 1
+    board.start("request")
+    board.ok("try")
+    board.start("request")
+    (board.root / "run/inferd/slot").write_text("a\n")
+    board.ok("watch")
+    assert len(board.restarts()) == 1
+    assert board.start("request") == "a"
+    board.ok("watch")
+    assert board.status()["state"]["verdicts"][-1]["code"] == "no-rootfs" and board.restarts() == []
+
+
+def test_only_one_changes_systems_at_a_time(board):
+    holder = os.open(board.data, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    board.no("busy", "install", board.bundle(2))
+    os.close(holder)
+    board.ok("install", board.bundle(2))
+
+
+def test_a_pi_takes_no_system_that_it_could_not_try(board):
+    (board.root / "etc/inferd/board.toml").write_text('name = "rpi4"\n[boot]\nbackend = "rpi-tryboot"\n')
+    before = [board.partition(name).read_bytes() for name in PARTITIONS]
+    board.no("boot-backend", "install", board.bundle(2, board="rpi4"))
+    assert [board.partition(name).read_bytes() for name in PARTITIONS] == before
+
+
 def test_a_daemon_is_ready_to_be_committed_only_while_it_says_so(board, native):
     """The daemon's own word, while a trial is on: while it starts there are reasons, afterwards none."""
     board.ok("install", board.bundle(2))
@@ -235,7 +294,6 @@ def test_a_daemon_is_ready_to_be_committed_only_while_it_says_so(board, native):
     file = board.root / "run/inferd/daemon/commit-ready"
     config = (board.folder / "system.toml").read_text()
     daemon = native(config=config, env=board.keeper.env)
-    assert not file.exists(), "without a trial nothing is told"
     (board.keeper.folder / "system-trial").touch()
     until(lambda: file.exists() and json.loads(file.read_text())["reasons"] == [], daemon)
     board.ok("watch")

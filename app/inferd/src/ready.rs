@@ -25,6 +25,8 @@ const MAX_BYTES: u64 = 64 << 10;
 pub struct Ready {
     /// When it was written, since the kernel started.
     pub uptime_ms: u64,
+    /// Whose word it is: a daemon that was started again begins anew.
+    pub pid: u32,
     /// What keeps this system from being committed.
     pub reasons: Vec<String>,
 }
@@ -59,7 +61,7 @@ pub async fn tell(app: Arc<App>, mark: PathBuf, folder: PathBuf) {
             continue;
         }
         let uptime_ms = u64::try_from(history::uptime().as_millis()).unwrap_or(u64::MAX);
-        let ready = Ready { uptime_ms, reasons: inferd_api::commit_reasons(&app) };
+        let ready = Ready { uptime_ms, pid: std::process::id(), reasons: inferd_api::commit_reasons(&app) };
         let bytes = serde_json::to_vec(&ready).unwrap_or_default();
         let written = inferd_slots::replace(&folder.join(FILE), &bytes);
         if let (Err(error), true) = (&written, told) {
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn a_daemon_is_ready_when_it_says_so_and_has_said_so_just_now() {
         let said = |uptime_ms, reasons: &[&str]| {
-            Some(Ready { uptime_ms, reasons: reasons.iter().map(|r| (*r).to_owned()).collect() })
+            Some(Ready { uptime_ms, pid: 1, reasons: reasons.iter().map(|r| (*r).to_owned()).collect() })
         };
         let now = Duration::from_secs(100);
         assert_eq!(judge(said(99_000, &[]), now), Ok(()));
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn what_is_told_is_read_and_half_a_file_says_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let ready = Ready { uptime_ms: 7, reasons: vec!["x".into()] };
+        let ready = Ready { uptime_ms: 7, pid: 1, reasons: vec!["x".into()] };
         std::fs::write(file.path(), serde_json::to_vec(&ready).unwrap()).unwrap();
         assert_eq!(Ready::read(file.path()).map(|r| r.reasons), Some(vec!["x".to_owned()]));
         std::fs::write(file.path(), "{\"uptime_ms\": 7").unwrap();

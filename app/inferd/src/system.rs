@@ -14,6 +14,8 @@ use inferd_system::{Backend, Facts, Folder, Places, Restart, Systems, View};
 use inferd_watch::ask::{self, Answer, Ask};
 use inferd_watch::history::{self, ResetReason};
 use inferd_watch::state::KeeperState;
+use inferd_watch::watchdog::CARDRESET;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,12 +24,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How long a new system has to become ready, beside the time that it has to stay so.
-const GRACE: Duration = Duration::from_secs(600);
+/// The longest that a model's trial, which passes by itself, puts that off.
+const MODELS: Duration = Duration::from_secs(604_800);
 /// How long the keeper's word about this boot is waited for.
 const KEEPER: Duration = Duration::from_secs(60);
 /// How often the daemon is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
 /// Installs, tries, commits and shows the systems of this board; for root.
 #[derive(Debug, Parser)]
 #[command(
@@ -64,7 +67,14 @@ enum Verb {
     /// Restart the board to try what was installed
     Try,
     /// Look after a trial; for init
-    Watch,
+    Watch {
+        /// How long a new system has to become ready, beside the time that it has to stay so
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        grace: u64,
+        /// How long it has to stay ready, instead of what its bundle says
+        #[arg(long, value_name = "SECONDS")]
+        hold: Option<u64>,
+    },
 }
 
 /// The program in this role.
@@ -98,6 +108,11 @@ fn because(code: &str, sentence: impl std::fmt::Display) -> Reason {
     Reason { code: code.to_owned(), sentence: sentence.to_string() }
 }
 
+/// Whether nothing but a model's trial is against a commit.
+fn waits_for_a_model(said: &Ready) -> bool {
+    !said.reasons.is_empty() && said.reasons.iter().all(|reason| reason.ends_with(inferd_rollout::ON_TRIAL))
+}
+
 struct Desk {
     cli: Cli,
     config: Config,
@@ -108,10 +123,34 @@ impl Desk {
     fn act(&self) -> Result<(), Reason> {
         match &self.cli.verb {
             Verb::Status => self.status(),
-            Verb::Install { file } => self.install(file),
-            Verb::Try => self.try_it(&mut self.open(self.keeper()?.boot)?),
-            Verb::Watch => self.watch().inspect_err(|_| self.away_from_a_trial()),
+            Verb::Install { file } => {
+                let _alone = self.alone()?;
+                self.install(file)
+            }
+            Verb::Try => {
+                let _alone = self.alone()?;
+                self.try_it(&mut self.open(self.keeper()?.boot)?)
+            }
+            Verb::Watch { grace, hold } => {
+                let span = |seconds: u64| Duration::from_secs(seconds);
+                self.watch(span(*grace), hold.map(span)).inspect_err(|_| self.away_from_a_trial())
+            }
         }
+    }
+
+    /// Keeps everybody else from changing anything for as long as it lives: one slot is written by one, and one record.
+    fn alone(&self) -> Result<Flock<File>, Reason> {
+        let folder = &self.cli.folder;
+        let nowhere = || format!("{} is not there: nothing outlives a restart here", folder.display());
+        let open = File::open(folder).map_err(|_| because("medium-failed", nowhere()))?;
+        Flock::lock(open, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, _)| because("busy", "another `inferd system` is at work, or a trial is watched"))
+    }
+
+    /// Whether the boot loader says that this system was started to be tried. It may be chosen by now.
+    fn tried(&self) -> bool {
+        let cmdline = fs::read_to_string(self.cli.root.join("proc/cmdline")).unwrap_or_default();
+        inferd_system::is_try(&cmdline)
     }
 
     fn keeper(&self) -> Result<KeeperState, Reason> {
@@ -131,13 +170,6 @@ impl Desk {
         let (_, backend) = self.backend()?;
         backend.preflight().map_err(|refused| because(refused.code, &refused))?;
         let parts = self.places.parts().map_err(|e| because("boot-backend", e))?;
-        if !self.cli.folder.is_dir() {
-            let folder = self.cli.folder.display();
-            return Err(because(
-                "medium-failed",
-                format!("{folder} is not there: nothing outlives a restart here"),
-            ));
-        }
         Systems::open(backend, parts, Box::new(Folder(self.cli.folder.clone())), boot)
     }
 
@@ -168,7 +200,10 @@ impl Desk {
         } else {
             Box::new(File::open(file).map_err(unreadable)?)
         };
-        let (board, _) = self.backend()?;
+        let (board, backend) = self.backend()?;
+        backend.preflight().map_err(|refused| because(refused.code, &refused))?;
+        // What cannot be tried is not worth the system that lies there.
+        self.can_try(&*backend)?;
         let trust = self.trust()?;
         let facts = Facts { trust: trust.as_ref(), board: &board, version: env!("CARGO_PKG_VERSION") };
         let about = self.open(0)?.install(&mut from, &facts)?;
@@ -179,9 +214,8 @@ impl Desk {
         Ok(())
     }
 
-    /// Arms, and has the keeper restart the board.
-    fn try_it(&self, systems: &mut Systems<FileMedium>) -> Result<(), Reason> {
-        let (_, backend) = self.backend()?;
+    /// Whether this version can have a board with such a backend try a system, and watch that.
+    fn can_try(&self, backend: &dyn Backend) -> Result<(), Reason> {
         if backend.restart() != Restart::Plain {
             let why = "this version does not restart a board as its firmware asks for a try";
             return Err(because("boot-backend", format!("{}: {why}", backend.name())));
@@ -193,8 +227,20 @@ impl Desk {
                 "an image with systemd has nobody who would watch the trial",
             ));
         }
+        Ok(())
+    }
+
+    /// Arms, and has the keeper restart the board.
+    fn try_it(&self, systems: &mut Systems<FileMedium>) -> Result<(), Reason> {
+        let (_, backend) = self.backend()?;
+        self.can_try(&*backend)?;
         systems.arm(self.trust()?.as_ref())?;
-        self.restart("a new system is tried")
+        // Armed, it would be tried at any later start.
+        self.restart("a new system is tried").inspect_err(|_| {
+            if let Err(why) = systems.disarm() {
+                eprintln!("<4>inferd system: the try cannot be taken back: {}", why.sentence);
+            }
+        })
     }
 
     fn restart(&self, why: &str) -> Result<(), Reason> {
@@ -207,20 +253,29 @@ impl Desk {
 
     /// A system on trial that cannot even be watched does not stay. What becomes of it then is found out by the old one.
     fn away_from_a_trial(&self) {
-        let on_trial = self
-            .backend()
-            .is_ok_and(|(_, backend)| backend.now().is_ok_and(|now| now.on_trial && now.runs != now.chosen));
-        if on_trial && let Err(why) = self.restart("a system on trial cannot be watched") {
+        // Where the choice cannot be read, what the boot loader said of this start counts.
+        let now = self.backend().ok().and_then(|(_, backend)| backend.now().ok());
+        if self.tried()
+            && now.is_none_or(|now| now.runs != now.chosen)
+            && let Err(why) = self.restart("a system on trial cannot be watched")
+        {
             eprintln!("<4>inferd system: the board is not restarted: {}", why.sentence);
         }
     }
 
-    fn watch(&self) -> Result<(), Reason> {
+    fn watch(&self, grace: Duration, hold: Option<Duration>) -> Result<(), Reason> {
         // Most boards, most of the time: nobody is waited for.
-        if !self.cli.folder.join("system.json").exists() {
+        if !self.tried() && !self.cli.folder.join("system.json").exists() {
             return Ok(());
         }
         let end = Instant::now() + KEEPER;
+        let _alone = loop {
+            match self.alone() {
+                Ok(alone) => break alone,
+                Err(why) if Instant::now() >= end => return Err(why),
+                Err(_) => std::thread::sleep(LOOK),
+            }
+        };
         let keeper = loop {
             match self.keeper() {
                 Ok(keeper) => break keeper,
@@ -229,14 +284,26 @@ impl Desk {
             }
         };
         let mut systems = self.open(keeper.boot)?;
+        if let Some((said, mounted)) = self.places.strayed() {
+            let why =
+                format!("the root filesystem of {said} cannot be mounted; its kernel runs that of {mounted}");
+            eprintln!("<4>inferd system: {why}");
+            systems.blame(because("no-rootfs", &why))?;
+            return self.restart(&why);
+        }
+        let by_watchdog = keeper.watchdog.is_some_and(|watchdog| watchdog.boot_status & CARDRESET != 0);
         let ended = match keeper.reset.reason {
             ResetReason::Power | ResetReason::Unknown => Ended::Power,
+            ResetReason::Request if by_watchdog => Ended::Overdue,
             ResetReason::Request => Ended::Request,
             ResetReason::Panic | ResetReason::Oom => Ended::Panic,
             ResetReason::Watchdog => Ended::Watchdog,
         };
         match systems.start(ended)? {
-            Start::Watch => return self.look_after(&mut systems),
+            Start::Watch => return self.look_after(&mut systems, grace, hold),
+            Start::Unasked => {
+                return Err(because("no-trial", "this system is tried, and nobody knows of a trial"));
+            }
             Start::Nothing => {}
             Start::Committed => eprintln!("<4>inferd system: the new system was committed before this start"),
             Start::Again(why) | Start::Returned(why) => {
@@ -253,18 +320,37 @@ impl Desk {
     }
 
     /// On the system that is tried.
-    fn look_after(&self, systems: &mut Systems<FileMedium>) -> Result<(), Reason> {
+    fn look_after(
+        &self,
+        systems: &mut Systems<FileMedium>,
+        grace: Duration,
+        hold: Option<Duration>,
+    ) -> Result<(), Reason> {
         let Phase::Trial { about, .. } = systems.state().phase.clone() else { return Ok(()) };
         eprintln!("<4>inferd system: {} {} is on trial", about.product, about.version);
         fs::write(self.cli.run.join(ready::TRIAL), b"").map_err(|e| because("no-keeper", e))?;
-        let hold = Duration::from_secs(about.hold_s.into());
-        let deadline = Instant::now() + hold + GRACE;
+        let hold = hold.unwrap_or(Duration::from_secs(about.hold_s.into()));
+        let (mut deadline, latest) = (Instant::now() + hold + grace, Instant::now() + MODELS);
         let (mut since, mut last) = (None, "the daemon has said nothing".to_owned());
+        let mut who = None;
         let why = loop {
-            if let Some(mode) = self.keeper().ok().and_then(|keeper| keeper.safe_mode) {
+            let keeper = self.keeper().ok();
+            if let Some(mode) = keeper.as_ref().and_then(|keeper| keeper.safe_mode.as_ref()) {
                 break because("safe-mode", format!("the daemon runs in safe mode: {mode}"));
             }
-            match self.ready() {
+            let said = match self.said() {
+                Ok(said) => said,
+                Err(why) => break why,
+            };
+            let told = (said.as_ref().map(|said| said.pid), keeper.map(|keeper| keeper.starts));
+            if who.replace(told).is_some_and(|before| before != told) {
+                // It ended in between, however soon the next one was ready.
+                since = None;
+            }
+            if said.as_ref().is_some_and(waits_for_a_model) && deadline < latest {
+                deadline += LOOK;
+            }
+            match ready::judge(said, history::uptime()) {
                 Ok(()) => {
                     if since.get_or_insert_with(Instant::now).elapsed() >= hold {
                         systems.commit()?;
@@ -276,7 +362,7 @@ impl Desk {
                 Err(reason) => (since, last) = (None, reason),
             }
             if Instant::now() >= deadline {
-                let within = (hold + GRACE).as_secs();
+                let within = (hold + grace).as_secs();
                 break because(
                     "not-ready",
                     format!("it was not ready for {} s within {within} s: {last}", hold.as_secs()),
@@ -290,14 +376,10 @@ impl Desk {
         self.restart(&format!("the new system does not stay: {told}"))
     }
 
-    /// Whether the daemon calls itself ready, and is there.
-    fn ready(&self) -> Result<(), String> {
-        let folder = self
-            .config
-            .updates
-            .run_dir
-            .as_ref()
-            .ok_or("updates.run_dir is not set: the daemon cannot say that it is ready")?;
-        ready::judge(Ready::read(&folder.join(ready::FILE)), history::uptime())
+    /// What the daemon says of itself.
+    fn said(&self) -> Result<Option<Ready>, Reason> {
+        let unset = "updates.run_dir is not set: the daemon cannot say that it is ready";
+        let folder = self.config.updates.run_dir.as_ref().ok_or_else(|| because("not-ready", unset))?;
+        Ok(Ready::read(&folder.join(ready::FILE)))
     }
 }

@@ -40,5 +40,5 @@ pub use status::{
     CommitReady, Counters, ModelView, Progress, Scrub, Serving, ServingFrom, SlotView, Stage, Status,
     TrialPhase, TrialView, TrustView,
 };
-pub use updater::{StartError, TrustError, Updater};
+pub use updater::{ON_TRIAL, StartError, TrustError, Updater};
 pub use verdict::{Gate, Outcome, Verdict};

@@ -12,6 +12,9 @@ use inferd_slots::SlotId;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
+/// How the reason ends that a bundle on trial is against a commit of the system: it passes by itself.
+pub const ON_TRIAL: &str = "is on trial";
+
 /// Why there is no updater. The daemon goes on without: factory models serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
@@ -190,7 +193,7 @@ impl Updater {
             ServingFrom::Factory | ServingFrom::Slot => {}
         }
         if let Some(trial) = &status.trial {
-            reasons.push(format!("version {} of {} is on trial", trial.version, trial.product));
+            reasons.push(format!("version {} of {} {ON_TRIAL}", trial.version, trial.product));
         }
         if self.core.hosts.loading() {
             reasons.push("models are being loaded".to_owned());

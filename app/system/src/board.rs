@@ -5,7 +5,7 @@ use crate::boot::Backend;
 use crate::install::Parts;
 use crate::sectors::FileSectors;
 use crate::tryboot::{Firmware, Tryboot};
-use crate::uboot::Uboot;
+use crate::uboot::{Uboot, is_try, slot_of};
 use crate::uefi::{Initramfs, Uefi};
 use inferd_slots::FileMedium;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,15 @@ impl Places {
             Ok(Parts { rootfs: open(rootfs)?, boot })
         };
         Ok([slot("rootfs-a", "boot-a")?, slot("rootfs-b", "boot-b")?])
+    }
+
+    /// The slot that was to be tried and the one whose root filesystem its initramfs mounted instead: one system's kernel runs the other.
+    #[must_use]
+    pub fn strayed(&self) -> Option<(Slot, Slot)> {
+        let cmdline = fs::read_to_string(&self.cmdline).ok()?;
+        let said = slot_of(&cmdline)?;
+        let mounted: Slot = fs::read_to_string(&self.slot).ok()?.trim().parse().ok()?;
+        (is_try(&cmdline) && said != mounted).then_some((said, mounted))
     }
 
     /// The board of this image.

@@ -30,7 +30,7 @@ pub use install::{Parts, Take, TakeError, plan, prove};
 pub use sectors::{FileSectors, SECTOR, Sectors, write_proven};
 pub use systems::{Facts, Folder, Keep, Systems};
 pub use tryboot::{Firmware, Tryboot};
-pub use uboot::Uboot;
+pub use uboot::{Uboot, is_try};
 pub use uefi::{Initramfs, Uefi};
 
 use serde::{Deserialize, Serialize};

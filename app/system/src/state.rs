@@ -169,6 +169,9 @@ pub struct State {
     /// The highest version that was committed of each product.
     #[serde(default)]
     pub floors: BTreeMap<String, u64>,
+    /// The bundle that was committed with it.
+    #[serde(default)]
+    pub bundles: BTreeMap<String, String>,
     /// The newest verdicts, oldest first.
     #[serde(default)]
     pub verdicts: Vec<Verdict>,
@@ -271,8 +274,10 @@ impl State {
     pub fn committed(&self, boot: u64) -> Self {
         let Phase::Trial { slot, about, tries, .. } = &self.phase else { return self.clone() };
         let mut next = Self { phase: Phase::Idle, ..self.clone() };
-        let floor = next.floors.entry(about.product.clone()).or_default();
-        *floor = about.version.max(*floor);
+        if about.version >= self.floor(&about.product) {
+            next.floors.insert(about.product.clone(), about.version);
+            next.bundles.insert(about.product.clone(), about.bundle.clone());
+        }
         let sentence = format!("system {slot} was ready for {} s and stays", about.hold_s);
         next.noting(Outcome::Committed, about, *slot, Reason { code: "ok".into(), sentence }, boot, *tries)
     }
@@ -304,7 +309,12 @@ mod tests {
 
     fn trial(tries: Tries, gave_up: Option<Reason>) -> State {
         let phase = Phase::Trial { slot: Slot::B, about: about(7), tries, boot: 10, gave_up };
-        State { phase, floors: BTreeMap::from([("os".into(), 6)]), verdicts: Vec::new() }
+        State {
+            phase,
+            floors: BTreeMap::from([("os".into(), 6)]),
+            bundles: BTreeMap::new(),
+            verdicts: Vec::new(),
+        }
     }
 
     fn now(runs: Slot, chosen: Slot) -> Now {

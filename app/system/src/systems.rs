@@ -20,6 +20,9 @@ const STATE: &str = "system.json";
 const PREFIX: &str = "system.prefix";
 /// The most of the state that is read.
 const MAX_STATE: u64 = 1 << 20;
+/// The seconds that a bundle may ask a new system to be ready for: fewer prove nothing, and while it is on trial nothing else is installed.
+const LEAST_HOLD: u32 = 30;
+const MOST_HOLD: u32 = 3600;
 /// Bytes that are read at once from whoever brings a bundle.
 const PIECE: usize = 256 << 10;
 
@@ -160,6 +163,19 @@ impl<M: Medium> Systems<M> {
             );
             return Err(reason("older-version", why));
         }
+        let same = |id: &String| *id != bundle.id().to_string();
+        if m.version == floor && self.state.bundles.get(m.product.as_str()).is_some_and(same) {
+            let why =
+                format!("version {} of {} is committed here with another content", m.version, m.product);
+            return Err(reason("same-version", why));
+        }
+        let hold = m.policy.probation.seconds;
+        if !(LEAST_HOLD..=MOST_HOLD).contains(&hold) {
+            let why = format!(
+                "it is to be ready for {hold} s; a system has to be for {LEAST_HOLD} to {MOST_HOLD} s"
+            );
+            return Err(reason("probation", why));
+        }
         if !self.state.has_room_for(m.product.as_str()) {
             return Err(reason("too-many-products", "this device keeps floors of too many products"));
         }
@@ -176,10 +192,11 @@ impl<M: Medium> Systems<M> {
         }
         self.backend.preflight().map_err(|refused| reason(refused.code, &refused))?;
         let now = self.now()?;
-        if now.runs != now.chosen || matches!(self.state.phase, Phase::Trial { .. }) {
+        if (now.on_trial && now.runs != now.chosen) || matches!(self.state.phase, Phase::Trial { .. }) {
             return Err(reason("busy-trial", "a system is on trial; wait until it is committed or back"));
         }
-        let slot = now.chosen.other();
+        // Where the chosen one could not be started, the one that runs is the one to keep.
+        let slot = now.runs.other();
         plan(bundle, slot, self.part(slot))?;
         Ok(slot)
     }
@@ -200,6 +217,8 @@ impl<M: Medium> Systems<M> {
         from.read_exact(prefix.get_mut(HEADER_BYTES..).unwrap_or_default()).map_err(broken)?;
         let bundle = Bundle::parse(&prefix)?;
         let slot = self.admit(&bundle, facts)?;
+        // Before its slot is written, a chosen system that could not be started is not chosen any more.
+        self.backend.commit().map_err(|e| reason("boot-backend", e))?;
         let m = bundle.manifest();
         let about = About {
             bundle: bundle.id().to_string(),
@@ -304,10 +323,17 @@ impl<M: Medium> Systems<M> {
     /// When that cannot be kept: the next start then judges by how this one ended.
     pub fn give_up(&mut self, why: Reason) -> Result<(), Reason> {
         self.on_trial()?;
+        self.blame(why)
+    }
+
+    /// The same for a system on trial that does not run, as far as it came. Nothing is on trial: nothing is done.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub fn blame(&mut self, why: Reason) -> Result<(), Reason> {
         let mut state = self.state.clone();
-        if let Phase::Trial { gave_up, .. } = &mut state.phase {
-            *gave_up = Some(why);
-        }
+        let Phase::Trial { gave_up, .. } = &mut state.phase else { return Ok(()) };
+        *gave_up = Some(why);
         self.set(state)
     }
 

@@ -18,7 +18,7 @@ impl<S: Sectors> Uboot<S> {
     /// Of the partition `bootstate` and the kernel's command line. `mounted` is the slot whose root filesystem was mounted in the end.
     pub fn new(bootstate: S, cmdline: &str, mounted: Option<Slot>) -> Self {
         let said = slot_of(cmdline);
-        let on_trial = cmdline.split_ascii_whitespace().any(|word| word == "inferd.try=1");
+        let on_trial = is_try(cmdline);
         // An initramfs that found nothing in the slot it was told has mounted the other one: that is no try of anything.
         let runs = mounted.or(said);
         Self { bootstate, runs, on_trial: on_trial && runs == said }
@@ -113,6 +113,12 @@ impl<S: Sectors> Backend for Uboot<S> {
         }
         self.write(want, next)
     }
+}
+
+/// Whether a kernel's command line says that its system was started to be tried.
+#[must_use]
+pub fn is_try(cmdline: &str) -> bool {
+    cmdline.split_ascii_whitespace().any(|word| word == "inferd.try=1")
 }
 
 /// The slot that a kernel's command line names; the last word counts, as with the kernel.

@@ -422,6 +422,11 @@ fn what_is_not_for_this_device_is_refused_before_a_byte_is_written() {
     assert_eq!(code(&BundleSpec { min_inferd: Some("9.0.0".into()), ..spec(2) }, 2), "inferd-too-old");
     let files = vec![file("rootfs", vec![1; PART + 1]), file("boot", vec![1; 10])];
     assert_eq!(code(&BundleSpec { system: files, ..spec(2) }, 2), "slot-too-small");
+    for seconds in [0, 29, 3601] {
+        let mut hasty = spec(2);
+        hasty.policy.probation.seconds = seconds;
+        assert_eq!(code(&hasty, 2), "probation", "{seconds}");
+    }
     let files = vec![file("rootfs", vec![1; 10])];
     assert_eq!(code(&BundleSpec { system: files, ..spec(2) }, 2), "wrong-parts");
     assert_eq!(refusal(&world, b"nonsense"), "truncated");
@@ -436,7 +441,28 @@ fn a_version_below_the_floor_is_refused_though_it_is_signed() {
     let mut systems = world.systems("inferd.slot=b").unwrap();
     let why = systems.install(&mut bundle(4).as_slice(), &facts(&trust)).unwrap_err();
     assert_eq!(why.code, "older-version");
+    let mut other = spec(5);
+    other.label = "another".into();
+    let why = systems.install(&mut signed(&other, 2).as_slice(), &facts(&trust)).unwrap_err();
+    assert_eq!(why.code, "same-version", "the floor's version with another content");
     systems.install(&mut bundle(5).as_slice(), &facts(&trust)).unwrap();
+}
+
+#[test]
+fn a_system_that_is_not_the_chosen_one_and_not_on_trial_is_the_one_to_keep() {
+    let (world, trust) = (World::new(), trust());
+    update(&world, 2, Ended::Power).unwrap();
+    // The chosen b cannot be started any more, and the boot loader fell back to a.
+    let mut fallen = world.systems("inferd.slot=a").unwrap();
+    fallen.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap();
+    assert_eq!(world.starts().unwrap(), "inferd.slot=a", "not the slot that was written, before its trial");
+    assert_eq!(world.version(Slot::B), Some(3));
+    fallen.arm(Some(&trust)).unwrap();
+    let cmdline = world.starts().unwrap();
+    let mut new = world.systems(&cmdline).unwrap();
+    assert_eq!(new.start(Ended::Request).unwrap(), Start::Watch);
+    new.commit().unwrap();
+    assert_eq!((world.starts().unwrap().as_str(), new.state().floor("os")), ("inferd.slot=b", 3));
 }
 
 #[test]
