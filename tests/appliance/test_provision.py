@@ -134,6 +134,7 @@ def test_a_card_from_a_laptop_is_taken_over_and_reported_and_a_bad_one_and_a_res
     assert machine.root("test -e /data/.growing")[0] != 0
     fingerprint = machine.request("/status").json()["tls"]["fingerprint_sha256"]
     identity = machine.sh("cat /data/identity/id")
+    assert machine.request("/status").json()["identity"] == {"id": identity, "hostname": "door-7"}
     assert re.fullmatch(r"[0-9a-f]{32}", identity)
     console = machine.console()
 

@@ -1,6 +1,7 @@
 """inferctl against a running daemon: what an operator types and sees."""
 
 import json
+import platform
 import subprocess
 
 import places
@@ -16,6 +17,7 @@ def test_status_of_a_ready_daemon_names_its_models(inferctl, daemon):
     assert done.returncode == 0, done.stderr
     assert f"{daemon.url} is ready" in done.stdout
     assert "imu-motion" in done.stdout
+    assert f"device {platform.node()}" in done.stdout
 
 
 def test_status_as_json_holds_the_daemons_own_words(inferctl, daemon):

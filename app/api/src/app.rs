@@ -54,6 +54,8 @@ pub struct App {
     pub tls: ArcSwap<Tls>,
     /// Where it listens, and where it cannot.
     pub listening: ArcSwap<Listening>,
+    /// Which device this is.
+    pub identity: ArcSwap<Who>,
     /// The daemon's own life: progress, safe mode, keeper, history.
     pub alive: Arc<Alive>,
     /// The engines of this image, as far as they have answered.
@@ -86,6 +88,15 @@ pub struct Tls {
     pub self_signed: bool,
     /// Why there is none, or why the one before is still in use.
     pub error: Option<String>,
+}
+
+/// Which device this is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Who {
+    /// The identity drawn at its first boot, else its name in permits, where it has one of the two.
+    pub id: Option<String>,
+    /// Its host name; `None`: the kernel does not tell.
+    pub hostname: Option<String>,
 }
 
 /// Where the endpoint listens, and where it cannot.
@@ -170,6 +181,7 @@ impl App {
             benchmarks,
             tls: ArcSwap::default(),
             listening: ArcSwap::default(),
+            identity: ArcSwap::default(),
             cpu: Meter::new(),
             oip: crate::oip::Doors::default(),
             bodies: Held::default(),

@@ -75,7 +75,7 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use actuators::{ActuatorConfig, end_actuators, failing_actuator, start_actuators};
 pub use alive::{Alive, Keeper, SafeMode};
-pub use app::{App, Listening, Tls, Unbound};
+pub use app::{App, Listening, Tls, Unbound, Who};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
 pub use calibrations::{failing_calibration, start_calibrations};
 pub use config::{ApiConfig, Compat, Cors, RateLimit};

@@ -59,6 +59,7 @@ pub(crate) fn status(app: &App) -> Reply {
     set("endpoint_status", json!(endpoint_status));
     set("api_version", json!(API_VERSION));
     set("version", json!(env!("CARGO_PKG_VERSION")));
+    set("identity", json!(**app.identity.load()));
     set("uptime_s", json!(app.started.elapsed().as_secs()));
     let engines = app.engines.load();
     let hailort = engines.iter().any(|e| e.engine == EngineKind::Hailo && e.version.is_some());

@@ -84,6 +84,13 @@ fn summary(url: &str, code: u16, readiness: &[u8], status: &Value) -> String {
     if !facts.is_empty() {
         lines.push(facts.join(", "));
     }
+    let device = &status["identity"];
+    match (word(device, &["hostname"]), word(device, &["id"])) {
+        (Some(name), Some(id)) => lines.push(format!("device {name}, id {id}")),
+        (Some(name), None) => lines.push(format!("device {name}")),
+        (None, Some(id)) => lines.push(format!("device id {id}")),
+        (None, None) => {}
+    }
     if let Some(error) = word(status, &["initialization_error"]) {
         lines.push(format!("last error: {error}"));
     }
@@ -200,6 +207,14 @@ mod tests {
             let text = summary("u", code, readiness.to_string().as_bytes(), &status);
             assert_eq!(text, format!("{first}\nup 5 min, default model imu-motion"));
         }
+    }
+
+    #[test]
+    fn the_summary_names_the_device_by_what_is_known_of_it() {
+        let said = |identity: Value| summary("u", 200, b"{}", &json!({ "identity": identity }));
+        assert_eq!(said(json!({ "hostname": "door-7", "id": "00ff" })), "u is ready\ndevice door-7, id 00ff");
+        assert_eq!(said(json!({ "hostname": "door-7", "id": null })), "u is ready\ndevice door-7");
+        assert_eq!(said(Value::Null), "u is ready");
     }
 
     #[test]

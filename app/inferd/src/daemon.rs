@@ -20,7 +20,7 @@ use crate::{
     ways::{self, Identity, Puller, Receiver},
 };
 use inferd_api::{
-    Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates,
+    Access, Alive, ApiConfig, App, Compat, Cors, Desk, Listening, Pull, RateLimit, Tls, Updates, Who,
 };
 use inferd_hosts::{
     Announced, Asking, BreakerRules, BreakerState, EngineHere, Hosts, HostsConfig, Ladder, Origin,
@@ -107,6 +107,7 @@ pub fn run(
             Arc::new(App::with(Arc::clone(&hosts), api_config(loaded, asking.known()), Arc::clone(&alive)));
         tokio::spawn(hear_engines(asking, Arc::clone(&app), config.hosts.engine_host.clone(), ladder));
         app.updates.store(Arc::new(Updates::Starting));
+        app.identity.store(Arc::new(updates::who(config)));
         for unbound in &unbound {
             error!("{unbound}; it is tried again");
         }
@@ -509,6 +510,9 @@ async fn open(app: &Arc<App>, hosts: &Arc<Hosts>, config: &Config) -> Option<Arc
         Ok(updates::Wanted::Broken(why)) => return broken(why),
         Err(e) => return broken(e.to_string()),
     };
+    if app.identity.load().id.is_none() {
+        app.identity.rcu(|who| Who { id: Some(plan.device.clone()), ..Who::clone(who) });
+    }
     let identity = Identity { device: plan.device.clone(), board: plan.config.board.clone() };
     let updater = match Updater::start(plan.config, Arc::clone(hosts)).await {
         Ok(updater) => updater,

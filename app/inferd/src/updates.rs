@@ -2,6 +2,7 @@
 
 use crate::alive::KeeperEvidence;
 use crate::config::{self, BOARD_FILE, Config, Enabled};
+use inferd_api::Who;
 use inferd_hosts::EngineHere;
 use inferd_rollout::{Engine, Probation, SystemEvidence, UpdaterConfig};
 use inferd_watch::state::KeeperState;
@@ -112,15 +113,25 @@ fn board(c: &config::Updates) -> String {
     said.unwrap_or_default()
 }
 
+/// This device's name in permits, where it has one already: what the image says, else what was drawn.
+fn known(c: &config::Updates) -> Option<String> {
+    c.device_file.as_deref().and_then(first_word).or_else(|| first_word(&c.data_dir.join(DEVICE_FILE)))
+}
+
+/// Which device this is, as far as it is known by now. `inferd provision` draws the identity, beside the daemon's data: only root can
+/// make another one.
+pub fn who(config: &Config) -> Who {
+    let c = &config.updates;
+    let drawn = c.data_dir.parent().and_then(|data| first_word(&data.join("identity/id")));
+    Who { id: drawn.or_else(|| known(c)), hostname: first_word(Path::new("/proc/sys/kernel/hostname")) }
+}
+
 /// This device's name: what the image says, else 128 random bits that are drawn once and kept.
 fn device(c: &config::Updates) -> io::Result<String> {
-    if let Some(name) = c.device_file.as_deref().and_then(first_word) {
+    if let Some(name) = known(c) {
         return Ok(name);
     }
     let file = c.data_dir.join(DEVICE_FILE);
-    if let Some(name) = first_word(&file) {
-        return Ok(name);
-    }
     let mut bits = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bits)?;
     let name: String = bits.iter().map(|b| format!("{b:02x}")).collect();
@@ -171,6 +182,18 @@ mod tests {
         assert!(drawn.len() == 32 && drawn.bytes().all(|b| b.is_ascii_hexdigit()), "{drawn}");
         assert_eq!(again, drawn);
         assert_eq!(named, "serial-0815", "the image's own name goes first");
+    }
+
+    #[test]
+    fn a_device_is_its_identity_and_without_one_its_name_in_permits() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configured(dir.path(), "");
+        assert_eq!(who(&config).id, None, "nothing is drawn by asking");
+        fs::write(dir.path().join("name"), "serial-0815\n").unwrap();
+        assert_eq!(who(&config).id.as_deref(), Some("serial-0815"));
+        fs::create_dir(dir.path().join("identity")).unwrap();
+        fs::write(dir.path().join("identity/id"), "00ff\n").unwrap();
+        assert_eq!(who(&config).id.as_deref(), Some("00ff"));
     }
 
     #[test]
