@@ -1,0 +1,91 @@
+"""What the appliance's scripts share, in a shell of this machine with programs in place of those that touch hardware."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import places
+import pytest
+
+COMMON = places.ROOT / "rootfs-overlay/usr/libexec/inferd/common"
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs lines of shell behind `common`, whose RUN, boot partition and log are in a folder; `inferd` there writes down its arguments."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "inferd").write_text(
+        f'#!/bin/sh\nmkdir {tmp_path}/alone || echo "two at once" >>{tmp_path}/calls\n'
+        f'echo "$*" >>{tmp_path}/calls\nsleep 0.2\nrmdir {tmp_path}/alone\n'
+    )
+    (programs / "inferd").chmod(0o755)
+    (tmp_path / "data").write_text("ext4\n")
+    script = tmp_path / "common"
+    text = COMMON.read_text().replace("RUN=/run/inferd", f"RUN={tmp_path}").replace(">/dev/kmsg", f">>{tmp_path}/log")
+    script.write_text(text.replace("/data/provision/address", f"{tmp_path}/address"))
+
+    def run(lines):
+        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+        command = ["sh", "-c", f". {script}\npartition() {{ return 1; }}\n{lines}"]
+        subprocess.run(command, check=True, env=environment, timeout=60)
+        calls = tmp_path / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
+
+    run.folder = tmp_path
+    return run
+
+
+def test_the_boot_partition_is_used_by_one_at_a_time(shell):
+    calls = shell("for n in 1 2 3; do provision --number $n & done; wait")
+    assert sorted(calls) == [f"provision --number {n}" for n in (1, 2, 3)]
+    assert not os.path.lexists(shell.folder / "provisioning")
+
+
+def test_who_was_killed_while_using_the_boot_partition_keeps_nobody_away(shell):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (shell.folder / "provisioning").symlink_to(str(gone.pid))
+    assert shell("provision --number 1") == ["provision --number 1"]
+
+
+def test_an_address_that_changes_again_and_again_is_reported_once_an_hour(shell):
+    def told(lines):
+        return [line.rsplit(" ", 1)[1] for line in shell(lines)]
+
+    assert told("tell_report 10.0.0.1; tell_report 10.0.0.2; tell_report 10.0.0.3") == ["10.0.0.1"]
+    # An hour later.
+    uptime = int(float(Path("/proc/uptime").read_text().split()[0]))
+    (shell.folder / "told").write_text(f"{uptime - 3600}\n")
+    assert told("tell_report 10.0.0.4") == ["10.0.0.1", "10.0.0.4"]
+    # The one that was told last is not told again.
+    (shell.folder / "told").unlink()
+    (shell.folder / "address").write_text("10.0.0.4\n")
+    assert told("tell_report 10.0.0.4") == ["10.0.0.1", "10.0.0.4"]
+
+
+@pytest.mark.parametrize("there", [None, "", "a key"])
+def test_a_host_key_that_a_power_cut_left_empty_is_made_anew_and_a_whole_one_stays(shell, there):
+    folder = shell.folder
+    keys = folder / "keys"
+    keys.mkdir()
+    if there is not None:
+        (keys / "ed25519").write_text(there)
+    (keys / "ed25519.new").write_text("half")
+    keygen = folder / "bin/ssh-keygen"
+    # As the real one: it does not write over a file without being told to.
+    keygen.write_text(
+        '#!/bin/sh\nfor file; do :; done\nif [ "$1" = -y ]; then [ -s "$file" ]; else [ ! -e "$file" ] && echo "a new key" >"$file"; fi\n'
+    )
+    (folder / "bin/sshd").write_text("#!/bin/sh\n")
+    for program in (keygen, folder / "bin/sshd"):
+        program.chmod(0o755)
+    (folder / "data").write_text("volatile\n")
+    (folder / "ssh").mkdir()
+    (folder / "ssh/authorized_keys").write_text("ssh-ed25519 AAAA me@desk\n")
+    text = COMMON.with_name("services").read_text().replace("/usr/libexec/inferd/common", str(folder / "common"))
+    text = text.replace("/data/identity/ssh", str(keys)).replace("while :; do", "while false; do").replace("command -v dropbear", "false")
+    script = folder / "services"
+    script.write_text(text)
+    shell(f"sh {script}")
+    assert (keys / "ed25519").read_text() == (there or "a new key\n")
