@@ -14,6 +14,7 @@ mod ladder;
 mod listen;
 mod logging;
 mod models;
+mod owner;
 mod panel;
 mod provision;
 mod ready;

@@ -1,6 +1,6 @@
 //! `inferd provision`: what the boot script runs as root before the daemon. It takes `inferd.toml` of the boot partition over, makes the
 //! device's identity, lays out what the other scripts go by, and writes the report back. What is decided is decided in the
-//! provision room; here are the files.
+//! provision room; here are the files. What lies in the daemon's directory is done as its owner ([`owner`]).
 //!
 //! | written | for |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
 
 use crate::config::{self, Arguments, Loaded};
-use crate::tls;
+use crate::{owner, tls};
 use clap::Parser;
 use inferd_provision::file::{self, Interface, Provision, Wifi};
 use inferd_provision::report::{Device, REPORT, report};
@@ -22,6 +22,7 @@ use inferd_provision::settle::{Card, FILE, Settled, State, Store, settle};
 use inferd_provision::{MAX_BYTES, Problem, decode::Text, secrets};
 use inferd_slots::{Found, Step};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
@@ -37,6 +38,9 @@ use std::time::{Duration, Instant};
 const PROGRAMS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// An identity that is waited for longer is worth a line.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the daemon's user has for its certificate, and for forgetting. Entropy is there by then.
+const MAKING: Duration = Duration::from_secs(60);
+const FORGETTING: Duration = Duration::from_secs(90);
 /// What a factory reset leaves of the daemon's directory: the record of the slots, whose keys it believes, its own key.
 const OUTLIVES_RESET: [&str; 5] = ["state", "lock", "trust", "tls", "device-id"];
 
@@ -72,6 +76,12 @@ struct Cli {
     /// Instead: forget what was configured and installed, but the identity, the keys of bundles and the committed model
     #[arg(long, requires = "data", value_name = "DIR WITH THE SLOTS")]
     factory_reset: Option<PathBuf>,
+    /// Of a factory reset, what is done in the daemon's directory, as its owner
+    #[arg(long, hide = true, num_args = 2, value_names = ["DIR WITH THE SLOTS", "DIR"])]
+    forget_in: Option<Vec<PathBuf>>,
+    /// Make the device's certificate in the daemon's directory, as its owner; the configuration is read from standard input
+    #[arg(long, hide = true, value_name = "DIR")]
+    certificate_in: Option<PathBuf>,
 }
 
 /// The program in this role.
@@ -81,8 +91,10 @@ pub fn main() -> ExitCode {
     if let (Some(disk), Some(data)) = (&cli.grow, &cli.data) {
         return grow(disk, data);
     }
-    let outcome = match (&cli.factory_reset, &cli.data) {
-        (Some(slots), Some(data)) => reset(slots, data),
+    let outcome = match (&cli.factory_reset, &cli.data, cli.forget_in.as_deref(), &cli.certificate_in) {
+        (Some(slots), Some(data), _, _) => reset(slots, data),
+        (_, _, Some([slots, own]), _) => forget(slots, own),
+        (_, _, _, Some(own)) => certificate(own),
         _ => provision(&cli),
     };
     match outcome {
@@ -242,11 +254,11 @@ fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
     let Some(data) = &cli.data else { return Ok(device) };
     let began = Instant::now();
     let id = identity(&data.join("identity"))?;
-    let mut config = config;
-    config.updates.data_dir = data.join("inferd");
-    match tls::own(&config) {
-        Ok(own) => device.fingerprint = Some(own.fingerprint.to_string()),
-        Err(why) => println!("provision: {why}"),
+    let own = data.join("inferd");
+    let arguments = [OsStr::new("--certificate-in"), own.as_os_str()];
+    match owner::does(&own, &arguments, &without_own_secrets(text), MAKING) {
+        Ok(fingerprint) => device.fingerprint = Some(fingerprint.trim().chars().take(128).collect()),
+        Err(why) => println!("provision: there is no certificate: {why}"),
     }
     let waited = began.elapsed();
     if waited > PATIENCE {
@@ -257,6 +269,20 @@ fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
     }
     device.id = Some(id);
     Ok(device)
+}
+
+/// The device's own certificate in the daemon's directory: says its fingerprint.
+fn certificate(own: &Path) -> io::Result<()> {
+    let mut text = String::new();
+    io::stdin().take(MAX_BYTES as u64).read_to_string(&mut text)?;
+    let mut config =
+        Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((Path::new(FILE), &text)))
+            .or_else(|_| Loaded::from_layers(&Arguments::default(), BTreeMap::new(), None))
+            .map_err(io::Error::other)?
+            .config;
+    config.updates.data_dir = own.to_owned();
+    println!("{}", tls::own(&config).map_err(io::Error::other)?.fingerprint);
+    Ok(())
 }
 
 /// 128 random bits, drawn once. The kernel keeps whoever asks waiting until it has entropy.
@@ -459,21 +485,34 @@ impl Store for InStore {
 /// model stay. Cut anywhere, it can be begun again.
 fn reset(slots: &Path, data: &Path) -> io::Result<()> {
     let own = data.join("inferd");
+    let mut failed = None;
+    if own.is_dir() {
+        let arguments = [OsStr::new("--forget-in"), slots.as_os_str(), own.as_os_str()];
+        match owner::does(&own, &arguments, "", FORGETTING) {
+            Ok(said) => said.lines().for_each(|line| println!("{line}")),
+            Err(why) => failed = Some(why),
+        }
+    }
+    for path in ["inferd.toml", "provision"] {
+        failed = gone(&data.join(path)).err().or(failed);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// What is forgotten in the daemon's directory.
+fn forget(slots: &Path, own: &Path) -> io::Result<()> {
     if own.join("state").exists() {
-        match only_the_committed(slots, &own) {
+        match only_the_committed(slots, own) {
             Ok(Some(kept)) => println!("provision: factory reset: the model slot {kept} stays"),
             Ok(None) => println!("provision: factory reset: no model was committed; the image's own serve"),
             Err(why) => println!("provision: factory reset: the model slots stay as they are: {why}"),
         }
     }
     let mut failed = None;
-    for entry in fs::read_dir(&own).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(own)?.flatten() {
         if OUTLIVES_RESET.iter().all(|name| entry.file_name() != *name) {
             failed = gone(&entry.path()).err().or(failed);
         }
-    }
-    for path in ["inferd.toml", "provision"] {
-        failed = gone(&data.join(path)).err().or(failed);
     }
     failed.map_or(Ok(()), Err)
 }

@@ -73,24 +73,14 @@ fn files(config: &Config) -> Result<Option<Files>, CertificateError> {
     }
 }
 
-/// The device's own certificate, made where there is none yet: what the first boot does, whether TLS is wanted already or not. Whoever owns the
-/// data directory owns it.
+/// The device's own certificate, made where there is none yet: what the first boot does, whether TLS is wanted already or not. For a process of
+/// the data directory's owner.
 ///
 /// # Errors
 /// [`CertificateError`].
 pub fn own(config: &Config) -> Result<Identity, CertificateError> {
-    use std::os::unix::fs::{MetadataExt as _, chown};
     let files = own_files(config);
     make_once(config, &files)?;
-    let made = &files.certificate.1;
-    let give = || {
-        let owner = fs::metadata(&config.updates.data_dir)?;
-        let dir = made.parent().unwrap_or_else(|| Path::new("."));
-        [dir, &files.key.1, made]
-            .into_iter()
-            .try_for_each(|path| chown(path, Some(owner.uid()), Some(owner.gid())))
-    };
-    give().map_err(|e: io::Error| CertificateError::Make { path: made.clone(), why: e.to_string() })?;
     read(&files)
 }
 
@@ -141,14 +131,19 @@ pub fn load(config: &Config, before: &Tls) -> Tls {
 fn read(files: &Files) -> Result<Identity, CertificateError> {
     let bytes = |(setting, path): &(&'static str, PathBuf)| {
         let read = || {
+            if files.made {
+                let bytes = inferd_slots::read_regular(path, MAX_PEM + 1)?;
+                return bytes.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+            }
             let mut bytes = Vec::new();
             fs::File::open(path)?.take(MAX_PEM + 1).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 > MAX_PEM {
-                return Err(io::Error::other(format!("it is larger than {MAX_PEM} bytes")));
-            }
             Ok(bytes)
         };
-        read().map_err(|why| CertificateError::File { setting, path: path.clone(), why })
+        let short = |bytes: Vec<u8>| match bytes.len() as u64 > MAX_PEM {
+            true => Err(io::Error::other(format!("it is larger than {MAX_PEM} bytes"))),
+            false => Ok(bytes),
+        };
+        read().and_then(short).map_err(|why| CertificateError::File { setting, path: path.clone(), why })
     };
     let (certificate, key) = (bytes(&files.certificate)?, bytes(&files.key)?);
     Identity::from_pem(&certificate, &key).map_err(|why| {
@@ -175,6 +170,9 @@ fn make_once(config: &Config, files: &Files) -> Result<(), CertificateError> {
     let write = || -> io::Result<()> {
         use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        if !fs::symlink_metadata(dir)?.is_dir() {
+            return Err(io::Error::other("it is a link"));
+        }
         // Also one that was there already: nobody else may look for the key, whatever mode it is written with.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         inferd_slots::replace(&files.key.1, made.key.as_bytes())?;

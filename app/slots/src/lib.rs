@@ -31,7 +31,7 @@ mod store;
 
 pub use documents::{Documents, Loaded, MAX_DOCUMENT, Versioned};
 pub use error::{Piece, Place, SlotError};
-pub use files::replace;
+pub use files::{read_regular, replace};
 pub use install::{Install, Progress, Staged};
 pub use journal::{Entry, Journal, MAX_ENTRIES, MAX_ENTRY, line, parse};
 pub use local::{LocalChunks, MAX_LOCAL_CHUNKS};

@@ -292,3 +292,40 @@ fn a_directory_that_cannot_be_written_is_told_and_the_old_file_stays() {
     assert_eq!(numbers, [1, 2, 3]);
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o111, 0);
 }
+
+#[test]
+fn what_somebody_planted_in_place_of_a_file_is_neither_followed_nor_waited_for() {
+    let [place, elsewhere] = places();
+    let victim = elsewhere.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let file = place.path().join("file");
+    let beside = place.path().join("file.new");
+    let pipe = |path: &std::path::Path| {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    };
+    // In the way of what is written.
+    for planted in ["link", "dangling", "pipe"] {
+        let _ = fs::remove_file(&file);
+        match planted {
+            "link" => std::os::unix::fs::symlink(&victim, &beside).unwrap(),
+            "dangling" => std::os::unix::fs::symlink(elsewhere.path().join("new"), &beside).unwrap(),
+            _ => pipe(&beside),
+        }
+        std::os::unix::fs::symlink(&victim, &file).unwrap();
+        inferd_slots::replace(&file, b"mine").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        assert!(fs::symlink_metadata(&file).unwrap().is_file() && !beside.exists());
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 1);
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+    // In place of what is read.
+    assert_eq!(inferd_slots::read_regular(&file, 2).unwrap().unwrap(), b"mi");
+    fs::remove_file(&file).unwrap();
+    assert_eq!(inferd_slots::read_regular(&file, 9).unwrap(), None);
+    std::os::unix::fs::symlink(&victim, &file).unwrap();
+    assert!(inferd_slots::read_regular(&file, 9).is_err());
+    fs::remove_file(&file).unwrap();
+    pipe(&file);
+    assert!(inferd_slots::read_regular(&file, 9).is_err());
+    assert!(inferd_slots::read_regular(place.path(), 9).is_err());
+}
