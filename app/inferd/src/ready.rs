@@ -3,8 +3,6 @@
 use inferd_api::App;
 use inferd_watch::history;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,8 +32,8 @@ pub struct Ready {
 impl Ready {
     /// What a file says, if it can be understood.
     pub fn read(path: &Path) -> Option<Self> {
-        let mut bytes = Vec::new();
-        File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+        // Root reads what the daemon may have put there.
+        let bytes = inferd_slots::read_regular(path, MAX_BYTES).ok()??;
         serde_json::from_slice(&bytes).ok()
     }
 }
@@ -97,5 +95,12 @@ mod tests {
         std::fs::write(file.path(), "{\"uptime_ms\": 7").unwrap();
         assert!(Ready::read(file.path()).is_none());
         assert!(Ready::read(Path::new("/nowhere")).is_none());
+        // Nor does a link to one, or a pipe that nobody writes to.
+        std::fs::write(file.path(), serde_json::to_vec(&ready).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(file.path(), dir.path().join("link")).unwrap();
+        assert!(Ready::read(&dir.path().join("link")).is_none());
+        nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Ready::read(&dir.path().join("pipe")).is_none());
     }
 }

@@ -8,10 +8,15 @@ use crate::error::{Place, SlotError};
 use crate::files;
 use crate::state::State;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Bytes of one document.
 pub const MAX_DOCUMENT: u64 = 1 << 20;
+/// Roots that are kept at most.
+pub const MAX_ROOTS: usize = 128;
+/// Names that the directory may have: the documents and what a power cut left.
+const MAX_NAMES: usize = 1024;
 
 /// The directory of the documents.
 #[derive(Debug)]
@@ -48,10 +53,14 @@ impl Documents {
     /// Everything that is on disk, to be verified by the caller: first the roots in order, then the revocation list.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// When a file cannot be read, or there are more than [`MAX_ROOTS`]: whoever may write there must not fill the memory of who reads.
     pub fn load(&self) -> Result<Loaded, SlotError> {
         let mut loaded = Loaded::default();
-        for version in self.versions("root")? {
+        let roots = self.versions("root")?;
+        if roots.len() > MAX_ROOTS {
+            return Err(self.full("read"));
+        }
+        for version in roots {
             if let Some(bytes) = files::read(&self.path("root", version), MAX_DOCUMENT)? {
                 loaded.roots.push((version, bytes));
             }
@@ -66,8 +75,12 @@ impl Documents {
     /// Keeps a root that was verified. The ones before it stay: a device that starts with the built-in root follows the chain.
     ///
     /// # Errors
-    /// When a newer one is here already, or the file cannot be written.
+    /// When a newer one is here already, there are [`MAX_ROOTS`], or the file cannot be written.
     pub fn keep_root(&self, version: u64, envelope: &[u8]) -> Result<(), SlotError> {
+        let kept = self.versions("root")?;
+        if kept.len() >= MAX_ROOTS && !kept.contains(&version) {
+            return Err(self.full("write"));
+        }
         self.keep("root", "root", version, envelope)
     }
 
@@ -110,6 +123,11 @@ impl Documents {
         }
     }
 
+    fn full(&self, doing: &'static str) -> SlotError {
+        let source = io::Error::other("more documents are there than there ever should be");
+        SlotError::io(Place::File(self.directory.clone()), doing, source)
+    }
+
     fn path(&self, stem: &str, version: u64) -> PathBuf {
         self.directory.join(format!("{stem}-{version}.cbor"))
     }
@@ -118,7 +136,10 @@ impl Documents {
     fn versions(&self, stem: &str) -> Result<Vec<u64>, SlotError> {
         let error = |source| SlotError::io(Place::File(self.directory.clone()), "read", source);
         let mut versions = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(error)? {
+        for (number, entry) in fs::read_dir(&self.directory).map_err(error)?.enumerate() {
+            if number >= MAX_NAMES {
+                return Err(self.full("read"));
+            }
             let name = entry.map_err(error)?.file_name();
             let version = name
                 .to_str()

@@ -29,7 +29,7 @@ mod scrub;
 mod state;
 mod store;
 
-pub use documents::{Documents, Loaded, MAX_DOCUMENT, Versioned};
+pub use documents::{Documents, Loaded, MAX_DOCUMENT, MAX_ROOTS, Versioned};
 pub use error::{Piece, Place, SlotError};
 pub use files::{read_regular, replace};
 pub use install::{Install, Progress, Staged};

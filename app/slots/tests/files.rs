@@ -329,3 +329,20 @@ fn what_somebody_planted_in_place_of_a_file_is_neither_followed_nor_waited_for()
     assert!(inferd_slots::read_regular(&file, 9).is_err());
     assert!(inferd_slots::read_regular(place.path(), 9).is_err());
 }
+
+#[test]
+fn more_roots_than_there_can_be_are_refused_and_not_read() {
+    let [place, _] = places();
+    let documents = Documents::open(place.path().join("trust")).unwrap();
+    for version in 1..=inferd_slots::MAX_ROOTS as u64 {
+        documents.keep_root(version, b"root").unwrap();
+    }
+    assert!(documents.keep_root(1000, b"root").is_err());
+    assert_eq!(documents.load().unwrap().roots.len(), inferd_slots::MAX_ROOTS);
+    fs::write(place.path().join("trust/root-1000.cbor"), "one more").unwrap();
+    assert!(documents.load().is_err());
+    fs::remove_file(place.path().join("trust/root-1000.cbor")).unwrap();
+    nix::unistd::mkfifo(&place.path().join("trust/revocations-1.cbor"), nix::sys::stat::Mode::S_IRWXU)
+        .unwrap();
+    assert!(documents.load().is_err(), "a pipe is not waited for");
+}
