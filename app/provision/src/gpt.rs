@@ -30,6 +30,9 @@ const ENTRIES: usize = 128;
 /// Sectors of all entries.
 const TABLE: u64 = (ENTRY * ENTRIES / SECTOR) as u64;
 
+/// Bytes of the table's second copy, which follows the last partition of an image.
+pub const COPY: u64 = (TABLE + 1) * SECTOR as u64;
+
 /// Why a medium is left as it is; one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

@@ -1,7 +1,8 @@
 //! The data partition of a running system, grown to the end of its medium by [`gpt::plan`](crate::gpt::plan) and two calls of the kernel.
 //!
-//! Before anything changes, the medium is asked whether it is what it says: counterfeit cards show their beginning again behind their
-//! real end, or lose what is written there. A mark in the file system says that it is still to grow, from before the table changes until
+//! Before the table changes, the medium is asked whether it is what it says: counterfeit cards show their beginning again behind their
+//! real end, or lose what is written there. Asking writes: between the table's old second copy and the medium's end, where nothing lies on an
+//! honest one. On a counterfeit one that may have hit something; the first MiB, with the table, is looked at again afterwards and put back. A mark in the file system says that it is still to grow, from before the table changes until
 //! it has grown: a power cut in between is completed by the next start.
 
 #![allow(unsafe_code)] // the ioctls of linux/blkpg.h and ext4
@@ -104,12 +105,14 @@ fn honest(medium: &File, head: &[u8], length: u64, plan: &gpt::Plan) -> Result<(
             return Err(counterfeit(at));
         }
     }
-    let room = (plan.start + plan.length).saturating_sub(written);
+    // The old second copy is the only one there is until the new one is written.
+    let from = (written + gpt::COPY).next_multiple_of(PROBE as u64);
+    let room = (plan.start + plan.length).saturating_sub(from);
     if room < (PROBES + 1) * PROBE as u64 {
         return Ok(());
     }
-    let places = (0..PROBES)
-        .map(|i| (written + (room - PROBE as u64) / (PROBES - 1) * i) / PROBE as u64 * PROBE as u64);
+    let places =
+        (0..PROBES).map(|i| (from + (room - PROBE as u64) / (PROBES - 1) * i) / PROBE as u64 * PROBE as u64);
     let pattern =
         |at: u64| -> Vec<u8> { at.to_le_bytes().iter().map(|b| b ^ 0x5a).cycle().take(PROBE).collect() };
     for at in places.clone() {
@@ -123,6 +126,13 @@ fn honest(medium: &File, head: &[u8], length: u64, plan: &gpt::Plan) -> Result<(
         if there != pattern(at) {
             return Err(counterfeit(at));
         }
+    }
+    let mut again = vec![0; head.len()];
+    medium.read_exact_at(&mut again, 0)?;
+    if again != head {
+        medium.write_all_at(head, 0)?;
+        medium.sync_all()?;
+        return Err(counterfeit(from));
     }
     Ok(())
 }
@@ -192,4 +202,41 @@ fn resize_file_system(mount: &Path, blocks: u64) -> io::Result<()> {
     // SAFETY: the call reads one 64-bit number at the address it is given, which outlives the call; the descriptor is open.
     unsafe { calls::resize_ext4(root.as_raw_fd(), &raw const blocks) }?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asking_whether_there_is_flash_leaves_what_is_written_and_the_tables_old_second_copy_alone() {
+        const MIB: u64 = 1 << 20;
+        let medium = tempfile::tempfile().unwrap();
+        let old = vec![0xa5; usize::try_from(4 * MIB + gpt::COPY).unwrap()];
+        medium.write_all_at(&old, 0).unwrap();
+        medium.set_len(64 * MIB).unwrap();
+        let plan = gpt::Plan { writes: Vec::new(), number: 1, start: MIB, length: 62 * MIB, before: 3 * MIB };
+        honest(&medium, &old[..HEAD], 64 * MIB, &plan).unwrap();
+        let mut there = vec![0; old.len()];
+        medium.read_exact_at(&mut there, 0).unwrap();
+        assert!(there == old);
+        let mut rest = vec![0; usize::try_from(60 * MIB - gpt::COPY).unwrap()];
+        medium.read_exact_at(&mut rest, old.len() as u64).unwrap();
+        assert!(rest.iter().any(|byte| *byte != 0), "it was asked");
+    }
+
+    #[test]
+    fn a_beginning_that_changed_while_the_medium_was_asked_is_put_back_and_told() {
+        const MIB: u64 = 1 << 20;
+        let medium = tempfile::tempfile().unwrap();
+        medium.set_len(64 * MIB).unwrap();
+        // As if a probe had hit it.
+        let head = vec![0x77; HEAD];
+        let plan = gpt::Plan { writes: Vec::new(), number: 1, start: MIB, length: 62 * MIB, before: 3 * MIB };
+        let why = honest(&medium, &head, 64 * MIB, &plan).unwrap_err();
+        assert!(matches!(why, GrowError::Counterfeit { .. }), "{why}");
+        let mut there = vec![0; HEAD];
+        medium.read_exact_at(&mut there, 0).unwrap();
+        assert!(there == head);
+    }
 }
