@@ -207,10 +207,11 @@ fn missing(provision: &Provision) -> Vec<String> {
     if provision.wifi.as_ref().is_some_and(|wifi| wifi.passphrase_lost) {
         notes.push("[network.wifi] is left out: its passphrase is missing.".to_owned());
     }
-    if !provision.ssh_keys.is_empty() && !has("dropbear") && !has("sshd") {
+    let (ssh, time) = (!provision.ssh_keys.is_empty(), !provision.time_servers.is_empty());
+    if ssh && !has("dropbear") && !has("sshd") {
         notes.push("[ssh] is left out: this image has no SSH server.".to_owned());
     }
-    if !provision.time_servers.is_empty() && !has("ntpd") {
+    if time && !has("ntpd") {
         notes.push("[time] is left out: this image has no ntpd.".to_owned());
     }
     notes
@@ -332,11 +333,13 @@ fn lay_out(run: &Path, data: Option<&Path>, settled: &Settled) -> io::Result<()>
     if let Some(text) = &settled.text {
         let file = run.join("boot.toml");
         secret(&file, without_own_secrets(text).as_bytes())?;
-        // The daemon reads it, too.
-        if let Some(owner) = data.and_then(|data| fs::metadata(data.join("inferd")).ok()) {
+        // The daemon reads it, too; nobody else, for its keys are in there. Without a data partition it has only its directory below RUN.
+        let owner = fs::symlink_metadata(run.join("daemon")).ok();
+        let owner = owner.or_else(|| data.and_then(|data| fs::symlink_metadata(data.join("inferd")).ok()));
+        if let Some(owner) = owner {
             std::os::unix::fs::chown(&file, None, Some(owner.gid()))?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o640))?;
         }
-        fs::set_permissions(&file, fs::Permissions::from_mode(if data.is_some() { 0o640 } else { 0o644 }))?;
     }
     fs::write(run.join("provisioned"), shell)
 }
@@ -476,9 +479,20 @@ impl Store for InStore {
     }
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = OpenOptions::new().write(true).open(&self.0);
         inferd_slots::replace(&self.0, bytes)?;
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600))
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600))?;
+        // Its blocks are free now, and would be readable in the raw medium. That the new one is kept does not hang on it.
+        let _ = before.and_then(|before| blank(&before));
+        Ok(())
     }
+}
+
+/// Overwrites what a file holds. Copies that the flash itself keeps aside are out of reach.
+fn blank(file: &File) -> io::Result<()> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    file.write_all_at(&vec![0; length], 0)?;
+    file.sync_all()
 }
 
 /// Forgets what was configured and installed. What names the device, whose bundles it believes, how old a bundle may be and the committed
@@ -492,6 +506,12 @@ fn reset(slots: &Path, data: &Path) -> io::Result<()> {
             Ok(said) => said.lines().for_each(|line| println!("{line}")),
             Err(why) => failed = Some(why),
         }
+    }
+    // Passphrases and keys are in there.
+    match OpenOptions::new().write(true).open(data.join("provision/record")) {
+        Ok(record) => failed = blank(&record).err().or(failed),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+        Err(why) => failed = Some(why),
     }
     for path in ["inferd.toml", "provision"] {
         failed = gone(&data.join(path)).err().or(failed);
