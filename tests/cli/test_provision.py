@@ -114,3 +114,18 @@ def test_a_factory_reset_leaves_nothing_of_roots_in_the_daemons_directory(device
     provision(folder, "--factory-reset", slots)
     assert (own / "lock").stat().st_uid == OWNER
     shutil.rmtree(own)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_daemons_part_of_the_configuration_is_read_by_its_group_and_nobody_else(device, kept):
+    folder, own, _ = device
+    card = folder / "card"
+    card.mkdir()
+    (card / "inferd.toml").write_text('[security]\napi_key = "a-key-of-this-test-0123456789"\n')
+    (folder / "run/daemon").mkdir(parents=True)
+    os.chown(folder / "run/daemon", OWNER, OWNER if os.geteuid() == 0 else -1)
+    data = ["--data", folder / "data"] if kept else []
+    command = [inferd_program(), "provision", *data, "--card", card, "--run", folder / "run", "--keep-hostname"]
+    subprocess.run([str(part) for part in command], capture_output=True, timeout=120, check=True)
+    found = (folder / "run/boot.toml").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o640, (folder / "run/daemon").stat().st_gid)
