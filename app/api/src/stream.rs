@@ -443,6 +443,8 @@ impl Producer {
             Ok(prediction) => {
                 let event = self.event(prediction, frame.number);
                 self.count_sent();
+                // One that was on its way when the source went would be taken for a source that is well again.
+                self.told = Told::Well;
                 event
             }
             Err(why) => self.error(why),
