@@ -270,14 +270,12 @@ def test_a_deadline_is_refused_at_once_or_kept(native, walk, patient):
     try:
         waiting = [Wire(daemon).request("POST", "/infer", body) for _ in range(40)]
         until(lambda: daemon.request("/status").json()["models"][0]["queue"]["in_use"] == 40, "forty are queued")
-
-        def refusal():
-            # On a busy machine the 5 ms may be over before anybody has decided.
-            answer = ask(daemon, "POST", "/infer", body, [("Inference-Deadline-Ms", "5")])
-            assert answer.status == 503, answer
-            return answer.json()["error"] == "deadline_unmeetable" and answer
-
-        refused = until(refusal, daemon)
+        # On a busy machine the 5 ms may be over before anybody has decided.
+        for _ in range(100):
+            refused = ask(daemon, "POST", "/infer", body, [("Inference-Deadline-Ms", "5")])
+            if refused.json()["error"] != "timeout":
+                break
+        assert (refused.status, refused.json()["error"]) == (503, "deadline_unmeetable"), refused
         assert int(refused.headers["retry-after"]) >= 1 and int(refused.headers["retry-after-ms"]) > 1
         given_up = ask(daemon, "POST", "/infer", body, [("Inference-Deadline-Ms", "900")])
         assert (given_up.status, given_up.json()["error"]) == (503, "timeout"), given_up
