@@ -212,7 +212,9 @@ mod tests {
     fn asking_whether_there_is_flash_leaves_what_is_written_and_the_tables_old_second_copy_alone() {
         const MIB: u64 = 1 << 20;
         let medium = tempfile::tempfile().unwrap();
-        let old = vec![0xa5; usize::try_from(4 * MIB + gpt::COPY).unwrap()];
+        // No sector looks like the beginning's.
+        let bytes = usize::try_from(4 * MIB + gpt::COPY).unwrap();
+        let old: Vec<u8> = (0..bytes).map(|i| u8::try_from(i / SECTOR % 251).unwrap()).collect();
         medium.write_all_at(&old, 0).unwrap();
         medium.set_len(64 * MIB).unwrap();
         let plan = gpt::Plan { writes: Vec::new(), number: 1, start: MIB, length: 62 * MIB, before: 3 * MIB };
