@@ -1,5 +1,6 @@
 """inferctl and over-the-air updates: what an operator types and sees, from the first key to the way back."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -196,7 +197,8 @@ class Cutter:
             passed += len(piece)
             if left is not None and passed >= left:
                 for end in (server, client):
-                    end.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
                 return
         self.half(server)
 
