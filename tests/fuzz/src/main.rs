@@ -8,6 +8,7 @@
 mod bench;
 mod bundle;
 mod fetch;
+mod flash;
 mod kernel;
 mod slots;
 mod sources;
@@ -20,6 +21,17 @@ mod watch;
 mod inferd {
     #[allow(dead_code, unused_imports)]
     pub mod config;
+}
+
+/// What the operator's tool reads before it flashes a card, for the same reason.
+#[path = "../../../app/inferctl/src"]
+mod inferctl {
+    #[allow(dead_code)]
+    #[path = "flash/bmap.rs"]
+    pub mod bmap;
+    #[allow(dead_code)]
+    #[path = "minisign/form.rs"]
+    pub mod form;
 }
 
 use libfuzzer_sys::fuzz_target;

@@ -3,6 +3,7 @@
 use crate::bench;
 use crate::bundle;
 use crate::fetch;
+use crate::flash;
 use crate::inferd::config::{Arguments, Loaded};
 use crate::kernel;
 use crate::slots;
@@ -43,6 +44,8 @@ pub const ALL: &[Target] = &[
     ("bootstate", system::bootstate),
     ("autoboot", system::autoboot),
     ("fat", system::fat),
+    ("bmap", flash::bmap),
+    ("minisign", flash::minisign),
     ("beginning", bundle::beginning),
     ("page", bundle::page),
     ("chunk", bundle::chunk),

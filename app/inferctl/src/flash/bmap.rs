@@ -1,8 +1,7 @@
 //! Block maps: which blocks of an image mean something, and what they hash to. The form of bmaptool 2.0.
 
-use super::error::FlashError;
 use sha2::{Digest as _, Sha256};
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
 /// The largest map that is read: a line for each of half a million ranges.
 pub const MAX_BMAP: u64 = 64 << 20;
@@ -29,38 +28,36 @@ impl Bmap {
     /// Reads a map and checks it whole, its own checksum included.
     ///
     /// # Errors
-    /// [`FlashError::Bmap`].
-    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, FlashError> {
-        let wrong = |why: String| FlashError::Bmap { path: path.to_owned(), why };
-        let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not a text".into()))?;
-        let document = roxmltree::Document::parse(text).map_err(|e| wrong(format!("it is not XML: {e}")))?;
+    /// Why it is none, in a sentence.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is not a text")?;
+        let document = roxmltree::Document::parse(text).map_err(|e| format!("it is not XML: {e}"))?;
         let root = document.root_element();
         let version = root.attribute("version").unwrap_or_default();
         if !root.has_tag_name("bmap") || !version.starts_with("2.") {
-            return Err(wrong(format!("it is no block map of version 2 (it says {version:?})")));
+            return Err(format!("it is no block map of version 2 (it says {version:?})"));
         }
         let field = |name: &str| {
             let found = root.children().find(|node| node.has_tag_name(name));
             let text = found.and_then(|node| node.text()).map(str::trim);
-            text.ok_or_else(|| wrong(format!("it has no {name}")))
+            text.ok_or_else(|| format!("it has no {name}"))
         };
-        let number =
-            |name: &str| field(name)?.parse::<u64>().map_err(|_| wrong(format!("its {name} is no number")));
+        let number = |name: &str| field(name)?.parse::<u64>().map_err(|_| format!("its {name} is no number"));
         let kind = field("ChecksumType")?;
         if kind != "sha256" {
-            return Err(wrong(format!("its checksums are {kind}; only sha256 is taken")));
+            return Err(format!("its checksums are {kind}; only sha256 is taken"));
         }
         let own = field("BmapFileChecksum")?;
         let zeroed = text.replacen(own, &"0".repeat(own.len()), 1);
         if hex(own) != Some(Sha256::digest(zeroed.as_bytes()).into()) {
-            return Err(wrong("its own checksum is wrong: it was damaged or changed".into()));
+            return Err("its own checksum is wrong: it was damaged or changed".into());
         }
         let (image_size, block) = (number("ImageSize")?, number("BlockSize")?);
         if !block.is_power_of_two() || !(512..=1 << 26).contains(&block) {
-            return Err(wrong(format!("its BlockSize {block} is none")));
+            return Err(format!("its BlockSize {block} is none"));
         }
         let map = root.children().find(|node| node.has_tag_name("BlockMap"));
-        let rows = map.ok_or_else(|| wrong("it has no BlockMap".into()))?.children();
+        let rows = map.ok_or("it has no BlockMap")?.children();
         let mut ranges: Vec<Mapped> = Vec::new();
         for row in rows.filter(|node| node.has_tag_name("Range")) {
             let text = row.text().unwrap_or_default().trim();
@@ -68,7 +65,7 @@ impl Bmap {
             let blocks = first.trim().parse::<u64>().ok().zip(last.trim().parse::<u64>().ok());
             let checksum = row.attribute("chksum").and_then(hex);
             let (Some((first, last)), Some(sha256)) = (blocks, checksum) else {
-                return Err(wrong(format!("its range {text:?} has no numbers or no checksum")));
+                return Err(format!("its range {text:?} has no numbers or no checksum"));
             };
             let start = first.checked_mul(block);
             let end = last.checked_add(1).and_then(|n| n.checked_mul(block)).map(|end| end.min(image_size));
@@ -80,11 +77,11 @@ impl Bmap {
                 {
                     ranges.push(Mapped { bytes: start..end, sha256 });
                 }
-                _ => return Err(wrong(format!("its range {text:?} is out of order or beyond the image"))),
+                _ => return Err(format!("its range {text:?} is out of order or beyond the image")),
             }
         }
         if ranges.is_empty() {
-            return Err(wrong("it maps nothing".into()));
+            return Err("it maps nothing".into());
         }
         Ok(Self { image_size, ranges })
     }
@@ -130,8 +127,8 @@ pub mod tests {
         map.replacen(&"0".repeat(64), &text(&Sha256::digest(map.as_bytes())), 1)
     }
 
-    fn read(map: &str) -> Result<Bmap, FlashError> {
-        Bmap::parse(Path::new("x.bmap"), map.as_bytes())
+    fn read(map: &str) -> Result<Bmap, String> {
+        Bmap::parse(map.as_bytes())
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Image {
                 let bytes = release.file(&map, MAX_BMAP)?;
                 let bytes = bytes
                     .ok_or_else(|| FlashError::Bmap { path: map.clone(), why: "there is none".into() })?;
-                Some((Bmap::parse(&map, &bytes)?, map))
+                let bmap = Bmap::parse(&bytes).map_err(|why| FlashError::Bmap { path: map.clone(), why })?;
+                Some((bmap, map))
             }
             None => None,
         };
