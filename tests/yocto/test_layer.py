@@ -204,7 +204,7 @@ def test_kas_files_are_of_kas_own_schema_and_pin_every_layer():
         for name, repo in page.get("repos", {}).items():
             assert "url" not in repo or re.fullmatch("[0-9a-f]{40}", repo["commit"]), f"{path.name}: {name} is not pinned"
         if path.stem != "common":
-            assert page["header"]["includes"] == ["common.yml"]
+            assert page["header"]["includes"] == ["yocto/kas/common.yml"]
             machines.add((path.stem, page["machine"]))
     names = {"qemuarm64": "qemu-aarch64"}
     assert {(names.get(file, file), machine) for file, machine in machines} == set(openembedded.MACHINES.items())
