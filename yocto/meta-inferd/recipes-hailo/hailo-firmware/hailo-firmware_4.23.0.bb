@@ -13,10 +13,8 @@ SRC_URI = " \
     https://github.com/hailo-ai/hailort/archive/v${PV}/hailort-${PV}.tar.gz;name=hailort \
 "
 SRC_URI[hailort.sha256sum] = "f2a3dd80b9ccbbb58624a228d4857375c57b0c76c3a07812f43fb7596639e2de"
-# Nobody who wrote this could download it, and a hash that was not calculated from the file would be worth nothing: you give it
-# (yocto/README.md). Without one bitbake refuses the download.
-INFERD_HAILO_FIRMWARE_SHA256 ?= ""
-SRC_URI[firmware.sha256sum] = "${INFERD_HAILO_FIRMWARE_SHA256}"
+# Nobody who wrote this could download it: the hash is the one that two other projects publish (buildroot/README.md).
+SRC_URI[firmware.sha256sum] = "1ba9528972091ec17bebc0dc7ea2e6f4449efe70664890f6387ccbc7b60626ee"
 S = "${UNPACKDIR}"
 
 inherit allarch
