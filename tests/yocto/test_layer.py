@@ -100,7 +100,7 @@ def test_other_layers_recipes_are_changed_for_our_distribution_only(path):
         assert text == "require ${INFERD_FILES}/linux/inferd-kernel.inc\n"
         text = (LAYER / "files/linux/inferd-kernel.inc").read_text()
     changed = re.findall(r"(?m)^([A-Za-z]\S*) *(?:\(\)|[?+:]*=)", text)
-    assert changed and all(name.startswith(("FILESEXTRAPATHS", "INFERD_")) or name.endswith(":inferd-os") for name in changed)
+    assert changed and all(name.startswith("INFERD_") or name.endswith(":inferd-os") for name in changed)
 
 
 def test_recipes_are_of_the_version_of_the_workspace():

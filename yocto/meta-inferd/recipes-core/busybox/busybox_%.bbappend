@@ -1,2 +1,2 @@
-FILESEXTRAPATHS:prepend := "${THISDIR}/busybox:"
+FILESEXTRAPATHS:prepend:inferd-os := "${THISDIR}/busybox:"
 SRC_URI:append:inferd-os = " file://inferd-applets.cfg"

@@ -25,6 +25,8 @@ SRC_URI[protobuf.sha256sum] = "d594b561fb41bf243233d8f411c7f2b7d913e5c9c1be4ca43
 SRC_URI[readerwriterqueue.sha256sum] = "0a15f844f129ac585d751534e4eb1498fcbb890ed9cd08f5041573495b46a4b1"
 SRC_URI[spdlog.sha256sum] = "1586508029a7d0670dfcb2d97575dcdc242d3868a259742b69f100801ab4e16b"
 SRC_URI[xxhash.sha256sum] = "baee0c6afd4f03165de7a4e67988d16f0f2b257b51d0e3cb91909302a26a79c4"
+# Archives that GitHub makes, each with the hash that Buildroot compares as well: should one come out otherwise, the build stops.
+INSANE_SKIP += "src-uri-bad"
 
 inherit cmake
 
