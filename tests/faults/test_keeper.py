@@ -300,8 +300,8 @@ def test_while_it_waits_for_the_medium_at_its_end_it_feeds_and_its_last_word_is_
             return said
 
         one = keeper(environment={"NOTIFY_SOCKET": str(tmp_path / "systemd"), "WATCHDOG_USEC": "3000000"})
-        # Whoever opens this to write waits until somebody reads.
-        os.mkfifo(tmp_path / "data/intent.new")
+        # A medium that takes nothing: what stands in the way of the new file cannot be put out of it.
+        (tmp_path / "data/intent.new/in/the/way").mkdir(parents=True)
         waiting()
         one.process.send_signal(signal.SIGTERM)
         said, end = [], time.monotonic() + 60
