@@ -60,7 +60,7 @@ class Keeper:
         program.write_text(f"#!{sys.executable}\n" + DAEMON.replace("@FOLDER@", str(folder)))
         program.chmod(0o755)
         restart = folder / "restart"
-        restart.write_text(f'#!/bin/sh\necho "$1" >>{folder}/restarts\n')
+        restart.write_text(f'#!/bin/sh\necho "$*" >>{folder}/restarts\n')
         restart.chmod(0o755)
         (folder / "inferd.toml").write_text(f'[watchdog]\ndevice = "{device}"\nprogress_s = {progress_s}\n')
         self.command = [inferd_program(), "keeper", "--config", folder / "inferd.toml", "--run", folder / "run"]
@@ -207,6 +207,22 @@ def test_a_restart_of_the_board_ends_the_daemon_first_and_leaves_its_mark(keeper
     assert (one.folder / "bye").exists() and one.history()[-1]["kind"] == "request"
     assert json.loads((one.folder / "data/intent").read_text())["why"] == "a test"
     assert len(one.starts()) == 1
+
+
+def test_a_restart_says_to_the_firmware_what_it_knows_and_nothing_else(keeper):
+    one = keeper()
+    for argument in ("0 tryboot; 1", "tryboot", "3", "", "0 tryboot" * 300, 3, ["0 tryboot"]):
+        answer = one.ask({"ask": "reboot", "why": "a test", "argument": argument})
+        assert answer["answer"] == "refused", argument
+    assert not (one.folder / "restarts").exists() and len(one.starts()) == 1
+    one.order("ask({'ask': 'reboot', 'why': 'a test', 'argument': '0 tryboot'})")
+    until(lambda: (one.folder / "restarts").exists() and (one.folder / "restarts").read_text() == "reboot 0 tryboot\n", one)
+    assert (one.folder / "bye").exists(), "the daemon ends first"
+
+
+def test_only_init_restarts_the_board_when_everything_has_ended():
+    done = subprocess.run([inferd_program(), "restart"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "only init restarts the board so" in done.stderr
 
 
 def test_a_factory_reset_is_marked_for_the_next_start(keeper):

@@ -13,6 +13,7 @@ import zlib
 import pytest
 from faults.keeper import Keeper
 from helpers import inferd_program, until
+from office import Office
 
 PART = 256 << 10
 PLACES = (0, 4096)
@@ -113,40 +114,16 @@ class Board:
         rootfs.write_bytes(f"rootfs {version} ".encode() * 9000)
         boot.write_bytes(f"boot {version} ".encode() * 4000)
         output = self.folder / f"os-{version}-{key}-{board}.imb"
-        command = ["--system", "--version", version, "--board", board, "--rootfs", rootfs, "--boot", boot]
-        command += ["--probation-seconds", 30, "--key", self.office.at(f"{key}.key"), "-o", output, *options]
-        self.office.run("bundle", "build", *command)
-        return output
+        return self.office.system(output, board, version, {"rootfs": rootfs, "boot": boot}, *options, key=key)
 
     def holds(self, slot, version):
         pairs = ((f"rootfs-{slot}", f"rootfs-{version}"), (f"boot-{slot}", f"boot-{version}"))
         return all(self.partition(part).read_bytes().startswith((self.folder / file).read_bytes()) for part, file in pairs)
 
 
-class Office:
-    """Keys and a root document."""
-
-    def __init__(self, inferctl, folder):
-        self.inferctl, self.folder = inferctl, folder
-        folder.mkdir()
-        for name in ("root", "models", "system"):
-            self.run("keygen", self.at(f"{name}.key"))
-        self.root = self.at("root.imr")
-        grants = [f"root=1:{self.at('root.pub')}", f"model-release=1:{self.at('models.pub')}", f"system-release=1:{self.at('system.pub')}"]
-        roles = [part for grant in grants for part in ("--role", grant)]
-        self.run("root", "create", "-o", self.root, "--key", self.at("root.key"), *roles)
-
-    def at(self, name):
-        return self.folder / name
-
-    def run(self, *arguments):
-        done = self.inferctl(*arguments)
-        assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture
 def board(inferctl, tmp_path):
-    board = Board(tmp_path, Office(inferctl, tmp_path / "office"))
+    board = Board(tmp_path, Office(inferctl.program, tmp_path / "office"))
     yield board
     board.keeper.close()
 
@@ -279,11 +256,98 @@ def test_only_one_changes_systems_at_a_time(board):
     board.ok("install", board.bundle(2))
 
 
-def test_a_pi_takes_no_system_that_it_could_not_try(board):
-    (board.root / "etc/inferd/board.toml").write_text('name = "rpi4"\n[boot]\nbackend = "rpi-tryboot"\n')
-    before = [board.partition(name).read_bytes() for name in PARTITIONS]
-    board.no("boot-backend", "install", board.bundle(2, board="rpi4"))
-    assert [board.partition(name).read_bytes() for name in PARTITIONS] == before
+NUMBERS = {"a": PARTITIONS.index("boot-a") + 1, "b": PARTITIONS.index("boot-b") + 1}
+
+
+def autoboot(chosen):
+    """autoboot.txt as an image has it."""
+    other = "b" if chosen == "a" else "a"
+    text = f"[all]\ntryboot_a_b=1\nboot_partition={NUMBERS[chosen]}\n[tryboot]\nboot_partition={NUMBERS[other]}\n"
+    return text.encode().ljust(512, b"\n")
+
+
+class Pi(Board):
+    """A Raspberry Pi: autoboot.txt on a FAT12 of four sectors, and firmware of a few lines."""
+
+    AT = 3 * 512
+
+    def __init__(self, folder, office):
+        super().__init__(folder, office)
+        (self.root / "etc/inferd/board.toml").write_text(
+            'name = "rpi4"\n[boot]\nbackend = "rpi-tryboot"\n[firmware]\nfloor = "2025-08-20"\n'
+        )
+        head = b"\xeb\x3c\x90inferd  " + struct.pack("<HBHBHHBHHHII", 512, 1, 1, 1, 16, 64, 0xF8, 1, 1, 1, 0, 0)
+        entry = b"AUTOBOOTTXT\x20" + bytes(14) + struct.pack("<HI", 2, 512)
+        fat = head.ljust(510, b"\0") + b"\x55\xaa" + b"\xf8\xff\xff\xff\x0f".ljust(512, b"\0") + entry.ljust(512, b"\0") + autoboot("a")
+        self.partition("boot").write_bytes(fat.ljust(PART, b"\0"))
+        self.passes_on("rpi_firmware_notify_reboot")
+        self.restarted()
+
+    def passes_on(self, function):
+        """A kernel with this function."""
+        (self.root / "proc/kallsyms").write_text(f"0000000000000000 t {function}\n")
+
+    def chosen(self):
+        """What autoboot.txt chooses."""
+        sector = self.partition("boot").read_bytes()[self.AT : self.AT + 512]
+        return next(slot for slot in "ab" if sector == autoboot(slot))
+
+    def restarted(self, reason="request", built=1_800_000_000):
+        """The board restarts as it was last asked to; the slot."""
+        orders = [order for order in self.keeper.orders if order["ask"] == "reboot"]
+        tried = bool(orders) and orders[-1].get("argument") == "0 tryboot"
+        slot = "ab"[(self.chosen() == "a") == tried]
+        says = self.root / "proc/device-tree/chosen/bootloader"
+        says.mkdir(parents=True, exist_ok=True)
+        for name, value in {"partition": NUMBERS[slot], "tryboot": int(tried), "build-timestamp": built}.items():
+            (says / name).write_bytes(struct.pack(">I", value))
+        self.start(reason)
+        (self.root / "proc/cmdline").write_text(f"console=ttyS1 inferd.slot={slot}\n")
+        (self.root / "run/inferd/slot").write_text(f"{slot}\n")
+        return slot
+
+
+@pytest.fixture
+def pi(inferctl, tmp_path):
+    pi = Pi(tmp_path, Office(inferctl.program, tmp_path / "office"))
+    yield pi
+    pi.keeper.close()
+
+
+def test_a_pis_system_is_tried_by_what_the_restart_says_and_committed_in_autoboot_txt(pi):
+    pi.ok("install", pi.bundle(2, board="rpi4"))
+    assert pi.holds("b", 2) and pi.restarted() == "a", "nothing is tried unasked"
+    pi.ok("try")
+    orders = [order for order in pi.keeper.orders if order["ask"] == "reboot"]
+    assert orders == [{"ask": "reboot", "why": "a new system is tried", "argument": "0 tryboot"}]
+    assert pi.restarted() == "b" and pi.chosen() == "a"
+    watched(pi)
+    assert pi.chosen() == "b" and pi.restarts() == []
+    assert pi.status()["state"]["verdicts"][-1]["outcome"] == "committed" and pi.restarted("power") == "b"
+
+
+def test_a_pis_system_that_does_not_stay_leaves_autoboot_txt_alone(pi):
+    whole = pi.partition("boot").read_bytes()
+    pi.ok("install", pi.bundle(2, board="rpi4"))
+    pi.ok("try")
+    assert pi.restarted() == "b"
+    (pi.root / "run/inferd/slot").write_text("a\n")
+    pi.ok("watch")
+    assert len(pi.restarts()) == 1 and "argument" not in pi.keeper.orders[-1]
+    assert pi.restarted() == "a"
+    pi.ok("watch")
+    assert pi.status()["state"]["verdicts"][-1]["code"] == "no-rootfs" and pi.restarts() == []
+    assert pi.partition("boot").read_bytes() == whole
+
+
+def test_a_pi_takes_no_system_that_its_kernel_or_its_bootloader_could_not_try(pi):
+    before = [pi.partition(name).read_bytes() for name in PARTITIONS]
+    pi.passes_on("rpi_firmware_get")
+    pi.no("boot-backend", "install", pi.bundle(2, board="rpi4"))
+    pi.passes_on("rpi_firmware_notify_reboot")
+    pi.restarted(built=1_700_000_000)
+    pi.no("firmware-too-old", "install", pi.bundle(2, board="rpi4"))
+    assert [pi.partition(name).read_bytes() for name in PARTITIONS] == before
 
 
 def test_a_daemon_is_ready_to_be_committed_only_while_it_says_so(board, native):

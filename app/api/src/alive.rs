@@ -244,7 +244,7 @@ fn why(req: &Req) -> Result<String, Reply> {
 /// `POST /api/v1/reboot`.
 pub(crate) async fn reboot(app: &App, req: &Req) -> Reply {
     match why(req) {
-        Ok(why) => order(app, Ask::Reboot { why }).await,
+        Ok(why) => order(app, Ask::Reboot { why, argument: None }).await,
         Err(reply) => reply,
     }
 }

@@ -7,9 +7,16 @@ use crate::config::{self, Loaded};
 use crate::release::Release;
 use clap::Parser;
 use inferd_watch::keeper::{self, Identity, Log, Settings, board::Restart, judge::Limits};
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 use tracing_subscriber::fmt::time::Uptime;
 
+/// The keeper's directory that need not outlive a reset, on an image of ours.
+const RUN: &str = "/run/inferd/keeper";
 /// What the daemon takes to end beside the requests in flight.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 
@@ -25,7 +32,7 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Its directory that need not outlive a reset
-    #[arg(long, value_name = "DIR", default_value = "/run/inferd/keeper")]
+    #[arg(long, value_name = "DIR", default_value = RUN)]
     run: PathBuf,
     /// Its directory that outlives a reset; without it nothing is remembered
     #[arg(long, value_name = "DIR")]
@@ -51,6 +58,12 @@ struct Cli {
     /// Let watchdog tests be asked for [default: in an image made with --dev]
     #[arg(long)]
     allow_tests: bool,
+}
+
+/// `inferd restart`: init becomes this when it has ended everything (`::restart:` of inittab).
+pub fn restart() -> ExitCode {
+    eprintln!("<4>inferd restart: {}", keeper::board::restart_last(Path::new(RUN)));
+    ExitCode::FAILURE
 }
 
 /// The program in this role.

@@ -147,7 +147,7 @@ impl Board {
         }
         restarts.ages_s.push(0);
         self.write(&restarts).map_err(|e| format!("a restart could not be counted: {e}"))?;
-        let (why, begun) = match self.ask(&Ask::Reboot { why: why.to_owned() }) {
+        let (why, begun) = match self.ask(&Ask::Reboot { why: why.to_owned(), argument: None }) {
             Ok(()) => return Ok(()),
             Err(failed) => failed,
         };
@@ -437,7 +437,7 @@ mod tests {
             let keeper = machine.answering(answer);
             assert_eq!(machine.board().reboot_at("lost", &now).is_ok(), done);
             let (asked, noted) = keeper.join().unwrap();
-            assert_eq!(asked, Ask::Reboot { why: "lost".into() });
+            assert_eq!(asked, Ask::Reboot { why: "lost".into(), argument: None });
             assert_eq!(noted.unwrap().ages_s.last(), Some(&0), "asked for before it was noted");
             assert_eq!(machine.board().reboots_at(&now), counted, "silence may be a restart");
         }

@@ -2,7 +2,8 @@
 //!
 //! This room puts the others together and has no logic of its own. `inferd engine-host` is the same program in another
 //! role: the process that owns one engine (see the hosts room). So is `inferd keeper`: the process that starts the daemon and feeds
-//! the watchdog (see the watch room); and `inferd system`: what root does with the two systems of a board (see the system room).
+//! the watchdog (see the watch room); and `inferd system`: what root does with the two systems of a board (see the system room). As
+//! `inferd restart` it is the last process of a board whose restart says something to the firmware.
 
 #![forbid(unsafe_code)]
 
@@ -81,6 +82,9 @@ fn main() -> ExitCode {
     }
     if std::env::args_os().nth(1).is_some_and(|arg| arg == "system") {
         return system::main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "restart") {
+        return keeper::restart();
     }
     let started = Instant::now();
     let cli = Cli::parse();

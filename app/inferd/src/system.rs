@@ -11,7 +11,7 @@ use inferd_bundle::Trust;
 use inferd_slots::FileMedium;
 use inferd_system::state::{Ended, Phase, Reason, Start};
 use inferd_system::{Backend, Facts, Folder, Places, Restart, Systems, View};
-use inferd_watch::ask::{self, Answer, Ask};
+use inferd_watch::ask::{self, Answer, Argument, Ask};
 use inferd_watch::history::{self, ResetReason};
 use inferd_watch::state::KeeperState;
 use inferd_watch::watchdog::CARDRESET;
@@ -113,6 +113,16 @@ fn waits_for_a_model(said: &Ready) -> bool {
     !said.reasons.is_empty() && said.reasons.iter().all(|reason| reason.ends_with(inferd_rollout::ON_TRIAL))
 }
 
+/// What a restart for a try says to the firmware.
+fn argument(restart: Restart) -> Result<Option<Argument>, Reason> {
+    match restart {
+        Restart::Plain => Ok(None),
+        Restart::Argument(words) => Argument::of(words)
+            .map(Some)
+            .ok_or_else(|| because("boot-backend", format!("no restart says {words:?} to a firmware"))),
+    }
+}
+
 struct Desk {
     cli: Cli,
     config: Config,
@@ -149,8 +159,7 @@ impl Desk {
 
     /// Whether the boot loader says that this system was started to be tried. It may be chosen by now.
     fn tried(&self) -> bool {
-        let cmdline = fs::read_to_string(self.cli.root.join("proc/cmdline")).unwrap_or_default();
-        inferd_system::is_try(&cmdline)
+        self.places.tried()
     }
 
     fn keeper(&self) -> Result<KeeperState, Reason> {
@@ -216,8 +225,8 @@ impl Desk {
 
     /// Whether this version can have a board with such a backend try a system, and watch that.
     fn can_try(&self, backend: &dyn Backend) -> Result<(), Reason> {
-        if backend.restart() != Restart::Plain {
-            let why = "this version does not restart a board as its firmware asks for a try";
+        if argument(backend.restart())?.is_some() && !self.places.passes_arguments_on() {
+            let why = "its kernel does not pass what a restart says on to the firmware, as Raspberry Pi's own kernel does";
             return Err(because("boot-backend", format!("{}: {why}", backend.name())));
         }
         let init = fs::read_to_string(self.cli.root.join("proc/1/comm")).unwrap_or_default();
@@ -234,17 +243,18 @@ impl Desk {
     fn try_it(&self, systems: &mut Systems<FileMedium>) -> Result<(), Reason> {
         let (_, backend) = self.backend()?;
         self.can_try(&*backend)?;
-        systems.arm(self.trust()?.as_ref())?;
+        let restart = argument(systems.arm(self.trust()?.as_ref())?);
         // Armed, it would be tried at any later start.
-        self.restart("a new system is tried").inspect_err(|_| {
+        restart.and_then(|argument| self.restart("a new system is tried", argument)).inspect_err(|_| {
             if let Err(why) = systems.disarm() {
                 eprintln!("<4>inferd system: the try cannot be taken back: {}", why.sentence);
             }
         })
     }
 
-    fn restart(&self, why: &str) -> Result<(), Reason> {
-        let answer = ask::ask_at(&self.cli.run.join("ask"), &Ask::Reboot { why: why.to_owned() });
+    fn restart(&self, why: &str, argument: Option<Argument>) -> Result<(), Reason> {
+        let order = Ask::Reboot { why: why.to_owned(), argument };
+        let answer = ask::ask_at(&self.cli.run.join("ask"), &order);
         match answer.map_err(|e| because("no-keeper", e))? {
             Answer::Done => Ok(()),
             Answer::Refused { why } => Err(because("no-keeper", why)),
@@ -257,7 +267,7 @@ impl Desk {
         let now = self.backend().ok().and_then(|(_, backend)| backend.now().ok());
         if self.tried()
             && now.is_none_or(|now| now.runs != now.chosen)
-            && let Err(why) = self.restart("a system on trial cannot be watched")
+            && let Err(why) = self.restart("a system on trial cannot be watched", None)
         {
             eprintln!("<4>inferd system: the board is not restarted: {}", why.sentence);
         }
@@ -289,7 +299,7 @@ impl Desk {
                 format!("the root filesystem of {said} cannot be mounted; its kernel runs that of {mounted}");
             eprintln!("<4>inferd system: {why}");
             systems.blame(because("no-rootfs", &why))?;
-            return self.restart(&why);
+            return self.restart(&why, None);
         }
         let by_watchdog = keeper.watchdog.is_some_and(|watchdog| watchdog.boot_status & CARDRESET != 0);
         let ended = match keeper.reset.reason {
@@ -373,7 +383,7 @@ impl Desk {
         eprintln!("<4>inferd system: the new system does not stay: {}", why.sentence);
         let told = why.sentence.clone();
         systems.give_up(why)?;
-        self.restart(&format!("the new system does not stay: {told}"))
+        self.restart(&format!("the new system does not stay: {told}"), None)
     }
 
     /// What the daemon says of itself.

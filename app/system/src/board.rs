@@ -74,6 +74,8 @@ pub struct Places {
     pub slot: PathBuf,
     /// The firmware's part of the device tree.
     pub bootloader: PathBuf,
+    /// The functions of the kernel that runs.
+    pub kallsyms: PathBuf,
     /// The variables of the UEFI.
     pub efivars: PathBuf,
     /// Block devices of the kernel, each with its `uevent`.
@@ -91,6 +93,7 @@ impl Places {
             cmdline: root.join("proc/cmdline"),
             slot: root.join("run/inferd/slot"),
             bootloader: root.join("proc/device-tree/chosen/bootloader"),
+            kallsyms: root.join("proc/kallsyms"),
             efivars: root.join("sys/firmware/efi/efivars"),
             blocks: root.join("sys/class/block"),
             devices: root.join("dev"),
@@ -120,13 +123,33 @@ impl Places {
         Ok([slot("rootfs-a", "boot-a")?, slot("rootfs-b", "boot-b")?])
     }
 
+    /// Whether the boot loader or the firmware says that this system was started to be tried. It may be chosen by now.
+    #[must_use]
+    pub fn tried(&self) -> bool {
+        let cmdline = fs::read_to_string(&self.cmdline).unwrap_or_default();
+        is_try(&cmdline) || Firmware::read(&self.bootloader).is_try()
+    }
+
     /// The slot that was to be tried and the one whose root filesystem its initramfs mounted instead: one system's kernel runs the other.
     #[must_use]
     pub fn strayed(&self) -> Option<(Slot, Slot)> {
-        let cmdline = fs::read_to_string(&self.cmdline).ok()?;
-        let said = slot_of(&cmdline)?;
-        let mounted: Slot = fs::read_to_string(&self.slot).ok()?.trim().parse().ok()?;
-        (is_try(&cmdline) && said != mounted).then_some((said, mounted))
+        let said = slot_of(&fs::read_to_string(&self.cmdline).ok()?)?;
+        let mounted = self.mounted()?;
+        (self.tried() && said != mounted).then_some((said, mounted))
+    }
+
+    fn mounted(&self) -> Option<Slot> {
+        fs::read_to_string(&self.slot).ok()?.trim().parse().ok()
+    }
+
+    /// Whether the kernel that runs passes the argument of a restart on to a Raspberry Pi's firmware: Raspberry Pi's own does, in this
+    /// function; one that does not restarts the chosen system whatever it is told.
+    #[must_use]
+    pub fn passes_arguments_on(&self) -> bool {
+        let Ok(symbols) = fs::read(&self.kallsyms) else { return false };
+        symbols
+            .split(|&byte| byte == b'\n')
+            .any(|line| line.split(u8::is_ascii_whitespace).any(|word| word == b"rpi_firmware_notify_reboot"))
     }
 
     /// The board of this image.
@@ -146,8 +169,7 @@ impl Places {
     pub fn backend(&self, board: &Board, write: bool) -> Result<Box<dyn Backend>, BoardError> {
         Ok(match board.boot.backend.as_str() {
             "uboot-env" => {
-                let mounted = fs::read_to_string(&self.slot).ok().and_then(|text| text.trim().parse().ok());
-                Box::new(Uboot::new(self.open("bootstate", write)?, &read(&self.cmdline)?, mounted))
+                Box::new(Uboot::new(self.open("bootstate", write)?, &read(&self.cmdline)?, self.mounted()))
             }
             "rpi-tryboot" => {
                 let numbers = [self.partition("boot-a")?.number, self.partition("boot-b")?.number];
@@ -158,6 +180,7 @@ impl Places {
                     numbers,
                     firmware,
                     &read(&self.cmdline)?,
+                    self.mounted(),
                     floor,
                 ))
             }

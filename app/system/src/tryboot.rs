@@ -38,6 +38,12 @@ impl Firmware {
         };
         Self { partition: cell("partition"), tryboot: cell("tryboot"), built: cell("build-timestamp") }
     }
+
+    /// Whether it says that this start is a try.
+    #[must_use]
+    pub fn is_try(&self) -> bool {
+        self.tryboot == Some(1)
+    }
 }
 
 /// The backend.
@@ -46,17 +52,27 @@ pub struct Tryboot<S> {
     /// The numbers of `boot-a` and `boot-b` in the partition table.
     numbers: [u32; 2],
     firmware: Firmware,
+    /// The system whose kernel runs, and the one whose root filesystem it has.
+    said: Option<Slot>,
     runs: Option<Slot>,
     /// The oldest bootloader that is trusted, as a date and in Unix seconds.
     floor: Option<(String, u32)>,
 }
 
 impl<S: Sectors> Tryboot<S> {
-    /// Of the partition `boot`, the numbers of `boot-a` and `boot-b`, what the firmware said, the kernel's command line, and the board's
-    /// `firmware.floor` (`YYYY-MM-DD`).
-    pub fn new(boot: S, numbers: [u32; 2], firmware: Firmware, cmdline: &str, floor: Option<&str>) -> Self {
+    /// Of the partition `boot`, the numbers of `boot-a` and `boot-b`, what the firmware said, the kernel's command line, the slot whose root
+    /// filesystem was mounted in the end, and the board's `firmware.floor` (`YYYY-MM-DD`).
+    pub fn new(
+        boot: S,
+        numbers: [u32; 2],
+        firmware: Firmware,
+        cmdline: &str,
+        mounted: Option<Slot>,
+        floor: Option<&str>,
+    ) -> Self {
         let floor = floor.map(|date| (date.to_owned(), seconds(date).unwrap_or(u32::MAX)));
-        Self { boot, numbers, firmware, runs: slot_of(cmdline), floor }
+        let said = slot_of(cmdline);
+        Self { boot, numbers, firmware, said, runs: mounted.or(said), floor }
     }
 
     fn slot(&self, number: u32) -> Option<Slot> {
@@ -77,13 +93,16 @@ impl<S: Sectors> Tryboot<S> {
         let runs =
             self.runs.ok_or_else(|| unfit("the kernel's command line does not say which system this is"))?;
         let started = self.firmware.partition.and_then(|number| self.slot(number));
-        if started != Some(runs) {
+        if started != self.said {
             let number = self.firmware.partition.map_or("none".to_owned(), |n| n.to_string());
             return Err(BootError::Unfit(format!(
-                "the firmware says that it started partition {number}, and the command line says system {runs}"
+                "the firmware says that it started partition {number}, and the command line says system {}",
+                self.said.map_or("none".to_owned(), |said| said.to_string())
             )));
         }
-        Ok((Now { runs, on_trial: self.firmware.tryboot == Some(1), chosen }, file, at))
+        // An initramfs that found nothing in its own slot has mounted the other one: that is no try of anything.
+        let on_trial = self.firmware.is_try() && self.said == Some(runs);
+        Ok((Now { runs, on_trial, chosen }, file, at))
     }
 }
 

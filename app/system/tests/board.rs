@@ -35,6 +35,7 @@ fn machine(backend: &str, partitions: &[(&str, u32)]) -> (tempfile::TempDir, Pla
         cmdline: at("cmdline"),
         slot: at("slot"),
         bootloader: at("bootloader"),
+        kallsyms: at("kallsyms"),
         efivars: at("efivars"),
         blocks: at("blocks"),
         devices: at("dev"),
@@ -136,4 +137,37 @@ fn every_board_of_this_repository_has_a_backend_that_is_known() {
         seen += 1;
     }
     assert!(seen >= 5);
+}
+
+#[test]
+fn a_pis_kernel_is_asked_whether_it_passes_on_what_a_restart_says() {
+    let (root, places) = machine("rpi-tryboot", &[]);
+    assert!(!places.passes_arguments_on(), "nothing is known of its functions");
+    let function = "0000000000000000 t rpi_firmware_notify_reboot\n";
+    for (symbols, passes) in [
+        ("", false),
+        ("0000000000000000 T rpi_firmware_get\t[raspberrypi]\n", false),
+        ("0000000000000000 t rpi_firmware_notify_reboots\n", false),
+        (function, true),
+        (&format!("0000000000000000 T rpi_firmware_get\n{function}"), true),
+    ] {
+        fs::write(root.path().join("kallsyms"), symbols).unwrap();
+        assert_eq!(places.passes_arguments_on(), passes, "{symbols:?}");
+    }
+}
+
+#[test]
+fn a_try_is_known_by_the_command_line_or_by_what_a_pis_firmware_says() {
+    let (root, places) = machine("rpi-tryboot", &[]);
+    let write = |file: &str, content: &[u8]| fs::write(root.path().join(file), content).unwrap();
+    assert!(places.tried());
+    write("cmdline", b"console=ttyS1 inferd.slot=b\n");
+    for (cell, tried) in [(&[0, 0, 0, 0][..], false), (&[0, 0, 0, 1], true), (&[1], false)] {
+        write("bootloader/tryboot", cell);
+        assert_eq!(places.tried(), tried, "{cell:?}");
+        assert_eq!(places.strayed(), None, "its own root filesystem is mounted");
+        write("slot", b"a\n");
+        assert_eq!(places.strayed(), tried.then_some((Slot::B, Slot::A)), "{cell:?}");
+        write("slot", b"b\n");
+    }
 }

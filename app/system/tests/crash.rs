@@ -177,7 +177,7 @@ fn pi(runs: Slot, on_trial: bool, built: Option<u32>) -> (Disk, Tryboot<Disk>) {
 fn firmware_starts(disk: &Disk, runs: Slot, on_trial: bool, built: Option<u32>) -> Tryboot<Disk> {
     let partition = if runs == Slot::A { 2 } else { 3 };
     let firmware = Firmware { partition: Some(partition), tryboot: Some(on_trial.into()), built };
-    Tryboot::new(disk.clone(), [2, 3], firmware, &format!("root=x inferd.slot={runs}"), Some(FLOOR))
+    Tryboot::new(disk.clone(), [2, 3], firmware, &format!("root=x inferd.slot={runs}"), None, Some(FLOOR))
 }
 
 #[test]
@@ -219,11 +219,26 @@ fn a_pi_whose_bootloader_is_too_old_or_says_nothing_is_not_updated() {
 }
 
 #[test]
+fn a_pi_whose_kernel_runs_the_other_systems_root_filesystem_is_on_no_trial() {
+    let (disk, _) = pi(Slot::A, false, Some(NEW));
+    let firmware = Firmware { partition: Some(3), tryboot: Some(1), built: Some(NEW) };
+    let start = |mounted| Tryboot::new(disk.clone(), [2, 3], firmware, "inferd.slot=b", mounted, Some(FLOOR));
+    let tried = Now { runs: Slot::B, on_trial: true, chosen: Slot::A };
+    assert_eq!(start(Some(Slot::B)).now().unwrap(), tried);
+    assert_eq!(start(None).now().unwrap(), tried);
+    let strayed = start(Some(Slot::A));
+    assert_eq!(strayed.now().unwrap(), Now { runs: Slot::A, on_trial: false, chosen: Slot::A });
+    strayed.preflight().unwrap();
+    strayed.commit().unwrap();
+    assert!(disk.take_log().is_empty(), "what runs is chosen already");
+}
+
+#[test]
 fn a_pi_whose_choice_contradicts_itself_is_left_alone() {
     let (disk, _) = pi(Slot::A, false, Some(NEW));
     let says = |partition, cmdline: &str, numbers| {
         let firmware = Firmware { partition, tryboot: Some(0), built: Some(NEW) };
-        let pi = Tryboot::new(disk.clone(), numbers, firmware, cmdline, Some(FLOOR));
+        let pi = Tryboot::new(disk.clone(), numbers, firmware, cmdline, None, Some(FLOOR));
         assert!(pi.preflight().is_err() && pi.arm(Slot::B).is_err() && pi.commit().is_err());
         pi.preflight().unwrap_err().sentence
     };

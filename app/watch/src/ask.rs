@@ -27,6 +27,9 @@ pub enum Ask {
     Reboot {
         /// One sentence for the history.
         why: String,
+        /// What the restart says to the board's firmware.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        argument: Option<Argument>,
     },
     /// Start the daemon anew, without safe mode.
     LeaveSafeMode {
@@ -58,6 +61,30 @@ pub enum Ask {
         /// What to break.
         what: WatchdogTest,
     },
+}
+
+/// What a restart may say to a board's firmware: these words and no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Argument {
+    /// A Raspberry Pi starts the system once that it does not choose.
+    #[serde(rename = "0 tryboot")]
+    Tryboot,
+}
+
+impl Argument {
+    /// The one of these words.
+    #[must_use]
+    pub fn of(words: &str) -> Option<Self> {
+        (words == Self::Tryboot.words()).then_some(Self::Tryboot)
+    }
+
+    /// As `reboot(2)` takes it.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Tryboot => "0 tryboot",
+        }
+    }
 }
 
 /// What a watchdog test breaks.

@@ -2,34 +2,59 @@
 
 #![allow(unsafe_code)] // reboot(2)
 
+use crate::ask::Argument;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// The file in the keeper's directory that has the argument of the next restart, for whoever calls `reboot(2)` last.
+const ARGUMENT: &str = "restart";
 
 /// How the board is restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restart {
     /// By init, and by the kernel when init does not.
     Board,
-    /// By a program, with `reboot`, `force` or `panic` as its argument: for tests on machines that must not be restarted.
+    /// By a program, with `reboot`, `force` or `panic` as its argument, and what a restart says behind it: for tests on machines that must
+    /// not be restarted.
     Program(PathBuf),
 }
 
+/// The name of process 1.
+fn init() -> String {
+    fs::read_to_string("/proc/1/comm").unwrap_or_default().trim().to_owned()
+}
+
 impl Restart {
-    /// Asks init to shut the system down and restart the board.
+    /// Whether a restart can say something to the firmware here: BusyBox's init can be asked for that.
+    #[must_use]
+    pub fn takes_arguments(&self) -> bool {
+        *self != Self::Board || init() == "init"
+    }
+
+    /// Asks init to shut the system down and restart the board. With an argument, which is left in the keeper's directory `run`, init
+    /// ends everything as for any restart, and then becomes [`restart_last`].
     ///
     /// # Errors
     /// When init cannot be asked.
-    pub fn ask_init(&self) -> io::Result<()> {
-        match self {
-            Self::Program(program) => run(program, "reboot"),
-            Self::Board => {
+    pub fn ask_init(&self, run: &Path, argument: Option<Argument>) -> io::Result<()> {
+        match (self, argument) {
+            (Self::Program(program), argument) => command(
+                program,
+                &["reboot"].into_iter().chain(argument.map(Argument::words)).collect::<Vec<_>>(),
+            ),
+            (Self::Board, Some(argument)) => {
+                fs::write(run.join(ARGUMENT), argument.words())?;
+                // BusyBox's `::restart:` of inittab.
+                Ok(kill(Pid::from_raw(1), Signal::SIGQUIT)?)
+            }
+            (Self::Board, None) => {
                 // BusyBox takes SIGTERM for "shut down and reboot"; systemd takes SIGINT for ctrl-alt-del, which is the same.
-                let init = fs::read_to_string("/proc/1/comm").unwrap_or_default();
-                let signal = if init.trim() == "systemd" { Signal::SIGINT } else { Signal::SIGTERM };
+                let signal = if init() == "systemd" { Signal::SIGINT } else { Signal::SIGTERM };
                 Ok(kill(Pid::from_raw(1), signal)?)
             }
         }
@@ -41,7 +66,7 @@ impl Restart {
     /// When the kernel refuses.
     pub fn force(&self) -> io::Result<()> {
         match self {
-            Self::Program(program) => run(program, "force"),
+            Self::Program(program) => command(program, &["force"]),
             Self::Board => {
                 // SAFETY: no memory is passed; the call does not return when it works.
                 match unsafe { libc::reboot(libc::RB_AUTOBOOT) } {
@@ -58,14 +83,43 @@ impl Restart {
     /// When it does not want to.
     pub fn panic(&self) -> io::Result<()> {
         match self {
-            Self::Program(program) => run(program, "panic"),
+            Self::Program(program) => command(program, &["panic"]),
             Self::Board => fs::write("/proc/sysrq-trigger", "c"),
         }
     }
 }
 
-fn run(program: &Path, argument: &str) -> io::Result<()> {
-    Command::new(program).arg(argument).stdin(Stdio::null()).spawn().map(drop)
+/// What init becomes when it has ended everything: calls `reboot(2)` with the argument that the keeper left in its directory `run`, if
+/// it left one. Nothing else runs by then, and every file system was synced; it does so once more.
+///
+/// It returns only when that was not to be, or did not work: process 1 then ends, the kernel panics, and restarts without any argument.
+#[must_use]
+pub fn restart_last(run: &Path) -> io::Error {
+    if std::process::id() != 1 {
+        return io::Error::other("only init restarts the board so: nothing else may run any more");
+    }
+    nix::unistd::sync();
+    let left = fs::read_to_string(run.join(ARGUMENT)).ok();
+    let argument =
+        left.and_then(|words| Argument::of(&words)).and_then(|argument| CString::new(argument.words()).ok());
+    if let Some(argument) = argument {
+        // SAFETY: the kernel reads the string, which outlives the call; that does not return when it works.
+        unsafe {
+            libc::syscall(
+                libc::SYS_reboot,
+                libc::LINUX_REBOOT_MAGIC1,
+                libc::LINUX_REBOOT_MAGIC2,
+                libc::LINUX_REBOOT_CMD_RESTART2,
+                argument.as_ptr(),
+            )
+        };
+        // Any other restart starts the chosen system, which is what is left.
+    }
+    Restart::Board.force().err().unwrap_or_else(|| io::Error::other("the kernel does not restart the board"))
+}
+
+fn command(program: &Path, arguments: &[&str]) -> io::Result<()> {
+    Command::new(program).args(arguments).stdin(Stdio::null()).spawn().map(drop)
 }
 
 /// A PCI device that the daemon may have taken away and given back: an accelerator. Anything else (the medium, the network) is

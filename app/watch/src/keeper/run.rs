@@ -8,7 +8,7 @@ use super::sockets::{Asks, Connection, Notifications, Said, refuse};
 use super::starts;
 use super::words::Words;
 use super::{Log, Settings};
-use crate::ask::{self, Answer, Ask, WatchdogTest};
+use crate::ask::{self, Answer, Argument, Ask, WatchdogTest};
 use crate::history::{self, History, Kind, ResetReason};
 use crate::journal;
 use crate::loops::{BootRecord, Ends, Telling};
@@ -220,6 +220,8 @@ struct Keeper {
     journal: bool,
     busy: Arc<AtomicBool>,
     shown: Option<KeeperState>,
+    /// What the restart that was asked for last says to the firmware.
+    argument: Option<Argument>,
     told_to_end: bool,
     done: bool,
 }
@@ -261,6 +263,7 @@ impl Keeper {
             journal,
             busy: Arc::default(),
             shown: None,
+            argument: None,
             told_to_end: false,
             done: false,
         };
@@ -547,9 +550,23 @@ impl Keeper {
 
     fn answer(&mut self, question: Ask, connection: Connection) {
         match question {
-            Ask::Reboot { why } => {
+            Ask::Reboot { why, argument: None } => {
                 connection.answer(&Answer::Done);
-                self.reboot(&why);
+                self.reboot(&why, None);
+            }
+            Ask::Reboot { why, argument } => {
+                // Who asks for it counts on it.
+                if !self.settings.restart.takes_arguments() {
+                    connection
+                        .answer(&refuse("init cannot be asked here to restart the board with an argument"));
+                } else if self.told_to_end
+                    || matches!(self.judge.state(), State::GoingDown { .. } | State::LetGo { .. })
+                {
+                    connection.answer(&refuse("the board goes down already"));
+                } else {
+                    connection.answer(&Answer::Done);
+                    self.reboot(&why, argument);
+                }
             }
             Ask::LeaveSafeMode { why } => {
                 if self.record.safe_mode.take().is_none() {
@@ -568,7 +585,7 @@ impl Keeper {
             Ask::FactoryReset { why, everything } => match self.mark_factory_reset(everything) {
                 Ok(()) => {
                     connection.answer(&Answer::Done);
-                    self.reboot(&format!("factory reset: {why}"));
+                    self.reboot(&format!("factory reset: {why}"), None);
                 }
                 Err(error) => connection.answer(&refuse(&format!("nothing is forgotten: {error}"))),
             },
@@ -581,7 +598,8 @@ impl Keeper {
     }
 
     /// Restarts the board, guarded by the watchdog.
-    fn reboot(&mut self, why: &str) {
+    fn reboot(&mut self, why: &str, argument: Option<Argument>) {
+        self.argument = argument;
         self.say(&format!("restarting the board: {why}"));
         self.remember(history::Event::new(Kind::Request, format!("restart of the board: {why}")));
         self.mark_intent(why);
@@ -685,7 +703,7 @@ impl Keeper {
             Action::LetGo(why) => self.let_go(why),
             Action::Reboot => {
                 self.flush(GOING_DOWN);
-                if let Err(error) = self.settings.restart.ask_init() {
+                if let Err(error) = self.settings.restart.ask_init(&self.settings.run, self.argument) {
                     self.say(&format!("init cannot be asked to restart the board: {error}"));
                 }
             }

@@ -262,7 +262,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("ask");
         let mut asks = Asks::bind(&path, None).unwrap();
-        let question = Ask::Reboot { why: "a test".into() };
+        let question = Ask::Reboot { why: "a test".into(), argument: None };
         let asker = {
             let (path, question) = (path.clone(), question.clone());
             std::thread::spawn(move || ask::ask_at(&path, &question))
