@@ -62,7 +62,7 @@ struct Cli {
 
 /// `inferd restart`: init becomes this when it has ended everything (`::restart:` of inittab).
 pub fn restart() -> ExitCode {
-    eprintln!("<4>inferd restart: {}", keeper::board::restart_last(Path::new(RUN)));
+    eprintln!("inferd restart: {}", keeper::board::restart_last(Path::new(RUN)));
     ExitCode::FAILURE
 }
 

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
     let arguments = config::Arguments { file: cli.config.clone(), ..config::Arguments::default() };
     // One that cannot be used keeps nobody from coming back from a try; the daemon says what is wrong with it.
     let loaded = Loaded::of_process(&arguments).or_else(|error| {
-        eprintln!("<4>inferd system: the configuration cannot be used: {error}");
+        tell(format_args!("the configuration cannot be used: {error}"));
         Loaded::from_layers(&config::Arguments::default(), BTreeMap::new(), None)
     });
     let config = match loaded {
@@ -98,10 +98,16 @@ pub fn main() -> ExitCode {
     match desk.act() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("<4>inferd system: {} ({})", why.sentence, why.code);
+            tell(format_args!("{} ({})", why.sentence, why.code));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says it in the kernel's log, where the script puts this program's standard error: each write is a line of its own there.
+fn tell(line: impl std::fmt::Display) {
+    // Nobody is left to tell when that fails.
+    let _ = io::stderr().write_all(format!("<4>inferd system: {line}\n").as_bytes());
 }
 
 fn because(code: &str, sentence: impl std::fmt::Display) -> Reason {
@@ -120,6 +126,27 @@ fn argument(restart: Restart) -> Result<Option<Argument>, Reason> {
         Restart::Argument(words) => Argument::of(words)
             .map(Some)
             .ok_or_else(|| because("boot-backend", format!("no restart says {words:?} to a firmware"))),
+    }
+}
+
+/// Which daemon it is: its process, and how many the keeper has started.
+type Who = (Option<u32>, Option<u64>);
+
+/// For how long the same daemon has been ready without a break.
+#[derive(Debug, Default)]
+struct Held {
+    since: Option<Duration>,
+    who: Option<Who>,
+}
+
+impl Held {
+    /// A look at it; `None` when it is not ready.
+    fn look(&mut self, now: Duration, who: Who, ready: bool) -> Option<Duration> {
+        // Another one: it ended in between, however soon the next one was ready.
+        if self.who.replace(who).is_some_and(|before| before != who) || !ready {
+            self.since = None;
+        }
+        ready.then(|| now.saturating_sub(*self.since.get_or_insert(now)))
     }
 }
 
@@ -186,10 +213,8 @@ impl Desk {
     fn trust(&self) -> Result<Option<Trust>, Reason> {
         let c = &self.config.updates;
         let roots: Vec<PathBuf> = c.roots.iter().filter(|root| root.exists()).cloned().collect();
-        inferd_rollout::believed(&roots, &c.data_dir.join("trust"), c.allow_dev, &mut |why| {
-            eprintln!("<4>inferd system: {why}")
-        })
-        .map_err(|e| because("no-root", e))
+        inferd_rollout::believed(&roots, &c.data_dir.join("trust"), c.allow_dev, &mut |why| tell(why))
+            .map_err(|e| because("no-root", e))
     }
 
     fn status(&self) -> Result<(), Reason> {
@@ -247,7 +272,7 @@ impl Desk {
         // Armed, it would be tried at any later start.
         restart.and_then(|argument| self.restart("a new system is tried", argument)).inspect_err(|_| {
             if let Err(why) = systems.disarm() {
-                eprintln!("<4>inferd system: the try cannot be taken back: {}", why.sentence);
+                tell(format_args!("the try cannot be taken back: {}", why.sentence));
             }
         })
     }
@@ -269,7 +294,7 @@ impl Desk {
             && now.is_none_or(|now| now.runs != now.chosen)
             && let Err(why) = self.restart("a system on trial cannot be watched", None)
         {
-            eprintln!("<4>inferd system: the board is not restarted: {}", why.sentence);
+            tell(format_args!("the board is not restarted: {}", why.sentence));
         }
     }
 
@@ -297,7 +322,7 @@ impl Desk {
         if let Some((said, mounted)) = self.places.strayed() {
             let why =
                 format!("the root filesystem of {said} cannot be mounted; its kernel runs that of {mounted}");
-            eprintln!("<4>inferd system: {why}");
+            tell(&why);
             systems.blame(because("no-rootfs", &why))?;
             return self.restart(&why, None);
         }
@@ -315,9 +340,9 @@ impl Desk {
                 return Err(because("no-trial", "this system is tried, and nobody knows of a trial"));
             }
             Start::Nothing => {}
-            Start::Committed => eprintln!("<4>inferd system: the new system was committed before this start"),
+            Start::Committed => tell("the new system was committed before this start"),
             Start::Again(why) | Start::Returned(why) => {
-                eprintln!("<4>inferd system: the old system is back: {} ({})", why.sentence, why.code);
+                tell(format_args!("the old system is back: {} ({})", why.sentence, why.code));
             }
         }
         // Also when the power went before the board was restarted for the next try.
@@ -337,12 +362,12 @@ impl Desk {
         hold: Option<Duration>,
     ) -> Result<(), Reason> {
         let Phase::Trial { about, .. } = systems.state().phase.clone() else { return Ok(()) };
-        eprintln!("<4>inferd system: {} {} is on trial", about.product, about.version);
+        tell(format_args!("{} {} is on trial", about.product, about.version));
         fs::write(self.cli.run.join(ready::TRIAL), b"").map_err(|e| because("no-keeper", e))?;
         let hold = hold.unwrap_or(Duration::from_secs(about.hold_s.into()));
         let (mut deadline, latest) = (Instant::now() + hold + grace, Instant::now() + MODELS);
-        let (mut since, mut last) = (None, "the daemon has said nothing".to_owned());
-        let mut who = None;
+        let (mut held, mut last) = (Held::default(), "the daemon has said nothing".to_owned());
+        let begin = Instant::now();
         let why = loop {
             let keeper = self.keeper().ok();
             if let Some(mode) = keeper.as_ref().and_then(|keeper| keeper.safe_mode.as_ref()) {
@@ -352,24 +377,19 @@ impl Desk {
                 Ok(said) => said,
                 Err(why) => break why,
             };
-            let told = (said.as_ref().map(|said| said.pid), keeper.map(|keeper| keeper.starts));
-            if who.replace(told).is_some_and(|before| before != told) {
-                // It ended in between, however soon the next one was ready.
-                since = None;
-            }
+            let who = (said.as_ref().map(|said| said.pid), keeper.map(|keeper| keeper.starts));
             if said.as_ref().is_some_and(waits_for_a_model) && deadline < latest {
                 deadline += LOOK;
             }
-            match ready::judge(said, history::uptime()) {
-                Ok(()) => {
-                    if since.get_or_insert_with(Instant::now).elapsed() >= hold {
-                        systems.commit()?;
-                        eprintln!("<4>inferd system: {} {} is committed", about.product, about.version);
-                        let _ = fs::remove_file(self.cli.run.join(ready::TRIAL));
-                        return Ok(());
-                    }
-                }
-                Err(reason) => (since, last) = (None, reason),
+            let judged = ready::judge(said, history::uptime());
+            if held.look(begin.elapsed(), who, judged.is_ok()).is_some_and(|held| held >= hold) {
+                systems.commit()?;
+                tell(format_args!("{} {} is committed", about.product, about.version));
+                let _ = fs::remove_file(self.cli.run.join(ready::TRIAL));
+                return Ok(());
+            }
+            if let Err(reason) = judged {
+                last = reason;
             }
             if Instant::now() >= deadline {
                 let within = (hold + grace).as_secs();
@@ -380,7 +400,7 @@ impl Desk {
             }
             std::thread::sleep(LOOK);
         };
-        eprintln!("<4>inferd system: the new system does not stay: {}", why.sentence);
+        tell(format_args!("the new system does not stay: {}", why.sentence));
         let told = why.sentence.clone();
         systems.give_up(why)?;
         self.restart(&format!("the new system does not stay: {told}"), None)
@@ -391,5 +411,38 @@ impl Desk {
         let unset = "updates.run_dir is not set: the daemon cannot say that it is ready";
         let folder = self.config.updates.run_dir.as_ref().ok_or_else(|| because("not-ready", unset))?;
         Ok(Ready::read(&folder.join(ready::FILE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Who = (Some(7), Some(1));
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_is_ready_again_after_a_break_begins_anew() {
+        let mut held = Held::default();
+        assert_eq!(held.look(s(5), ONE, false), None);
+        assert_eq!(held.look(s(6), ONE, true), Some(s(0)));
+        assert_eq!(held.look(s(30), ONE, true), Some(s(24)));
+        assert_eq!(held.look(s(31), ONE, false), None, "a reason in the middle");
+        assert_eq!(held.look(s(32), ONE, true), Some(s(0)));
+        assert_eq!(held.look(s(62), ONE, true), Some(s(30)));
+    }
+
+    #[test]
+    fn another_daemon_begins_anew_though_it_was_ready_at_every_look() {
+        for other in [(Some(8), Some(1)), (Some(7), Some(2)), (Some(8), Some(2)), (Some(7), None)] {
+            let mut held = Held::default();
+            assert_eq!(held.look(s(0), ONE, true), Some(s(0)));
+            assert_eq!(held.look(s(29), ONE, true), Some(s(29)));
+            assert_eq!(held.look(s(30), other, true), Some(s(0)), "{other:?}");
+            assert_eq!(held.look(s(31), other, true), Some(s(1)), "{other:?}");
+        }
     }
 }
