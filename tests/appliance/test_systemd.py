@@ -1,21 +1,31 @@
-"""The keeper and the daemon where systemd is process 1: the unit of rootfs-overlay, run by a real systemd in QEMU.
+"""The overlay's units and scripts where systemd is process 1, run by a real systemd in QEMU.
 
-There is no systemd image in this folder's layout; the root filesystem here is an initramfs of Debian's systemd, the static
-daemon, its default model and rootfs-overlay's unit. A script in it asks systemd, the daemon and the journal, and prints what they say.
+There is no image of ours with systemd that could be started here (yocto/ describes one). So the root filesystem of an ordinary image is
+replaced: Debian's systemd, BusyBox for what the scripts call, the static daemon, its default model, the overlay. Kernel, initramfs and partitions are the
+image's own, but that the data partition is empty, as NVIDIA's tools leave it. It infers and is updated; then a script asks systemd, the daemon and the
+journal, and prints what they say.
 """
 
 import json
+import os
 import re
-import stat
+import shutil
+import subprocess
 
-import cpio
 import debian
+import hosttools
+import image
+import layout as layouts
 import places
 import pytest
-import qemu
+from appliance import device, variants
 
 SUITE = "trixie"
-PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd")
+PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd", "e2fsprogs")
+SCRIPTS = ("boot", "network", "services", "sticks", "system")
+ON_STICK = "hello from a stick\n"
+# An emulated board is slow and its pace uneven: what a bundle may cost in time is not what these tests are about.
+EASY = {"probation_seconds": 5, "probation_max_p99_ratio": 1000}
 # What a boot needs nothing of, by path below the tree.
 LEFT_OUT = re.compile(
     r"usr/(share/(doc|man|locale|i18n|zsh|bash-completion|lintian|pam|info)|lib/udev/hwdb\.d|include)(/|$)|"
@@ -28,7 +38,30 @@ status() { busybox wget -q -O - http://127.0.0.1:9000/status; }
 up() { busybox wget -q -O /dev/null http://127.0.0.1:9000/healthz; }
 wait_for() { until "$@"; do busybox sleep 0.5; done; }
 exec >/dev/ttyAMA0 2>&1
+told() { busybox dmesg | busybox grep -q "$1"; }
 wait_for up
+wait_for told INFERD-NET
+wait_for told 'sticks: .* is mounted'
+updated() { busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots | busybox grep -q '"status":"committed"'; }
+wait_for updated
+say scripts systemctl show inferd-boot inferd-network inferd-services inferd-sticks inferd-system -p Id,ActiveState,Result,NRestarts
+say told busybox sh -c "dmesg | sed 's/^.[^]]*. //' | grep -E '^(INFERD-|boot: |network: |services: |sticks: )'"
+say data busybox sh -c 'cat /run/inferd/data; grep " /data " /proc/mounts'
+say slots busybox sh -c 'cat /run/inferd/slot; for letter in a b; do stat -L -c "%U %F" /run/inferd/slots/$letter; done'
+say stick busybox sh -c 'cat /run/inferd/usb/*/hello'
+say confined busybox sh -c '
+    main=$(systemctl show inferd -P MainPID)
+    grep -E "^(NoNewPrivs|Seccomp|CapBnd):" /proc/$main/status
+    seen=/proc/$main/root
+    try() { if "$@" 2>/dev/null; then echo done; else echo refused; fi; }
+    for folder in /run /etc /run/inferd/keeper /data/keeper; do
+        echo "$folder: $(try touch $seen$folder/probe)"
+        rm -f $seen$folder/probe 2>/dev/null
+    done
+    put() { echo "$2" >"$seen$1"; }
+    for file in /proc/sys/vm/swappiness /sys/kernel/profiling /sys/bus/pci/rescan; do echo "$file: $(try put $file 1)"; done
+    cat $seen/run/inferd/usb/*/hello
+'
 say unit systemctl show inferd -p ActiveState,SubState,StatusText,WatchdogUSec,NRestarts,Type
 say status status
 say user busybox ps -o user,args
@@ -44,86 +77,167 @@ wait_for restarted
 say after systemctl show inferd -p ActiveState,NRestarts
 say history busybox wget -q -O - http://127.0.0.1:9000/api/v1/history
 say reasons journalctl -u inferd -o cat --no-pager -n 400
+# The start script's own words for another partition, one that nobody needs any more.
+say partition busybox sh -c '
+    . /usr/libexec/inferd/common
+    eval "$(sed -n "/^make_data()/,/^}/p" /usr/libexec/inferd/boot)"
+    spare=$(partition models-b)
+    put() { dd of="$spare" bs=1M seek="$1" conv=notrunc,fsync 2>/dev/null; }
+    echo something | put 40
+    make_data "$spare" || echo "with something on it: refused, $(dd if="$spare" bs=1M skip=40 count=1 2>/dev/null | head -n 1) stays"
+    # A power cut while it was being made.
+    echo "inferd makes a file system here" | put 63
+    make_data "$spare" && mount -t ext4 -o ro "$spare" /boot && umount /boot && echo "begun before: made"
+    make_data "$spare" || echo "made: refused"
+'
 echo INFERD-ASKED
 systemctl poweroff --force --force
 """
-UNITS = {
-    "usr/lib/systemd/system/ask.service": "[Unit]\nAfter=inferd.service\n[Service]\nExecStart=/usr/libexec/ask\n",
-    # What a systemd image's own first-boot units do.
-    "usr/lib/systemd/system/inferd-places.service": (
-        "[Unit]\nDefaultDependencies=no\nBefore=inferd.service\nAfter=local-fs.target\n[Service]\nType=oneshot\n"
-        "ExecStart=/usr/bin/busybox sh -c 'mkdir -p /data/keeper /data/inferd /run/inferd/daemon && "
-        "chown inferd:inferd /data/inferd /run/inferd/daemon && cp /etc/inferd/inferd.toml /run/inferd/inferd.toml'\n"
-    ),
-}
+UNITS = {"ask.service": "[Unit]\nAfter=inferd.service inferd-network.service\n[Service]\nExecStart=/usr/libexec/ask\nIgnoreSIGPIPE=no\n"}
+# The appliance's own, but that nothing arms the watchdog: it counts also while this machine is too busy to emulate.
+INIT = (places.BOARDS / "common/initramfs/init").read_text().replace(": >/dev/watchdog0 && armed=yes", "armed=yes")
 
 
-def tree_of(architecture):
-    return debian.Archive(architecture, [SUITE]).tree(PACKAGES, closure=True).path
+def root_filesystem(stage, daemon, board, keys):
+    """Lays Debian's systemd, BusyBox, the daemon, its model and the overlay out as one root filesystem, which believes these keys."""
+    tree = debian.Archive("arm64", [SUITE]).tree(PACKAGES, closure=True).path
+    skip = {str(path) for path in tree.rglob("*") if LEFT_OUT.match(path.relative_to(tree).as_posix())} | {str(path) for path in tree.glob(".*")}
+    shutil.copytree(tree, stage, symlinks=True, ignore=lambda folder, names: [name for name in names if f"{folder}/{name}" in skip])
+    for name in ("bin", "sbin", "lib"):
+        if not (stage / name).is_symlink():
+            (stage / name).symlink_to(f"usr/{name}")
+    for name in ("dev", "proc", "sys", "run", "tmp", "data", "boot", "root"):
+        (stage / name).mkdir(exist_ok=True)
+    for name in image.applets((stage / "usr/bin/busybox").read_bytes()):
+        if not any((stage / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
+            (stage / "usr/bin" / name).symlink_to("busybox")
+    shutil.copytree(places.ROOT / "rootfs-overlay/usr", stage / "usr", dirs_exist_ok=True)
+    for name in ("etc/passwd", "etc/group", "etc/inferd/inferd.toml"):
+        (stage / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(places.ROOT / "rootfs-overlay" / name, stage / name)
+    image.furnish(stage, board, [places.DEFAULT_MODEL], "test")
+    shutil.copyfile(keys.root, stage / "etc/inferd/root.imr")
+    config = stage / "etc/inferd/inferd.toml"
+    config.write_text(image.with_setting(config.read_text(), "updates", "allow_dev", "true"))
+    config.write_text(image.with_setting(config.read_text(), "security", "api_key", f'"{keys.api_key}"'))
+    (stage / "etc/machine-id").write_text("00000000000000000000000000000001\n")
+    (stage / "etc/resolv.conf").symlink_to("/run/resolv.conf")
+    shutil.copyfile(daemon, stage / "usr/bin/inferd")
+    (stage / "usr/bin/inferd").chmod(0o755)
+    (stage / "usr/libexec/ask").write_text(ASK)
+    (stage / "usr/libexec/ask").chmod(0o755)
+    units, wanted = stage / "usr/lib/systemd/system", stage / "etc/systemd/system/multi-user.target.wants"
+    wanted.mkdir(parents=True)
+    for name, text in UNITS.items():
+        (units / name).parent.mkdir(exist_ok=True)
+        (units / name).write_text(text)
+    (stage / "usr/lib/systemd/system.conf.d/inferd.conf").unlink()  # arms the watchdog, see above
+    for name in ("inferd", *(f"inferd-{script}" for script in SCRIPTS), "ask"):
+        (wanted / f"{name}.service").symlink_to(f"/usr/lib/systemd/system/{name}.service")
+    (stage / "etc/systemd/system-generators").mkdir()
+    (stage / "etc/systemd/system-generators/systemd-gpt-auto-generator").symlink_to("/dev/null")  # as the layer's recipe does
+    (wanted.parent / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
+    for name in ("getty-static.service", "getty.target", "systemd-update-done.service"):
+        (wanted.parent / name).symlink_to("/dev/null")
 
 
-def files_of(tree, archive):
-    """Puts an unpacked tree into the archive, all below /usr as the merged layout has it."""
-    for path in sorted(tree.rglob("*")):
-        name = path.relative_to(tree).as_posix()
-        if name.startswith(".") or LEFT_OUT.match(name):
-            continue
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
-            archive.symlink(name, path.readlink().as_posix())
-        elif stat.S_ISDIR(mode):
-            archive.directory(name)
-        else:
-            archive.file(name, path.read_bytes(), stat.S_IMODE(mode))
+def put_on(disk, stage, folder, tools):
+    """Puts a root filesystem into an image, and empties its data partition."""
+    squashfs = folder / "rootfs.squashfs"
+    options = ["-noappend", "-no-progress", "-quiet", "-all-root", "-no-xattrs", "-comp", "zstd", "-Xcompression-level", "3"]
+    subprocess.run([tools.path("mksquashfs"), stage, squashfs, *options], check=True)
+    parts = {part.name: part for part in layouts.read_gpt(disk)[1]}
+    assert squashfs.stat().st_size <= parts["rootfs-a"].size
+    with open(disk, "r+b") as file:
+        file.seek(parts["rootfs-a"].offset)
+        file.write(squashfs.read_bytes())
+        file.seek(parts["data"].offset)
+        file.write(bytes(parts["data"].size))
 
 
 @pytest.fixture(scope="module")
-def asked(board, daemon_for_board, production_image, tmp_path_factory):
-    """What the script said, by mark."""
+def bundle(inferctl, dev_keys, tmp_path_factory):
+    """A model that answers otherwise than the image's own."""
+    folder = tmp_path_factory.mktemp("bundle")
+    model = variants.make(folder / "model", "1.1.0", shift=0.25)
+    return device.Workshop(inferctl, dev_keys, folder).bundle("better", model, 1, **EASY)[0]
+
+
+@pytest.fixture(scope="module")
+def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, walk, tmp_path_factory):
+    """What the script said, by mark; as `answers` what was inferred before an update."""
     if board.name != "qemu-aarch64":
         pytest.skip("its console is written for qemu-aarch64")
-    overlay = places.ROOT / "rootfs-overlay"
-    archive = cpio.Archive()
-    files_of(tree_of("arm64"), archive)
-    for name in ("bin", "sbin", "lib"):
-        archive.symlink(name, f"usr/{name}")
-    for name in ("dev", "proc", "sys", "run", "tmp", "data", "root", "usr/libexec", "usr/share/inferd", "usr/share/inferd/models", "etc/inferd"):
-        archive.directory(name)
-    archive.symlink("init", "usr/lib/systemd/systemd")
-    archive.file("usr/bin/inferd", daemon_for_board.read_bytes(), 0o755)
-    archive.file("usr/libexec/ask", ASK.encode(), 0o755)
-    for name, text in UNITS.items():
-        archive.file(name, text.encode())
-    for name in ("usr/lib/systemd/system/inferd.service", "etc/passwd", "etc/group", "etc/inferd/inferd.toml"):
-        archive.file(name, (overlay / name).read_bytes())
-    for name in ("inferd", "inferd-places", "ask"):
-        wants = "etc/systemd/system/multi-user.target.wants"
-        if name == "inferd":
-            for folder in ("etc/systemd", "etc/systemd/system", wants):
-                archive.directory(folder)
-        archive.symlink(f"{wants}/{name}.service", f"/usr/lib/systemd/system/{name}.service")
-    archive.symlink("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target")
-    for name in ("getty-static.service", "getty.target", "systemd-update-done.service"):
-        archive.symlink(f"etc/systemd/system/{name}", "/dev/null")
-    archive.file("etc/machine-id", b"00000000000000000000000000000001\n")
-    archive.file("etc/os-release", b"ID=inferd-test\nNAME=test\n")
-    model = places.DEFAULT_MODEL
-    archive.directory(f"usr/share/inferd/models/{model.name}")
-    for path in sorted(model.iterdir()):
-        archive.file(f"usr/share/inferd/models/{model.name}/{path.name}", path.read_bytes())
-    initramfs = tmp_path_factory.mktemp("systemd") / "initramfs"
-    initramfs.write_bytes(archive.bytes())
-    cmdline = "console=ttyAMA0 loglevel=4 panic=-1 systemd.show_status=0 systemd.getty_auto=no"
-    machine = qemu.Machine(board, production_image[0], initramfs=initramfs, cmdline=cmdline)
-    with machine:
-        machine.wait_for_console("^INFERD-ASKED", 400)
+    folder, tools = tmp_path_factory.mktemp("systemd"), hosttools.Tools(hosttools.IMAGE)
+    root_filesystem(folder / "root", daemon_for_board, board, dev_keys)
+    disk = shutil.copyfile(production_image[0], folder / "systemd.img")
+    put_on(disk, folder / "root", folder, tools)
+    stick = folder / "stick"
+    stick.touch()
+    os.truncate(stick, 8 << 20)
+    (folder / "hello").write_text(ON_STICK)
+    subprocess.run([tools.path("mkfs.fat"), stick], check=True, capture_output=True)
+    subprocess.run([tools.path("mcopy"), "-i", stick, folder / "hello", "::hello"], check=True)
+    cmdline = f"{board.cmdline} loglevel=4 systemd.show_status=0 systemd.getty_auto=no"
+    with boot(disk, cmdline=cmdline, early=INIT, sticks=[stick]) as machine:
+        answers = machine.infer(walk)
+        connection = device.connect(machine.url, 300)
+        connection.request("PUT", "/api/v1/bundle", bundle.read_bytes(), {"X-API-Key": dev_keys.api_key})
+        reply = connection.getresponse()
+        assert reply.status in (200, 201, 202), reply.read()
+        machine.wait_for_console("^INFERD-ASKED", 600)
         console = machine.console().replace("\r", "")
-    return dict(re.findall(r"^<<(\w+)\n(.*?)^>>$", console, re.MULTILINE | re.DOTALL))
+    return {**dict(re.findall(r"^<<(\w+)\n(.*?)^>>$", console, re.MULTILINE | re.DOTALL)), "answers": answers}
 
 
 def shown(text):
     """`systemctl show`'s lines."""
     return dict(line.split("=", 1) for line in text.splitlines() if line)
+
+
+def test_every_script_has_run_and_none_was_started_again(asked):
+    units = {unit["Id"]: unit for unit in map(shown, asked["scripts"].strip().split("\n\n"))}
+    assert set(units) == {f"inferd-{name}.service" for name in SCRIPTS}
+    assert {unit["Result"] for unit in units.values()} == {"success"}, units
+    for name in ("boot", "network", "sticks"):
+        assert units[f"inferd-{name}.service"]["ActiveState"] == "active"
+    assert {unit.get("NRestarts", "0") for unit in units.values()} == {"0"}
+    told = asked["told"]
+    assert re.search("^INFERD-UP inferd-[0-9a-f]{6} slot=a data=ext4 ", told, re.MULTILINE), told
+    assert re.search(r"^INFERD-NET \S+ 10\.0\.2\.15\b", told, re.MULTILINE), told
+
+
+def test_an_empty_data_partition_gets_its_file_system_and_no_other_one(asked):
+    assert "boot: the data partition is empty: making its file system" in asked["told"]
+    assert asked["data"].startswith("ext4\n") and " /data ext4 rw,nosuid,nodev,noexec,noatime" in asked["data"]
+    assert asked["partition"].strip().splitlines() == ["with something on it: refused, something stays", "begun before: made", "made: refused"]
+
+
+def test_the_daemon_is_given_the_model_slots_of_the_medium(asked):
+    assert asked["slots"].split("\n")[:3] == ["a", "inferd block special file", "inferd block special file"]
+
+
+def test_a_stick_is_mounted_for_the_daemon(asked):
+    assert asked["stick"].startswith(ON_STICK)
+    assert ON_STICK in asked["confined"], "where the daemon looks"
+
+
+def test_the_confined_daemon_infers_and_is_updated(asked):
+    assert asked["answers"]
+    status = json.loads(asked["status"])
+    assert status["ready"], status
+    assert status["models"][0]["host"]["memory_cap_kind"] == "cgroup"
+
+
+def test_the_unit_leaves_the_keeper_what_it_needs_and_no_more(asked):
+    lines = dict(line.split(":", 1) for line in asked["confined"].splitlines() if ":" in line)
+    found = {name: value.split()[0] for name, value in lines.items()}
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+    # chown, kill, setgid, setuid, setpcap, sys_boot.
+    assert int(found["CapBnd"], 16) == sum(1 << number for number in (0, 5, 6, 7, 8, 22))
+    refused = {"/run", "/etc", "/proc/sys/vm/swappiness", "/sys/kernel/profiling"}
+    done = {"/run/inferd/keeper", "/data/keeper", "/sys/bus/pci/rescan"}
+    assert {name: found[name] for name in refused | done} == dict.fromkeys(refused, "refused") | dict.fromkeys(done, "done")
 
 
 def test_systemd_is_told_that_the_daemon_is_ready_and_how_it_is(asked):
@@ -155,8 +269,9 @@ def test_the_daemons_entries_keep_their_fields_and_each_is_there_once(asked):
     (start,) = starts
     assert (start["TARGET"], start["PRIORITY"], start["_TRANSPORT"]) == ("inferd", "6", "journal")
     assert start["F_VERSION"] and start["_UID"] == "900", "its own field, sent by the daemon and not by its keeper"
-    (asked_for,) = [entry for entry in native if entry["TARGET"] == "audit"]
-    assert asked_for["REQUEST_ID"], "an entry about a request names it"
+    asked_for = [entry for entry in native if entry["TARGET"] == "audit"]
+    assert len(asked_for) == 2, "the update, and what was refused"
+    assert all(entry["REQUEST_ID"] for entry in asked_for), "an entry about a request names it"
     passed_on = [entry["MESSAGE"] for entry in entries if entry.get("_TRANSPORT") == "stdout"]
     twice = [text for text in passed_on for entry in native if entry["MESSAGE"] in text]
     assert passed_on and not twice, twice
