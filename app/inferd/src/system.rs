@@ -3,14 +3,18 @@
 //! `watch` runs at every start. Where no system is on trial it ends at once. On the system that is tried it waits until the daemon calls itself
 //! ready to be committed for as long as the bundle asks, then commits; otherwise it says why not and has the keeper restart the board, which
 //! then starts the old system. There it finds out what became of the trial, and has it tried again where that was nobody's fault.
+//!
+//! `serve` does for the daemon, which has the network and is not root, what `install`, `try` and `status` do for a person.
+
+mod serve;
 
 use crate::config::{self, Config, Loaded};
 use crate::ready::{self, Ready};
 use clap::{Parser, Subcommand};
 use inferd_bundle::Trust;
 use inferd_slots::FileMedium;
-use inferd_system::state::{Ended, Phase, Reason, Start};
-use inferd_system::{Backend, Facts, Folder, Places, Restart, Systems, View};
+use inferd_system::state::{About, Ended, Phase, Reason, Start};
+use inferd_system::{Backend, Facts, Folder, Places, Restart, Slot, Systems, View};
 use inferd_watch::ask::{self, Answer, Argument, Ask};
 use inferd_watch::history::{self, ResetReason};
 use inferd_watch::state::KeeperState;
@@ -66,6 +70,8 @@ enum Verb {
     },
     /// Restart the board to try what was installed
     Try,
+    /// Install, try and show systems for the daemon, which is not root, until killed; for init
+    Serve(serve::Serve),
     /// Look after a trial; for init
     Watch {
         /// How long a new system has to become ready, beside the time that it has to stay so
@@ -168,6 +174,7 @@ impl Desk {
                 let _alone = self.alone()?;
                 self.try_it(&mut self.open(self.keeper()?.boot)?)
             }
+            Verb::Serve(how) => serve::serve(self, how),
             Verb::Watch { grace, hold } => {
                 let span = |seconds: u64| Duration::from_secs(seconds);
                 self.watch(span(*grace), hold.map(span)).inspect_err(|_| self.away_from_a_trial())
@@ -234,18 +241,23 @@ impl Desk {
         } else {
             Box::new(File::open(file).map_err(unreadable)?)
         };
+        let about = self.install_from(&mut *from, &mut |_| {})?;
+        crate::say(&format!(
+            "{} {} ({}) is staged: `inferd system try` restarts the board with it\n",
+            about.product, about.version, about.label
+        ));
+        Ok(())
+    }
+
+    /// Writes a bundle into the slot that is not chosen; `admitted` is told when it was judged.
+    fn install_from(&self, from: &mut dyn Read, admitted: &mut dyn FnMut(Slot)) -> Result<About, Reason> {
         let (board, backend) = self.backend()?;
         backend.preflight().map_err(|refused| because(refused.code, &refused))?;
         // What cannot be tried is not worth the system that lies there.
         self.can_try(&*backend)?;
         let trust = self.trust()?;
         let facts = Facts { trust: trust.as_ref(), board: &board, version: env!("CARGO_PKG_VERSION") };
-        let about = self.open(0)?.install(&mut from, &facts)?;
-        crate::say(&format!(
-            "{} {} ({}) is staged: `inferd system try` restarts the board with it\n",
-            about.product, about.version, about.label
-        ));
-        Ok(())
+        self.open(0)?.install_telling(from, &facts, admitted)
     }
 
     /// Whether this version can have a board with such a backend try a system, and watch that.

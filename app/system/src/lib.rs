@@ -20,6 +20,7 @@ mod uboot;
 mod uefi;
 
 pub mod autoboot;
+pub mod door;
 pub mod fat;
 pub mod record;
 pub mod state;

@@ -97,6 +97,21 @@ impl From<Refusal> for Reason {
     }
 }
 
+impl State {
+    /// What was kept; nothing was begun where there is nothing.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn kept(keep: &dyn Keep) -> Result<Self, Reason> {
+        let lost =
+            |why: String| reason("state-lost", format!("what is known of the systems cannot be read: {why}"));
+        match keep.load(STATE).map_err(|e| lost(e.to_string()))? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| lost(e.to_string())),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
 impl<M: Medium> Systems<M> {
     /// Of a backend, the partitions of `a` and `b`, where the state is kept, and the number of this boot.
     ///
@@ -108,12 +123,7 @@ impl<M: Medium> Systems<M> {
         keep: Box<dyn Keep>,
         boot: u64,
     ) -> Result<Self, Reason> {
-        let lost =
-            |why: String| reason("state-lost", format!("what is known of the systems cannot be read: {why}"));
-        let state = match keep.load(STATE).map_err(|e| lost(e.to_string()))? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| lost(e.to_string()))?,
-            None => State::default(),
-        };
+        let state = State::kept(&*keep)?;
         Ok(Self { backend, parts, keep, boot, state })
     }
 
@@ -193,7 +203,10 @@ impl<M: Medium> Systems<M> {
         self.backend.preflight().map_err(|refused| reason(refused.code, &refused))?;
         let now = self.now()?;
         if (now.on_trial && now.runs != now.chosen) || matches!(self.state.phase, Phase::Trial { .. }) {
-            return Err(reason("busy-trial", "a system is on trial; wait until it is committed or back"));
+            return Err(reason(
+                "system-on-trial",
+                "a system is on trial; wait until it is committed or back",
+            ));
         }
         // Where the chosen one could not be started, the one that runs is the one to keep.
         let slot = now.runs.other();
@@ -207,6 +220,19 @@ impl<M: Medium> Systems<M> {
     /// # Errors
     /// Why not. The slot then does not start, and the system that runs is what it was.
     pub fn install(&mut self, from: &mut dyn Read, facts: &Facts<'_>) -> Result<About, Reason> {
+        self.install_telling(from, facts, &mut |_| {})
+    }
+
+    /// The same; whoever brings it is told when it was judged, before anything is written.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn install_telling(
+        &mut self,
+        from: &mut dyn Read,
+        facts: &Facts<'_>,
+        admitted: &mut dyn FnMut(Slot),
+    ) -> Result<About, Reason> {
         let broken = |e: io::Error| reason("truncated", format!("the bundle ended before it was whole: {e}"));
         let mut first = [0; HEADER_BYTES];
         from.read_exact(&mut first).map_err(broken)?;
@@ -217,8 +243,6 @@ impl<M: Medium> Systems<M> {
         from.read_exact(prefix.get_mut(HEADER_BYTES..).unwrap_or_default()).map_err(broken)?;
         let bundle = Bundle::parse(&prefix)?;
         let slot = self.admit(&bundle, facts)?;
-        // Before its slot is written, a chosen system that could not be started is not chosen any more.
-        self.backend.commit().map_err(|e| reason("boot-backend", e))?;
         let m = bundle.manifest();
         let about = About {
             bundle: bundle.id().to_string(),
@@ -227,6 +251,9 @@ impl<M: Medium> Systems<M> {
             label: m.label.clone(),
             hold_s: m.policy.probation.seconds,
         };
+        admitted(slot);
+        // Before its slot is written, a chosen system that could not be started is not chosen any more.
+        self.backend.commit().map_err(|e| reason("boot-backend", e))?;
         // From here on nobody takes the slot for what it held.
         let writing = Phase::Writing { slot, about: about.clone() };
         self.set(State { phase: writing, ..self.state.clone() })?;

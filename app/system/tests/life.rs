@@ -648,10 +648,10 @@ fn only_the_system_on_trial_commits_or_gives_up() {
     assert_eq!(old.commit().unwrap_err().code, "no-trial", "armed, and the old one runs");
     let why = Reason { code: "x".into(), sentence: "x".into() };
     assert_eq!(old.give_up(why).unwrap_err().code, "no-trial");
-    assert_eq!(old.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap_err().code, "busy-trial");
+    assert_eq!(old.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap_err().code, "system-on-trial");
     let cmdline = world.starts().unwrap();
     let mut new = world.systems(&cmdline).unwrap();
-    assert_eq!(new.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap_err().code, "busy-trial");
+    assert_eq!(new.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap_err().code, "system-on-trial");
     new.commit().unwrap();
     assert_eq!(new.state().floor("os"), 2);
 }

@@ -1,5 +1,6 @@
-//! What the keeper reads: its history, notifications, questions, and the daemon's log.
+//! What the keeper and who installs systems read: history, notifications, questions, and the daemon's log.
 
+use inferd_system::door;
 use inferd_watch::ask::Ask;
 use inferd_watch::history;
 use inferd_watch::keeper::{sockets, words};
@@ -33,6 +34,15 @@ pub fn keeper(data: &[u8]) {
     if let Ok(ask) = serde_json::from_slice::<Ask>(rest) {
         let written = serde_json::to_vec(&ask).expect("it was read");
         assert_eq!(serde_json::from_slice::<Ask>(&written).expect("it was written"), ask);
+    }
+    if let Ok(ask) = door::question(rest) {
+        let written = serde_json::to_vec(&ask).expect("it was read");
+        assert_eq!(door::question(&written), Ok(ask));
+    }
+    if let Ok(answer) = serde_json::from_slice::<door::Answer>(rest) {
+        let line = answer.line();
+        assert!(line.ends_with(b"}\n") && line.len() as u64 <= door::MAX_ANSWER);
+        assert!(serde_json::from_slice::<door::Answer>(&line).is_ok(), "what it wrote, it reads");
     }
     let (mut whole, mut cut) = (words::Words::default(), words::Words::default());
     let mut lines = whole.take(rest);

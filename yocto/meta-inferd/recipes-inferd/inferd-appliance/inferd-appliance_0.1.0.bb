@@ -16,11 +16,11 @@ python () {
         raise bb.parse.SkipRecipe(f"no folder of board/ is the machine {d.getVar('MACHINE')}: set INFERD_BOARD")
 }
 
-SYSTEMD_SERVICE:${PN} = "inferd-boot.service inferd-network.service inferd-services.service inferd-sticks.service inferd-system.service"
+SYSTEMD_SERVICE:${PN} = "inferd-boot.service inferd-network.service inferd-services.service inferd-sticks.service inferd-system.service inferd-door.service"
 
 do_install[file-checksums] += "${INFERD_CHECKOUT}/board:True ${INFERD_CHECKOUT}/app/inferd/models:True ${INFERD_CHECKOUT}/scripts/lib:True"
 do_install() {
-    for name in boot network services sticks system; do
+    for name in boot network services sticks system door; do
         install -D -m 0644 ${S}/rootfs-overlay/usr/lib/systemd/system/inferd-$name.service ${D}${nonarch_libdir}/systemd/system/inferd-$name.service
         install -D -m 0755 ${S}/rootfs-overlay/usr/libexec/inferd/$name ${D}${libexecdir}/inferd/$name
     done
