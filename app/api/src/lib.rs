@@ -40,7 +40,6 @@ mod alive;
 mod analysis;
 #[cfg(fuzzing)]
 pub mod analysis;
-mod announced;
 mod app;
 mod benchmarks;
 mod body;
@@ -76,7 +75,6 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use actuators::{ActuatorConfig, end_actuators, failing_actuator, start_actuators};
 pub use alive::{Alive, Keeper, SafeMode};
-pub use announced::{Announced, fitness};
 pub use app::{App, Listening, Tls, Unbound, Who};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
 pub use calibrations::{failing_calibration, start_calibrations};
@@ -89,4 +87,6 @@ pub use panel::{Answers, Front, Pressed, look};
 pub use records::{DirectiveError, Directives, LogControl, LogState, Records, request_in_hand};
 pub use serve::{Late, serve};
 pub use sources::{SourceConfig, start_sources};
-pub use updates::{Desk, Ended, Pull, PullError, PullWish, Pulling, Updates, commit_reasons};
+pub use updates::{
+    Desk, Ended, Pull, PullError, PullWish, Pulling, Updates, commit_reasons, returned_system,
+};

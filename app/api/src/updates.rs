@@ -6,6 +6,7 @@
 //! GET  /api/v1/events      progress and verdicts as server-sent events
 //! GET  /api/v1/slots       slots, floors, keys, verdicts
 //! POST /api/v1/rollback /api/v1/trust /api/v1/pull
+//! POST /api/v1/system/try  restarts the board to try the system that is staged
 //! DELETE /api/v1/pull      ends a pull; what came is kept
 //! GET  /commit-ready       may another updater confirm this boot?
 //! ```
@@ -26,6 +27,7 @@ use inferd_hosts::Origin;
 use inferd_rollout::{
     Accepted, Busy, Gate, InstallError, Outcome, Resumable, Status, TrustError, Updater, Verdict, Way,
 };
+use inferd_system::state::Phase;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -248,7 +250,12 @@ async fn admit(
         return Err(bad_request("Content-Range and Content-Length tell different lengths"));
     }
     let total = part.map(|p| p.total).or_else(|| upload.announced());
-    let capacity = desk.updater.status().borrow().slots.iter().map(|s| s.capacity).max();
+    // Which it is, a bundle of models or a system, its manifest says.
+    let capacity = {
+        let status = desk.updater.status().borrow().clone();
+        let of_systems = status.system.iter().map(|told| told.capacity);
+        status.slots.iter().map(|s| s.capacity).chain(of_systems).max()
+    };
     if let (Some(total), Some(capacity)) = (total, capacity)
         && total > capacity
     {
@@ -329,6 +336,7 @@ async fn ended(desk: &Desk, e: &InstallError) -> Reply {
         InstallError::Refused(v) => (refused_status(v), "bundle_refused"),
         InstallError::Interrupted(_) => (StatusCode::BAD_REQUEST, "bundle_interrupted"),
         InstallError::Storage(v) if v.gate == Gate::Disk => (StatusCode::INSUFFICIENT_STORAGE, "storage"),
+        InstallError::Storage(v) if v.gate == Gate::System => by_root(&v.code),
         InstallError::Storage(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
         InstallError::Misused(_) => (StatusCode::INTERNAL_SERVER_ERROR, "unexpected_error"),
     };
@@ -343,6 +351,14 @@ async fn ended(desk: &Desk, e: &InstallError) -> Reply {
         resume: resume.as_ref(),
     };
     Reply::json(status, &body).with_error(error)
+}
+
+/// What it is called in HTTP that root does nothing with a system now.
+fn by_root(code: &str) -> (StatusCode, &'static str) {
+    match code {
+        "busy" | "system-on-trial" => (StatusCode::CONFLICT, "busy"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "system_unavailable"),
+    }
 }
 
 /// What a client's mistake is called in HTTP, by the gate that found it.
@@ -374,6 +390,8 @@ enum State {
     Refused,
     /// It was taken back.
     Reversed,
+    /// A system that is there, and is not tried yet.
+    Staged,
 }
 
 /// Every verdict about this bundle from `number` on, and what they come to.
@@ -395,6 +413,9 @@ fn standing<'a>(status: &'a Status, accepted: &Accepted) -> (State, Vec<&'a Verd
 
 /// Waits for the trial to come to something a sender can use, and says what.
 async fn settled(app: &App, desk: &Desk, accepted: &Accepted) -> Reply {
+    if accepted.system {
+        return staged(desk, accepted);
+    }
     let mut ending = app.ending.subscribe();
     let status = if accepted.already {
         desk.updater.status().borrow().clone()
@@ -426,6 +447,20 @@ async fn settled(app: &App, desk: &Desk, accepted: &Accepted) -> Reply {
             Reply::json(status, &json!({ "state": state, "bundle": accepted, "verdicts": verdicts }))
         }
     }
+}
+
+/// A system is in its slot. Its trial is a restart of the board: the answer goes first, and the keeper lets requests in flight end.
+fn staged(desk: &Desk, accepted: &Accepted) -> Reply {
+    let status = desk.updater.status().borrow().clone();
+    let (_, verdicts) = standing(&status, accepted);
+    let next = if desk.updater.tries_systems() { "try" } else { "wait" };
+    if desk.updater.tries_systems() {
+        let updater = desk.updater.clone();
+        // What stands against it is in its verdict.
+        tokio::spawn(carried(async move { updater.try_system().await }));
+    }
+    let body = json!({ "state": State::Staged, "next": next, "bundle": accepted, "verdicts": verdicts });
+    Reply::json(StatusCode::ACCEPTED, &body)
 }
 
 // -------------------------------------------------------------------------------------------------------------- shown
@@ -487,12 +522,21 @@ pub(crate) fn summary(app: &App) -> Value {
                 "slots": status.slots,
                 "trial": status.trial,
                 "install": status.install,
+                "system": status.system,
                 "last_verdict": status.verdicts.last(),
                 "commit_ready": ready,
                 "warnings": status.warnings,
             })
         }
     }
+}
+
+/// The system that was tried last and did not stay, where none has come since; `None`: nobody tells of systems here.
+pub fn returned_system(app: &App) -> Option<Option<String>> {
+    let state = status_of(&app.updates.load())?.system.as_ref()?.state.clone()?;
+    let last = state.verdicts.last().filter(|_| state.phase == Phase::Idle);
+    let returned = last.filter(|last| last.outcome == inferd_system::state::Outcome::Returned);
+    Some(returned.map(|v| format!("{} {}: {}", v.about.product, v.about.version, v.reason.sentence)))
 }
 
 /// The updater's status, for metrics.
@@ -610,6 +654,36 @@ pub(crate) async fn rollback(app: &App, req: &Req) -> Reply {
             "unexpected_error",
             "unexpected-error",
             &format!("the return was lost: {e}"),
+        ),
+    }
+}
+
+/// `POST /api/v1/system/try`; the body is empty.
+pub(crate) async fn try_system(app: &App, req: &Req) -> Reply {
+    let updates;
+    let desk = desk!(updates, app);
+    if !req.body.is_empty() {
+        return bad_request("the body must be empty");
+    }
+    let updater = desk.updater.clone();
+    // In a task of its own: what was armed is not left halfway.
+    match tokio::spawn(carried(async move { updater.try_system().await })).await {
+        Ok(Ok(())) => Reply::json(StatusCode::ACCEPTED, &json!({ "state": "accepted" })),
+        Ok(Err(e)) => {
+            let (status, error) = match e.code.as_str() {
+                "no-keeper" | "system-gone" => by_root(&e.code),
+                "medium-failed" | "read-back-differs" | "state-lost" => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "storage")
+                }
+                _ => (StatusCode::CONFLICT, "not_tried"),
+            };
+            refusal(status, error, &e.code, &e.sentence)
+        }
+        Err(e) => refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "unexpected_error",
+            "unexpected-error",
+            &format!("the try was lost: {e}"),
         ),
     }
 }
@@ -856,6 +930,7 @@ mod tests {
             verdict: 5,
             saved: inferd_rollout::Saved::default(),
             already: false,
+            system: false,
         };
         let state = |v: &[(u64, Gate, Outcome)]| standing(&status(v), &accepted).0;
         assert_eq!(

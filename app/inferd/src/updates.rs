@@ -92,6 +92,7 @@ pub fn plan(
     to.factory = factory;
     to.probation = Probation { seconds: set(c.probation_s), requests: set(c.probation_requests) };
     to.scrub_bytes_per_s = c.scrub_bytes_per_s;
+    to.try_systems = c.try_systems;
     let system = SystemEvidence::new(c.run_dir.clone());
     to.evidence = Arc::new(KeeperEvidence::new(system, keeper));
     Wanted::On(Box::new(Plan { config: to, device }))
@@ -108,8 +109,7 @@ fn prepare(c: &config::Updates) -> io::Result<()> {
     Ok(())
 }
 
-/// The board's name; empty where nobody says it.
-pub fn board(c: &config::Updates) -> String {
+fn board(c: &config::Updates) -> String {
     let said = c.board.clone().or_else(|| first_word(Path::new(BOARD_FILE)));
     said.unwrap_or_default()
 }

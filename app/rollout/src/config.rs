@@ -2,6 +2,7 @@
 
 use crate::boot::{BootEvidence, SystemEvidence};
 use crate::clock::{Clock, SystemClock};
+use inferd_system::door::Door;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +55,10 @@ pub struct UpdaterConfig {
     pub probation: Probation,
     /// How fast the active slot is verified again in the background, in bytes per second; 0 does not.
     pub scrub_bytes_per_s: u64,
+    /// Who installs systems, where a bundle is one.
+    pub systems: Door,
+    /// Whether a system is tried as soon as it is staged; else somebody asks for it.
+    pub try_systems: bool,
     /// What is known about how the last run ended.
     pub evidence: Arc<dyn BootEvidence>,
     /// Time since the boot.
@@ -81,6 +86,8 @@ impl UpdaterConfig {
             factory: Vec::new(),
             probation: Probation::default(),
             scrub_bytes_per_s: SCRUB_BYTES_PER_S,
+            systems: Door::of_this_device(),
+            try_systems: true,
             evidence: Arc::new(SystemEvidence::new(None)),
             clock: Arc::new(SystemClock::default()),
         }

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Verdicts in a published status; the journal keeps more.
 const SHOWN: usize = 64;
@@ -42,6 +42,8 @@ pub struct Core {
     pub busy: Mutex<Occupied>,
     /// The interrupted transfer, once somebody looked or interrupted it.
     pub resumable: Mutex<Option<Resumable>>,
+    /// Something was done with a system.
+    pub systems_changed: Notify,
 }
 
 #[derive(Default)]
@@ -133,6 +135,7 @@ impl Core {
             trusted: Mutex::default(),
             busy: Mutex::new(Occupied::Starting),
             resumable: Mutex::default(),
+            systems_changed: Notify::new(),
             config,
         };
         core.load_trust()?;
@@ -253,8 +256,8 @@ impl Core {
     }
 
     /// Asks the gates before the payload. Reads files under `/proc`, and waits until the engines the bundle names have said whether they
-    /// are here: blocking.
-    pub fn admit(&self, bundle: &Bundle) -> Admission {
+    /// are here: blocking. `systems`: root takes one from this way in.
+    pub fn admit(&self, bundle: &Bundle, systems: bool) -> Admission {
         let state = self.store.state();
         let trusted = {
             let t = lock(&self.trusted);
@@ -280,6 +283,7 @@ impl Core {
             trust_stale: trusted.1.as_deref(),
             board: &self.config.board,
             version: &self.config.version,
+            systems,
             engines: &engines,
             floors: &state.floors,
             permit: trusted.2.as_ref(),

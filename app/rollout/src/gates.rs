@@ -20,6 +20,8 @@ pub struct Facts<'a> {
     pub board: &'a str,
     /// This daemon's version.
     pub version: &'a str,
+    /// Whether root takes systems from this way in.
+    pub systems: bool,
     /// The engines there are.
     pub engines: &'a [Engine],
     /// The floors.
@@ -91,7 +93,9 @@ type Asked = Result<(), (Gate, Finding)>;
 
 fn ask(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Asked {
     signatures(bundle, facts, admission)?;
-    kind(bundle)?;
+    if bundle.manifest().kind == Kind::System {
+        return system(facts);
+    }
     floor(bundle, facts, admission)?;
     target(bundle, facts, admission)?;
     engine(bundle, facts, admission)?;
@@ -162,11 +166,11 @@ pub fn refused(refusal: &Refusal, evidence: serde_json::Value) -> Finding {
     Finding::new(refusal.code(), refusal.to_string(), evidence)
 }
 
-/// Slots for bundles hold models.
-fn kind(bundle: &Bundle) -> Asked {
-    match bundle.manifest().kind {
-        Kind::Models => Ok(()),
-        Kind::System => Err((Gate::Target, refused(&Refusal::Kind("system"), json!({})))),
+/// Slots for bundles hold models. Root judges a system, whatever was judged here.
+fn system(facts: &Facts<'_>) -> Asked {
+    match facts.systems {
+        true => Ok(()),
+        false => Err((Gate::Target, refused(&Refusal::Kind("system"), json!({})))),
     }
 }
 

@@ -4,12 +4,15 @@ use crate::core::{About, Core, Occupied, blocking, lock, millis};
 use crate::finding::Finding;
 use crate::gates;
 use crate::status::{Progress, Stage};
+use crate::systems;
 use crate::trial::Event;
 use crate::updater::Command;
 use crate::verdict::{Gate, Outcome, Verdict};
 use inferd_bundle::limits::HEADER_BYTES;
 use inferd_bundle::{Bundle, Chunk, IndexPage, Refusal, Sink, Stream};
 use inferd_slots::{FileMedium, Install, LocalChunks, SlotError, SlotId, SlotStatus};
+use inferd_system::door::Delivery;
+use inferd_system::state::Reason;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -135,6 +138,9 @@ pub struct Accepted {
     pub saved: Saved,
     /// Nothing was done: these very bytes are committed and serve.
     pub already: bool,
+    /// It is a system: the slot is one of the board's own, and a try comes next.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub system: bool,
 }
 
 /// Where the bytes of a bundle came from.
@@ -194,6 +200,8 @@ pub(crate) struct Transfer {
     /// The same bundle is committed and serves: nothing is written.
     already: bool,
     install: Option<Install<FileMedium>>,
+    /// Of a system, in place of an install.
+    delivery: Option<Delivery>,
     local: Option<LocalChunks<FileMedium>>,
     /// Bytes of chunks and pages that came from outside, were found, were taken from slots.
     saved: Saved,
@@ -248,6 +256,7 @@ impl Transfer {
             bundle: None,
             already: false,
             install: None,
+            delivery: None,
             local: None,
             saved: Saved::default(),
             over: false,
@@ -303,9 +312,13 @@ impl Transfer {
         }
     }
 
+    fn place(&self) -> serde_json::Value {
+        json!({ "received_bytes": self.saved.received, "bundle_bytes": self.bundle.as_ref().map(|b| b.total_len()) })
+    }
+
     /// The verdict of a fault that ends the transfer.
     fn fail(&mut self, fault: Fault) -> InstallError {
-        let place = json!({ "received_bytes": self.saved.received, "bundle_bytes": self.bundle.as_ref().map(|b| b.total_len()) });
+        let place = self.place();
         match fault {
             Fault::Said(e) => e,
             Fault::Refusal(Refusal::Truncated { .. }) => self.interrupted(),
@@ -337,6 +350,11 @@ impl Transfer {
     }
 
     fn interrupted(&mut self) -> InstallError {
+        if self.delivery.take().is_some() {
+            let sentence = "the transfer of a system was interrupted; its slot does not start: send it again from its beginning";
+            let finding = Finding::new("transfer-interrupted", sentence, self.place());
+            return self.ended(Gate::Install, Outcome::Interrupted, finding);
+        }
         if let (Some(bundle), Some(mut install)) = (self.bundle.clone(), self.install.take()) {
             let offset = offset(&bundle, &mut install);
             let about = About::bundle(&bundle, Some(install.slot()));
@@ -367,7 +385,9 @@ impl Transfer {
         let state = self.core.store.state();
         let bundle = Arc::new(bundle.clone());
         self.bundle = Some(bundle.clone());
-        let admission = self.core.admit(&bundle);
+        // The other ways fetch pieces in any order; root reads a bundle from its beginning to its end.
+        let systems = self.way == Way::Push && self.core.config.systems.is_there();
+        let admission = self.core.admit(&bundle, systems);
         if let Some(stale) = admission.stale {
             self.core.warn(stale);
         }
@@ -377,6 +397,21 @@ impl Transfer {
         if let Some((gate, finding)) = admission.refused {
             self.core.note(&self.about(), verdicts);
             return Err(Fault::Said(self.ended(gate, Outcome::Refuse, finding)));
+        }
+        if bundle.manifest().system().is_some() {
+            self.core.note(&self.about(), verdicts);
+            let delivery = self.core.config.systems.install(bytes).map_err(|why| self.by_root(why))?;
+            let sentence = format!("root takes it, into system slot {}", delivery.slot);
+            let evidence = json!({ "needed_bytes": bundle.total_len(), "system_slot": delivery.slot });
+            self.core.note(
+                &self.about(),
+                vec![(Gate::Target, Outcome::Pass, Finding::new("ok", sentence, evidence))],
+            );
+            self.delivery = Some(delivery);
+            self.saved.total = bundle.total_len();
+            self.core.systems_changed.notify_one();
+            self.publish(Stage::Payload);
+            return Ok(());
         }
         // One that is committed and could not be loaded is installed again, into the other slot.
         let serves = self.core.status.borrow().serving.bundle.as_deref() == Some(&bundle.id().to_string());
@@ -416,10 +451,62 @@ impl Transfer {
         Ok(())
     }
 
+    /// What root says against a system, as a verdict.
+    fn by_root(&mut self, why: Reason) -> Fault {
+        self.delivery = None;
+        let (gate, outcome) = systems::judged_by(&why.code);
+        let finding = Finding::new(why.code, why.sentence, self.place());
+        Fault::Said(self.ended(gate, outcome, finding))
+    }
+
+    /// A piece of a system. Whether this is one.
+    fn deliver(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
+        let Some(delivery) = &mut self.delivery else { return Ok(false) };
+        delivery.push(bytes).map_err(|why| self.by_root(why))?;
+        self.saved.received += bytes.len() as u64;
+        self.progress();
+        Ok(true)
+    }
+
+    /// All of a system was brought: root closes its slot.
+    fn finish_system(&mut self, bundle: &Bundle, mut delivery: Delivery) -> Result<Accepted, InstallError> {
+        self.publish(Stage::Closing);
+        let slot = delivery.slot;
+        let rest = usize::try_from(bundle.total_len() - bundle.payload_range().end).unwrap_or(0);
+        let staged = delivery.push(&vec![0; rest]).and_then(|()| delivery.finish());
+        self.core.systems_changed.notify_one();
+        if let Err(why) = staged {
+            let fault = self.by_root(why);
+            return Err(self.fail(fault));
+        }
+        self.over = true;
+        let evidence = json!({
+            "system_slot": slot, "total_bytes": self.saved.total, "received_bytes": self.saved.received,
+            "elapsed_ms": millis(self.began.elapsed()), "way": self.way.name(),
+        });
+        let sentence = format!("system slot {slot} holds all of it, hashed from the medium");
+        let finding = Finding::new("ok", sentence, evidence);
+        let noted =
+            self.core.note(&About::bundle(bundle, None), vec![(Gate::Install, Outcome::Pass, finding)]);
+        Ok(Accepted {
+            bundle: bundle.id().to_string(),
+            product: bundle.manifest().product.to_string(),
+            version: bundle.manifest().version,
+            slot: if slot == inferd_system::Slot::A { 'A' } else { 'B' },
+            verdict: noted.last().map_or(0, |v| v.number),
+            saved: self.saved,
+            already: false,
+            system: true,
+        })
+    }
+
     /// Everything is there: closes the slot and hands it to the trial.
     fn finish(mut self) -> Result<Accepted, InstallError> {
         let Some(bundle) = self.bundle.clone() else { return Err(self.interrupted()) };
         self.saved.total = bundle.total_len();
+        if let Some(delivery) = self.delivery.take() {
+            return self.finish_system(&bundle, delivery);
+        }
         let accepted = |slot: SlotId, verdict, already, saved| Accepted {
             bundle: bundle.id().to_string(),
             product: bundle.manifest().product.to_string(),
@@ -428,6 +515,7 @@ impl Transfer {
             verdict,
             saved,
             already,
+            system: false,
         };
         if self.already {
             self.over = true;
@@ -476,7 +564,7 @@ impl Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        if !self.over && self.install.is_some() {
+        if !self.over && (self.install.is_some() || self.delivery.is_some()) {
             let _ = self.interrupted();
         }
         self.install = None;
@@ -576,6 +664,9 @@ impl Sink for Pipe<'_> {
     }
 
     fn page(&mut self, bundle: &Bundle, page: &IndexPage, bytes: &[u8]) -> Result<(), Fault> {
+        if self.0.deliver(bytes)? {
+            return Ok(());
+        }
         let Some(install) = &mut self.0.install else { return Ok(()) };
         Sink::page(install, bundle, page, bytes)?;
         self.0.saved.received += bytes.len() as u64;
@@ -584,6 +675,9 @@ impl Sink for Pipe<'_> {
     }
 
     fn chunk(&mut self, bundle: &Bundle, chunk: &Chunk, stored: &[u8]) -> Result<(), Fault> {
+        if self.0.deliver(stored)? {
+            return Ok(());
+        }
         let Some(install) = &mut self.0.install else { return Ok(()) };
         let known = install.have(chunk);
         Sink::chunk(install, bundle, chunk, stored)?;

@@ -26,6 +26,7 @@ mod judge;
 mod serve;
 mod shell;
 mod status;
+mod systems;
 pub mod trial;
 mod updater;
 mod verdict;

@@ -718,7 +718,7 @@ impl Shell {
             let asked = match serve::open(&self.core, slot).await {
                 Ok(open) => {
                     let core = self.core.clone();
-                    blocking(move || core.admit(open.bundle()).refused).await
+                    blocking(move || core.admit(open.bundle(), false).refused).await
                 }
                 Err(fault) => Some(fault),
             };

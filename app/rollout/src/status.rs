@@ -1,6 +1,7 @@
 //! What the updater is doing, for `/status`, `/metrics`, events and `inferctl`.
 
 use crate::verdict::Verdict;
+use inferd_system::door::Told;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -25,6 +26,8 @@ pub struct Status {
     pub scrub: Scrub,
     /// Since this start.
     pub counters: Counters,
+    /// The board's own systems, as root tells of them; `None` where nobody does.
+    pub system: Option<Told>,
     /// The last verdicts, oldest first.
     pub verdicts: Vec<Verdict>,
     /// What the operator should know: one sentence each.

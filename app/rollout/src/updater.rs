@@ -5,6 +5,7 @@ use crate::core::{Core, Occupied, blocking, lock};
 use crate::install::{Busy, Fetch, Resumable, Transfer, Upload, Way, look_for_resumable};
 use crate::shell::Shell;
 use crate::status::{CommitReady, ServingFrom, Status};
+use crate::systems;
 use crate::trial::Event;
 use crate::verdict::{Gate, Outcome, Verdict};
 use inferd_hosts::{Hosts, State};
@@ -57,11 +58,13 @@ pub struct Updater {
     core: Arc<Core>,
     tell: mpsc::UnboundedSender<Command>,
     task: tokio::task::JoinHandle<()>,
+    systems: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Updater {
     fn drop(&mut self) {
         self.task.abort();
+        self.systems.abort();
     }
 }
 
@@ -74,7 +77,8 @@ impl Updater {
         let core = Arc::new(blocking(move || Core::open(config, hosts)).await?);
         let (tell, told) = mpsc::unbounded_channel();
         let task = tokio::spawn(Shell::new(core.clone(), told).run());
-        Ok(Arc::new(Self { core, tell, task }))
+        let systems = tokio::spawn(systems::follow(core.clone()));
+        Ok(Arc::new(Self { core, tell, task, systems }))
     }
 
     /// Decides what serves after a start and loads it: the active slot, else the other one if it was ever committed, else the
@@ -170,6 +174,20 @@ impl Updater {
     /// [`TrustError`] when it is not signed as it must be, is older than what is known, or is for another device.
     pub async fn trust(&self, envelope: Vec<u8>) -> Result<String, TrustError> {
         self.ask(|told| Command::Trust(envelope, told)).await.unwrap_or_else(|| Err(ending()))
+    }
+
+    /// Whether a system is tried as soon as it is staged.
+    #[must_use]
+    pub fn tries_systems(&self) -> bool {
+        self.core.config.try_systems
+    }
+
+    /// Has root restart the board to try the staged system. Returns when that was ordered; what comes of it is told after the restart.
+    ///
+    /// # Errors
+    /// Why it is not tried; there is a verdict then.
+    pub async fn try_system(&self) -> Result<(), TrustError> {
+        systems::try_it(&self.core).await
     }
 
     /// Whether another updater (RAUC, Mender, SWUpdate) may confirm this boot: something serves, it is what should serve, and no

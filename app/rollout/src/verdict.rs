@@ -47,6 +47,8 @@ pub enum Gate {
     Scrub,
     /// A trust document.
     Trust,
+    /// A system: what root says of it.
+    System,
 }
 
 impl Gate {
@@ -74,6 +76,7 @@ impl Gate {
             Self::Boot => "boot",
             Self::Scrub => "scrub",
             Self::Trust => "trust",
+            Self::System => "system",
         }
     }
 }

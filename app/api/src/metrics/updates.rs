@@ -4,6 +4,9 @@ use super::live::{Writer, float, yes};
 use crate::{Updates, updates};
 use arc_swap::ArcSwap;
 use inferd_rollout::{Status, TrialPhase};
+use inferd_system::Slot;
+use inferd_system::door::Told;
+use inferd_system::state::Phase;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use std::collections::BTreeMap;
@@ -35,6 +38,9 @@ impl Collector for Rollout {
         let Some(status) = status else { return Ok(()) };
         slots(&mut out, &status)?;
         verdicts(&mut out, &status)?;
+        if let Some(told) = &status.system {
+            systems(&mut out, told)?;
+        }
         rest(&mut out, &status)
     }
 }
@@ -110,6 +116,47 @@ fn verdicts(out: &mut Writer<'_, '_>, status: &Status) -> fmt::Result {
         "inferd_rollbacks",
         "Bundles taken back since this start, by reason",
         back.iter().map(|(code, n)| (vec![("code", *code)], *n)),
+    )
+}
+
+/// Of the board's own two systems.
+fn systems(out: &mut Writer<'_, '_>, told: &Told) -> fmt::Result {
+    out.gauge(
+        "inferd_system_usable",
+        "Whether systems can be installed and tried here",
+        [(vec![], yes(told.refused.is_none()))],
+    )?;
+    let name = |slot: Option<Slot>| slot.map(|slot| slot.to_string()).unwrap_or_default();
+    if let Some(board) = &told.board {
+        let (runs, chosen) = (name(board.runs), name(board.chosen));
+        let labels = vec![("backend", board.backend.as_str()), ("runs", &*runs), ("chosen", &*chosen)];
+        out.gauge(
+            "inferd_system_info",
+            "Which of the board's systems runs and which is started next; always 1",
+            [(labels, 1.0)],
+        )?;
+        out.gauge(
+            "inferd_system_on_trial",
+            "Whether the system that runs was started to be tried",
+            [(vec![], yes(board.on_trial))],
+        )?;
+    }
+    let Some(state) = &told.state else { return Ok(()) };
+    let phases = [
+        ("idle", matches!(state.phase, Phase::Idle)),
+        ("writing", matches!(state.phase, Phase::Writing { .. })),
+        ("staged", matches!(state.phase, Phase::Staged { .. })),
+        ("trial", matches!(state.phase, Phase::Trial { .. })),
+    ];
+    out.gauge(
+        "inferd_system_state",
+        "1 for what was begun with a system",
+        phases.map(|(phase, is)| (vec![("phase", phase)], yes(is))),
+    )?;
+    out.gauge(
+        "inferd_system_version_floor",
+        "The lowest version of a system that is accepted",
+        state.floors.iter().map(|(product, v)| (vec![("product", product.as_str())], float(*v))),
     )
 }
 

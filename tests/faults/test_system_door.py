@@ -1,0 +1,322 @@
+"""Systems over HTTP: a daemon that is not root, `inferd system serve` beside it, and a board of files (`test_system.py` has it)."""
+
+import json
+import signal
+import socket
+import subprocess
+
+import pytest
+from contract.wire import Wire, ask
+from faults.test_system import PART, PARTITIONS, Board, watched
+from helpers import until
+from office import Office
+from updates.rig import IDENTITY, put, slots
+
+
+class Appliance(Board):
+    """The same board with root's door open, and a daemon that passes what it gets through it."""
+
+    def __init__(self, folder, office, native):
+        super().__init__(folder, office)
+        self.native, self.socket, self.root_process = native, folder / "run" / "door", None
+        (folder / "updates").mkdir()
+        (folder / "updates/root.imr").write_bytes(office.root.read_bytes())
+        self.before = self.contents()
+
+    def serve(self):
+        """Root begins to listen; a second one takes the place of the first."""
+        self.socket.unlink(missing_ok=True)
+        self.root_process = subprocess.Popen(self.command("serve", "--socket", self.socket))
+        until(self.socket.exists, "root listens")
+        return self
+
+    def daemon(self, config="", **options):
+        base = f'[updates]\nslot_size_mib = 16\nrun_dir = "{self.root}/run/inferd/daemon"\nboard = "qemu-aarch64"\n'
+        env = {**self.keeper.env, "INFERD_SYSTEM": str(self.socket)}
+        return self.native(arguments=["--updates-dir", self.folder / "updates"], config=base + config, models=(IDENTITY,), env=env, **options)
+
+    def contents(self):
+        return [self.partition(name).read_bytes() for name in PARTITIONS]
+
+    def phase(self):
+        return (self.status()["state"] or {}).get("phase")
+
+    def starts_nothing(self, slot):
+        return not any(self.partition(f"{part}-{slot}").read_bytes()[:4096].strip(b"\0") for part in ("rootfs", "boot"))
+
+    def close(self):
+        self.keeper.close()
+        if self.root_process:
+            self.root_process.kill()
+            self.root_process.wait()
+
+
+@pytest.fixture
+def board(inferctl, tmp_path, native):
+    board = Appliance(tmp_path, Office(inferctl.program, tmp_path / "office"), native)
+    yield board
+    board.close()
+
+
+def push(daemon, bundle):
+    answer = ask(daemon, "PUT", "/api/v1/bundle", bundle.read_bytes())
+    return answer.status, answer.json()
+
+
+def verdicts(daemon, gate="system"):
+    return [(v["outcome"], v["code"]) for v in slots(daemon)["verdicts"] if v["gate"] == gate]
+
+
+def half(daemon, bundle, board):
+    """A push that stands still in the middle, once root has let it in: its wire, and the rest of it."""
+    data = bundle.read_bytes()
+    wire = put(Wire(daemon), len(data)).send(data[: len(data) // 2])
+    until(lambda: board.phase() == "writing" and board.starts_nothing("b"), "root writes the slot")
+    return wire, data[len(data) // 2 :]
+
+
+def test_a_system_that_is_pushed_is_staged_tried_and_committed_and_the_sender_knows_before_the_board_restarts(board):
+    daemon = board.serve().daemon()
+    status, told = push(daemon, board.bundle(2))
+    assert (status, told["state"], told["next"]) == (202, "staged", "try"), told
+    assert told["bundle"]["slot"] == "B" and told["bundle"]["system"] is True
+    assert board.holds("b", 2) and board.contents()[: len(PARTITIONS)][PARTITIONS.index("rootfs-a")] == board.before[4]
+    until(board.restarts, daemon)
+    assert board.restarts() == ["a new system is tried"]
+    until(lambda: slots(daemon)["system"]["state"]["phase"] == "trial", daemon)
+    assert board.start("request") == "b"
+    watched(board)
+    until(lambda: verdicts(daemon), daemon)
+    assert verdicts(daemon) == [("pass", "committed")]
+    system = slots(daemon)["system"]
+    assert system["state"]["floors"] == {"inferd-os": 2} and system["refused"] is None
+    assert (system["board"]["runs"], system["board"]["chosen"]) == ("b", "b")
+    status, told = push(daemon, board.bundle(1))
+    assert (status, told["code"], told["verdict"]["gate"]) == (409, "older-version", "floor"), told
+    # A daemon that starts anew has told this already.
+    daemon.stop()
+    daemon = board.daemon()
+    until(lambda: slots(daemon)["system"], daemon)
+    assert verdicts(daemon) == [("pass", "committed")]
+
+
+def test_what_root_or_the_daemon_refuses_leaves_every_partition_as_it_was(board):
+    daemon = board.serve().daemon()
+    board.office.run("keygen", board.office.at("stranger.key"))
+    large = board.folder / "large"
+    large.write_bytes(b"r" * (PART + 1))
+    too_large = board.office.system(board.folder / "too-large.imb", "qemu-aarch64", 4, {"rootfs": large, "boot": large})
+    boards = board.root / "etc/inferd/board.toml"
+    for bundle, code, status in (
+        (board.bundle(2, key="models"), "wrong-role", 403),
+        (board.bundle(2, key="stranger"), "unknown-keys", 403),
+        (board.bundle(2, board="rpi4"), "wrong-board", 409),
+        (board.bundle(3, "--min-inferd", "99.0.0"), "inferd-too-old", 409),
+        (too_large, "slot-too-small", 507),
+    ):
+        got, told = push(daemon, bundle)
+        assert (got, told["error"], told["code"]) == (status, "bundle_refused", code), told
+        assert "retry" not in told
+    # The daemon's own board is not asked: root knows which one this is.
+    boards.write_text('name = "other"\n[boot]\nbackend = "uboot-env"\n')
+    assert push(daemon, board.bundle(2))[1]["code"] == "wrong-board"
+    boards.write_text('name = "qemu-aarch64"\n[boot]\nbackend = "uefi-nv"\n')
+    got, told = push(daemon, board.bundle(2))
+    assert (got, told["code"]) == (409, "boot-backend"), told
+    assert board.contents() == board.before and board.restarts() == []
+
+
+def test_an_upload_that_is_cut_leaves_a_slot_that_does_not_start_and_the_next_one_is_taken(board):
+    daemon = board.serve().daemon()
+    wire, _ = half(daemon, board.bundle(2), board)
+    wire.reset()
+    until(lambda: slots(daemon)["install"] is None, daemon)
+    assert ("interrupted", "transfer-interrupted") in verdicts(daemon, "install")
+    assert board.phase() == "writing" and board.starts_nothing("b")
+    assert daemon.request("/api/v1/bundle").json()["resume"] is None, "it begins anew"
+    status, told = push(daemon, board.bundle(2))
+    assert (status, told["state"]) == (202, "staged"), told
+
+
+def test_only_one_system_comes_at_a_time_whoever_brings_it(board):
+    daemon = board.serve().daemon()
+    bundle = board.bundle(2)
+    wire, rest = half(daemon, bundle, board)
+    status, told = push(daemon, board.bundle(3))
+    assert (status, told["code"]) == (409, "busy-transfer"), told
+    board.no("busy", "install", bundle)
+    answer = wire.send(rest).answer()
+    assert answer.status == 202 and board.holds("b", 2), answer
+
+
+def test_a_person_at_a_shell_who_is_first_is_not_disturbed(board):
+    daemon = board.serve().daemon()
+    bundle = board.bundle(2)
+    person = subprocess.Popen(board.command("install", "-"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        person.stdin.write(bundle.read_bytes()[:-4096])
+        person.stdin.flush()
+        until(lambda: board.phase() == "writing", daemon)
+        status, told = push(daemon, board.bundle(3))
+        assert (status, told["error"], told["code"]) == (409, "busy", "busy"), told
+        person.stdin.write(bundle.read_bytes()[-4096:])
+        person.stdin.close()
+        assert person.wait(60) == 0 and board.holds("b", 2)
+    finally:
+        person.kill()
+        person.wait()
+
+
+def test_a_daemon_or_a_root_process_that_is_killed_in_the_middle_costs_nothing_but_the_upload(board):
+    daemon = board.serve().daemon()
+    bundle = board.bundle(2)
+    half(daemon, bundle, board)
+    daemon.process.send_signal(signal.SIGKILL)
+    daemon.process.wait()
+    daemon = board.daemon()
+    # Root has seen the end of it when it takes another one.
+    until(lambda: board.run("install", bundle).returncode == 0, daemon)
+    assert board.phase() == "staged" and board.holds("b", 2)
+    wire, rest = half(daemon, board.bundle(3), board)
+    board.root_process.kill()
+    board.root_process.wait()
+    answer = wire.send(rest).answer()
+    told = answer.json()
+    assert (answer.status, told["code"], told["retry"]) == (503, "system-gone", True), told
+    assert board.phase() == "writing" and board.starts_nothing("b")
+    board.serve()
+    status, told = push(daemon, board.bundle(3))
+    assert (status, told["state"]) == (202, "staged"), told
+
+
+def test_a_client_that_stands_still_at_the_door_gives_the_slot_back(board):
+    board.serve()
+    board.root_process.kill()
+    board.root_process.wait()
+    board.socket.unlink()
+    board.root_process = subprocess.Popen(board.command("serve", "--socket", board.socket, "--patience", "1"))
+    until(board.socket.exists, "root listens")
+    bundle = board.bundle(2)
+    with socket.socket(socket.AF_UNIX) as door:
+        until(lambda: not door.connect_ex(str(board.socket)), "root listens")
+        door.sendall(b'{"ask":"install"}\n' + bundle.read_bytes()[:-4096])
+        answers = door.makefile("rb")
+        assert json.loads(answers.readline())["answer"] == "writing"
+        told = json.loads(answers.readline())
+        assert (told["answer"], told["reason"]["code"]) == ("refused", "truncated"), told
+    assert board.starts_nothing("b")
+    board.ok("install", bundle)
+
+
+def test_root_answers_nonsense_with_a_reason_and_goes_on(board):
+    board.serve()
+    for said in (b"\n", b"{}\n", b'{"ask":"commit"}\n', b'{"ask":"try","slot":"b"}\n', b"\xff" * 200 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as door:
+            until(lambda door=door: not door.connect_ex(str(board.socket)), "root listens")
+            door.sendall(said)
+            told = json.loads(door.makefile("rb").readline())
+            assert (told["answer"], told["reason"]["code"]) == ("refused", "bad-request"), told
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(str(board.socket))
+        door.sendall(b"x" * 100_000)
+        assert json.loads(door.makefile("rb").readline())["reason"]["code"] == "bad-request", "a line has an end"
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(str(board.socket))
+        door.sendall(b'{"ask":"status"}\n')
+        assert json.loads(door.makefile("rb").readline())["told"]["state"]["phase"] == "idle"
+    assert board.contents() == board.before
+
+
+def test_a_system_can_wait_for_somebody_who_says_when(board):
+    daemon = board.serve().daemon('system = "stage"\n')
+    answer = daemon.request("/api/v1/system/try", {}, method="POST")
+    assert answer.status == 400, "nothing is said with it"
+    assert ask(daemon, "POST", "/api/v1/system/try").json()["code"] == "nothing-staged"
+    status, told = push(daemon, board.bundle(2))
+    assert (status, told["state"], told["next"]) == (202, "staged", "wait"), told
+    until(lambda: slots(daemon)["system"]["state"]["phase"] == "staged", daemon)
+    assert board.restarts() == [] and "try" not in board.record()[0]
+    board.keeper.answers = {"answer": "refused", "why": "not now"}
+    answer = ask(daemon, "POST", "/api/v1/system/try")
+    assert (answer.status, answer.json()["code"]) == (503, "no-keeper"), answer
+    assert "try" not in board.record()[0] and verdicts(daemon)[-1] == ("refuse", "no-keeper")
+    board.keeper.answers = {"answer": "done"}
+    assert ask(daemon, "POST", "/api/v1/system/try").status == 202
+    assert board.record()[0]["try"] == "b" and len(board.restarts()) == 2
+    status, told = push(daemon, board.bundle(3))
+    assert (status, told["code"]) == (409, "system-on-trial"), told
+
+
+def test_a_system_that_came_back_is_a_reversal_with_its_reason_and_an_alert_until_the_next_one(board):
+    daemon = board.serve().daemon("[monitor]\ninterval_s = 1\nconsecutive = 1\n")
+    raised = lambda: [a["about"] for a in daemon.request("/api/v1/alerts").json()["active"] if a["alert"] == "system_returned"]  # noqa: E731
+    push(daemon, board.bundle(2))
+    until(board.restarts, daemon)
+    board.start("request")
+    board.known(safe_mode="the daemon ended 3 times")
+    board.ok("watch")
+    assert board.start("request") == "a"
+    board.ok("watch")
+    until(lambda: verdicts(daemon), daemon)
+    assert verdicts(daemon) == [("reverse", "safe-mode")]
+    verdict = next(v for v in slots(daemon)["verdicts"] if v["gate"] == "system")
+    assert "ended 3 times" in verdict["sentence"] and verdict["version"] == 2
+    [about] = until(raised, daemon)
+    assert about.startswith("inferd-os 2: ") and "ended 3 times" in about
+    page = daemon.request("/metrics").body.decode()
+    for line in (
+        'inferd_gate_verdicts_total{gate="system",outcome="reverse"} 1',
+        'inferd_rollbacks_total{code="safe-mode"} 1',
+        'inferd_system_info{backend="uboot-env",runs="a",chosen="a"} 1',
+        'inferd_system_state{phase="idle"} 1',
+        "inferd_system_usable{} 1",
+        "inferd_system_on_trial{} 0",
+    ):
+        assert f"{line}\n" in page or f"{line}.0\n" in page, line
+    push(daemon, board.bundle(3))
+    until(lambda: not raised(), daemon)
+
+
+def test_a_push_is_followed_across_the_restart_to_its_end(board, inferctl):
+    daemon = board.serve().daemon()
+
+    def restarted():
+        """The board restarts, with everything on it."""
+        until(board.restarts, daemon)
+        assert daemon.stop() == 0
+        board.root_process.kill()
+        board.root_process.wait()
+        return board.start("request")
+
+    def pushed(version):
+        command = [inferctl.program, "--url", daemon.url, "push", board.bundle(version), "--wait", "committed"]
+        return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(pushing, status):
+        text, _ = pushing.communicate(timeout=120)
+        assert pushing.returncode == status, text
+        return text
+
+    pushing = pushed(2)
+    assert restarted() == "b"
+    daemon = board.serve().daemon(port=daemon.port)
+    watched(board)
+    assert "the system is committed" in end(pushing, 0)
+    assert "system b runs (uboot-env)" in inferctl("slots", url=daemon.url).stdout
+    pushing = pushed(3)
+    assert restarted() == "a"
+    board.known(safe_mode="the daemon ended 3 times")
+    board.ok("watch")
+    assert board.start("request") == "b"
+    board.ok("watch")
+    board.serve().daemon(port=daemon.port)
+    assert "ended 3 times" in end(pushing, 1)
+
+
+def test_where_nobody_installs_systems_they_are_refused_as_before(board):
+    daemon = board.daemon()
+    status, told = push(daemon, board.bundle(2))
+    assert (status, told["error"], told["code"]) == (409, "bundle_refused", "kind-unsupported"), told
+    assert slots(daemon)["system"] is None
+    assert ask(daemon, "POST", "/api/v1/system/try").json()["code"] == "kind-unsupported"
+    assert board.contents() == board.before
