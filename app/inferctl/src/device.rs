@@ -26,6 +26,8 @@ pub struct Device {
     pub trust: Trust,
     /// The lowest version each product may have.
     pub floors: BTreeMap<String, u64>,
+    /// The board's own systems, where somebody installs them.
+    pub system: Option<System>,
     /// The last verdicts, oldest first.
     pub verdicts: Vec<Verdict>,
     /// What the operator should know.
@@ -84,6 +86,71 @@ pub struct Install {
     pub done: u64,
     pub local: u64,
     pub resumed: u64,
+}
+
+/// The board's own two systems.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct System {
+    pub board: Option<Board>,
+    pub state: Option<SystemState>,
+    /// Why none is installed or tried here.
+    pub refused: Option<Reason>,
+}
+
+/// What the boot loader says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Board {
+    pub backend: String,
+    pub runs: Option<char>,
+    pub on_trial: bool,
+    pub chosen: Option<char>,
+}
+
+/// What was begun.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct SystemState {
+    pub phase: String,
+    pub slot: Option<char>,
+    pub about: Option<SystemAbout>,
+    pub floors: BTreeMap<String, u64>,
+    pub verdicts: Vec<SystemVerdict>,
+}
+
+/// Which system.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct SystemAbout {
+    pub bundle: String,
+    pub product: String,
+    pub version: u64,
+    pub label: String,
+}
+
+/// What became of one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct SystemVerdict {
+    pub outcome: String,
+    pub about: SystemAbout,
+    pub code: String,
+    pub sentence: String,
+}
+
+/// Why.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Reason {
+    pub code: String,
+    pub sentence: String,
 }
 
 /// A trial.

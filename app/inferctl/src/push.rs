@@ -26,11 +26,16 @@ use std::{
 const EVERY: Duration = Duration::from_millis(300);
 /// How long a device may be away while it is followed: it may reboot.
 const AWAY: Duration = Duration::from_secs(120);
+/// The same while it tries a system: one that nobody reaches is only then given up, 10 minutes and its probation after its start.
+const AWAY_WITH_A_SYSTEM: Duration = Duration::from_secs(5400);
 /// The longest pause before a cut upload is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Said of a bundle that is there.
 const SERVES_ALREADY: &str = "these very bytes serve already; nothing was changed";
+
+/// Said of a system on a device that does not try it by itself.
+const WAITS: &str = "the system is staged; the device waits to be told: POST /api/v1/system/try";
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -90,6 +95,10 @@ impl Push {
         }
         if page["bundle"]["already"] == true {
             return follower.done(SERVES_ALREADY);
+        }
+        follower.system = page["bundle"]["system"] == true;
+        if page["next"] == "wait" && self.wait > Wait::Staged {
+            return follower.done(WAITS);
         }
         follower.until(self.wait)
     }
@@ -226,6 +235,8 @@ pub fn follow_pull(client: &Client, since: u64, wait: Wait, json: bool) -> Resul
 struct Follower<'a> {
     client: &'a Client,
     bundle: Option<String>,
+    /// Its trial is a restart of the device.
+    system: bool,
     seen: u64,
     json: bool,
     verdicts: Vec<Verdict>,
@@ -234,7 +245,7 @@ struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     fn new(client: &'a Client, since: u64, bundle: Option<String>, json: bool) -> Self {
-        Self { client, bundle, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
+        Self { client, bundle, system: false, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
     }
 
     /// Asks once, and shows what is new.
@@ -277,6 +288,7 @@ impl<'a> Follower<'a> {
     /// Waits until it is so far, or is refused.
     fn until(&mut self, wait: Wait) -> Result<(), Failure> {
         let (mut heard, mut told) = (Instant::now(), None);
+        let away = if self.system { AWAY_WITH_A_SYSTEM } else { AWAY };
         loop {
             match self.look() {
                 Ok(device) => {
@@ -295,8 +307,11 @@ impl<'a> Follower<'a> {
                         told = phase;
                     }
                 }
-                Err(e @ ClientError::Unreachable { .. }) if heard.elapsed() > AWAY => return Err(e.into()),
+                Err(e @ ClientError::Unreachable { .. }) if heard.elapsed() > away => return Err(e.into()),
                 Err(ClientError::Unreachable { .. }) => {}
+                // It ends, or has started and still looks at what it has.
+                Err(e) if self.system && heard.elapsed() > away => return Err(e.into()),
+                Err(_) if self.system => {}
                 Err(e) => return Err(e.into()),
             }
             std::thread::sleep(EVERY);
@@ -310,6 +325,9 @@ impl<'a> Follower<'a> {
             let returning = device.trial.as_ref().is_some_and(|t| t.phase == "returning");
             return (!returning).then(|| Err(no.reason()));
         }
+        if self.system {
+            return self.outcome_of_a_system(device, wait);
+        }
         let passed = |gate: &str| self.verdicts.iter().any(|v| v.gate == gate && v.outcome == "pass");
         if passed("commit") {
             return Some(Ok("it is committed"));
@@ -318,6 +336,24 @@ impl<'a> Follower<'a> {
             Wait::Nothing => Some(Ok("the device has it")),
             Wait::Staged if passed("install") => Some(Ok("every byte is in the slot and was read back")),
             Wait::Serving if passed("flip") => Some(Ok("it serves, on probation")),
+            _ => None,
+        }
+    }
+
+    /// The same of a system. What it was interrupted by is shown and decides nothing: it is tried again.
+    fn outcome_of_a_system(&self, device: &Device, wait: Wait) -> Option<Result<&'static str, String>> {
+        if self.verdicts.iter().any(|v| v.gate == "system" && v.outcome == "pass") {
+            return Some(Ok("the system is committed"));
+        }
+        let state = device.system.as_ref().and_then(|system| system.state.as_ref());
+        let tried = state.is_some_and(|state| {
+            state.phase == "trial" && state.about.as_ref().map(|about| &about.bundle) == self.bundle.as_ref()
+        });
+        let runs = device.system.as_ref().and_then(|system| system.board.as_ref()?.on_trial.then_some(()));
+        match wait {
+            Wait::Nothing => Some(Ok("the device has it")),
+            Wait::Staged => Some(Ok("every byte is in its slot and was hashed from the medium")),
+            Wait::Serving if tried && runs.is_some() => Some(Ok("the system runs, on trial")),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{Answer, Client, ClientError},
-    device::{Device, Slot},
+    device::{Device, Slot, System},
     fail::Failure,
     show, words,
 };
@@ -175,6 +175,10 @@ fn page(device: &Device, verdicts: usize) -> String {
         lines.push(show::table(&["slot", "status", "product", "version", "size", "bundle"], &rows));
     }
     lines.extend(install(device).into_iter().chain(trial(device)));
+    if let Some(of) = &device.system {
+        lines.push(String::new());
+        lines.extend(system(of));
+    }
     lines.push(String::new());
     lines.push(trust(device));
     if let Some(id) = &device.device {
@@ -267,6 +271,47 @@ pub fn trial(device: &Device) -> Option<String> {
     Some(format!("on trial in slot {}: {} {}, {}{bounds}{cuts}", t.slot, t.product, t.version, t.phase))
 }
 
+/// The board's own systems: which one runs, what was begun with the other, what became of the last, and why there are no more.
+fn system(system: &System) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(board) = &system.board {
+        let name = |slot: Option<char>| slot.map_or_else(|| "?".to_owned(), |slot| slot.to_string());
+        // One that was committed since its start has no trial any more.
+        let chosen = board.runs == board.chosen;
+        let trial = if board.on_trial && !chosen { " on trial" } else { "" };
+        let chosen = match chosen {
+            true => String::new(),
+            false => format!(", {} is started when nothing is tried", name(board.chosen)),
+        };
+        lines.push(format!("system {} runs{trial}{chosen} ({})", name(board.runs), board.backend));
+    }
+    if let Some(state) = &system.state {
+        if let (Some(slot), Some(about)) = (state.slot, &state.about) {
+            let what = match state.phase.as_str() {
+                "writing" => "is being written into",
+                "staged" => "is staged in",
+                _ => "is on trial in",
+            };
+            lines.push(format!(
+                "{} {} ({}) {what} system slot {slot}",
+                about.product, about.version, about.label
+            ));
+        }
+        if !state.floors.is_empty() {
+            let floors: Vec<String> = state.floors.iter().map(|(p, v)| format!("{p} {v}")).collect();
+            lines.push(format!("oldest systems it still takes: {}", floors.join(", ")));
+        }
+        if let Some(last) = state.verdicts.last() {
+            let of = format!("{} {}", last.about.product, last.about.version);
+            lines.push(format!("{of} was {}: {}", last.outcome, last.sentence));
+        }
+    }
+    if let Some(why) = &system.refused {
+        lines.push(format!("no system is installed here: {}", words::explain(&why.code, &why.sentence)));
+    }
+    lines
+}
+
 fn trust(device: &Device) -> String {
     let t = &device.trust;
     if t.root_version == 0 {
@@ -325,6 +370,32 @@ mod tests {
         }
         let short = page(&device(), 1);
         assert!(short.contains("floor") && !short.contains("it stays"), "{short}");
+    }
+
+    #[test]
+    fn a_device_says_which_system_runs_what_is_begun_what_became_of_the_last_and_why_there_is_none() {
+        let mut device = device();
+        let about = json!({"product": "inferd-os", "version": 3, "label": "1.3"});
+        let verdict = json!({"outcome": "returned", "code": "not-ready", "sentence": "x", "about": {"product": "inferd-os", "version": 2}});
+        let state = json!({"phase": "trial", "slot": "b", "about": about, "floors": {"inferd-os": 1}, "verdicts": [verdict]});
+        let board =
+            json!({"backend": "uboot-env", "runs": "b", "on_trial": true, "chosen": "a", "refused": null});
+        device.system =
+            serde_json::from_value(json!({"board": board, "state": state, "refused": null})).unwrap();
+        let text = page(&device, 0);
+        for part in [
+            "system b runs on trial, a is started when nothing is tried (uboot-env)",
+            "inferd-os 3 (1.3) is on trial in system slot b",
+            "oldest systems it still takes: inferd-os 1",
+            "inferd-os 2 was returned: x",
+        ] {
+            assert!(text.contains(part), "{part}\n---\n{text}");
+        }
+        let refused = json!({"code": "firmware-too-old", "sentence": "the EEPROM is of 2020"});
+        device.system =
+            serde_json::from_value(json!({"board": null, "state": null, "refused": refused})).unwrap();
+        let text = page(&device, 0);
+        assert!(text.contains("the EEPROM is of 2020. Update the board's firmware"), "{text}");
     }
 
     #[test]

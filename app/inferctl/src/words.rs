@@ -153,7 +153,7 @@ const ADVICE: &[(&str, &str)] = &[
     ),
     (
         "older-version",
-        "`inferctl permit` makes one, `inferctl trust` sends it; or build it with a higher --version",
+        "For models `inferctl permit` makes one and `inferctl trust` sends it; or build it with a higher --version",
     ),
     ("wrong-board", "Build it with this board as a --target"),
     ("inferd-too-old", "Update the device's software first"),
@@ -203,11 +203,32 @@ const ADVICE: &[(&str, &str)] = &[
     ("restored-factory", ""),
     ("nothing-left", "Push a bundle that serves; the verdicts before say what became of the others"),
     ("state-recovered", ""),
+    // --- systems
+    ("same-version", "Build it with a higher --version"),
+    ("probation", "Build it with other --probation-seconds"),
+    (
+        "firmware-too-old",
+        "Update the board's firmware first, as its maker says; that cannot be taken back by a trial",
+    ),
+    ("boot-backend", "Write an image of this version to the medium: `inferctl flash`"),
+    ("wrong-parts", "Build it from the parts of an image for this board"),
+    ("busy", "Try again when it is over"),
+    ("system-on-trial", "`inferctl slots` shows how far it is"),
+    ("system-gone", "Push it again: it is started anew"),
+    ("nothing-staged", "Push a bundle of a system first"),
+    ("no-keeper", ""),
+    ("no-door", ""),
+    ("not-started", "Find out on a bench, with a console, where its start ends"),
+    ("not-ready", BAD_SYSTEM),
+    ("safe-mode", BAD_SYSTEM),
+    ("no-rootfs", "Build it again from the parts of one image"),
 ];
 
 const DAMAGED: &str = "Copy or build it again; `inferctl bundle verify` tells whether a file is whole";
 const MEMORY: &str =
     "Lower the memory budget in the models' manifests, ship fewer models, or raise updates.memory_limit_mib";
+const BAD_SYSTEM: &str =
+    "Find out why before it is shipped again: the old system is back, and the history says more";
 const BAD_MODEL: &str =
     "Find out why before it is shipped again: the verdict's evidence and the device's log say more";
 
@@ -254,6 +275,11 @@ mod tests {
         ("rollout", include_str!("../../rollout/src/core.rs")),
         ("rollout", include_str!("../../rollout/src/shell.rs")),
         ("rollout", include_str!("../../rollout/src/install.rs")),
+        ("rollout", include_str!("../../rollout/src/systems.rs")),
+        ("system", include_str!("../../system/src/systems.rs")),
+        ("system", include_str!("../../system/src/state.rs")),
+        ("inferd", include_str!("../../inferd/src/system.rs")),
+        ("inferd", include_str!("../../inferd/src/system/serve.rs")),
         ("api", include_str!("../../api/src/updates.rs")),
     ];
     const NO_CODES: &[&str] = &["kebab-case", "x-accel-buffering", "last-event-id"];

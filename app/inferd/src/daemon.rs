@@ -8,7 +8,7 @@
 //! not by a load over the network. Only a bundle, a rollback or the end of a trial changes those.
 
 use crate::{
-    alive, announce,
+    alive,
     config::{Config, Loaded},
     ladder::Board,
     listen::{self, Bound, NotOne, Retry},
@@ -136,7 +136,6 @@ pub fn run(
             tokio::spawn(ready::tell(Arc::clone(&app), mark, folder));
         }
         let panel = panel::start(&app, config);
-        let (farewell, announcing) = announce::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
         let watching = Arc::new(watching);
@@ -156,8 +155,6 @@ pub fn run(
                 ended(signals.end).await;
                 notifier.stopping();
                 watching.end();
-                // Nobody is to find what takes no more connections.
-                drop(farewell);
                 // At once, also if connections take long to end: who kills this daemon then must not find a crash.
                 if let Some(updater) = updater(&app) {
                     updater.stop().await;
@@ -170,7 +167,6 @@ pub fn run(
         // Most of the way to the neutral pose lies behind them: they were told when the endpoint was.
         let _ = tokio::task::spawn_blocking(move || inferd_api::end_actuators(&moving)).await;
         drop(panel);
-        let _ = announcing.await;
         records.end().await;
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");
@@ -354,6 +350,7 @@ fn monitor(app: &Arc<App>, config: &Config) {
             actuator_failing: moving.upgrade().and_then(|app| inferd_api::failing_actuator(&app)),
             calibration_failing: moving.upgrade().and_then(|app| inferd_api::failing_calibration(&app)),
             engine_mismatch: moving.upgrade().map(|app| app.engine_mismatch()),
+            system_returned: moving.upgrade().and_then(|app| inferd_api::returned_system(&app)),
             storage_failing: alive.progress.view().map(|proved| !proved.storage.ok),
         }
     };

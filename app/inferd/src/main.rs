@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 mod alive;
-mod announce;
 mod config;
 mod daemon;
 mod keeper;

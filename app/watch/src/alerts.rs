@@ -55,13 +55,15 @@ pub enum Kind {
     CalibrationFailing,
     /// Parts of an engine that must be of one release (library, driver, firmware) are not: 1.
     EngineMismatch,
+    /// The system that was tried last did not stay, and none has come since: 1.
+    SystemReturned,
     /// What was written to the data partition in a day, in percent of the budget.
     WriteBudget,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Cpu,
         Self::Memory,
         Self::MemoryPressure,
@@ -78,6 +80,7 @@ impl Kind {
         Self::ActuatorFailing,
         Self::CalibrationFailing,
         Self::EngineMismatch,
+        Self::SystemReturned,
         Self::WriteBudget,
     ];
 
@@ -101,6 +104,7 @@ impl Kind {
             Self::ActuatorFailing => "actuator_failing",
             Self::CalibrationFailing => "calibration_failing",
             Self::EngineMismatch => "engine_mismatch",
+            Self::SystemReturned => "system_returned",
             Self::WriteBudget => "write_budget",
         }
     }
@@ -165,6 +169,9 @@ impl Kind {
             }
             Self::EngineMismatch => {
                 format!("an engine is put together wrongly: {}", about.unwrap_or("nobody knows why"))
+            }
+            Self::SystemReturned => {
+                format!("a new system did not stay: {}", about.unwrap_or("nobody knows why"))
             }
             Self::WriteBudget => {
                 format!("{value:.0} % of a day's write budget is spent, so optional writes are refused")

@@ -162,6 +162,7 @@ impl Thresholds {
             flag(Kind::ActuatorFailing),
             flag(Kind::CalibrationFailing),
             flag(Kind::EngineMismatch),
+            Rule { warning: Some(0.5), critical: None, ..flag(Kind::SystemReturned) },
             Rule { raise_after: 1, ..level(Kind::WriteBudget, 100.0, None) },
         ]
     }

@@ -128,6 +128,8 @@ pub struct Service {
     pub calibration_failing: Option<Option<String>>,
     /// The first engine whose parts are not of one release: which, and what to do; `Some(None)`: none is; `None`: nobody knows.
     pub engine_mismatch: Option<Option<String>>,
+    /// The system that was tried last and did not stay, and why; `Some(None)`: there is none; `None`: nobody knows.
+    pub system_returned: Option<Option<String>>,
 }
 
 /// One result of something that may hang.
@@ -159,6 +161,7 @@ pub struct Reader {
     actuator: Option<Option<String>>,
     calibration: Option<Option<String>>,
     mismatch: Option<Option<String>>,
+    returned: Option<Option<String>>,
     failing: Option<bool>,
     flash_read: bool,
 }
@@ -185,6 +188,7 @@ impl Reader {
             actuator: None,
             calibration: None,
             mismatch: None,
+            returned: None,
             failing: None,
             flash_read: false,
             roots,
@@ -217,7 +221,7 @@ impl Reader {
         let pool_efficiency = self.pool_efficiency(&service);
         (self.breaker, self.failing) = (service.breaker_open, service.storage_failing);
         (self.actuator, self.calibration) = (service.actuator_failing, service.calibration_failing);
-        self.mismatch = service.engine_mismatch;
+        (self.mismatch, self.returned) = (service.engine_mismatch, service.system_returned);
         let mut sample = Sample {
             when,
             cpu_percent,
@@ -378,6 +382,11 @@ impl Reader {
                 Kind::EngineMismatch,
                 self.mismatch.as_ref().map(|mismatch| flag(mismatch.is_some())),
                 self.mismatch.clone().flatten(),
+            ),
+            of(
+                Kind::SystemReturned,
+                self.returned.as_ref().map(|returned| flag(returned.is_some())),
+                self.returned.clone().flatten(),
             ),
             of(Kind::WriteBudget, sample.wear.budget_percent(), None),
         ]

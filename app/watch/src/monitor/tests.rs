@@ -215,7 +215,7 @@ fn few_requests_say_nothing_about_the_pool() {
 }
 
 #[test]
-fn breakers_storage_actuators_calibrations_and_engines_are_told_by_others() {
+fn breakers_storage_actuators_calibrations_engines_and_systems_are_told_by_others() {
     let board = Board::new();
     let mut work = board.work(&board.settings());
     work.rooms.service = Box::new(|| Service {
@@ -224,6 +224,7 @@ fn breakers_storage_actuators_calibrations_and_engines_are_told_by_others() {
         actuator_failing: Some(Some("hand: the port was unplugged".to_owned())),
         calibration_failing: Some(Some("emg: unfit".to_owned())),
         engine_mismatch: Some(Some("libhailort is 4.23.0, the driver hailo_pci 4.21.0".to_owned())),
+        system_returned: Some(Some("inferd-os 2: it was not ready".to_owned())),
         ..Service::default()
     });
     work.round(When::default(), Instant::now());
@@ -236,6 +237,7 @@ fn breakers_storage_actuators_calibrations_and_engines_are_told_by_others() {
         (Kind::ActuatorFailing, hand),
         (Kind::CalibrationFailing, Some("emg: unfit".to_owned())),
         (Kind::EngineMismatch, Some("libhailort is 4.23.0, the driver hailo_pci 4.21.0".to_owned())),
+        (Kind::SystemReturned, Some("inferd-os 2: it was not ready".to_owned())),
     ];
     assert_eq!(raised, wanted);
 }
