@@ -1,6 +1,7 @@
 //! What all handlers share.
 
 use crate::actuators::{self, Actuators};
+use crate::announced;
 use crate::body::Held;
 use crate::calibrations::{self, Calibrations};
 use crate::cpu::Meter;
@@ -54,6 +55,8 @@ pub struct App {
     pub tls: ArcSwap<Tls>,
     /// Where it listens, and where it cannot.
     pub listening: ArcSwap<Listening>,
+    /// How it is announced on its LAN.
+    pub announced: announced::Shown,
     /// Which device this is.
     pub identity: ArcSwap<Who>,
     /// The daemon's own life: progress, safe mode, keeper, history.
@@ -154,9 +157,12 @@ impl App {
         metrics.add(Box::new(calibrations::Numbers(Arc::clone(&calibrations), Arc::clone(&hosts))));
         let sessions = Arc::new(analysis::Sessions::default());
         metrics.add(Box::new(analysis::Tally(sessions.clone())));
+        let announced = announced::Shown::default();
+        metrics.add(Box::new(announced::Numbers(announced.clone())));
         let stream_counts = Arc::new(stream::Counts::default());
         metrics.add(Box::new(stream::Numbers(stream_counts.clone())));
         Self {
+            announced,
             calibrations,
             sources,
             actuators,

@@ -98,7 +98,7 @@ fn unavailable(words: &Words, extra: Map<String, Value>) -> Reply {
 }
 
 /// What is wrong with this device, where something is: it serves all the same.
-fn problems(app: &App) -> Option<(String, Value)> {
+pub(crate) fn problems(app: &App) -> Option<(String, Value)> {
     let mut problems = app.listening.load().problems();
     problems.extend_from_slice(&app.config.not_there);
     for model in app.hosts.list() {

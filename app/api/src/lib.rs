@@ -40,6 +40,7 @@ mod alive;
 mod analysis;
 #[cfg(fuzzing)]
 pub mod analysis;
+mod announced;
 mod app;
 mod benchmarks;
 mod body;
@@ -75,6 +76,7 @@ mod updates;
 pub use access::{Access, Key, Role, digest_from_hex};
 pub use actuators::{ActuatorConfig, end_actuators, failing_actuator, start_actuators};
 pub use alive::{Alive, Keeper, SafeMode};
+pub use announced::{Announced, fitness};
 pub use app::{App, Listening, Tls, Unbound, Who};
 pub use benchmarks::{Benchmarks, Choice, start_benchmarks};
 pub use calibrations::{failing_calibration, start_calibrations};

@@ -104,6 +104,7 @@ pub(crate) fn status(app: &App) -> Reply {
             "error": tls.error.clone().or(no_tls),
         }),
     );
+    set("mdns", json!(app.announced.load().as_deref()));
     set("body_bytes_held", json!(app.bodies.bytes()));
     let view = app.monitor.get().map(|m| m.view().borrow().clone()).unwrap_or_default();
     set("temperatures", json!(view.sample.as_ref().map_or(&[][..], |s| &s.temperatures)));

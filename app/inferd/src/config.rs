@@ -63,6 +63,8 @@ pub struct Config {
     pub watchdog: Watchdog,
     /// `[tls]`
     pub tls: Tls,
+    /// `[mdns]`
+    pub mdns: Mdns,
     /// `[watch]`
     pub watch: Watch,
     /// `[logging]`
@@ -204,11 +206,11 @@ pub struct Updates {
     pub hawkbit: Option<Hawkbit>,
 }
 
-/// Whether bundles are taken.
+/// Whether something is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Enabled {
-    /// Where both slots are there: an image hands them over.
+    /// Where there is what it takes, as the setting says.
     Auto,
     On,
     Off,
@@ -721,6 +723,7 @@ impl Config {
             security: Security::read(r),
             watchdog: Watchdog::read(r),
             tls: Tls::read(r),
+            mdns: Mdns::read(r),
             watch: Watch::read(r),
             logging: Logging {
                 level: r.choice(
@@ -846,6 +849,50 @@ impl Tls {
                 "host names and addresses",
                 "What else that certificate is for, beside the host name, HOSTNAME.local, the device's name and localhost.",
                 |s| (s.len() <= 253 && s.bytes().all(|b| b.is_ascii_graphic())).then(|| s.to_owned()),
+            ),
+        }
+    }
+}
+
+/// The device on its LAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Mdns {
+    pub enabled: Enabled,
+    /// Empty: all that lead to others.
+    pub interfaces: Vec<String>,
+    /// `None`: the host name.
+    pub name: Option<String>,
+}
+
+impl Mdns {
+    fn read(r: &mut Reader) -> Self {
+        let interface = |s: &str| {
+            let short = (1..=15).contains(&s.len());
+            (short && s.bytes().all(|b| b.is_ascii_graphic() && b != b'/')).then(|| s.to_owned())
+        };
+        let name = |s: &str| (s.len() <= 63 && !s.contains(char::is_control)).then(|| s.to_owned());
+        Self {
+            enabled: r.choice(
+                "mdns.enabled",
+                Enabled::Auto,
+                &[("auto", Enabled::Auto), ("on", Enabled::On), ("off", Enabled::Off)],
+                "Announce this device on its LAN as _inferd._tcp by Multicast DNS; auto: where it listens on an address that other machines reach.",
+            ),
+            interfaces: r.list(
+                "mdns.interfaces",
+                0,
+                &[],
+                "names of interfaces",
+                "On these alone; none: on all but loopback and point-to-point ones.",
+                interface,
+            ),
+            name: r.text(
+                "mdns.name",
+                "",
+                "up to 63 bytes",
+                "The name that people see in the list of devices; empty: the host name.",
+                name,
             ),
         }
     }

@@ -8,7 +8,7 @@
 //! not by a load over the network. Only a bundle, a rollback or the end of a trial changes those.
 
 use crate::{
-    alive,
+    alive, announce,
     config::{Config, Loaded},
     ladder::Board,
     listen::{self, Bound, NotOne, Retry},
@@ -136,6 +136,7 @@ pub fn run(
             tokio::spawn(ready::tell(Arc::clone(&app), mark, folder));
         }
         let panel = panel::start(&app, config);
+        let (farewell, announcing) = announce::start(&app, config);
         let watching = alive::watch(config, &alive, &notifier, &hosts, &addresses)
             .map_err(system("the threads that prove progress"))?;
         let watching = Arc::new(watching);
@@ -155,6 +156,8 @@ pub fn run(
                 ended(signals.end).await;
                 notifier.stopping();
                 watching.end();
+                // Nobody is to find what takes no more connections.
+                drop(farewell);
                 // At once, also if connections take long to end: who kills this daemon then must not find a crash.
                 if let Some(updater) = updater(&app) {
                     updater.stop().await;
@@ -167,6 +170,7 @@ pub fn run(
         // Most of the way to the neutral pose lies behind them: they were told when the endpoint was.
         let _ = tokio::task::spawn_blocking(move || inferd_api::end_actuators(&moving)).await;
         drop(panel);
+        let _ = announcing.await;
         records.end().await;
         hosts.shutdown().await;
         info!(uptime_s = started.elapsed().as_secs(), "ended");

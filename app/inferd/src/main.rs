@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod alive;
+mod announce;
 mod config;
 mod daemon;
 mod keeper;

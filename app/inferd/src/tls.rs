@@ -192,7 +192,7 @@ fn names(config: &Config) -> Vec<String> {
     let host = word(Path::new("/proc/sys/kernel/hostname"));
     let mut names = Vec::new();
     if let Some(host) = host {
-        names.extend([host.clone(), format!("{host}.local")]);
+        names.extend([host.clone(), format!("{}.local", inferd_announce::host_label(&host))]);
     }
     names.extend(config.updates.device_file.as_deref().and_then(word));
     names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));

@@ -109,7 +109,8 @@ fn prepare(c: &config::Updates) -> io::Result<()> {
     Ok(())
 }
 
-fn board(c: &config::Updates) -> String {
+/// The board's name; empty where nobody says it.
+pub fn board(c: &config::Updates) -> String {
     let said = c.board.clone().or_else(|| first_word(Path::new(BOARD_FILE)));
     said.unwrap_or_default()
 }
