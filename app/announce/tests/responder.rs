@@ -177,6 +177,37 @@ fn devices_that_are_switched_on_together_agree_on_who_is_called_what() {
 }
 
 #[test]
+fn of_two_who_ask_for_one_name_at_the_same_moment_the_one_with_the_later_records_goes_first() {
+    let probes_after = |port: u16| {
+        let mut lan = Lan::new();
+        lan.add(wanted("Bench", "bench", "ready"));
+        while lan.devices[0].said.is_empty() {
+            lan.run(Duration::from_millis(5));
+        }
+        let asked = lan.now;
+        // Properties as ours: the ports decide.
+        let instance = name(&format!("Bench.{LAN}"));
+        let record = |kind, data| Plain { name: instance.clone(), kind, unique: true, ttl: 120, data };
+        let mut probe = Writer::query();
+        probe.question(&instance, kind::ANY, IN);
+        for record in
+            [record(kind::TXT, b"\x0chealth=ready".to_vec()), record(kind::SRV, service(port, "bench.local"))]
+        {
+            probe.record(Section::Authority, &record, false, 120);
+        }
+        lan.hear(0, neighbour(), &probe.finish());
+        lan.run(Duration::from_millis(900));
+        lan.said_since(0, asked)
+            .into_iter()
+            .filter(|b| Message::read(b).expect("a message").is_probe())
+            .count()
+    };
+    assert_eq!(probes_after(9001), 0, "it waits a second");
+    assert_eq!(probes_after(8999), 2);
+    assert_eq!(probes_after(9000), 2, "the same, perhaps its own from another link");
+}
+
+#[test]
 fn two_lans_that_are_joined_find_that_they_have_one_name_twice() {
     let mut lan = up(wanted("Bench", "bench", "ready"));
     // Another device has had the name for long; it says so, and defends it.
@@ -268,6 +299,9 @@ fn properties_are_announced_when_they_change_and_at_most_every_five_seconds() {
         lan.run(Duration::from_millis(100));
     }
     lan.run(PROPERTIES_EVERY * 3);
+    let when: Vec<Duration> = lan.devices[0].said.iter().map(|(at, _)| *at).collect();
+    let [.., third, _] = when[..] else { unreachable!("four at least") };
+    assert!(third >= begin - lan.begin + PROPERTIES_EVERY, "{third:?}");
     let changes: Vec<&[u8]> = lan.said_since(0, begin);
     assert_eq!(changes.len(), 4, "two changes, each told twice");
     assert!(changes[2..].iter().all(|bytes| bytes.ends_with(b"health=not-ready")), "the newest");
@@ -422,6 +456,15 @@ fn whatever_comes_a_device_goes_on_and_what_it_holds_stays_as_small() {
         claim(&format!("Bench.{LAN}"), kind::SRV, service(9000, "bench.local")),
     ];
     seeds.extend(lan.said_since(0, lan.begin).iter().map(|b| b.to_vec()));
+    let asked_often = |lan: &mut Lan| {
+        for _ in 0..100 {
+            lan.hear(0, neighbour(), &question(LAN, kind::PTR, IN));
+            lan.run(Duration::from_millis(1200));
+        }
+        // Its whole state, as text: names, one link, a ring of 64 numbers.
+        format!("{:?}", lan.devices[0].responder).len()
+    };
+    let before = asked_often(&mut lan);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for round in 0..100_000_usize {
         let mut bytes = seeds[round % seeds.len()].clone();
@@ -443,7 +486,6 @@ fn whatever_comes_a_device_goes_on_and_what_it_holds_stays_as_small() {
     }
     lan.run(Duration::from_secs(20));
     assert!(lan.is_up(0));
-    // Its whole state, as text: names, one link, a ring of 64 numbers.
-    let held = format!("{:?}", lan.devices[0].responder).len();
-    assert!(held < 8192, "{held}");
+    let held = asked_often(&mut lan);
+    assert!(held < before + 256, "{before} {held}");
 }
