@@ -4,6 +4,7 @@ The board is `$INFERD_TEST_BOARD` (default qemu-aarch64). The image that is boot
 look inside; everything else in it is the production image's.
 """
 
+import contextlib
 import functools
 import http.server
 import os
@@ -18,6 +19,7 @@ import pytest
 import qemu
 from appliance import images, variants
 from helpers import request
+from office import Office
 
 # Emulation on two busy cores: a boot takes 6 to 30 seconds.
 READY_TIMEOUT_S = 240
@@ -66,6 +68,12 @@ def dev_keys(inferctl, tmp_path_factory):
     keys = devkeys.DevKeys(tmp_path_factory.mktemp("keys") / "dev")
     devkeys.make(keys, inferctl)
     return keys
+
+
+@pytest.fixture(scope="session")
+def office(inferctl, tmp_path_factory):
+    """Keys that sign systems, and the root document that grants it."""
+    return Office(inferctl, tmp_path_factory.mktemp("keys") / "office")
 
 
 @pytest.fixture(scope="session")
@@ -119,14 +127,22 @@ class Booted(qemu.Machine):
         flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
         program = folder / source.stem
         subprocess.run(["rustc", "--edition", "2024", "--target", self.board.rust_target, *flags, "-o", program, source], check=True)
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with self.serving(folder) as url:
             # Nothing that can be written to is mounted for programs.
             self.sh("mkdir /run/brought && mount -t tmpfs brought /run/brought")
-            self.sh(f"cd /run/brought && wget -q http://{HOST}:{server.server_port}/{source.stem} && chmod 700 {source.stem}")
-            server.shutdown()
+            self.sh(f"cd /run/brought && wget -q {url}/{source.stem} && chmod 700 {source.stem}")
         return f"/run/brought/{source.stem}"
+
+    @contextlib.contextmanager
+    def serving(self, folder):
+        """A folder of this machine, at the address that the appliance finds it at."""
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            # Who refuses a file early hangs up in the middle of it.
+            server.handle_error = lambda *_: None
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://{HOST}:{server.server_port}"
+            server.shutdown()
 
     def infer(self, window, tries=5):
         """One real inference, asked for as a client should: again when the answer is "not now". An emulated board on a
