@@ -5,6 +5,7 @@
 
 #![no_main]
 
+mod announce;
 mod bench;
 mod bundle;
 mod fetch;

@@ -1,5 +1,6 @@
 //! One function per parser.
 
+use crate::announce;
 use crate::bench;
 use crate::bundle;
 use crate::fetch;
@@ -45,6 +46,7 @@ pub const ALL: &[Target] = &[
     ("autoboot", system::autoboot),
     ("fat", system::fat),
     ("bmap", flash::bmap),
+    ("mdns", announce::mdns),
     ("minisign", flash::minisign),
     ("beginning", bundle::beginning),
     ("page", bundle::page),
