@@ -492,6 +492,8 @@ def cli():
     options = arguments()
     if options.release_key and not options.release:
         raise Failure("--release-key signs what --release makes")
+    if options.release_key and not options.release_key.is_file():
+        raise Failure(f"there is no {options.release_key}; `inferctl keygen` makes a key")
     if options.release and options.dev:
         raise Failure(release.DEV)
     board = boards.load(options.board)
@@ -507,6 +509,11 @@ def cli():
     if options.release:
         made = release.make(output, options.release, options.release_key, options.release_key and rust.build_for_host("inferctl"))
         say(f"released: {', '.join(file.name for file in made)} in {options.release}")
+        if options.release_key:
+            key = (options.release / "minisign.pub").read_text().splitlines()[1]
+            say(f"for who downloads it, had from another place: minisign -Vm SHA256SUMS -P {key}")
+        else:
+            say("nobody has signed it: --release-key does")
     for line in facts["missing"]:
         say(f"missing: {line}")
     if root is None:

@@ -465,7 +465,7 @@ def readiness(url):
         try:
             page = json.loads(error.read(65536))
             # How long it has been so ("loading the model, for 0.4 s") would make every look a new state.
-            return re.sub(r", for [\d.]+ m?s$", "", str(page.get("reason") or page.get("phase") or page))
+            return re.sub(r",? for [\d.]+ m?s$", "", str(page.get("reason") or page.get("phase") or page))
         except (ValueError, OSError, AttributeError, http.client.HTTPException):
             return f"status {error.code}"
     except (OSError, http.client.HTTPException):

@@ -20,6 +20,11 @@ def noise(size, seed=0):
     return hashlib.shake_128(str(seed).encode()).digest(size)
 
 
+def disk(size, seed=0):
+    """Noise that begins as a disk with a table of partitions does."""
+    return noise(510, seed) + b"\x55\xaa" + noise(size, seed)[512:]
+
+
 def bmap(image_size, ranges, read, block=BLOCK):
     """A block map as bmaptool 2.0 writes it; `read(offset, length)` gives the image's bytes."""
     rows = ""
@@ -57,7 +62,7 @@ def pytest_terminal_summary(terminalreporter):
 def image(tmp_path):
     """An image of 3 MiB and 512 bytes: its end is no whole block."""
     file = tmp_path / "x.img"
-    file.write_bytes(noise(3 * MIB + 512))
+    file.write_bytes(disk(3 * MIB + 512))
     return file
 
 

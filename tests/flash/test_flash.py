@@ -3,14 +3,16 @@
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import pty
+import signal
 import subprocess
 import threading
 import tomllib
 
 import pytest
-from flash.conftest import BLOCK, MIB, beginning, bmap, gpt_image, noise
+from flash.conftest import BLOCK, MIB, beginning, bmap, disk, gpt_image, noise
 from helpers import until
 
 
@@ -64,7 +66,7 @@ def test_a_huge_image_with_holes_is_not_read_where_its_map_has_nothing(inferctl,
     with open(image, "r+b") as opened:
         for first, last in ends:
             opened.seek(first * BLOCK)
-            opened.write(noise((last + 1 - first) * BLOCK, first))
+            opened.write(disk((last + 1 - first) * BLOCK, first))
     image.with_name("huge.img.bmap").write_text(bmap(size, ends, lambda at, length: part(image, at, length)))
     # Reading a TiB, holes or not, takes minutes of a processor.
     limited = 'ulimit -t 30; exec "$@"'
@@ -74,7 +76,7 @@ def test_a_huge_image_with_holes_is_not_read_where_its_map_has_nothing(inferctl,
     assert json.loads(done.stdout)["written_bytes"] == 2 * MIB
     assert card.stat().st_blocks * 512 < 4 * MIB
     for first, last in ends:
-        assert part(card, first * BLOCK, MIB) == noise(MIB, first), f"blocks {first} to {last}"
+        assert part(card, first * BLOCK, MIB) == disk(MIB, first), f"blocks {first} to {last}"
 
 
 def part(file, at, length):
@@ -116,6 +118,47 @@ def test_an_image_that_is_not_what_its_map_says_leaves_a_card_that_is_said_to_be
     image.with_name("x.img.bmap").write_text(bmap(len(content), [(0, 700)], lambda at, length: bytes(length)))
     code, said = flash(image, card, "--file", "--yes")
     assert (code, said["code"], said["touched"]) == (4, "bmap", True)
+    assert "x.img.bmap" in said["error"] and "incomplete" in said["error"] and "--no-bmap" not in said["error"]
+
+
+def test_a_packed_image_that_was_damaged_is_told_from_its_own_checksum_before_the_card_is_begun(flash, image, card, zstd):
+    packed, before = zstd(image), card.read_bytes()
+    with open(packed, "r+b") as opened:
+        # Noise is not packed: what is changed is a byte of the image, and the frame stays one.
+        opened.seek(MIB)
+        opened.write(b"XXXX")
+    code, said = flash(packed, card, "--file", "--yes")
+    assert (code, said["code"], said["touched"]) == (1, "not-zstd", False) and "checksum" in said["error"]
+    assert said["error"].endswith("nothing was written") and card.read_bytes() == before
+
+
+def test_what_is_no_image_of_a_disk_is_not_written(flash, card, tmp_path, tools):
+    before = card.read_bytes()
+    settings, cut, packed, pipe = (tmp_path / name for name in ("inferd.toml", "cut.img", "x.img.xz", "pipe"))
+    settings.write_text('[device]\nhostname = "x"\n' * 100)
+    whole, _ = gpt_image(tmp_path / "x.img", tools)
+    cut.write_bytes(whole.read_bytes()[:-512])
+    packed.write_bytes(lzma.compress(whole.read_bytes(), preset=0))
+    os.mkfifo(pipe)
+    for file, why in ((settings, "table of partitions"), (cut, "it was cut"), (packed, "packed by xz"), (pipe, "save it to one")):
+        code, said = flash(file, card, "--file", "--yes")
+        assert (code, said["touched"]) == (1, False) and why in said["error"], said
+        assert said["code"] == ("unreadable" if file == pipe else "not-an-image")
+    assert card.read_bytes() == before
+    assert flash(whole, card, "--file", "--yes")[0] == 0
+
+
+def test_an_interrupt_says_that_the_card_is_incomplete(inferctl, image, card):
+    # Long enough to be still written then.
+    os.truncate(image, 2 << 30)
+    os.truncate(card, 2 << 30)
+    command = [inferctl.program, "flash", image, card, "--file", "--yes"]
+    before = card.stat().st_mtime_ns
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: card.stat().st_mtime_ns != before, "it writes")
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate()
+    assert running.returncode == 4 and "SIGINT" in said and "incomplete: flash it again" in said, said
 
 
 def test_a_card_that_is_too_small_by_a_byte_is_refused(flash, image, card):
@@ -263,7 +306,7 @@ def test_the_disk_that_the_system_runs_from_is_refused(flash, tmp_path):
     with open(f"{whole}/size", encoding="ascii") as sectors:
         size = int(sectors.read()) * 512
     image = tmp_path / "large.img"
-    image.touch()
+    image.write_bytes(disk(MIB))
     os.truncate(image, size + MIB)
     code, said = flash(image, device, "--yes", "--file", "--unmount")
     assert code == 1 and said["code"] in ("system-disk", "in-use") and not said["touched"]
@@ -313,7 +356,7 @@ def test_a_configuration_is_on_the_boot_partition_and_one_that_is_none_is_refuse
     # An image without a FAT for it cannot take one, nor one without room there, and both are told beforehand.
     before = card.read_bytes()
     plain = tmp_path / "plain.img"
-    plain.write_bytes(noise(MIB))
+    plain.write_bytes(disk(MIB))
     full = tmp_path / "full"
     full.write_bytes(noise(4 * MIB - 40 * BLOCK))
     subprocess.run([tools("mcopy"), "-i", f"{image}@@{at}", full, "::full"], check=True)

@@ -29,7 +29,8 @@ pub struct Reboot {
 /// Arguments of `factory-reset`.
 #[derive(Debug, clap::Args)]
 pub struct FactoryReset {
-    /// Really forget what was configured and installed, but the device's identity, whose bundles it believes and the committed model
+    /// Really forget what was configured and installed, but the device's identity, whose bundles it believes and the committed model.
+    /// inferd.toml on the boot partition is taken again at the next start; a key that stands there as "(kept)" is forgotten
     #[arg(long, required = true)]
     yes: bool,
     /// Forget those, too: floors and revocations, every model, the key of its certificate
@@ -158,7 +159,9 @@ impl FactoryReset {
     /// [`Failure`].
     pub fn run(&self, client: &Client, json: bool) -> Result<(), Failure> {
         if !self.yes {
-            return Err(Failure::Other("--yes is needed: nothing of this comes back".to_owned()));
+            return Err(Failure::Other("--yes is needed: nothing of this comes back. A key that stands as \"(kept)\" in inferd.toml on the boot partition is forgotten, \
+                 too: who has no other way in must write it there again"
+                    .to_owned()));
         }
         let (mut body, done) = (
             why(&self.why),

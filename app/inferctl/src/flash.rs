@@ -22,6 +22,7 @@ use disks::{Disk, Kernel, Seen, Use};
 use error::FlashError;
 use image::Image;
 use medium::{Medium, Target};
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 use settings::Settings;
 use std::{
@@ -29,11 +30,17 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 /// The longest file of an API key.
 const MAX_KEY: u64 = 4096;
+/// What a card is that was begun.
+const INCOMPLETE: &str = "the card was begun and is incomplete: flash it again";
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -90,6 +97,20 @@ struct Failed {
     touched: bool,
 }
 
+impl Failed {
+    /// The sentence for people; programs are told.
+    fn tell(&self, json: bool) -> String {
+        let text =
+            format!("{}; {}", self.error, if self.touched { INCOMPLETE } else { "nothing was written" });
+        if json {
+            show::json(
+                &json!({"flashed": false, "code": self.error.code(), "touched": self.touched, "error": text}),
+            );
+        }
+        text
+    }
+}
+
 impl From<FlashError> for Failed {
     fn from(error: FlashError) -> Self {
         Self { error, touched: false }
@@ -114,12 +135,8 @@ impl Flash {
             list(json);
             return Ok(());
         }
-        self.flash(api_key, json).map_err(|Failed { error, touched }| {
-            if json {
-                show::json(&json!({"flashed": false, "code": error.code(), "touched": touched, "error": error.to_string()}));
-            }
-            Failure::Flash { text: error.to_string(), touched }
-        })
+        self.flash(api_key, json)
+            .map_err(|failed| Failure::Flash { text: failed.tell(json), touched: failed.touched })
     }
 
     fn flash(&self, api_key: Option<&str>, json: bool) -> Result<(), Failed> {
@@ -135,13 +152,14 @@ impl Flash {
         let signed = self.public.is_some();
         let mut image = Image::open(path, self.bmap.as_deref(), self.no_bmap, self.public.as_deref())?;
         if let Some(wants) = &self.board {
-            let has = image.board().unwrap_or("nobody says which board (NAME.img.json is not beside it)");
-            if has != wants {
-                return Err(
-                    FlashError::Board { path: path.into(), has: has.into(), wants: wants.clone() }.into()
-                );
+            let (path, wants) = (path.into(), wants.clone());
+            match image.board() {
+                Some(has) if *has == wants => {}
+                Some(has) => return Err(FlashError::Board { path, has: has.into(), wants }.into()),
+                None => return Err(FlashError::NoBoard { path, wants }.into()),
             }
         }
+        image.is_of_a_disk()?;
         if let Some(config) = &config {
             provision::rehearse(self.config_path(), &image, config)?;
         }
@@ -196,8 +214,12 @@ impl Flash {
         if let Some(named) = &self.device {
             let device = fs::canonicalize(named).map_err(|source| FlashError::Open {
                 device: named.clone(),
+                hint: if self.file && source.kind() == io::ErrorKind::NotFound {
+                    " (make a file of a card's size first: truncate -s 8G FILE)"
+                } else {
+                    ""
+                },
                 source,
-                hint: "",
             })?;
             let status = fs::metadata(&device).map_err(|source| FlashError::Open {
                 device: device.clone(),
@@ -330,6 +352,7 @@ impl Flash {
         quiet: bool,
     ) -> Result<Done, Failed> {
         let touched = |error| Failed { error, touched: true };
+        let interrupts = Interrupts::catch(quiet)?;
         let bytes = image.written();
         let seed =
             copy::seed().map_err(|source| FlashError::Read { path: "random numbers".into(), source })?;
@@ -351,6 +374,7 @@ impl Flash {
         if let Some(config) = config {
             provision::put(self.config_path(), medium, config).map_err(touched)?;
         }
+        interrupts.let_go();
         Ok(Done { device: device.clone(), bytes, writing, reading })
     }
 
@@ -369,6 +393,37 @@ impl Flash {
     /// What messages call the configuration.
     fn config_path(&self) -> &Path {
         self.provision.as_deref().unwrap_or(Path::new(provision::NAME))
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP, which leave word and the exit code of an incomplete card, until the card is whole.
+struct Interrupts(Arc<AtomicBool>);
+
+impl Interrupts {
+    fn catch(json: bool) -> Result<Self, FlashError> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            set.add(signal);
+        }
+        set.thread_block().map_err(|e| FlashError::Read { path: "signals".into(), source: e.into() })?;
+        let whole = Arc::new(AtomicBool::new(false));
+        let seen = whole.clone();
+        std::thread::spawn(move || {
+            let signal = set.wait();
+            if seen.load(Ordering::SeqCst) {
+                std::process::exit(0);
+            }
+            let name = signal.map_or("a signal", Signal::as_str);
+            let error = FlashError::Interrupted { signal: name };
+            eprintln!("\ninferctl: {}", Failed { error, touched: true }.tell(json));
+            std::process::exit(4);
+        });
+        Ok(Self(whole))
+    }
+
+    /// The card is whole.
+    fn let_go(self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

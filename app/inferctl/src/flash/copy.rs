@@ -91,8 +91,8 @@ pub fn write(
             at(through);
         }
         if wanted.is_some_and(|wanted| wanted != <[u8; 32]>::from(sha.finalize())) {
-            let why = format!("bytes {} to {} have another checksum in the image", range.start, range.end);
-            return Err(FlashError::Bmap { path: image.path.clone(), why });
+            let map = image.map.clone().unwrap_or_default();
+            return Err(FlashError::Differ { path: image.path.clone(), map, at: range.start });
         }
     }
     stream.finish()?;
@@ -323,6 +323,6 @@ mod tests {
         changed[501 * 4096] ^= 1;
         std::fs::write(folder.path().join("x.img"), changed).unwrap();
         let error = write(Path::new("card"), &open(), &mut card, |_| ());
-        assert!(matches!(error, Err(FlashError::Bmap { .. })));
+        assert!(matches!(error, Err(FlashError::Differ { .. })));
     }
 }

@@ -11,25 +11,32 @@ pub enum FlashError {
     /// The packed image is no zstd, or ends early.
     #[error("{path} cannot be unpacked: {why}; download it again")]
     Packed { path: PathBuf, why: String },
+    /// It is no image of a disk.
+    #[error("{path} is no image of a disk: {why}")]
+    NoImage { path: PathBuf, why: String },
     /// The block map is not one, or not this image's.
-    #[error("{path} is no block map of this image: {why}; download it again, or leave it out with --no-bmap")]
+    #[error("{path} is no block map of this image: {why}; download both again")]
     Bmap { path: PathBuf, why: String },
-    /// The image is not the one that its checksum is of.
+    /// Bytes of the image are not what the block map says.
     #[error(
-        "{path} is not what {by} says it is: it was damaged or changed; nothing was written, download it again"
+        "{path} and its block map {map} differ from byte {at} on: one of them was damaged or is of another image; download both again"
     )]
+    Differ { path: PathBuf, map: PathBuf, at: u64 },
+    /// The image is not the one that its checksum is of.
+    #[error("{path} is not what {by} says it is: it was damaged or changed; download it again")]
     Checksum { path: PathBuf, by: String },
     /// The image became another one while it was written.
-    #[error(
-        "{path} changed while it was written: the card cannot be used, flash it again with an image that nobody changes"
-    )]
+    #[error("{path} changed while it was written; flash the card again with an image that nobody changes")]
     Changed { path: PathBuf },
     /// The signature is wrong, or there is none where one was asked for.
-    #[error("{why}; nothing was written")]
+    #[error("{why}")]
     Signature { why: String },
     /// Another board's image.
-    #[error("{path} is an image for {has}, not for {wants}; nothing was written")]
+    #[error("{path} is an image for {has}, not for {wants}")]
     Board { path: PathBuf, has: String, wants: String },
+    /// Which board's image it is, nobody says.
+    #[error("whether {path} is an image for {wants} nobody says: NAME.img.json is not beside it")]
+    NoBoard { path: PathBuf, wants: String },
     /// Nothing there to write to.
     #[error(
         "no removable medium was found; put a card into the reader, or name a device (`inferctl flash --list` shows what there is)"
@@ -39,28 +46,26 @@ pub enum FlashError {
     #[error("{0} removable media are here; name the one that is meant: {1}")]
     Several(usize, String),
     /// Nobody confirmed.
-    #[error("nothing was written: {0}")]
+    #[error("{0}")]
     NotConfirmed(String),
     /// This device is never written to.
     #[error("{device} is not written to: {why}")]
     Refused { device: PathBuf, code: &'static str, why: String },
     /// The card is too small.
-    #[error("{device} has {has} bytes, the image needs {needs}: take a larger card; nothing was written")]
+    #[error("{device} has {has} bytes, the image needs {needs}: take a larger card")]
     TooSmall { device: PathBuf, has: u64, needs: u64 },
     /// It became something else between the question and the write.
-    #[error(
-        "{device} is not the device any more that was confirmed: {why}; nothing was written, begin again"
-    )]
+    #[error("{device} is not the device any more that was confirmed: {why}; begin again")]
     Swapped { device: PathBuf, why: String },
     /// It cannot be opened.
-    #[error("{device} cannot be opened for writing: {source}{hint}; nothing was written")]
+    #[error("{device} cannot be opened for writing: {source}{hint}")]
     Open { device: PathBuf, source: io::Error, hint: &'static str },
     /// It does not keep what is written to it.
     #[error("{device} is counterfeit or broken: {why}; it cannot be used, take another card")]
     Counterfeit { device: PathBuf, why: String },
     /// It went away.
     #[error(
-        "{device} failed at byte {at} while {doing} ({source}): it was pulled out, or is broken. The card is incomplete: put it back and \
+        "{device} failed at byte {at} while {doing} ({source}): it was pulled out, or is broken. Put it back and \
          flash it again; when it fails at another place, try another reader, at the same place, take another card"
     )]
     Medium { device: PathBuf, at: u64, doing: &'static str, source: io::Error },
@@ -70,6 +75,9 @@ pub enum FlashError {
          card or reader"
     )]
     Verify { device: PathBuf, at: u64 },
+    /// Somebody ended it.
+    #[error("{signal} came while the card was written")]
+    Interrupted { signal: &'static str },
     /// The configuration was not put on it.
     #[error("{path} was not put on the card: {why}")]
     Provision { path: PathBuf, why: String },
@@ -81,11 +89,12 @@ impl FlashError {
         match self {
             Self::Read { .. } => "unreadable",
             Self::Packed { .. } => "not-zstd",
-            Self::Bmap { .. } => "bmap",
+            Self::NoImage { .. } => "not-an-image",
+            Self::Bmap { .. } | Self::Differ { .. } => "bmap",
             Self::Checksum { .. } => "checksum",
             Self::Changed { .. } => "image-changed",
             Self::Signature { .. } => "signature",
-            Self::Board { .. } => "wrong-board",
+            Self::Board { .. } | Self::NoBoard { .. } => "wrong-board",
             Self::NoMedium => "no-medium",
             Self::Several(..) => "several-media",
             Self::NotConfirmed(_) => "not-confirmed",
@@ -96,6 +105,7 @@ impl FlashError {
             Self::Counterfeit { .. } => "counterfeit",
             Self::Medium { .. } => "medium-failed",
             Self::Verify { .. } => "verify",
+            Self::Interrupted { .. } => "interrupted",
             Self::Provision { .. } => "provision",
         }
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::{
     ffi::OsStr,
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     io::{self, BufRead, BufReader, Read},
     ops::Range,
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -37,10 +37,21 @@ pub struct Image {
     pub bmap: Option<Bmap>,
     /// NAME.img.json beside it.
     pub facts: Option<Value>,
+    /// The file of the block map.
+    pub map: Option<PathBuf>,
     expected: Expected,
     /// The SHA-256 that was checked.
     sum: Option<[u8; 32]>,
 }
+
+/// How files begin that other programs packed.
+const OTHERS: [(&[u8], &str); 5] = [
+    (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
+    (&[0x1f, 0x8b], "gzip"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"),
+    (&[b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c], "7-Zip"),
+];
 
 impl Image {
     /// Opens an image and reads its block map (the one named, else the one beside it, unless `whole`). With a key, what lies beside it
@@ -55,15 +66,25 @@ impl Image {
         key: Option<&Path>,
     ) -> Result<Self, FlashError> {
         let unreadable = |source| FlashError::Read { path: path.to_owned(), source };
+        // Before it is opened: a pipe would wait for whoever writes to it.
+        if !fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(unreadable(io::Error::other(
+                "it is no file; save it to one, it is read more than once",
+            )));
+        }
         let file = File::open(path).map_err(unreadable)?;
         let release = Release::read(path, key)?;
         let mut expected = release.expects(path)?;
-        let mut magic = [0; 4];
+        let mut magic = [0; 6];
         let packed = match file.read_exact_at(&mut magic, 0) {
-            Ok(()) => magic == [0x28, 0xb5, 0x2f, 0xfd],
+            Ok(()) => magic[..4] == [0x28, 0xb5, 0x2f, 0xfd],
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
             Err(e) => return Err(unreadable(e)),
         };
+        if let Some((_, packer)) = OTHERS.iter().find(|(begin, _)| magic.starts_with(begin)) {
+            let why = format!("it is packed by {packer}: unpack it first, only zstd is unpacked here");
+            return Err(FlashError::NoImage { path: path.to_owned(), why });
+        }
         let beside = [unpacked_name(path), path.to_owned()].map(|name| with(&name, ".bmap"));
         let bmap = match (bmap, whole) {
             (_, true) => None,
@@ -99,8 +120,34 @@ impl Image {
             let stated = facts.as_ref().and_then(|facts| facts.get("sha256")).and_then(Value::as_str);
             expected.sum = stated.and_then(hex).map(|sum| ("its .json".into(), sum));
         }
-        let bmap = bmap.map(|(bmap, _)| bmap);
-        Ok(Self { path: path.to_owned(), file, packed, size, bmap, facts, expected, sum: None })
+        let (bmap, map) = bmap.unzip();
+        Ok(Self { path: path.to_owned(), file, packed, size, bmap, map, facts, expected, sum: None })
+    }
+
+    /// A card without a table of partitions starts nothing, and one whose table says more than there is was cut.
+    ///
+    /// # Errors
+    /// [`FlashError::NoImage`].
+    pub fn is_of_a_disk(&self) -> Result<(), FlashError> {
+        let no_image = |why: String| Err(FlashError::NoImage { path: self.path.clone(), why });
+        let mut head = [0; 1024];
+        if self.size < head.len() as u64 {
+            return no_image(format!("it has {} bytes", self.size));
+        }
+        self.stream().fill(0, &mut head)?;
+        if head[510..512] != [0x55, 0xaa] {
+            return no_image("it does not begin with a table of partitions".into());
+        }
+        let number = |at: usize| head[at..at + 8].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        // The header of a GPT says where its copy at the end of the disk is.
+        let last = if head[512..520] == *b"EFI PART" { number(544) } else { 0 };
+        match last.checked_add(1).and_then(|sectors| sectors.checked_mul(512)) {
+            Some(needs) if needs <= self.size => Ok(()),
+            _ => no_image(format!(
+                "its table of partitions speaks of {last} sectors and more, it has {}: it was cut",
+                self.size / 512
+            )),
+        }
     }
 
     /// An image is not written onto itself.
@@ -306,6 +353,11 @@ impl<R: Read> Read for Unpack<R> {
                         .map_err(|e| io::Error::other(e.to_string()))?;
                     continue;
                 }
+                // All of it was collected: it is summed up as it is taken out.
+                let stated = self.decoder.get_checksum_from_data();
+                if stated.is_some() && stated != self.decoder.get_calculated_checksum() {
+                    return Err(io::Error::other("its checksum is of other bytes: it was damaged"));
+                }
                 self.inside = false;
             }
             self.inside = self.next_frame()?;
@@ -336,6 +388,15 @@ mod tests {
         let mut out = Vec::new();
         Unpack::new(packed).read_to_end(&mut out)?;
         Ok(out)
+    }
+
+    #[test]
+    fn a_frame_whose_checksum_is_of_other_bytes_is_refused() {
+        let mut packed = compress_to_vec(&[7; 100_000][..], CompressionLevel::Fastest);
+        assert_eq!(packed[4] & 4, 4, "it has a checksum");
+        assert_eq!(unpack(&packed).unwrap(), [7; 100_000]);
+        *packed.last_mut().unwrap() ^= 1;
+        assert!(unpack(&packed).unwrap_err().to_string().contains("checksum"));
     }
 
     #[test]

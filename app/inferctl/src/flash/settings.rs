@@ -2,8 +2,11 @@
 
 use super::{error::FlashError, provision::MAX};
 use crate::{files, key};
+use inferd_provision::{Problem, file::shown, secrets::KEPT};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use toml::{Table, Value};
+use toml::{Spanned, Table, Value, de::DeValue};
 
 /// What the command line says of the device's configuration.
 #[derive(Debug, Default)]
@@ -85,12 +88,91 @@ fn decoded(bytes: &[u8]) -> Result<String, String> {
     inferd_provision::decode::Text::of(bytes).map(|text| text.text)
 }
 
-/// What the device itself would say of its sections. What the daemon's settings mean is judged by the device, which says it on the FAT.
+/// The daemon's settings with their defaults, as every image has them.
+const REFERENCE: &str = include_str!("../../../../rootfs-overlay/etc/inferd/inferd.toml");
+
+/// What the device would refuse of it: all of its own sections, and of the daemon's a section or a key that does not exist. What their
+/// values mean is judged by the device, which says it on the FAT.
 fn check(text: &str) -> Result<(), String> {
-    inferd_provision::file::parse(text).map(|_| ()).map_err(|problems| {
-        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        all.join("; ")
-    })
+    let mut problems = inferd_provision::file::parse(text).err().unwrap_or_default();
+    if let Ok(table) = inferd_provision::file::table(text) {
+        let at = |span: Range<usize>| inferd_provision::file::line_of(text, span.start);
+        let known = reference();
+        for (name, value) in table.get_ref() {
+            let section: &str = name.get_ref();
+            if let Some(place) = kept(value) {
+                let says = format!(
+                    "{KEPT} is what a device keeps, and a card that is flashed has nothing to keep: write the value"
+                );
+                problems.push(Problem::at(at(place), says));
+            }
+            if inferd_provision::SECTIONS.contains(&section) {
+                continue;
+            }
+            let Some(keys) = known.get(section) else {
+                let all = known.keys().copied().chain(inferd_provision::SECTIONS);
+                let hint = inferd_provision::nearest(section, all);
+                problems.push(Problem::at(
+                    at(name.span()),
+                    format!("there is no section {}{hint}", shown(section)),
+                ));
+                continue;
+            };
+            for (key, _) in value
+                .get_ref()
+                .as_table()
+                .into_iter()
+                .filter(|_| !keys.is_empty())
+                .flat_map(|table| table.iter())
+            {
+                let key_name: &str = key.get_ref();
+                if !keys.contains(key_name) {
+                    let hint = inferd_provision::nearest(key_name, keys.iter().copied());
+                    let says = format!("there is no setting {section}.{}{hint}", shown(key_name));
+                    problems.push(Problem::at(at(key.span()), says));
+                }
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    problems.sort_by_key(|problem| problem.line);
+    let all: Vec<String> =
+        problems.iter().map(|problem| problem.to_string().trim_end_matches('.').to_owned()).collect();
+    Err(all.join("; "))
+}
+
+/// Sections of the reference with their keys. What stands before the first section has none: tables of any keys.
+fn reference() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    let (mut known, mut section) = (BTreeMap::<_, BTreeSet<_>>::new(), None);
+    for line in REFERENCE.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = Some(name);
+            known.entry(name).or_default();
+        }
+        let key = line.strip_prefix('#').and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
+        let Some(key) =
+            key.filter(|key| key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        else {
+            continue;
+        };
+        match section {
+            Some(section) => _ = known.entry(section).or_default().insert(key),
+            None => _ = known.entry(key).or_default(),
+        }
+    }
+    known
+}
+
+/// Where something is said to be kept.
+fn kept(value: &Spanned<DeValue<'_>>) -> Option<Range<usize>> {
+    match value.get_ref() {
+        DeValue::String(text) => (text == KEPT).then(|| value.span()),
+        DeValue::Array(items) => items.iter().find_map(kept),
+        DeValue::Table(table) => table.iter().find_map(|(_, value)| kept(value)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +209,36 @@ mod tests {
         std::fs::write(&key, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
         let settings = Settings { ssh_keys: &keys, ..Settings::default() };
         assert!(composed(&settings).unwrap_err().contains("private key"));
+    }
+
+    #[test]
+    fn sections_and_keys_of_the_daemon_are_known_and_nothing_is_kept_on_a_new_card() {
+        let open: String = REFERENCE
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line).to_owned() + "\n"
+            })
+            .collect();
+        assert!(open.contains("\nself_signed = false\n"), "{open}");
+        check(&open).unwrap();
+        check("[[sources]]\nname = \"arm\"\nkind = \"push\"\n[device]\nhostname = \"x\"\n").unwrap();
+        for (text, says) in [
+            (
+                "\n[secuirty]\napi_key = \"x\"\n",
+                "line 2: there is no section secuirty; did you mean security?",
+            ),
+            ("[Device]\n", "there is no section Device; did you mean device?"),
+            ("hostname = \"x\"\n", "line 1: there is no section hostname"),
+            (
+                "[tls]\nself_singed = true\n",
+                "line 2: there is no setting tls.self_singed; did you mean self_signed?",
+            ),
+            ("[security]\nadmin_keys = [\"(kept)\"]\n", "line 2: (kept) is what a device keeps"),
+            ("[network.wifi]\nssid = \"x\"\npassphrase = \"(kept)\"\n", "line 3: (kept)"),
+        ] {
+            let said = check(text).unwrap_err();
+            assert!(said.contains(says), "{text} -> {said}");
+        }
     }
 
     #[test]
