@@ -207,6 +207,9 @@ class Rig:
         self.now = served
         if all(slot["status"] not in ("staged", "trial") for slot in page["slots"]):
             self.allowed, self.must = {served}, served
+            if self.unfinished and serving["bundle"] == self.unfinished[2]:
+                # Its commit was on the medium, and power went before anybody heard of it: sent again it would be no update.
+                self.unfinished = None
         self.before = set(self.allowed)
         return page
 
