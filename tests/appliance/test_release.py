@@ -208,7 +208,8 @@ def test_an_image_with_a_root_shell_is_not_released():
 
 def test_an_image_that_no_board_starts_from_is_not_written_unasked(scratch, inferctl):
     image, card = scratch / "x.img", scratch / "card"
-    image.write_bytes(b"new" * MIB)
+    # It begins as a disk does.
+    image.write_bytes(b"new" * 170 + b"\x55\xaa" + b"new" * MIB)
     card.write_bytes(b"used" * MIB)
     facts = {"board": "rpi4", "startable": False, "missing": ["start4.elf for boot-a and boot-b"]}
     (scratch / "x.img.json").write_text(json.dumps(facts))
