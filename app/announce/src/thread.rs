@@ -381,7 +381,7 @@ fn nowhere(choice: &Choice) -> String {
 
 /// What the system says, and what to do.
 fn advice(e: &io::Error) -> String {
-    let todo = match e.kind() {
+    let advice = match e.kind() {
         ErrorKind::AddrInUse => {
             "another program holds UDP port 5353 and shares it with nobody; end it, or set mdns.enabled = \"off\""
         }
@@ -394,7 +394,7 @@ fn advice(e: &io::Error) -> String {
         }
         _ => "it is tried again",
     };
-    format!("{e} ({todo})")
+    format!("{e} ({advice})")
 }
 
 /// A socket for this link alone. It is bound to the group, so that what is sent to this machine alone stays with whoever asked for it.
