@@ -24,7 +24,7 @@ from appliance.test_ota import EASY
 SUITE = "trixie"
 # Debian's static BusyBox, where it is the shell, takes its own mke2fs and its own sh, whatever PATH says.
 PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd", "e2fsprogs", "dash")
-SCRIPTS = ("boot", "network", "services", "sticks", "system")
+SCRIPTS = ("boot", "network", "services", "sticks", "system", "door")
 ON_STICK = "hello from a stick\n"
 # What a boot needs nothing of, by path below the tree.
 LEFT_OUT = re.compile(
@@ -44,9 +44,10 @@ wait_for told INFERD-NET
 wait_for told 'sticks: .* is mounted'
 updated() { busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots | busybox grep -q '"status":"committed"'; }
 wait_for updated
-say scripts systemctl show inferd-boot inferd-network inferd-services inferd-sticks inferd-system -p Id,ActiveState,Result,NRestarts
+say scripts systemctl show inferd-boot inferd-network inferd-services inferd-sticks inferd-system inferd-door -p Id,ActiveState,Result,NRestarts
 say told busybox sh -c "dmesg | sed 's/^.[^]]*. //' | grep -E '^(INFERD-|boot: |network: |services: |sticks: )'"
 say data busybox sh -c 'cat /run/inferd/data; grep " /data " /proc/mounts'
+say door busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots
 say slots busybox sh -c 'cat /run/inferd/slot; for letter in a b; do stat -L -c "%U %F" /run/inferd/slots/$letter; done'
 say stick busybox sh -c 'cat /run/inferd/usb/*/hello'
 say confined busybox sh -c '
@@ -199,7 +200,7 @@ def test_every_script_has_run_and_none_was_started_again(asked):
     units = {unit["Id"]: unit for unit in map(shown, asked["scripts"].strip().split("\n\n"))}
     assert set(units) == {f"inferd-{name}.service" for name in SCRIPTS}
     assert {unit["Result"] for unit in units.values()} == {"success"}, units
-    for name in ("boot", "network", "sticks"):
+    for name in ("boot", "network", "sticks", "door"):
         assert units[f"inferd-{name}.service"]["ActiveState"] == "active"
     assert {unit.get("NRestarts", "0") for unit in units.values()} == {"0"}
     told = asked["told"]
@@ -215,6 +216,11 @@ def test_an_empty_data_partition_gets_its_file_system_and_no_other_one(asked):
 
 def test_the_daemon_is_given_the_model_slots_of_the_medium(asked):
     assert asked["slots"].split("\n")[:3] == ["a", "inferd block special file", "inferd block special file"]
+
+
+def test_the_confined_daemon_reaches_roots_door_and_hears_that_no_system_is_tried_here(asked):
+    system = json.loads(asked["door"])["system"]
+    assert system["refused"]["code"] == "boot-backend" and "systemd" in system["refused"]["sentence"], system
 
 
 def test_a_stick_is_mounted_for_the_daemon(asked):
@@ -249,10 +255,12 @@ def test_systemd_is_told_that_the_daemon_is_ready_and_how_it_is(asked):
     assert status["ready"] and status["watchdog"] is None, "the hardware is systemd's, not the keeper's"
 
 
-def test_the_daemon_is_not_root_and_its_keeper_is(asked):
+def test_the_daemon_is_not_root_and_its_keeper_and_who_installs_systems_are(asked):
     rows = [row.split(None, 1) for row in asked["user"].splitlines() if "inferd" in row]
     assert {user for user, args in rows if "keeper" in args} == {"root"}
-    assert {user for user, args in rows if "--config" in args and "keeper" not in args} == {"inferd"}
+    assert {user for user, args in rows if "inferd system" in args} == {"root"}
+    rest = [user for user, args in rows if "--config" in args and "keeper" not in args and "inferd system" not in args]
+    assert set(rest) == {"inferd"}
 
 
 def test_the_journal_has_the_daemons_lines_and_the_keepers(asked):
