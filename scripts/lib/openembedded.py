@@ -78,7 +78,7 @@ def parts(board, deploy, folder, tools, epoch):
     shutil.rmtree(folder, ignore_errors=True)
     stage = folder / "boot"
     stage.mkdir(parents=True)
-    shutil.copyfile(places.OVERLAY / "etc/inferd/inferd.toml", stage / "inferd.toml.example")
+    (stage / "inferd.toml.example").write_text(image.example(places.OVERLAY))
     image.data(epoch, layout, tools, folder)
     if board.backend == "rpi-tryboot":
         for name, content in rpi.boot_files(board, layout).items():

@@ -298,6 +298,10 @@ def test_the_parts_of_a_raspberry_pis_image_are_those_of_every_other_builder(nam
         return subprocess.run([tools.path("mtype"), "-i", tmp_path / f"parts/{part}.vfat", f"::{file}"], capture_output=True, check=True).stdout
 
     assert held("boot", "autoboot.txt") == rpi.autoboot(layout, "a")
+    # What the first boot may be told comes first, then the daemon's settings.
+    assert held("boot", "inferd.toml.example") == b"".join(
+        (places.OVERLAY / "etc/inferd" / name).read_bytes() for name in ("provision.toml", "inferd.toml")
+    )
     for file, content in rpi.system_files(board, layout, "a").items():
         assert held("boot-a", file) == content
     assert held("boot-a", board.kernel.image) == board.kernel.image.encode()
