@@ -18,13 +18,13 @@ import pytest
 import rpi
 import yaml
 import openembedded
+from buildroot import tree
 from steps import Failure
 
 LAYER = openembedded.LAYER
 RECIPES = sorted(LAYER.rglob("*.bb"))
 KAS = sorted((places.ROOT / "yocto/kas").glob("*.yml"))
-HAILO = {"hailort": "hailort", "hailort-driver": "hailort-driver", "hailo-firmware": "hailo-firmware"}
-# Whose archive nobody here could download: whoever builds gives its hash, and bitbake refuses it without.
+HAILO = ("hailort", "hailort-driver", "hailo-firmware")
 
 
 def variables(path):
@@ -119,32 +119,72 @@ def test_every_recipe_has_a_licence_and_the_digest_of_our_own_is_right():
             assert f"file://LICENSE;md5={ours}" in text, path
 
 
+def downloads(path):
+    """What a recipe downloads: each address with its options and, by its name, the commit or the hash that pins it."""
+    text = "".join(file.read_text() for file in (path, *path.parent.glob("*.inc"))).replace("${PV}", path.stem.rpartition("_")[2])
+    pins = re.findall(r'(?m)^SRCREV(?:_([a-z]\w*))? = "([^"]*)"', text), re.findall(r'SRC_URI\[(?:(\S+)\.)?sha256sum\] = "([^"]*)"', text)
+    commits, hashes = (dict(found) for found in pins)
+    found = []
+    for word in "".join(re.findall(r'SRC_URI \+?= "([^"]*)"', text)).split():
+        url, *options = word.split(";")
+        options = dict(option.partition("=")[::2] for option in options)
+        if url.startswith("git://"):
+            found.append((url, options, commits.pop(options.get("name", ""), None)))
+        elif url.startswith("https://"):
+            found.append((url, options, hashes.pop(options.get("name", ""), None)))
+        elif url.startswith("crate://"):
+            found.append((url, options, hashes.pop("-".join(url.split("/")[-2:]), None)))
+    assert not commits and not hashes, "pins of nothing"
+    return found
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_download_has_a_hash(path):
-    text = "".join(file.read_text() for file in (path, *path.parent.glob("*.inc")))
-    urls = re.findall(r"https://[^\s\"]+", "".join(re.findall(r'SRC_URI = "([^"]*)"', text)))
-    names = {match[1] if (match := re.search(r";name=(\w+)", url)) else "" for url in urls}
-    hashes = dict(re.findall(r'SRC_URI\[(?:(\w+)\.)?sha256sum\] = "([^"]+)"', text))
-    assert set(hashes) == names
-    for name, value in hashes.items():
-        assert re.fullmatch("[0-9a-f]{64}", value), name
+def test_every_download_is_pinned_by_a_commit_or_a_hash(path):
+    for url, options, pin in downloads(path):
+        git = url.startswith("git://")
+        assert re.fullmatch("[0-9a-f]{40}" if git else "[0-9a-f]{64}", pin or ""), url
+        assert not git or (options["protocol"] == "https" and options["branch"]), "bitbake refuses a commit that its branch has not"
 
 
-def test_hailos_downloads_are_those_of_the_other_builder_with_the_same_hashes():
-    known = {}
-    for name in HAILO.values():
-        text = (places.ROOT / f"buildroot/package/{name}/{name}.hash").read_text()
-        known |= {file: digest for digest, file in re.findall(r"(?m)^sha256  ([0-9a-f]{64})  (\S+)", text)}
-    for name in HAILO:
-        path = recipe(name)
-        release = path.stem.rpartition("_")[2]
-        text = path.read_text().replace("${PV}", release)
-        for url in re.findall(r"https://[^\s\"]+\.(?:tar\.\w+|bin)[^\s\"]*", text):
-            url, _, options = url.partition(";")
-            file = url.rpartition("/")[2]
-            key = match[1] + "." if (match := re.search(r"name=(\w+)", options)) else ""
-            digest = re.search(rf'SRC_URI\[{re.escape(key)}sha256sum\] = "([^"]+)"', text)[1]
-            assert digest == known[file], file
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_takes_an_archive_that_a_host_of_git_makes_or_skips_a_check_of_its_own(path):
+    assert not [url for url, _, _ in downloads(path) if re.search(r"git(hu|la)b\.com/.+/archive/", url)]
+    assert not re.search(r"(?m)^INSANE_SKIP\b(?!:)", path.read_text()), "a check of the recipe itself, not of a package"
+
+
+def test_hailos_sources_are_those_of_the_other_builder():
+    names = ["HAILORT_SITE", "HAILORT_EXTRA_DOWNLOADS", "HAILORT_DRIVER_SITE", "HAILO_FIRMWARE_SITE", "HAILO_FIRMWARE_SOURCE"]
+    theirs = tree.evaluated(names)
+    archives = f"{theirs['HAILORT_SITE']} {theirs['HAILORT_EXTRA_DOWNLOADS']} {theirs['HAILORT_DRIVER_SITE']}"
+    wanted = dict(re.findall(r"https://(\S+?)(?:/-)?/archive/([^/\s]+)", archives))
+    library, driver, firmware = (downloads(recipe(name)) for name in HAILO)
+    # There by a tag or by a commit; here by both where there is a tag, and bitbake compares them.
+    used = {url.removeprefix("git://").removesuffix(".git"): {options.get("tag"), pin} for url, options, pin in library + driver}
+    assert set(used) == set(wanted) and len(used) == 10
+    assert not [url for url, reference in wanted.items() if reference not in used[url]]
+    (url, _, pin), (licence, _, commit) = firmware
+    assert url == f"{theirs['HAILO_FIRMWARE_SITE']}/{theirs['HAILO_FIRMWARE_SOURCE']}"
+    assert f"sha256  {pin}  {url.rpartition('/')[2]}\n" in (places.ROOT / "buildroot/package/hailo-firmware/hailo-firmware.hash").read_text()
+    assert (licence, commit) == (library[0][0], library[0][2]), "the licence is the library's release's"
+
+
+def test_what_hailorts_cmake_would_clone_lies_where_it_looks():
+    unpacked = {options["destsuffix"].removeprefix("${BP}/") for _, options, _ in downloads(recipe("hailort")) if "destsuffix" in options}
+    assert unpacked == {f"hailort/external/{name}" for name in re.findall(r"=([\w-]+-src)", " ".join(tree.evaluated(["HAILORT_EXTERNALS"]).values()))}
+    licences = variables(recipe("hailort"))["LIC_FILES_CHKSUM"]
+    assert all(f"file://{folder}/" in licences for folder in unpacked), "each has a licence of its own"
+
+
+def test_hailort_is_configured_as_the_other_builder_does_and_for_a_cmake_that_forgot_the_releases_it_names():
+    ours, theirs = variables(recipe("hailort")), tree.evaluated(["HAILORT_CONF_OPTS", "HAILORT_LICENSE_FILES"])
+    options = set(ours["EXTRA_OECMAKE"].split())
+    # Buildroot asks every package for shared libraries; hailort installs none of those it bundles.
+    assert options | {"-DBUILD_SHARED_LIBS=OFF"} == set(theirs["HAILORT_CONF_OPTS"].split())
+    assert {"-DHAILO_OFFLINE_COMPILATION=ON", "-DCMAKE_POLICY_VERSION_MINIMUM=3.5"} <= options
+    # ninja is a recipe's own, out of reach of the cmake that its CMake starts for protoc.
+    assert ours["OECMAKE_GENERATOR"] == "Unix Makefiles"
+    licences = {re.sub("^file://|;.*$", "", word) for word in ours["LIC_FILES_CHKSUM"].split()}
+    assert licences == set(theirs["HAILORT_LICENSE_FILES"].split())
 
 
 def test_library_driver_and_firmware_are_of_one_release_and_of_the_other_builders():

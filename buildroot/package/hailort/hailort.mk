@@ -6,8 +6,20 @@
 
 HAILORT_VERSION = $(INFERD_HAILORT_RELEASE)
 HAILORT_SITE = $(call github,hailo-ai,hailort,v$(HAILORT_VERSION))
-HAILORT_LICENSE = MIT
-HAILORT_LICENSE_FILES = hailort/LICENSE
+HAILORT_LICENSE = \
+	MIT, Apache-2.0 (token bucket), BSD-2-Clause (xxHash, readerwriterqueue), \
+	BSD-3-Clause (CLI11, protobuf), MPL-2.0 (Eigen)
+HAILORT_LICENSE_FILES = \
+	hailort/LICENSE \
+	hailort/LICENSE-3RD-PARTY.md \
+	hailort/external/cli11-src/LICENSE \
+	hailort/external/dotwriter-src/LICENSE \
+	hailort/external/eigen-src/COPYING.MPL2 \
+	hailort/external/json-src/LICENSE.MIT \
+	hailort/external/protobuf-src/LICENSE \
+	hailort/external/readerwriterqueue-src/LICENSE.md \
+	hailort/external/spdlog-src/LICENSE \
+	hailort/external/xxhash-src/LICENSE
 HAILORT_INSTALL_STAGING = YES
 HAILORT_SUPPORTS_IN_SOURCE_BUILD = NO
 
@@ -41,7 +53,11 @@ define HAILORT_EXTRACT_EXTERNALS
 endef
 HAILORT_POST_EXTRACT_HOOKS += HAILORT_EXTRACT_EXTERNALS
 
+# Shared libraries of what is bundled, which Buildroot asks of everything, are not installed, and its CMake refuses to export what needs them.
+# CLI11, DotWriter and JSON name releases of CMake that CMake 4 no longer knows.
 HAILORT_CONF_OPTS = \
+	-DBUILD_SHARED_LIBS=OFF \
+	-DCMAKE_POLICY_VERSION_MINIMUM=3.5 \
 	-DHAILO_OFFLINE_COMPILATION=ON \
 	-DHAILO_BUILD_SERVICE=OFF \
 	-DHAILO_BUILD_EXAMPLES=OFF \

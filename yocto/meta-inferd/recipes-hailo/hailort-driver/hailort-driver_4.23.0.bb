@@ -3,11 +3,9 @@ HOMEPAGE = "https://github.com/hailo-ai/hailort-drivers"
 LICENSE = "GPL-2.0-only"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=39bba7d2cf0ba1036f2a6e2be52fe3f0"
 
-SRC_URI = "https://github.com/hailo-ai/hailort-drivers/archive/v${PV}/hailort-drivers-${PV}.tar.gz"
-SRC_URI[sha256sum] = "245c7157746c2fd48b2fab4a990c8fb3b786921dd72c9e5348f5b5619ee05ec3"
-# Archives that GitHub makes, each with the hash that Buildroot compares as well: should one come out otherwise, the build stops.
-INSANE_SKIP += "src-uri-bad"
-S = "${UNPACKDIR}/hailort-drivers-${PV}"
+# Of the releases that know the Hailo-8; the master has left it.
+SRC_URI = "git://github.com/hailo-ai/hailort-drivers.git;protocol=https;branch=hailo8;tag=v${PV}"
+SRCREV = "ce1087bfe8132c99b41374e3128fc78612a3f492"
 
 inherit module
 
