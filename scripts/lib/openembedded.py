@@ -29,6 +29,8 @@ WKS = LAYER / "files/wic"
 MACHINES = {"qemu-aarch64": "qemuarm64", "rpi4": "raspberrypi4-64", "rpi5-hailo8": "raspberrypi5", "jetson-orin-nano": "jetson-orin-nano-devkit"}
 # What fills the rest of a medium in NVIDIA's storage layouts, and what only has a size.
 TO_THE_END, SIZED = "0x808", "0x8"
+# The FAT for inferd.toml, as NVIDIA's tools are given it: in their folder, so that a file can be put on it before they write it.
+TEGRA_BOOT = "inferd-boot.vfat"
 
 
 def laid_out():
@@ -73,13 +75,14 @@ def wks(board):
 
 
 def parts(board, deploy, folder, tools, epoch):
-    """The FATs and the data partition of a board, from what bitbake has deployed, into `folder`."""
+    """The FATs of a board, and its data partition where we lay the medium out, from what bitbake has deployed, into `folder`."""
     layout = layouts.load(board)
     shutil.rmtree(folder, ignore_errors=True)
     stage = folder / "boot"
     stage.mkdir(parents=True)
     (stage / "inferd.toml.example").write_text(image.example(places.OVERLAY))
-    image.data(epoch, layout, tools, folder)
+    if board.name in laid_out():
+        image.data(epoch, layout, tools, folder)
     if board.backend == "rpi-tryboot":
         for name, content in rpi.boot_files(board, layout).items():
             (stage / name).write_bytes(content)
@@ -112,7 +115,7 @@ def furnish(board, folder):
 
 
 def with_our_partitions(text, board):
-    """A storage layout of NVIDIA's with models-a, models-b and data behind the last system partition.
+    """A storage layout of NVIDIA's with boot, models-a, models-b and data behind the last system partition.
 
     The layouts are not public text (they come in NVIDIA's archive): what is relied on is that one device has a partition APP, and that
     its last ones are `secondary_gpt`. The redundant one has APP_b; one without is refused, and so is a second partition that wants the rest.
@@ -122,7 +125,7 @@ def with_our_partitions(text, board):
     if device is None:
         raise Failure("this storage layout has no APP_b: build with USE_REDUNDANT_FLASH_LAYOUT_DEFAULT = \"1\"")
     rows = list(device.findall("partition"))
-    wanted = [part for part in layouts.load(board).partitions if part.name in ("models-a", "models-b", "data")]
+    wanted = [part for part in layouts.load(board).partitions if part.name in ("boot", "models-a", "models-b", "data")]
     if taken := {row.get("name") for row in rows} & {part.name for part in wanted}:
         raise Failure(f"this storage layout has {', '.join(sorted(taken))} already")
     for row in rows:
@@ -151,8 +154,10 @@ def _tegra_partition(part, number, last):
         "percent_reserved": 0,
         "unique_guid": part.uuid.upper(),
     }
-    # No <filename>: a name without a file ends NVIDIA's tools. They stay empty: the appliance's start script makes the file system of
-    # `data`, and a model slot without a bundle is all zeros anyway.
+    # No <filename> for the others: a name without a file ends NVIDIA's tools. They stay empty: the appliance's start script makes the file
+    # system of `data`, and a model slot without a bundle is all zeros anyway.
+    if part.name == "boot":
+        facts["filename"] = TEGRA_BOOT
     for name, value in facts.items():
         ET.SubElement(row, name).text = f" {value} "
     return row

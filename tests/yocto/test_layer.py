@@ -304,12 +304,25 @@ def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_what_makes_its_
 def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():
     board = boards.load("jetson-orin-nano")
     found = partitions(openembedded.with_our_partitions(STORAGE, board))
-    assert list(found) == ["master_boot_record", "UDA", "APP", "APP_b", "models-a", "models-b", "data", "secondary_gpt"]
+    assert list(found) == ["master_boot_record", "UDA", "APP", "APP_b", "boot", "models-a", "models-b", "data", "secondary_gpt"]
     sizes = {part.name: str(part.size) for part in layouts.load(board).partitions}
     assert [found[name]["size"] for name in ("models-a", "models-b")] == [sizes["models-a"], sizes["models-b"]] == [str(512 << 20)] * 2
     assert [name for name, facts in found.items() if facts.get("allocation_attribute") == "0x808"] == ["data"], "one takes the rest"
-    assert len({facts["id"] for facts in found.values() if facts["id"]}) == 6, "each has an id of its own"
-    assert not any("filename" in found[name] for name in ("models-a", "models-b", "data"))
+    assert len({facts["id"] for facts in found.values() if facts["id"]}) == 7, "each has an id of its own"
+    assert {name: facts["filename"] for name, facts in found.items() if "filename" in facts} == {"APP": "APPFILE", "boot": openembedded.TEGRA_BOOT}
+    assert found["boot"]["size"] == str(layouts.load(board).named("boot").size)
+
+
+def test_a_jetson_has_a_fat_for_its_settings_and_nvidias_tools_are_given_it(tmp_path):
+    board = boards.load("jetson-orin-nano")
+    tools = hosttools.Tools([*hosttools.IMAGE])
+    openembedded.parts(board, tmp_path / "nothing", tmp_path / "parts", tools, 1_000_000_000)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["boot.vfat"], "start script and NVIDIA's tools make the rest"
+    command = [tools.path("mtype"), "-i", tmp_path / "parts/boot.vfat", "::inferd.toml.example"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.decode() == builder.image.example(places.OVERLAY)
+    text = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
+    (hook,) = re.findall(r"(?ms)^tegraflash_custom_pre:append:tegra \(\) \{\n(.*?)^\}", text)
+    assert hook.split() == ["cp", "${INFERD_PARTS}/boot.vfat", f"./{openembedded.TEGRA_BOOT}"]
 
 
 @pytest.mark.parametrize(("text", "says"), [

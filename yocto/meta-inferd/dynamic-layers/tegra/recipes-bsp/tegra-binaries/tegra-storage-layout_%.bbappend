@@ -1,4 +1,4 @@
-# models-a, models-b and data behind the second root filesystem, on whichever medium that is: the card, or an NVMe.
+# boot, models-a, models-b and data behind the second root filesystem, on whichever medium that is: the card, or an NVMe.
 do_compile:append:inferd-os () {
     for layout in external-flash.xml internal-flash.xml; do
         if [ -e $layout ] && grep -q '"APP_b"' $layout; then
