@@ -62,6 +62,7 @@ say confined busybox sh -c '
     put() { echo "$2" >"$seen$1"; }
     for file in /proc/sys/vm/swappiness /sys/kernel/profiling /sys/bus/pci/rescan; do echo "$file: $(try put $file 1)"; done
     cat $seen/run/inferd/usb/*/hello
+    grep ^Groups: /proc/$(cat /proc/$main/task/$main/children | sed "s/ .*//")/status
 '
 say unit systemctl show inferd -p ActiveState,SubState,StatusText,WatchdogUSec,NRestarts,Type
 say status status
@@ -116,6 +117,8 @@ def root_filesystem(stage, daemon, board, keys):
     for name in ("etc/passwd", "etc/group", "etc/inferd/inferd.toml"):
         (stage / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(places.ROOT / "rootfs-overlay" / name, stage / name)
+    with open(stage / "etc/group", "a", encoding="ascii") as groups:
+        groups.write("video:x:44:inferd\n")  # as NVIDIA's rules for udev want it of whoever opens the GPU
     image.furnish(stage, board, [places.DEFAULT_MODEL], "test")
     shutil.copyfile(keys.root, stage / "etc/inferd/root.imr")
     config = stage / "etc/inferd/inferd.toml"
@@ -237,10 +240,11 @@ def test_the_confined_daemon_infers_and_is_updated(asked):
 
 def test_the_unit_leaves_the_keeper_what_it_needs_and_no_more(asked):
     lines = dict(line.split(":", 1) for line in asked["confined"].splitlines() if ":" in line)
-    found = {name: value.split()[0] for name, value in lines.items()}
+    found = {name: " ".join(value.split()) for name, value in lines.items()}
     assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
     # chown, kill, setgid, setuid, setpcap, sys_boot.
     assert int(found["CapBnd"], 16) == sum(1 << number for number in (0, 5, 6, 7, 8, 22))
+    assert found["Groups"] == "44", "the daemon is in its user's groups and no other"
     refused = {"/run", "/etc", "/proc/sys/vm/swappiness", "/sys/kernel/profiling"}
     done = {"/run/inferd/keeper", "/data/keeper", "/sys/bus/pci/rescan"}
     assert {name: found[name] for name in refused | done} == dict.fromkeys(refused, "refused") | dict.fromkeys(done, "done")

@@ -7,8 +7,9 @@ use crate::config::{self, Loaded};
 use crate::release::Release;
 use clap::Parser;
 use inferd_watch::keeper::{self, Identity, Log, Settings, board::Restart, judge::Limits};
+use nix::unistd::{Gid, User, getgrouplist};
 use std::{
-    ffi::OsString,
+    ffi::{CString, OsString},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -131,11 +132,12 @@ fn settings(cli: Cli) -> Result<Settings, String> {
     })
 }
 
-/// The user of this name.
+/// The user of this name, with its groups.
 fn identity(name: &str) -> Result<Identity, String> {
-    match nix::unistd::User::from_name(name) {
-        Ok(Some(user)) => Ok(Identity { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
-        Ok(None) => Err(format!("there is no user {name}")),
-        Err(errno) => Err(format!("the user {name}: {errno}")),
-    }
+    let wrong = |errno| format!("the user {name}: {errno}");
+    let user = User::from_name(name).map_err(wrong)?.ok_or_else(|| format!("there is no user {name}"))?;
+    let of = CString::new(name).map_err(|e| format!("the user {name:?}: {e}"))?;
+    let groups = getgrouplist(&of, user.gid).map_err(wrong)?;
+    let others = groups.into_iter().filter(|&group| group != user.gid).map(Gid::as_raw).collect();
+    Ok(Identity { uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups: others })
 }

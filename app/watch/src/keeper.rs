@@ -29,12 +29,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// The other groups it is in: who may open an accelerator is often said by one.
+    pub groups: Vec<u32>,
 }
 
 /// Where lines go.

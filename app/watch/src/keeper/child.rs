@@ -89,9 +89,9 @@ impl Daemon {
             command.env_remove(name);
         }
         command.envs(recipe.environment.iter().map(|(name, value)| (name, value)));
-        let (user, keeper) = (recipe.user, std::process::id());
+        let (user, keeper) = (recipe.user.clone(), std::process::id());
         // SAFETY: `confine` only makes system calls on values that were made before the fork: no allocation, no lock.
-        unsafe { command.pre_exec(move || confine(procs.as_ref(), user, keeper)) };
+        unsafe { command.pre_exec(move || confine(procs.as_ref(), user.as_ref(), keeper)) };
         let oom_kills = group.as_deref().map_or(0, oom_kills);
         Ok(Self { child: command.spawn()?, log: Some(log), group, oom_kills })
     }
@@ -130,7 +130,7 @@ impl Daemon {
 }
 
 /// Runs between fork and exec: only system calls.
-fn confine(procs: Option<&File>, user: Option<Identity>, keeper: u32) -> io::Result<()> {
+fn confine(procs: Option<&File>, user: Option<&Identity>, keeper: u32) -> io::Result<()> {
     let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     if let Some(procs) = procs {
         let me = b"0";
@@ -145,7 +145,7 @@ fn confine(procs: Option<&File>, user: Option<Identity>, keeper: u32) -> io::Res
         // The keeper reads its signals from a descriptor and has them blocked; the daemon is to be told by them.
         check(libc::sigemptyset(none.as_mut_ptr()))?;
         check(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()))?;
-        if let Some(Identity { uid, gid }) = user {
+        if let Some(&Identity { uid, gid, ref groups }) = user {
             // The keeper is spared when memory is short; the daemon is not. Where that cannot be said it was not said to the keeper either.
             let spared = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             libc::write(spared, c"0".as_ptr().cast(), 1);
@@ -155,7 +155,7 @@ fn confine(procs: Option<&File>, user: Option<Identity>, keeper: u32) -> io::Res
                     break;
                 }
             }
-            check(libc::setgroups(0, std::ptr::null()))?;
+            check(libc::setgroups(groups.len(), groups.as_ptr()))?;
             check(libc::setgid(gid))?;
             check(libc::setuid(uid))?;
         }

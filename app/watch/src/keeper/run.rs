@@ -78,7 +78,7 @@ fn without(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
 /// # Errors
 /// [`KeeperError`]; the watchdog, where it was opened, runs on and resets the board unless another keeper comes.
 pub fn run(mut settings: Settings) -> Result<(), KeeperError> {
-    let gid = settings.user.map(|user| user.gid);
+    let gid = settings.user.as_ref().map(|user| user.gid);
     folder(&settings.run, gid).map_err(without(settings.run.display().to_string()))?;
     let systemd = feeder::systemd();
     if systemd.is_none() && settings.restart == Restart::Board {
@@ -156,7 +156,7 @@ fn folder(path: &Path, gid: Option<u32>) -> io::Result<()> {
 
 /// Finds out about the boot before and opens the history, feeding meanwhile: the medium may be slow.
 fn found(settings: &Settings, feeder: &mut Feeder, writer: &Arc<Writer>) -> (Found, History) {
-    let gid = settings.user.map(|user| user.gid);
+    let gid = settings.user.as_ref().map(|user| user.gid);
     let places = places(settings);
     let boot_status = feeder.state.as_ref().map(|state| state.boot_status);
     let (tell, told) = mpsc::channel();
@@ -749,7 +749,7 @@ impl Keeper {
             program: self.settings.program.clone(),
             arguments,
             environment,
-            user: self.settings.user,
+            user: self.settings.user.clone(),
             group: self.settings.group.clone(),
         };
         // Before it starts: it reads why.
