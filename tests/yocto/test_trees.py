@@ -1,4 +1,5 @@
-"""bitbake itself, where INFERD_YOCTO names a folder with `bitbake`, `openembedded-core`, `meta-raspberrypi` and `meta-tegra`.
+"""bitbake itself, where INFERD_YOCTO names a folder with `bitbake`, `openembedded-core`, `meta-raspberrypi`, `meta-tegra`,
+`meta-tegra-community` and `meta-openembedded`.
 
 Nothing is downloaded, and no toolchain is made: configurations of all machines, our recipes one by one up to their packages, the pins of
 the kas files, and (with INFERD_YOCTO_GRAPH) whether everything that an image wants has a recipe.
@@ -16,7 +17,10 @@ import yaml
 
 FOLDER = Path(os.environ.get("INFERD_YOCTO") or "/nonexistent")
 KAS = openembedded.places.ROOT / "yocto/kas"
-LAYERS = {"raspberrypi": "meta-raspberrypi", "jetson": "meta-tegra"}
+LAYERS = {
+    "raspberrypi": ["meta-raspberrypi"],
+    "jetson": ["meta-tegra", "meta-tegra-community", "meta-openembedded/meta-oe", "meta-openembedded/meta-python"],
+}
 # A program that is static and for this processor, for the recipe that packages one; the daemon's own where cargo has made it.
 PREBUILT = openembedded.places.target() / "aarch64-unknown-linux-musl/release/inferd"
 CONF = """MACHINE = "{machine}"
@@ -59,7 +63,7 @@ class Build:
     def __init__(self, folder, machine):
         self.folder, self.machine = folder, machine
         layers = [FOLDER / "openembedded-core/meta", openembedded.LAYER]
-        layers += [FOLDER / name for prefix, name in LAYERS.items() if machine.startswith(prefix)]
+        layers += [FOLDER / name for prefix, names in LAYERS.items() if machine.startswith(prefix) for name in names]
         (folder / "conf").mkdir(parents=True)
         (folder / "classes").mkdir()
         (folder / "classes/alone.bbclass").write_text(ALONE)
@@ -123,6 +127,7 @@ def test_everything_an_image_wants_has_a_recipe(build):
     wanted = (build.folder / "pn-buildlist").read_text().split()
     assert {"inferd-bin", "inferd-appliance", "inferd-engine-host", "systemd", "busybox"} <= set(wanted)
     assert ({"hailort", "hailort-driver"} <= set(wanted)) == (build.board == "rpi5-hailo8")
+    assert ({"tensorrt-core", "tegra-libraries-cuda", "onnxruntime"} <= set(wanted)) == (build.board == "jetson-orin-nano")
 
 
 @pytest.fixture(scope="module")
