@@ -292,13 +292,14 @@ def test_what_is_beside_an_image_is_what_the_flasher_reads(tmp_path, monkeypatch
     assert {part.offset // 4096 for part in layouts.read_gpt(disk)[1]} <= covered
 
 
-def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_what_makes_its_data_partition():
+def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_its_engines_and_what_makes_its_data_partition():
     text = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
     assert variables(LAYER / "recipes-inferd/images/inferd-image.inc")["INFERD_FSTYPES"] == "squashfs-zst wic wic.bmap wic.json"
     assert "bmaptool" not in text.replace("bmaptool's", "")
     for verb in ("map", "facts"):
         assert f"openembedded.py {verb} ${{INFERD_BOARD}}" in text
-    assert 'INFERD_BOARD_PACKAGES:tegra = "e2fsprogs-mke2fs"' in text
+    (tegra,) = re.findall(r'^INFERD_BOARD_PACKAGES:tegra = "(.*)"$', text, re.MULTILINE)
+    assert {"e2fsprogs-mke2fs", "tensorrt-core", "tegra-libraries-cuda"} <= set(tegra.split()) and "onnxruntime" in tegra
 
 
 def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():
