@@ -153,7 +153,7 @@ def test_a_broken_configuration_on_the_boot_partition_is_named_and_left_aside(bo
         assert len(machine.infer(walk)["latent"]) == 64
 
 
-def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, tmp_path, walk):
+def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, dev_keys, tmp_path, walk):
     medium = tmp_path / "medium.img"
     shutil.copyfile(dev_image, medium)
     part = next(part for part in layouts.read_gpt(medium)[1] if part.name == "data")
@@ -167,9 +167,15 @@ def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, 
         # Without records that last, the slots are left alone.
         machine.wait_for_console("model slots are left alone", 5)
         assert machine.sh("ls /run/inferd/slots") == ""
-        assert len(machine.infer(walk)["latent"]) == 64
+        # Nobody knows whether somebody had shut its doors: health is told, everything else to whoever has a key that is in the image.
+        machine.wait_for_console("provision: CLOSED: there is no data partition at this start", 5)
+        assert machine.request("/healthz").status == 200
+        assert [machine.request(path).status for path in ("/status", "/commit-ready")] == [401, 401]
+        assert machine.request("/infer", walk).status == 401
+        key = {"X-API-Key": dev_keys.api_key}
+        assert machine.request("/status", headers=key).status == 200
         # A system that cannot find its slots must not be made the one that stays.
-        answer = machine.request("/commit-ready")
+        answer = machine.request("/commit-ready", headers=key)
         assert answer.status == 503 and "no model slots" in " ".join(answer.json()["reasons"]), answer.body
 
 

@@ -89,3 +89,46 @@ def test_a_host_key_that_a_power_cut_left_empty_is_made_anew_and_a_whole_one_sta
     script.write_text(text)
     shell(f"sh {script}")
     assert (keys / "ed25519").read_text() == (there or "a new key\n")
+
+
+@pytest.fixture
+def chosen(shell):
+    """The configuration that the end of `boot` chooses: `inferd` finds something wrong with every file that has `bad` in it."""
+    folder = shell.folder
+    (folder / "bin/inferd").write_text('#!/bin/sh\n! grep -q bad "$2" || { echo "problem: it is bad"; exit 2; }\n')
+    lines = COMMON.with_name("boot").read_text().partition("# The last good one of three")[2]
+    lines = "#" + lines.partition("# Which device this is")[0]
+    lines = lines.replace("/etc/inferd/inferd.toml", f"{folder}/own.toml").replace("/data/inferd.toml", f"{folder}/data.toml")
+
+    def choose(**files):
+        for name in ("own", "closed", "boot", "data"):
+            (folder / f"{name}.toml").unlink(missing_ok=True)
+            if name in files:
+                (folder / f"{name}.toml").write_text(files[name])
+        (folder / "provisioned").unlink(missing_ok=True)
+        if files.get("provisioned", True):
+            (folder / "provisioned").write_text("TIMEZONE=''\n")
+        shell(lines)
+        return (folder / "inferd.toml").resolve()
+
+    choose.folder = folder
+    return choose
+
+
+def test_a_refused_configuration_that_says_who_may_what_opens_no_door(chosen):
+    folder, start = chosen.folder, {"own": "", "closed": "# closed"}
+    assert chosen(**start) == folder / "own.toml"
+    assert chosen(**start, boot="good") == folder / "boot.toml"
+    assert chosen(**start, boot="good", data="good") == folder / "data.toml"
+    assert chosen(**start, boot="good", data="bad [security]") == folder / "boot.toml"
+    assert chosen(**start, boot="bad") == folder / "own.toml"
+    for closing in ("[security]", "[tls]", "server.listen = 1"):
+        assert chosen(**start, boot=f"bad\n{closing}") == folder / "closed.toml"
+    assert chosen(**start, boot="bad [security]", data="good") == folder / "data.toml"
+    assert "is not used: problem: it is bad" in (folder / "log").read_text()
+
+
+def test_a_start_that_could_take_nothing_over_opens_no_door(chosen):
+    assert chosen(own="", provisioned=False) == chosen.folder / "closed.toml"
+    assert (chosen.folder / "closed.toml").read_text() == "[security]\nopen_reads = false\nopen_inference = false\n"
+    assert "boot: CLOSED" in (chosen.folder / "log").read_text()

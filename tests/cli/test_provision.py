@@ -1,4 +1,5 @@
-"""`inferd provision` in a daemon's directory whose owner has planted links and pipes. Run as root, the owner is somebody else."""
+"""`inferd provision` on a laptop, on a device that has lost what was configured, and in a daemon's directory whose owner has planted
+links and pipes. Run as root, the owner is somebody else."""
 
 import os
 import shutil
@@ -129,3 +130,121 @@ def test_the_daemons_part_of_the_configuration_is_read_by_its_group_and_nobody_e
     subprocess.run([str(part) for part in command], capture_output=True, timeout=120, check=True)
     found = (folder / "run/boot.toml").stat()
     assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o640, (folder / "run/daemon").stat().st_gid)
+
+
+CARD = """\
+[device]
+hostname = "door-7"
+[network.wifi]
+ssid = "Büro"
+passphrase = "(kept)"
+[security]
+admin_keys = ["(kept)"]
+[models]
+dirs = ["/data/models-of-the-device"]
+[tls]
+cert = "/data/of-the-device.pem"
+key = "/data/of-the-device.key"
+"""
+
+
+def inferd(*arguments):
+    """How it ends, with what it says. It waits for nothing."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("INFERD_")}
+    command = [str(part) for part in (inferd_program(), *arguments)]
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8 with a byte order mark"), ("utf-16", "UTF-16 (little endian)"), ("latin-1", "Latin-1 (Windows-1252)")],
+)
+def test_on_a_laptop_a_card_s_file_is_judged_as_the_device_will(tmp_path, encoding, name):
+    file = tmp_path / "inferd.toml"
+    file.write_bytes(CARD.replace("\n", "\r\n").encode(encoding))
+    done = inferd("provision", "--check", file)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.splitlines() == [
+        'note: network.wifi.passphrase is "(kept)": for a device that has it, else write the value',
+        'note: security.admin_keys is "(kept)": for a device that has it, else write the value',
+        f"{file}: a device takes this, read as {name}",
+    ]
+
+
+def test_a_file_that_the_device_would_refuse_is_refused_with_its_lines_and_nothing_is_waited_for(tmp_path):
+    file = tmp_path / "inferd.toml.txt"
+    file.write_bytes('[device]\r\nhostnme = "x"\r\n[server]\r\ndocs_enabled = "perhaps"\r\n[tls]\r\ncert = "/a"\r\n'.encode("utf-16"))
+    done = inferd("provision", "--check", file)
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        f"problem: {file}: line 2: there is no setting device.hostnme; did you mean hostname?",
+        f'problem: {file}: line 4: server.docs_enabled is "perhaps", allowed is true or false.',
+    ]
+    file.write_text("[tls]\ncert = '/a'\n")
+    assert "tls.cert and tls.key belong together: tls.key is not set" in inferd("provision", "--check", file).stdout
+    file.write_text("")
+    assert "note: on the boot partition it must be called inferd.toml" in inferd("provision", "--check", file).stdout
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, why in ((pipe, "it is a pipe or a device, not a file"), (tmp_path, "it is a folder, not a file"), (tmp_path / "no", "there is no such file")):
+        done = inferd("provision", "--check", path)
+        assert done.returncode == 2 and why in done.stdout, done
+    for path, why in ((pipe, "it is a pipe or a device, not a file"), (tmp_path, "it is a folder, not a file")):
+        done = inferd("--check", "--config", path)
+        assert done.returncode == 2 and why in done.stderr, done
+
+
+def test_who_asks_the_daemon_about_a_card_s_file_is_told_what_judges_it(tmp_path):
+    file = tmp_path / "inferd.toml"
+    for content in (CARD.encode(), "# Büro\n".encode("latin-1")):
+        file.write_bytes(content)
+        done = inferd("--check", "--config", file)
+        assert done.returncode == 2
+        assert f"`inferd provision --check {file}` judges a file for a card" in done.stdout + done.stderr
+
+
+def doors(folder):
+    """Which doors are open without a key by the configuration that a start has left; none was left: by the defaults."""
+    left = folder / "run/boot.toml"
+    printed = inferd("--print-config", *(["--config", left] if left.exists() else [])).stdout.splitlines()
+    return [line.split(" = ")[1].split()[0] == "true" for key in ("open_reads", "open_inference") for line in printed if line.startswith(key)]
+
+
+def test_what_was_configured_and_cannot_be_had_shuts_the_doors_until_a_factory_reset(device):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir()
+    arguments = ["--card", card, "--run", folder / "run", "--keep-hostname"]
+    inferd("provision", *arguments, "--data", folder / "data")
+    assert doors(folder) == [True, True]
+    (card / "inferd.toml").write_text("[security]\nopen_reads = false\n")
+    inferd("provision", *arguments, "--data", folder / "data")
+    assert doors(folder) == [False, True]
+    # Without the file, and once without the data partition.
+    (card / "inferd.toml").unlink()
+    for data, open_doors in (["--data", folder / "data"], [False, True]), ([], [False, False]), (["--data", folder / "data"], [False, True]):
+        done = inferd("provision", *arguments, *data)
+        assert doors(folder) == open_doors
+        assert ("CLOSED" in done.stdout) == (data == []), done.stdout
+        assert (b"The device runs CLOSED" in (card / "inferd-report.txt").read_bytes()) == (data == [])
+    (folder / "data/provision/record").unlink()
+    inferd("provision", *arguments, "--data", folder / "data")
+    assert doors(folder) == [False, False]
+    slots = folder / "slots"
+    slots.mkdir()
+    inferd("provision", "--data", folder / "data", "--factory-reset", slots)
+    shutil.rmtree(folder / "run")
+    inferd("provision", *arguments, "--data", folder / "data")
+    assert doors(folder) == [True, True]
+
+
+def test_a_folder_and_a_file_of_nearly_the_right_name_are_told_in_the_report(device):
+    folder, _, _ = device
+    card = folder / "card"
+    (card / "inferd.toml").mkdir(parents=True)
+    (card / "inferd.toml.txt").write_text("")
+    done = inferd("provision", "--card", card, "--data", folder / "data", "--run", folder / "run", "--keep-hostname")
+    report = (card / "inferd-report.txt").read_text()
+    assert "inferd.toml was NOT taken, it cannot be read: it is a folder, not a file." in report
+    assert 'NOTE: "inferd.toml.txt" is passed over' in report
+    assert "/boot/inferd.toml is not used: it is a folder" in done.stdout and '"inferd.toml.txt" is passed over' in done.stdout

@@ -1424,16 +1424,41 @@ fn read_file(named: Option<PathBuf>) -> Result<Option<(PathBuf, String)>, String
     let why = |e: &dyn std::fmt::Display| {
         format!("{}: the configuration file cannot be read: {e}.", path.display())
     };
-    match std::fs::metadata(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(None),
-        Err(e) => return Err(why(&e)),
-        Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-            return Err(why(&format!("it is {} bytes, at most {MAX_FILE_BYTES} are read", meta.len())));
+    match regular(&path, MAX_FILE_BYTES + 1) {
+        Ok(None) if must_exist => Err(why(&std::io::Error::from(std::io::ErrorKind::NotFound))),
+        Ok(None) => Ok(None),
+        Ok(Some(bytes)) if bytes.len() as u64 > MAX_FILE_BYTES => {
+            Err(why(&format!("it is larger than {MAX_FILE_BYTES} bytes")))
         }
-        Ok(_) => {}
+        Ok(Some(bytes)) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some((path, text))),
+            Err(e) => Err(why(&format!("byte {} is not UTF-8", e.utf8_error().valid_up_to()))),
+        },
+        Err(e) => Err(why(&e)),
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| why(&e))?;
-    Ok(Some((path, text)))
+}
+
+/// What a file holds, its beginning where it is longer than `most`; `None` where there is none. A link is followed; what is no file is
+/// neither read nor waited for.
+///
+/// # Errors
+/// The system's, and that it is no file.
+pub fn regular(path: &Path, most: u64) -> std::io::Result<Option<Vec<u8>>> {
+    use std::io::{Error, ErrorKind, Read as _};
+    let what = match std::fs::metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if what.is_dir() {
+        return Err(Error::other("it is a folder, not a file"));
+    }
+    if !what.is_file() {
+        return Err(Error::other("it is a pipe or a device, not a file"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// A setting whose range fits any machine's `usize`.

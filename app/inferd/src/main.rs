@@ -103,6 +103,11 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(e) => {
             eprintln!("{e}");
+            if let Some(file) =
+                arguments.file.as_deref().filter(|file| cli.check && provision::for_a_card(file))
+            {
+                eprintln!("{}", on_a_card(file));
+            }
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -134,11 +139,19 @@ fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
+/// Where somebody asks of a file what a start on this machine would find, and it is meant for a card.
+fn on_a_card(file: &std::path::Path) -> String {
+    let name = file.display();
+    format!(
+        "this is what a start on this machine would find; `inferd provision --check {name}` judges a file for a card"
+    )
+}
+
 /// Says what a start with this configuration would find.
 fn check(loaded: &config::Loaded) -> ExitCode {
     let found = models::find(&loaded.config.models.dirs);
     let mut problems = found.problems;
-    problems.extend(loaded.file.iter().flat_map(|file| provision::check(file)));
+    problems.extend(loaded.file.iter().flat_map(|file| provision::own_sections(file)));
     problems.extend(tls::check(&loaded.config).err().map(|e| e.to_string()));
     let mut notes = loaded.notes.clone();
     // No problem: the models that could run there run on their next engine.
@@ -157,6 +170,12 @@ fn check(loaded: &config::Loaded) -> ExitCode {
             }
             Err(problem) => problems.push(problem),
         }
+    }
+    // The boot script asks of one that was judged so already.
+    if let Some(file) =
+        loaded.file.as_deref().filter(|file| !problems.is_empty() && provision::for_a_card(file))
+    {
+        notes.push(on_a_card(file));
     }
     for note in &notes {
         say(&format!("note: {note}\n"));

@@ -9,6 +9,7 @@
 //! | `DATA/identity/id` | 128 random bits, drawn once |
 //! | `DATA/inferd/tls/` | the daemon: the device's own key and certificate, made once |
 //! | `RUN/boot.toml` | the daemon and its keeper: the configuration without this room's secrets |
+//! | `RUN/closed.toml` | them, where a configuration cannot be had or used: the image's own, with reading and inference for keys only |
 //! | `RUN/provisioned` | the scripts: names and servers as variables of a shell |
 //! | `RUN/net/NAME` | `network`: the fixed address of an interface; `wired` is the first one |
 //! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
@@ -16,10 +17,11 @@
 use crate::config::{self, Arguments, Loaded};
 use crate::{owner, tls};
 use clap::Parser;
+use inferd_provision::decode::{Encoding, Text};
 use inferd_provision::file::{self, Interface, Provision, Wifi};
 use inferd_provision::report::{Device, REPORT, report};
-use inferd_provision::settle::{Card, FILE, Settled, State, Store, settle};
-use inferd_provision::{MAX_BYTES, Problem, decode::Text, secrets};
+use inferd_provision::settle::{Card, FILE, NOTHING, Settled, State, Store, judged, settle};
+use inferd_provision::{MAX_BYTES, Problem, SECTIONS, secrets};
 use inferd_slots::{Found, Step};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -49,7 +51,7 @@ const OUTLIVES_RESET: [&str; 5] = ["state", "lock", "trust", "tls", "device-id"]
 #[command(
     name = "inferd provision",
     version,
-    after_help = "Exit codes: 0 done, 1 something failed and was said, 2 wrong arguments."
+    after_help = "Exit codes: 0 done, 1 something failed and was said, 2 wrong arguments, or a file that --check finds something wrong with."
 )]
 struct Cli {
     /// Where the boot partition is mounted, read-only; without it what was taken over earlier is laid out again
@@ -70,6 +72,9 @@ struct Cli {
     /// Do not set the host name
     #[arg(long)]
     keep_hostname: bool,
+    /// Instead, on any machine: judge an inferd.toml for a boot partition as the device will, and end
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    check: Option<PathBuf>,
     /// Instead: grow the data partition, the last one of this block device, to its end
     #[arg(long, requires = "data", value_name = "DEVICE")]
     grow: Option<PathBuf>,
@@ -90,6 +95,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments);
     if let (Some(disk), Some(data)) = (&cli.grow, &cli.data) {
         return grow(disk, data);
+    }
+    if let Some(file) = &cli.check {
+        return check(file);
     }
     let outcome = match (&cli.factory_reset, &cli.data, cli.forget_in.as_deref(), &cli.certificate_in) {
         (Some(slots), Some(data), _, _) => reset(slots, data),
@@ -122,16 +130,62 @@ fn grow(disk: &Path, data: &Path) -> ExitCode {
 }
 
 /// What is wrong with the sections of the first boot in a configuration file, one sentence each.
-pub fn check(file: &Path) -> Vec<String> {
+pub fn own_sections(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let problems = file::parse(&text).err().unwrap_or_default();
     problems.iter().map(|problem| format!("{}: {problem}", file.display())).collect()
 }
 
+/// Whether a file looks as if it were for a boot partition, which `inferd --check` does not judge.
+pub fn for_a_card(path: &Path) -> bool {
+    let bytes = config::regular(path, MAX_BYTES as u64 + 1).ok().flatten().unwrap_or_default();
+    let written = Text::of(&bytes);
+    let text = written.as_ref().map(|written| written.text.as_str()).unwrap_or_default();
+    let own = || {
+        file::table(text).is_ok_and(|table| SECTIONS.iter().any(|name| table.get_ref().contains_key(*name)))
+    };
+    written.as_ref().is_ok_and(|written| written.encoding != Encoding::Utf8)
+        || text.contains(secrets::KEPT)
+        || own()
+}
+
+/// What the device will say of a file, apart from what only it can know: what it has kept, and whether what is named is there.
+fn check(path: &Path) -> ExitCode {
+    let name = path.display();
+    let judged = match config::regular(path, MAX_BYTES as u64 + 1) {
+        Ok(Some(bytes)) => judged(&bytes, &config::secrets(), &judge),
+        Ok(None) => Err(vec![Problem::at(0, "there is no such file.")]),
+        Err(why) => Err(vec![Problem::at(0, format!("it cannot be read: {why}."))]),
+    };
+    match judged {
+        Ok((encoding, kept)) => {
+            for key in kept {
+                println!(
+                    "note: {key} is \"{}\": for a device that has it, else write the value",
+                    secrets::KEPT
+                );
+            }
+            if path.file_name().is_none_or(|name| !name.eq_ignore_ascii_case(FILE)) {
+                println!("note: on the boot partition it must be called {FILE}");
+            }
+            println!("{name}: a device takes this, read as {encoding}");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            for problem in problems {
+                println!("problem: {name}: {problem}");
+            }
+            ExitCode::from(crate::EXIT_USAGE)
+        }
+    }
+}
+
 fn provision(cli: &Cli) -> io::Result<()> {
     let mut card = cli.card.as_deref().map(OnCard::at);
     let mut store = match cli.data.as_deref() {
-        Some(data) => Some(InStore::in_dir(&data.join("provision"))?),
+        Some(data) => InStore::in_dir(&data.join("provision"))
+            .inspect_err(|why| println!("provision: the data partition cannot be used: {why}"))
+            .ok(),
         None => None,
     };
     let keys = config::secrets();
@@ -148,6 +202,14 @@ fn provision(cli: &Cli) -> io::Result<()> {
         for problem in problems.iter().take(8) {
             println!("provision: /boot/{FILE} is not used: {problem}");
         }
+    }
+    if let State::Unread(why) = &settled.state {
+        println!("provision: /boot/{FILE} is not used: {why}");
+    }
+    if let Some(why) = &settled.closed {
+        println!(
+            "provision: CLOSED: {why}; reading and inference need a key at this start, {REPORT} says more"
+        );
     }
     for key in &settled.lost {
         println!("provision: {key} is not on this device; write it into {FILE} again");
@@ -190,7 +252,16 @@ fn judge(text: &str) -> Vec<Problem> {
     };
     let path = Path::new(FILE);
     match Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((path, text))) {
-        Ok(loaded) => loaded.unknown.iter().map(|sentence| problem(sentence)).collect(),
+        Ok(loaded) => {
+            let mut problems: Vec<Problem> = loaded.unknown.iter().map(|s| problem(s)).collect();
+            // Whether the files are there is seen when they are needed.
+            if let Err(why @ (tls::CertificateError::Half { .. } | tls::CertificateError::Both)) =
+                tls::check(&loaded.config)
+            {
+                problems.push(Problem::at(0, format!("{why}.")));
+            }
+            problems
+        }
         // That it is no TOML the room has said already.
         Err(_) if file::table(text).is_err() => Vec::new(),
         Err(e) => e.0.iter().map(|sentence| problem(sentence)).collect(),
@@ -330,18 +401,40 @@ fn lay_out(run: &Path, data: Option<&Path>, settled: &Settled) -> io::Result<()>
         fs::DirBuilder::new().recursive(true).mode(0o700).create(run.join("ssh"))?;
         secret(&run.join("ssh/authorized_keys"), format!("{}\n", provision.ssh_keys.join("\n")).as_bytes())?;
     }
-    if let Some(text) = &settled.text {
-        let file = run.join("boot.toml");
-        secret(&file, without_own_secrets(text).as_bytes())?;
-        // The daemon reads it, too; nobody else, for its keys are in there. Without a data partition it has only its directory below RUN.
-        let owner = fs::symlink_metadata(run.join("daemon")).ok();
-        let owner = owner.or_else(|| data.and_then(|data| fs::symlink_metadata(data.join("inferd")).ok()));
-        if let Some(owner) = owner {
+    // The daemon reads them, too; nobody else, for its keys are in there. Without a data partition it has only its directory below RUN.
+    let owner = fs::symlink_metadata(run.join("daemon")).ok();
+    let owner = owner.or_else(|| data.and_then(|data| fs::symlink_metadata(data.join("inferd")).ok()));
+    let leave = |name: &str, text: &str| -> io::Result<()> {
+        let file = run.join(name);
+        secret(&file, text.as_bytes())?;
+        if let Some(owner) = &owner {
             std::os::unix::fs::chown(&file, None, Some(owner.gid()))?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o640))?;
         }
+        Ok(())
+    };
+    let closed = closed(fs::read_to_string(config::DEFAULT_FILE).ok().as_deref().unwrap_or_default());
+    leave("closed.toml", &closed)?;
+    match &settled.text {
+        Some(text) => leave("boot.toml", &without_own_secrets(text))?,
+        None if settled.closed.is_some() => leave("boot.toml", &closed)?,
+        None => {}
     }
     fs::write(run.join("provisioned"), shell)
+}
+
+/// The image's own configuration, in which reading and inference need a key. With none of a role only this machine counts; health probes are
+/// answered all the same.
+fn closed(own: &str) -> String {
+    let mut table: toml::Table = own.parse().unwrap_or_default();
+    let security = table.entry("security").or_insert_with(|| toml::Table::new().into());
+    if !security.is_table() {
+        *security = toml::Table::new().into();
+    }
+    for door in ["open_reads", "open_inference"] {
+        security.as_table_mut().map(|keys| keys.insert(door.to_owned(), false.into()));
+    }
+    table.to_string()
 }
 
 /// The configuration as the daemon may read it.
@@ -436,16 +529,13 @@ impl OnCard {
 }
 
 impl Card for OnCard {
+    fn names(&mut self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(&self.dir)?;
+        Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+    }
+
     fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match File::open(self.dir.join(name)) {
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-                Ok(Some(bytes))
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+        config::regular(&self.dir.join(name), MAX_BYTES as u64 + 1)
     }
 
     fn patch(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()> {
@@ -516,6 +606,9 @@ fn reset(slots: &Path, data: &Path) -> io::Result<()> {
     for path in ["inferd.toml", "provision"] {
         failed = gone(&data.join(path)).err().or(failed);
     }
+    // That nothing is configured is known from now on: it is not lost.
+    let told = InStore::in_dir(&data.join("provision")).and_then(|mut store| store.replace(NOTHING));
+    failed = told.err().or(failed);
     failed.map_or(Ok(()), Err)
 }
 
@@ -569,4 +662,24 @@ fn only_the_committed(slots: &Path, own: &Path) -> Result<Option<char>, inferd_s
         }
     }
     Ok(state.active.map(inferd_slots::SlotId::letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_closed_is_the_images_own_configuration_without_an_open_door() {
+        let key = "a-key-of-this-test-0123456789";
+        let own = format!("[server]\nthreads = 2\n[security]\napi_key = \"{key}\"\nopen_reads = true\n");
+        for (own, keys, threads) in
+            [(own.as_str(), 1, 2), ("", 0, 1), ("security = 3\n", 0, 1), ("this is [not TOML", 0, 1)]
+        {
+            let text = closed(own);
+            let file = Some((Path::new(FILE), text.as_str()));
+            let config = Loaded::from_layers(&Arguments::default(), BTreeMap::new(), file).unwrap().config;
+            assert!(!config.security.open_reads && !config.security.open_inference, "{text}");
+            assert_eq!((config.security.keys().len(), config.server.threads), (keys, threads), "{text}");
+        }
+    }
 }

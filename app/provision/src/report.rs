@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 pub const REPORT: &str = "inferd-report.txt";
 /// Bytes that the report is filled up to.
 pub const UNIT: usize = 4096;
+/// Whether the device was ever given a configuration stands behind this.
+const CONFIGURED: &str = "Configured:   ";
 /// Mistakes that are named.
 const MOST: usize = 40;
 
@@ -32,6 +34,17 @@ pub struct Device {
     pub port: u16,
 }
 
+/// What the report of an earlier start says of whether the device was ever given a configuration; `None`: nothing, or it did not know.
+#[must_use]
+pub fn remembers(report: &[u8]) -> Option<bool> {
+    let text = String::from_utf8_lossy(report);
+    match text.lines().find_map(|line| line.strip_prefix(CONFIGURED))?.trim() {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
 /// The report.
 #[must_use]
 pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
@@ -41,9 +54,10 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
     };
     line(&format!("inferd: what this device made of {FILE}"));
     line("");
-    let refused = matches!(settled.state, State::Refused(_));
+    let refused = matches!(settled.state, State::Refused(_) | State::Unread(_));
     match &settled.state {
         State::Absent => line(&format!("There is no {FILE} on this partition.")),
+        State::Unread(why) => line(&format!("{FILE} was NOT taken, it cannot be read: {why}.")),
         State::InUse { encoding } => line(&format!("{FILE} is in use. It was read as {encoding}.")),
         State::NotKept { encoding } => {
             line(&format!("{FILE} is in use, read as {encoding}, but could not be taken over."))
@@ -60,17 +74,28 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
         }
     }
     if refused || settled.state == State::Absent {
-        line(if settled.text.is_some() {
-            "What was taken over earlier stays in use."
-        } else {
-            "The device runs with its defaults: DHCP on the first wired interface, no SSH, no API key."
+        line(match (&settled.text, &settled.closed) {
+            (Some(_), _) => "What was taken over earlier stays in use.",
+            (None, None) => {
+                "The device runs with its defaults: DHCP on the first wired interface, no SSH, no API key."
+            }
+            (None, Some(_)) => {
+                "The device runs CLOSED: DHCP on the first wired interface, no SSH, and only health probes are answered."
+            }
         });
     }
+    if let Some(why) = &settled.closed {
+        line(&format!("CLOSED: {why}, and somebody may have shut doors there that are open by default."));
+        let or =
+            if device.id.is_some() { ", or an empty file called factory-reset for the defaults" } else { "" };
+        line(&format!("  Put an {FILE} with your keys here{or}."));
+    }
     for key in &settled.lost {
-        line(&format!(
-            "MISSING: {key} is \"{}\", and this device has none. Write it again.",
-            crate::secrets::KEPT
-        ));
+        let why = match settled.state {
+            State::NotKept { .. } => "which cannot be had without the data partition",
+            _ => "and this device has none. Write it again",
+        };
+        line(&format!("MISSING: {key} is \"{}\", {why}.", crate::secrets::KEPT));
     }
     for note in &settled.notes {
         line(&format!("NOTE: {note}"));
@@ -81,6 +106,8 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
     line(&format!("Identity:     {}", device.id.as_deref().unwrap_or("none: there is no data partition")));
     line(&format!("Last address: {}", device.address.as_deref().unwrap_or("none yet")));
     line(&format!("Certificate:  {}", device.fingerprint.as_deref().unwrap_or("none")));
+    let configured = settled.configured.map_or("unknown", |yes| if yes { "yes" } else { "no" });
+    line(&format!("{CONFIGURED}{configured}"));
     line("");
     line("What to do next:");
     if refused {

@@ -88,6 +88,22 @@ pub fn filled(text: &str, before: Option<&str>, keys: &[&str]) -> Result<(String
     Ok((whole, lost))
 }
 
+/// A file with something that every secret may be in place of each that is kept, and the keys of those.
+///
+/// # Errors
+/// When the text is not TOML.
+pub fn as_if_kept(text: &str, keys: &[&str]) -> Result<(String, Vec<String>), Problem> {
+    const ANY: &str = "\"0123456789abcdef0123456789abcdef\"";
+    let (mut whole, mut kept) = (text.to_owned(), Vec::new());
+    for secret in find(text, keys)?.into_iter().rev().filter(|secret| secret.kept) {
+        let any = if secret.list { format!("[{ANY}]") } else { ANY.to_owned() };
+        whole.replace_range(secret.span, &any);
+        kept.push(secret.key);
+    }
+    kept.reverse();
+    Ok((whole, kept))
+}
+
 /// Bytes of a file that change in place.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Patch {

@@ -7,9 +7,15 @@
 //! Before 2 nothing has changed. After it the record knows every byte that 3 may have left: a file that differs from the
 //! finished one only where a secret was, and there holds the old byte or the new one, is what a cut left, and 3 is done again. Any
 //! other file is somebody's new one. A file that was taken over, or is absent, changes nothing: what was taken stays.
+//!
+//! A device that was configured and cannot get at that (no data partition, a record that is gone or cannot be read) is
+//! [closed](Settled::closed) unless the card brings a file: it would come up with open doors that somebody had shut. That it was is
+//! told by its own report on the card, and by a refused file in which a secret is kept. A record of [`NOTHING`] says that nothing is
+//! configured, as a factory reset leaves it.
 
 use crate::decode::Text;
 use crate::file::{self, Provision};
+use crate::report::{self, REPORT};
 use crate::secrets::{self, Patch};
 use crate::{MAX_BYTES, Problem};
 use serde::{Deserialize, Serialize};
@@ -19,8 +25,18 @@ use std::io;
 /// The file on the boot partition.
 pub const FILE: &str = "inferd.toml";
 
+/// What is kept where nothing is configured any more.
+pub const NOTHING: &[u8] = b"null\n";
+/// Names beside the file's that are told.
+const MOST_BESIDE: usize = 4;
+
 /// The boot partition. What returns is on the medium.
 pub trait Card {
+    /// The names of what is there.
+    ///
+    /// # Errors
+    /// The system's.
+    fn names(&mut self) -> io::Result<Vec<String>>;
     /// A file, at most one byte more than [`MAX_BYTES`] of it; `None` where there is none.
     ///
     /// # Errors
@@ -52,6 +68,8 @@ pub trait Store {
 pub enum State {
     /// There is none.
     Absent,
+    /// There is something of its name that cannot be read, and why. What was taken before stays in use.
+    Unread(String),
     /// It is in use. Once it was taken over or long ago: the two look alike, so that nothing is written at every start.
     InUse {
         /// Its encoding.
@@ -81,10 +99,14 @@ pub struct Settled {
     pub lost: Vec<String>,
     /// What else the operator should know, one sentence each.
     pub notes: Vec<String>,
+    /// Whether this device was ever given a configuration, as far as it knows.
+    pub configured: Option<bool>,
+    /// Why what was configured, or may have been, cannot be had: the device lets nobody else in.
+    pub closed: Option<String>,
 }
 
 /// What is kept.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Record {
     text: String,
     encoding: String,
@@ -95,32 +117,73 @@ struct Record {
     patches: Vec<Patch>,
 }
 
+/// What is known of earlier starts.
+enum Before {
+    Taken(Box<Record>),
+    /// It is certain that nothing is configured.
+    Nothing,
+    /// Nothing is kept: a new device, or one that has lost it.
+    Unknown,
+    /// It cannot be told.
+    Lost(String),
+}
+
 /// Takes over what there is. `keys` are the daemon's settings that are secret, `judge` says what it finds wrong with a whole file.
 pub fn settle(
-    card: Option<&mut dyn Card>,
+    mut card: Option<&mut dyn Card>,
     mut store: Option<&mut dyn Store>,
     keys: &[&str],
     judge: &dyn Fn(&str) -> Vec<Problem>,
 ) -> Settled {
     let mut notes = Vec::new();
-    let before = store.as_mut().and_then(|store| kept(*store, &mut notes));
+    let before = kept(&mut store);
+    if let Before::Lost(why) = &before
+        && store.is_some()
+    {
+        notes.push(format!("{why}."));
+    }
+    let remembered = card.as_mut().and_then(|card| report::remembers(&card.read(REPORT).ok()??));
+    if let Some(card) = &mut card {
+        notes.extend(beside(*card));
+    }
+    let (record, doubt) = match before {
+        Before::Taken(record) => (Some(*record), None),
+        Before::Nothing => (None, None),
+        Before::Unknown if remembered == Some(true) => {
+            (None, Some("the data partition has lost what was taken over earlier".to_owned()))
+        }
+        Before::Unknown => (None, None),
+        Before::Lost(_) if remembered == Some(false) => (None, None),
+        Before::Lost(why) => (None, Some(why)),
+    };
+    let unknown = doubt.is_some() && remembered.is_none();
+    let go_on = |state, record: Option<Record>, notes| {
+        let closed = doubt.clone().filter(|_| record.is_none());
+        let configured =
+            if unknown && record.is_none() { None } else { Some(record.is_some() || closed.is_some()) };
+        Settled { configured, closed, ..going_on(state, record, notes) }
+    };
     let found = card.map(|card| (card.read(FILE), card));
     let (bytes, card) = match found {
         Some((Ok(Some(bytes)), card)) => (bytes, card),
-        Some((Ok(None), _)) => return going_on(State::Absent, before, notes),
-        Some((Err(why), _)) => {
-            notes.push(format!("{FILE} cannot be read: {why}."));
-            return going_on(State::Absent, before, notes);
-        }
-        None => return going_on(State::Absent, before, notes),
+        Some((Err(why), _)) => return go_on(State::Unread(why.to_string()), record, notes),
+        Some((Ok(None), _)) | None => return go_on(State::Absent, record, notes),
     };
-    if let Some(record) = before.as_ref().filter(|record| record.knows(&bytes)) {
+    if let Some(record) = record.as_ref().filter(|record| record.knows(&bytes)) {
         scrub(card, record, &bytes, &mut notes);
-        return going_on(State::InUse { encoding: record.encoding.clone() }, before, notes);
+        let encoding = record.encoding.clone();
+        return go_on(State::InUse { encoding }, Some(record.clone()), notes);
     }
-    let taken = match take(&bytes, before.as_ref(), keys, judge) {
-        Ok(record) => record,
-        Err(problems) => return going_on(State::Refused(problems), before, notes),
+    let taken = match take(&bytes, record.as_ref().map(|record| record.text.as_str()), keys, judge) {
+        Ok(taken) => taken,
+        Err(problems) => {
+            let mut settled = go_on(State::Refused(problems), record, notes);
+            if settled.text.is_none() && settled.closed.is_none() && keeps(&bytes, keys) {
+                settled.closed = Some("the data partition has none of what the file says is kept".to_owned());
+                settled.configured = None;
+            }
+            return settled;
+        }
     };
     let encoding = taken.encoding.clone();
     let kept = match store {
@@ -133,25 +196,79 @@ pub fn settle(
         notes.push(format!(
             "{FILE} is used from the card, and its secrets stay there: it cannot be kept ({why})."
         ));
-        return going_on(State::NotKept { encoding }, Some(taken), notes);
+        return go_on(State::NotKept { encoding }, Some(taken), notes);
     }
     scrub(card, &taken, &bytes, &mut notes);
-    Settled { taken_now: true, ..going_on(State::InUse { encoding }, Some(taken), notes) }
+    Settled { taken_now: true, ..go_on(State::InUse { encoding }, Some(taken), notes) }
 }
 
-fn kept(store: &mut dyn Store, notes: &mut Vec<String>) -> Option<Record> {
+/// What a device that has every secret which is said to be kept would find wrong with a file; else its encoding and the settings
+/// that are kept.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn judged(
+    bytes: &[u8],
+    keys: &[&str],
+    judge: &dyn Fn(&str) -> Vec<Problem>,
+) -> Result<(String, Vec<String>), Vec<Problem>> {
+    let text = Text::of(bytes).map(|written| written.text).unwrap_or_default();
+    let (whole, kept) = secrets::as_if_kept(&text, keys).unwrap_or_default();
+    take(bytes, Some(&whole), keys, judge).map(|record| (record.encoding, kept))
+}
+
+/// Whether a file says of a secret that the device keeps it.
+fn keeps(bytes: &[u8], keys: &[&str]) -> bool {
+    let text = Text::of(bytes).map(|written| written.text).unwrap_or_default();
+    secrets::find(&text, keys).is_ok_and(|found| found.iter().any(|secret| secret.kept))
+}
+
+fn kept(store: &mut Option<&mut dyn Store>) -> Before {
+    let Some(store) = store else {
+        return Before::Lost("there is no data partition at this start".to_owned());
+    };
     let read = store.read().and_then(|bytes| {
-        bytes.map(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::other)).transpose()
+        bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)).transpose()
     });
-    read.unwrap_or_else(|why| {
-        notes.push(format!("what was taken over earlier cannot be read: {why}."));
-        None
-    })
+    match read {
+        Ok(Some(Some(record))) => Before::Taken(record),
+        Ok(Some(None)) => Before::Nothing,
+        Ok(None) => Before::Unknown,
+        Err(why) => Before::Lost(format!("what was taken over earlier cannot be read: {why}")),
+    }
+}
+
+/// Files that were hardly meant to be passed over: Windows hides the end of a name, editors keep copies.
+fn beside(card: &mut dyn Card) -> Vec<String> {
+    let Ok(mut names) = card.names() else { return Vec::new() };
+    // A FAT does not tell small letters from capitals; where it is a folder on another file system, FILE itself is what counts.
+    let absent = matches!(card.read(FILE), Ok(None));
+    names.retain(|name| name != FILE && meant(name) && (absent || !name.eq_ignore_ascii_case(FILE)));
+    names.sort();
+    let more = names.len().saturating_sub(MOST_BESIDE);
+    let shown = names.iter().take(MOST_BESIDE).map(|name| {
+        format!(
+            "\"{}\" is passed over, and what is secret in it stays on the card: the name must be {FILE} and nothing else. \
+             Windows hides the end of a name (Explorer: View, File name extensions).",
+            file::shown(name)
+        )
+    });
+    shown.chain((more > 0).then(|| format!("{more} more such files are passed over."))).collect()
+}
+
+/// Whether whoever gave this name may have meant [`FILE`].
+fn meant(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let example = ["inferd.toml.example", &REPORT.to_lowercase()].contains(&name.as_str());
+    // macOS leaves a file of such a name beside each that it copies.
+    let shadow = name.starts_with("._");
+    let parts = name.starts_with("inferd") && name.contains("toml");
+    !example && !shadow && (parts || strsim::damerau_levenshtein(&name, FILE) <= 2)
 }
 
 fn take(
     bytes: &[u8],
-    before: Option<&Record>,
+    before: Option<&str>,
     keys: &[&str],
     judge: &dyn Fn(&str) -> Vec<Problem>,
 ) -> Result<Record, Vec<Problem>> {
@@ -160,7 +277,7 @@ fn take(
     }
     let written = Text::of(bytes).map_err(|why| vec![Problem::at(0, format!("{why}."))])?;
     let one = |problem| vec![problem];
-    let (text, lost) = secrets::filled(&written.text, before.map(|b| b.text.as_str()), keys).map_err(one)?;
+    let (text, lost) = secrets::filled(&written.text, before, keys).map_err(one)?;
     let mut problems = file::parse(&text).err().unwrap_or_default();
     problems.extend(judge(&text));
     let patches = secrets::patches(&written, bytes, keys).unwrap_or_else(|problem| {
@@ -228,22 +345,18 @@ fn scrub(card: &mut dyn Card, record: &Record, bytes: &[u8], notes: &mut Vec<Str
 
 /// The state with what is kept.
 fn going_on(state: State, record: Option<Record>, mut notes: Vec<String>) -> Settled {
+    let (taken_now, configured, closed) = (false, None, None);
     let Some(record) = record else {
-        return Settled {
-            state,
-            taken_now: false,
-            text: None,
-            provision: Provision::default(),
-            lost: Vec::new(),
-            notes,
-        };
+        let (text, provision, lost) = (None, Provision::default(), Vec::new());
+        return Settled { state, taken_now, text, provision, lost, notes, configured, closed };
     };
     let provision = file::parse(&record.text).unwrap_or_else(|problems| {
         let first = problems.first().map(ToString::to_string).unwrap_or_default();
         notes.push(format!("this firmware cannot use what was taken over earlier: {first}"));
         Provision::default()
     });
-    Settled { state, taken_now: false, text: Some(record.text), provision, lost: record.lost, notes }
+    let (text, lost) = (Some(record.text), record.lost);
+    Settled { state, taken_now, text, provision, lost, notes, configured, closed }
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -110,6 +110,8 @@ fn the_report_is_ascii_with_crlf_names_what_is_wrong_and_always_fills_its_place(
         provision: Provision::default(),
         lost: vec!["security.api_key".to_owned()],
         notes: Vec::new(),
+        configured: Some(false),
+        closed: None,
     };
     let device = Device { name: "inferd-123456".to_owned(), port: 9000, ..Device::default() };
     let bytes = report(&device, &settled);

@@ -1,7 +1,8 @@
 //! A file is taken over once, wholly or not at all, and a power cut at any write of it changes nothing about that.
 #![allow(clippy::unwrap_used)]
 
-use inferd_provision::settle::{Card, FILE, Settled, State, Store, settle};
+use inferd_provision::report::{self, REPORT, report};
+use inferd_provision::settle::{Card, FILE, NOTHING, Settled, State, Store, judged, settle};
 use inferd_provision::{Problem, secrets};
 use std::io;
 
@@ -12,7 +13,14 @@ const API_KEY: &str = "0123456789abcdefghijklmn";
 #[derive(Clone, Default)]
 struct Device {
     file: Option<Vec<u8>>,
+    /// Names beside it.
+    beside: Vec<&'static str>,
+    /// Something else has the name of the file.
+    folder: bool,
+    report: Option<Vec<u8>>,
     kept: Option<Vec<u8>>,
+    /// The data partition cannot be mounted.
+    volatile: bool,
     writes: usize,
     /// The write that is the last one, and how many of its bytes arrive.
     cut: Option<(usize, usize)>,
@@ -41,8 +49,19 @@ impl Device {
 }
 
 impl Card for OnCard<'_> {
+    fn names(&mut self) -> io::Result<Vec<String>> {
+        let own = self.0.borrow().file.is_some().then_some(FILE);
+        Ok(self.0.borrow().beside.iter().copied().chain(own).map(str::to_owned).collect())
+    }
+
     fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        if name == REPORT {
+            return Ok(self.0.borrow().report.clone());
+        }
         assert_eq!(name, FILE);
+        if self.0.borrow().folder {
+            return Err(io::Error::other("it is a folder, not a file"));
+        }
         Ok(self.0.borrow().file.clone())
     }
 
@@ -81,9 +100,17 @@ fn judge(text: &str) -> Vec<Problem> {
 /// Starts the device once.
 fn start(device: &mut Device) -> Settled {
     let cell = std::cell::RefCell::new(std::mem::take(device));
-    let settled = settle(Some(&mut OnCard(&cell)), Some(&mut InStore(&cell)), &KEYS, &judge);
+    let mut store = (!cell.borrow().volatile).then_some(InStore(&cell));
+    let store = store.as_mut().map(|store| store as &mut dyn Store);
+    let settled = settle(Some(&mut OnCard(&cell)), store, &KEYS, &judge);
     *device = cell.into_inner();
+    device.report = Some(report(&report::Device::default(), &settled));
     settled
+}
+
+/// What the report on the card says.
+fn told(device: &Device) -> String {
+    String::from_utf8(device.report.clone().unwrap()).unwrap()
 }
 
 fn with(text: impl AsRef<[u8]>) -> Device {
@@ -261,4 +288,121 @@ fn secrets_leave_a_file_of_any_encoding_and_digests_of_keys_stay() {
         assert_eq!(secrets::find(&read, &KEYS).unwrap().len(), 1);
         assert!(!start(&mut device).taken_now);
     }
+}
+
+#[test]
+fn what_was_configured_and_cannot_be_had_closes_the_device_and_says_so() {
+    let mut configured = with(good());
+    start(&mut configured);
+    configured.file = None;
+    let settled = start(&mut configured);
+    assert!(settled.closed.is_none() && settled.text.is_some(), "{settled:?}");
+    // The data partition is not there once: whether or not the report was thrown away.
+    for report in [configured.report.clone(), None] {
+        let mut device = Device { volatile: true, report, ..configured.clone() };
+        let settled = start(&mut device);
+        assert!(settled.text.is_none() && settled.closed.is_some(), "{settled:?}");
+        assert!(told(&device).contains("The device runs CLOSED"), "{}", told(&device));
+        assert!(start(&mut device).closed.is_some(), "and so at the next start");
+        device.volatile = false;
+        let settled = start(&mut device);
+        assert!(settled.closed.is_none() && settled.text.as_deref() == Some(good().as_str()), "{settled:?}");
+    }
+    // It is lost, or cannot be read.
+    for kept in [None, Some(b"{\"text\":".to_vec())] {
+        let mut device = Device { kept, ..configured.clone() };
+        assert!(start(&mut device).closed.is_some());
+        assert!(told(&device).contains("CLOSED: ") && told(&device).contains("Configured:   yes"));
+        assert!(start(&mut device).closed.is_some(), "and so at the next start");
+        // A file opens it again, and so does a factory reset.
+        let settled = start(&mut Device { file: Some(good().into()), ..device.clone() });
+        assert!(settled.closed.is_none() && settled.text.is_some(), "{settled:?}");
+        device.kept = Some(NOTHING.to_vec());
+        assert!(start(&mut device).closed.is_none());
+        assert!(
+            told(&device).contains("Configured:   no") && told(&device).contains("runs with its defaults")
+        );
+        assert!(start(&mut device).closed.is_none());
+    }
+    // Nor does a bad file open it, or one that cannot be read.
+    let mut device =
+        Device { volatile: true, file: Some(b"[device]\nhostnme = 1\n".to_vec()), ..configured.clone() };
+    assert!(start(&mut device).closed.is_some());
+    device.folder = true;
+    assert!(start(&mut device).closed.is_some());
+    assert!(
+        told(&device).contains("inferd.toml was NOT taken, it cannot be read: it is a folder, not a file.")
+    );
+}
+
+#[test]
+fn a_refused_file_whose_secrets_nobody_has_closes_the_device() {
+    let mut device =
+        with("[security]\nadmin_keys = [\"(kept)\"]\nopen_reads = false\n[device]\nhostnme = \"a\"\n");
+    assert!(start(&mut device).closed.is_some());
+    // Without it the device is as new as it was.
+    device.file = None;
+    assert!(start(&mut device).closed.is_none());
+}
+
+#[test]
+fn a_device_that_was_never_configured_is_open_at_its_first_start_and_without_its_data_partition_too() {
+    let mut device = Device::default();
+    let settled = start(&mut device);
+    assert!(settled.closed.is_none() && settled.text.is_none() && settled.configured == Some(false));
+    assert!(told(&device).contains("The device runs with its defaults"));
+    device.volatile = true;
+    assert!(start(&mut device).closed.is_none(), "its report says that there was nothing to lose");
+    let mut device = with("[device]\nhostnme = 1\n");
+    assert!(start(&mut device).closed.is_none(), "a first file that is bad takes nothing away");
+    // Whether it is its first start nobody can say where neither report nor data partition is there.
+    let mut device = Device { volatile: true, ..Device::default() };
+    assert!(start(&mut device).closed.is_some() && told(&device).contains("Configured:   unknown"));
+    device.volatile = false;
+    assert!(start(&mut device).closed.is_none(), "it was");
+}
+
+#[test]
+fn a_file_of_nearly_the_right_name_is_said_to_be_passed_over() {
+    let beside = vec![
+        "inferd.toml.txt",
+        "inferd.toml.toml",
+        "Inferd.toml",
+        "inferd.tml",
+        "inferd.toml.example",
+        "inferd-report.txt",
+        "INFERD-REPORT.TXT",
+        "config.txt",
+        "._inferd.toml",
+        "cmdline.txt",
+    ];
+    let mut device = Device { beside, ..Device::default() };
+    let notes = start(&mut device).notes;
+    let names: Vec<&str> = notes.iter().filter_map(|note| note.split('"').nth(1)).collect();
+    assert_eq!(names, ["Inferd.toml", "inferd.tml", "inferd.toml.toml", "inferd.toml.txt"]);
+    assert!(told(&device).contains("NOTE: \"inferd.toml.txt\" is passed over"), "{}", told(&device));
+    // Beside a good file, too; and a FAT finds that under any letters.
+    let mut device = Device { beside: vec!["INFERD.TOML", "inferd.toml.bak"], ..with(good()) };
+    let notes = start(&mut device).notes;
+    assert!(notes.len() == 1 && notes[0].contains("inferd.toml.bak"), "{notes:?}");
+    let mut device = Device { beside: vec!["inferd.toml.txt"; 100], ..Device::default() };
+    assert_eq!(start(&mut device).notes.last().unwrap(), "96 more such files are passed over.");
+}
+
+#[test]
+fn on_a_laptop_a_file_is_judged_as_on_a_device_that_has_what_is_kept() {
+    let mut device = with(good());
+    start(&mut device);
+    let without_key = |text: &str| match text.contains("api_key = \"\"") {
+        true => vec![Problem::at(0, "it has no key.")],
+        false => judge(text),
+    };
+    let (encoding, kept) = judged(&device.file.unwrap(), &KEYS, &without_key).unwrap();
+    assert_eq!(encoding, "UTF-8");
+    assert_eq!(kept, ["network.wifi.passphrase", "security.admin_keys", "security.api_key"]);
+    let utf16: Vec<u8> = "[device]\r\nhostnme = 1\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let said = judged(&utf16, &KEYS, &judge).unwrap_err();
+    assert_eq!(said[0].to_string(), "line 2: there is no setting device.hostnme; did you mean hostname?");
+    assert!(judged(b"[security]\napi_key = \"short\"\n", &KEYS, &judge).is_err());
+    assert!(judged(b"\0\0\0", &KEYS, &judge).is_err());
 }
