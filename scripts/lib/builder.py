@@ -58,7 +58,7 @@ class Sysroot:
         return {"the root filesystem": str(self.root)}
 
 
-def rootfs(board, target, build_id):
+def rootfs(board, target, build_id, system=None):
     """Completes the root filesystem that Buildroot has laid out with our overlay on it."""
     for folder in image.FOLDERS:
         # /run and /tmp are links or folders of Buildroot's; what is there stays.
@@ -71,7 +71,7 @@ def rootfs(board, target, build_id):
         raise Failure("the root filesystem has no inferd; select BR2_PACKAGE_INFERD")
     (target / "etc/os-release").unlink(missing_ok=True)  # a link to Buildroot's own
     (target / "README.md").unlink(missing_ok=True)  # the overlay's own
-    image.furnish(target, board, places.SHIPPED_MODELS, build_id)
+    image.furnish(target, board, places.SHIPPED_MODELS, build_id, system=system)
     if (target / ENGINE_HOST).exists():
         glibc.together([target / ENGINE_HOST], Sysroot(target, board.architecture_in_rust))
     if "hailo" in board.engines and not (target / HAILO_FIRMWARE).exists():
@@ -121,6 +121,7 @@ def disk(board, target, binaries, tools, epoch):
         "board": board.name,
         "dev": False,
         "build": image.build_id(),
+        "system": image.facts_of(image.system()),
         "sha256": image.digest(output),
         "rootfs_bytes": files["rootfs"].stat().st_size,
         "image_bytes": output.stat().st_size,
@@ -216,7 +217,7 @@ def cli():
     if options.verb == "kernel":
         check_kernel(options.config, options.fragments)
     elif options.verb == "rootfs":
-        rootfs(boards.load(options.board), options.folder, image.build_id())
+        rootfs(boards.load(options.board), options.folder, image.build_id(), image.system())
     else:
         target, host = os.environ["TARGET_DIR"], os.environ["HOST_DIR"]
         made = disk(boards.load(options.board), Path(target), options.folder, HostTools(host), image.source_date_epoch())

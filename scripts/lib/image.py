@@ -34,6 +34,7 @@ import targets
 import uboot
 from steps import Failure, main, run, say, step
 
+SYSTEM_PRODUCT = "inferd-os"  # as `inferctl bundle build --system` calls it too
 MODELS_IN_IMAGE = "usr/share/inferd/models"
 FOLDERS = ("boot", "data", "dev", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "var")
 LINKS = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "usr/sbin": "bin", "var/run": "/run", "var/log": "/run"}
@@ -54,6 +55,7 @@ class Recipe:
     refresh: bool = False
     epoch: int = field(default_factory=lambda: source_date_epoch())
     build_id: str = field(default_factory=lambda: build_id())
+    system: tuple[str, int] | None = None  # its product and version, as the bundle of the same system has them; where it is not to go back
 
 
 def source_date_epoch():
@@ -76,6 +78,26 @@ def build_id():
         return run(["git", "describe", "--always", "--dirty", "--tags"], cwd=places.ROOT).strip()
     except Failure:
         return "unknown"
+
+
+def system(product=None, version=None):
+    """Which system the image holds, its product and version: what is given, else $INFERD_IMAGE_ID and $INFERD_IMAGE_VERSION. None where nobody
+    gives a version: a device then knows only what it has committed."""
+    product, version = product or os.environ.get("INFERD_IMAGE_ID"), version or os.environ.get("INFERD_IMAGE_VERSION")
+    if product and not version:
+        raise Failure(f"which version of {product} is it? (--system-version, or INFERD_IMAGE_VERSION)")
+    if not version:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", product or SYSTEM_PRODUCT):
+        raise Failure(f"{product!r} is no name of a system")
+    if not re.fullmatch(r"[0-9]{1,19}", version):
+        raise Failure(f"{version!r} is no version of a system: it is a number that rises")
+    return product or SYSTEM_PRODUCT, int(version)
+
+
+def facts_of(system):
+    """The same for a program."""
+    return {"product": system[0], "version": system[1]} if system else None
 
 
 def assemble(recipe, output, parts=None):
@@ -108,6 +130,7 @@ def assemble(recipe, output, parts=None):
         "dev": recipe.dev,
         "root_sha256": digest(recipe.root) if recipe.root else None,
         "build": recipe.build_id,
+        "system": facts_of(recipe.system),
         "sha256": digest(output),
         "rootfs_bytes": files["rootfs"].stat().st_size,
         "initramfs_bytes": (work / "kernel" / "initramfs").stat().st_size,
@@ -195,7 +218,7 @@ def rootfs(recipe, packages, tools, work):
     shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
     if recipe.vendors:
         recipe.vendors.install(stage)
-    furnish(stage, recipe.board, recipe.models, recipe.build_id, recipe.dev)
+    furnish(stage, recipe.board, recipe.models, recipe.build_id, recipe.dev, recipe.system)
     trust(recipe, stage / "etc/inferd")
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
@@ -212,7 +235,7 @@ def rootfs(recipe, packages, tools, work):
     return squashfs
 
 
-def furnish(stage, board, models, build_id, dev=False):
+def furnish(stage, board, models, build_id, dev=False, system=None):
     """What a root filesystem says of itself and serves from the first boot, whoever builds it."""
     for name, folder in named_models(models).items():
         shutil.copytree(
@@ -222,6 +245,7 @@ def furnish(stage, board, models, build_id, dev=False):
     (stage / "etc/os-release").write_text(
         f'NAME="inferd appliance"\nID=inferd\nVERSION_ID={version}\nPRETTY_NAME="inferd appliance {version}"\n'
         f'BUILD_ID="{build_id}"\nVARIANT_ID={"dev" if dev else "production"}\n'
+        + (f"IMAGE_ID={system[0]}\nIMAGE_VERSION={system[1]}\n" if system else "")
     )
     (stage / "etc/inferd/board").write_text(f"{board.name}\n")
     (stage / "etc/inferd/board.toml").write_text((places.BOARDS / board.name / "board.toml").read_text())
@@ -483,6 +507,14 @@ def arguments():
         "--parts", type=Path, metavar="DIR", help="leave there what a bundle of this system consists of: rootfs, and boot, or boot-a and "
         "boot-b, with the kernel (`inferctl bundle build --system`)",
     )
+    parser.add_argument(
+        "--system-version", metavar="N", help="which version of the system this is: its device takes no older one. The one that the bundle "
+        "of its parts is signed under (default: $INFERD_IMAGE_VERSION, else it is not said)",
+    )
+    parser.add_argument(
+        "--system-product", metavar="NAME", help="what that system is called: its device takes no other one "
+        f"(default: $INFERD_IMAGE_ID, else {SYSTEM_PRODUCT})",
+    )
     parser.add_argument("--refresh", action="store_true", help="ask the Debian archive for newer packages")
     return parser.parse_args()
 
@@ -496,6 +528,7 @@ def cli():
         raise Failure(f"there is no {options.release_key}; `inferctl keygen` makes a key")
     if options.release and options.dev:
         raise Failure(release.DEV)
+    holds = system(options.system_product, options.system_version)
     board = boards.load(options.board)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
@@ -503,7 +536,7 @@ def cli():
     root, api_key = trusted(options.root, options.dev)
     output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh)
+    recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh, system=holds)
     facts = assemble(recipe, output, options.parts)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
     if options.release:

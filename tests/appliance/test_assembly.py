@@ -239,6 +239,29 @@ def test_models_are_named_by_their_manifests_and_two_of_one_name_are_refused(tmp
         image.named_models([tmp_path])
 
 
+def test_an_image_says_which_system_it_holds_where_somebody_has_said_it(tmp_path, monkeypatch):
+    def says(system):
+        (tmp_path / "etc/inferd").mkdir(parents=True, exist_ok=True)
+        image.furnish(tmp_path, boards.load("qemu-aarch64"), [places.DEFAULT_MODEL], "build", system=system)
+        return (tmp_path / "etc/os-release").read_text().splitlines()[-2:]
+
+    for name in ("INFERD_IMAGE_ID", "INFERD_IMAGE_VERSION"):
+        monkeypatch.delenv(name, raising=False)
+    assert image.system() is None and says(None) == ['BUILD_ID="build"', "VARIANT_ID=production"]
+    assert says(image.system(version="7")) == ["IMAGE_ID=inferd-os", "IMAGE_VERSION=7"], "as `inferctl bundle build --system` has it"
+    monkeypatch.setenv("INFERD_IMAGE_VERSION", "8")
+    assert image.system() == ("inferd-os", 8) and image.system("other", "9") == ("other", 9)
+    monkeypatch.setenv("INFERD_IMAGE_ID", "its-os")
+    assert image.system() == ("its-os", 8)
+
+
+@pytest.mark.parametrize(("product", "version", "says"), [("os", None, "which version of os"), ("a b", "1", "'a b' is no name"), (None, "1.2", "'1.2' is no version")])
+def test_a_system_that_no_bundle_could_be_called_is_refused(product, version, says, monkeypatch):
+    monkeypatch.delenv("INFERD_IMAGE_VERSION", raising=False)
+    with pytest.raises(Failure, match=says):
+        image.system(product, version)
+
+
 def elf(program_type, content=b""):
     """The least of an x86_64 ELF file: one segment that is loaded, all of the file, and one of this type, from byte 176 on."""
     head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)

@@ -27,7 +27,7 @@ def made(board, inferctl, tmp_path_factory):
     """A release of a small image: its folder, and the image itself."""
     folder = tmp_path_factory.mktemp("release")
     image = tmp_path_factory.mktemp("image") / "x.img"
-    images.assemble(board, image, minimal=True)
+    images.assemble(board, image, minimal=True, system=("inferd-os", 5))
     key = folder / "release.key"
     subprocess.run([inferctl, "keygen", key], check=True, capture_output=True)
     release.make(image, folder, key, inferctl)
@@ -48,7 +48,7 @@ def test_an_image_made_elsewhere_at_another_time_by_another_user_in_another_orde
         copy_backwards(places.ROOT / part, checkout / part)
     output, again = scratch / "deeper" / "down" / "x.img", scratch / "again"
     command = [sys.executable, "-B", checkout / "scripts/lib/image.py", "--board", board.name, "--minimal", "-o", output]
-    command += ["--inferd", images.daemon(board), "--no-default-model", "--model", checkout / "app/inferd/models/imu-motion"]
+    command += ["--inferd", images.daemon(board), "--no-default-model", "--model", checkout / "app/inferd/models/imu-motion", "--system-version", "5"]
     subprocess.run(
         ["sh", "-c", 'umask 077; exec "$@"', "image", *command, "--release", again],
         env=dict(os.environ) | {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8", "INFERD_BUILD_ID": images.BUILD_ID}

@@ -39,6 +39,8 @@ def test_a_root_filesystem_gets_what_every_builder_puts_there(target):
     builder.rootfs(board, target, "build-7")  # Buildroot calls it at every `make`
     assert (target / "etc/inferd/board").read_text() == "qemu-aarch64\n"
     assert 'BUILD_ID="build-7"\nVARIANT_ID=production' in (target / "etc/os-release").read_text()
+    builder.rootfs(board, target, "build-7", ("inferd-os", 5))
+    assert (target / "etc/os-release").read_text().endswith("\nIMAGE_ID=inferd-os\nIMAGE_VERSION=5\n")
     assert not (target / "etc/os-release").is_symlink()
     assert (target / image.MODELS_IN_IMAGE / "imu-motion/manifest.toml").is_file()
     assert not (target / "README.md").exists(), "the overlay's own is for people who build"

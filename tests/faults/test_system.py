@@ -145,7 +145,7 @@ def watched(board, **kept):
 
 
 def test_a_system_is_installed_tried_and_committed(board):
-    assert board.status()["system"] == {"backend": "uboot-env", "runs": "a", "on_trial": False, "chosen": "a", "refused": None}
+    assert board.status()["system"] == {"backend": "uboot-env", "runs": "a", "image": None, "on_trial": False, "chosen": "a", "refused": None}
     board.ok("install", board.bundle(2))
     assert board.holds("b", 2) and board.status()["state"]["phase"] == "staged"
     assert board.record()[0]["chosen"] == "a" and "try" not in board.record()[0], "nothing is tried unasked"
@@ -168,6 +168,24 @@ def test_what_is_unsigned_or_for_another_board_is_refused_and_nothing_is_written
     board.no("wrong-board", "install", board.bundle(2, board="rpi4"))
     board.no("nothing-staged", "try")
     assert [board.partition(name).read_bytes() for name in PARTITIONS] == before and board.restarts() == []
+
+
+def test_a_board_that_was_flashed_takes_neither_an_older_system_nor_another_product_nor_other_content(board):
+    board.bundle(5)
+    for part in ("rootfs", "boot"):
+        content = (board.folder / f"{part}-5").read_bytes()
+        board.partition(f"{part}-a").write_bytes(content.ljust(PART, b"\0"))
+    (board.root / "etc/os-release").write_text("ID=inferd\nIMAGE_ID=inferd-os\nIMAGE_VERSION=5\n")
+    assert board.status()["system"]["image"] == {"product": "inferd-os", "version": 5} and board.status()["state"]["floors"] == {}
+    before = [board.partition(name).read_bytes() for name in PARTITIONS]
+    board.no("older-version", "install", board.bundle(4))
+    board.no("other-product", "install", board.bundle(6, "--product", "other"))
+    (board.folder / "rootfs-5").write_bytes(b"another system of this version" * 3000)
+    other = board.office.system(board.folder / "x.imb", "qemu-aarch64", 5, {part: board.folder / f"{part}-5" for part in ("rootfs", "boot")})
+    board.no("same-version", "install", other)
+    assert [board.partition(name).read_bytes() for name in PARTITIONS] == before
+    board.ok("install", board.bundle(5))
+    board.ok("install", board.bundle(7))
 
 
 def test_a_system_that_was_changed_after_its_install_is_not_tried(board):

@@ -106,8 +106,18 @@ pub struct System {
 pub struct Board {
     pub backend: String,
     pub runs: Option<char>,
+    pub image: Option<SystemImage>,
     pub on_trial: bool,
     pub chosen: Option<char>,
+}
+
+/// What the root filesystem that runs says of itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct SystemImage {
+    pub product: String,
+    pub version: u64,
 }
 
 /// What was begun.

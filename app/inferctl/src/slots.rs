@@ -284,6 +284,10 @@ fn system(system: &System) -> Vec<String> {
             false => format!(", {} is started when nothing is tried", name(board.chosen)),
         };
         lines.push(format!("system {} runs{trial}{chosen} ({})", name(board.runs), board.backend));
+        lines.push(match &board.image {
+            Some(image) => format!("it is {} {} by its own word", image.product, image.version),
+            None => "its image does not say which version it is: only what was committed here keeps older ones out".into(),
+        });
     }
     if let Some(state) = &system.state {
         if let (Some(slot), Some(about)) = (state.slot, &state.about) {
@@ -378,13 +382,14 @@ mod tests {
         let about = json!({"product": "inferd-os", "version": 3, "label": "1.3"});
         let verdict = json!({"outcome": "returned", "code": "not-ready", "sentence": "x", "about": {"product": "inferd-os", "version": 2}});
         let state = json!({"phase": "trial", "slot": "b", "about": about, "floors": {"inferd-os": 1}, "verdicts": [verdict]});
-        let board =
-            json!({"backend": "uboot-env", "runs": "b", "on_trial": true, "chosen": "a", "refused": null});
+        let image = json!({"product": "inferd-os", "version": 3});
+        let board = json!({"backend": "uboot-env", "runs": "b", "on_trial": true, "chosen": "a", "refused": null, "image": image});
         device.system =
             serde_json::from_value(json!({"board": board, "state": state, "refused": null})).unwrap();
         let text = page(&device, 0);
         for part in [
             "system b runs on trial, a is started when nothing is tried (uboot-env)",
+            "it is inferd-os 3 by its own word",
             "inferd-os 3 (1.3) is on trial in system slot b",
             "oldest systems it still takes: inferd-os 1",
             "inferd-os 2 was returned: x",

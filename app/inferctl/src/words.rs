@@ -205,6 +205,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("state-recovered", ""),
     // --- systems
     ("same-version", "Build it with a higher --version"),
+    ("other-product", "Build it with the --product of the system that runs"),
     ("probation", "Build it with other --probation-seconds"),
     (
         "firmware-too-old",

@@ -16,13 +16,7 @@ impl Release {
     }
 
     fn parse(text: &str) -> Self {
-        let of = |key: &str| {
-            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
-            Some(value.trim_matches('"')).filter(|value| !value.is_empty())
-        };
-        if of("ID") != Some("inferd") {
-            return Self::default();
-        }
+        let of = |key| inferd_system::field(text, key);
         Self { is_dev: of("VARIANT_ID") == Some("dev"), build: of("BUILD_ID").map(ToOwned::to_owned) }
     }
 

@@ -256,7 +256,13 @@ impl Desk {
         // What cannot be tried is not worth the system that lies there.
         self.can_try(&*backend)?;
         let trust = self.trust()?;
-        let facts = Facts { trust: trust.as_ref(), board: &board, version: env!("CARGO_PKG_VERSION") };
+        let image = self.places.image();
+        let facts = Facts {
+            trust: trust.as_ref(),
+            board: &board,
+            version: env!("CARGO_PKG_VERSION"),
+            image: image.as_ref(),
+        };
         self.open(0)?.install_telling(from, &facts, admitted)
     }
 

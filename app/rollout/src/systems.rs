@@ -31,7 +31,7 @@ pub fn judged_by(code: &str) -> (Gate, Outcome) {
         "key-revoked" | "bundle-revoked" => (Gate::Revocation, Outcome::Refuse),
         "older-version" | "same-version" | "too-many-products" => (Gate::Floor, Outcome::Refuse),
         "wrong-board" | "inferd-too-old" | "firmware-too-old" | "boot-backend" | "probation"
-        | "wrong-parts" | "kind-unsupported" => (Gate::Target, Outcome::Refuse),
+        | "wrong-parts" | "other-product" | "kind-unsupported" => (Gate::Target, Outcome::Refuse),
         "slot-too-small" => (Gate::Disk, Outcome::Refuse),
         "medium-failed" | "read-back-differs" | "state-lost" => (Gate::Disk, Outcome::Interrupted),
         "truncated" => (Gate::Install, Outcome::Interrupted),

@@ -3,6 +3,7 @@
 use crate::Slot;
 use crate::boot::Backend;
 use crate::install::Parts;
+use crate::release::Image;
 use crate::sectors::FileSectors;
 use crate::tryboot::{Firmware, Tryboot};
 use crate::uboot::{Uboot, is_try, slot_of};
@@ -68,6 +69,8 @@ pub enum BoardError {
 pub struct Places {
     /// The board's facts.
     pub board: PathBuf,
+    /// What the image says of itself.
+    pub release: PathBuf,
     /// The kernel's command line.
     pub cmdline: PathBuf,
     /// Which slot was mounted, as the boot script found it.
@@ -90,6 +93,7 @@ impl Places {
     pub fn below(root: &Path) -> Self {
         Self {
             board: root.join("etc/inferd/board.toml"),
+            release: root.join("etc/os-release"),
             cmdline: root.join("proc/cmdline"),
             slot: root.join("run/inferd/slot"),
             bootloader: root.join("proc/device-tree/chosen/bootloader"),
@@ -121,6 +125,12 @@ impl Places {
             Ok(Parts { rootfs: open(rootfs)?, boot })
         };
         Ok([slot("rootfs-a", "boot-a")?, slot("rootfs-b", "boot-b")?])
+    }
+
+    /// Which system this is, by its own root filesystem; `None` where its image does not say.
+    #[must_use]
+    pub fn image(&self) -> Option<Image> {
+        Image::parse(&fs::read_to_string(&self.release).ok()?)
     }
 
     /// Whether the boot loader or the firmware says that this system was started to be tried. It may be chosen by now.
@@ -234,6 +244,9 @@ pub struct View {
     pub backend: String,
     /// The system that runs, where that is known.
     pub runs: Option<Slot>,
+    /// Which system that is, where its image says so.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// Whether it was started to be tried.
     pub on_trial: bool,
     /// The system that is started whenever nothing is tried.
@@ -250,6 +263,7 @@ impl View {
         let mut view = Self {
             backend: board.boot.backend.clone(),
             runs: None,
+            image: places.image(),
             on_trial: false,
             chosen: None,
             refused: None,

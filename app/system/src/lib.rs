@@ -13,6 +13,7 @@
 mod board;
 mod boot;
 mod install;
+mod release;
 mod sectors;
 mod systems;
 mod tryboot;
@@ -28,6 +29,7 @@ pub mod state;
 pub use board::{Board, BoardError, Places, View};
 pub use boot::{Backend, BootError, Now, Refused, Restart};
 pub use install::{Parts, Take, TakeError, plan, prove};
+pub use release::{Image, field};
 pub use sectors::{FileSectors, SECTOR, Sectors, write_proven};
 pub use systems::{Facts, Folder, Keep, Systems};
 pub use tryboot::{Firmware, Tryboot};

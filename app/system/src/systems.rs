@@ -6,6 +6,7 @@
 use crate::Slot;
 use crate::boot::{Backend, Now, Restart};
 use crate::install::{Parts, Take, TakeError, plan, prove};
+use crate::release::Image;
 use crate::state::{About, Ended, Phase, Reason, Start, State, Tries};
 use inferd_bundle::limits::HEADER_BYTES;
 use inferd_bundle::{Bundle, Refusal, Stream, Trust};
@@ -69,6 +70,8 @@ pub struct Facts<'a> {
     pub board: &'a str,
     /// The version of inferd that installs.
     pub version: &'a str,
+    /// The system that runs, where its image says which it is.
+    pub image: Option<&'a Image>,
 }
 
 /// The two systems of a device.
@@ -165,19 +168,29 @@ impl<M: Medium> Systems<M> {
             return Err(reason("kind-unsupported", "this is a bundle of models"));
         }
         judged(bundle, facts.trust)?;
-        let floor = self.state.floor(m.product.as_str());
+        let product = m.product.as_str();
+        if let Some(image) = facts.image.filter(|image| image.product != product) {
+            let why = format!("it is a system called {product}, and the one that runs is {}", image.product);
+            return Err(reason("other-product", why));
+        }
+        let committed = self.state.floor(product);
+        // A card that was flashed has committed nothing.
+        let floor = committed.max(facts.image.map_or(0, |image| image.version));
         if m.version < floor {
             let why = format!(
-                "version {} of {} is older than {floor}, which this device has committed",
-                m.version, m.product
+                "version {} of {product} is older than {floor}, which this device {}",
+                m.version,
+                if floor == committed { "has committed" } else { "runs" }
             );
             return Err(reason("older-version", why));
         }
-        let same = |id: &String| *id != bundle.id().to_string();
-        if m.version == floor && self.state.bundles.get(m.product.as_str()).is_some_and(same) {
-            let why =
-                format!("version {} of {} is committed here with another content", m.version, m.product);
-            return Err(reason("same-version", why));
+        let same = || {
+            let why = format!("version {} of {product} is here with another content", m.version);
+            reason("same-version", why)
+        };
+        let known = self.state.bundles.get(product).filter(|_| m.version == committed);
+        if known.is_some_and(|id| *id != bundle.id().to_string()) {
+            return Err(same());
         }
         let hold = m.policy.probation.seconds;
         if !(LEAST_HOLD..=MOST_HOLD).contains(&hold) {
@@ -211,6 +224,13 @@ impl<M: Medium> Systems<M> {
         // Where the chosen one could not be started, the one that runs is the one to keep.
         let slot = now.runs.other();
         plan(bundle, slot, self.part(slot))?;
+        // Nobody has noted the id of a bundle that was flashed; its files are there.
+        if known.is_none() && facts.image.is_some_and(|image| image.version == m.version) {
+            prove(bundle, now.runs, self.part(now.runs)).map_err(|error| match error {
+                TakeError::ReadBack(_) => same(),
+                error => error.into(),
+            })?;
+        }
         Ok(slot)
     }
 

@@ -32,6 +32,7 @@ fn machine(backend: &str, partitions: &[(&str, u32)]) -> (tempfile::TempDir, Pla
     fs::create_dir_all(at("blocks/vda")).unwrap();
     let places = Places {
         board: at("board.toml"),
+        release: at("os-release"),
         cmdline: at("cmdline"),
         slot: at("slot"),
         bootloader: at("bootloader"),
@@ -73,10 +74,13 @@ fn a_board_with_uboot_finds_its_choice_by_the_name_of_its_partition_and_commits_
 
 #[test]
 fn what_a_board_says_of_its_systems_can_be_shown_to_anybody() {
-    let (_root, places) = machine("uboot-env", &[("bootstate", 5)]);
+    let (root, places) = machine("uboot-env", &[("bootstate", 5)]);
     let view = View::of(&places).unwrap();
     assert!((view.runs, view.chosen, view.on_trial) == (Some(Slot::B), Some(Slot::A), true));
-    assert!(view.refused.is_none() && view.backend == "uboot-env");
+    assert!(view.refused.is_none() && view.backend == "uboot-env" && view.image.is_none());
+    fs::write(root.path().join("os-release"), "ID=inferd\nIMAGE_ID=os\nIMAGE_VERSION=7\n").unwrap();
+    let image = View::of(&places).unwrap().image.unwrap();
+    assert_eq!((image.product.as_str(), image.version), ("os", 7));
     let (_root, places) = machine("initramfs", &[]);
     let view = View::of(&places).unwrap();
     assert!(view.runs.is_none() && view.refused.unwrap().1.contains("one kernel"));

@@ -9,7 +9,7 @@ use inferd_model::ModelName;
 use inferd_slots::{BLOCK, Medium};
 use inferd_system::record::{PLACES, Record, newest};
 use inferd_system::state::{Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start};
-use inferd_system::{Facts, Keep, Parts, Restart, SECTOR, Sectors, Slot, Systems, Uboot};
+use inferd_system::{Facts, Image, Keep, Parts, Restart, SECTOR, Sectors, Slot, Systems, Uboot};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng as _, SeedableRng as _};
 use std::collections::BTreeMap;
@@ -77,10 +77,21 @@ fn bundle(version: u64) -> Vec<u8> {
 
 // === The device ===
 
+/// What a medium does with one operation, and goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    /// Nothing, and it says so.
+    Fails,
+    /// It comes to the medium, and an error comes back.
+    LandsAndFails,
+}
+
 struct Inner {
     /// Operations until the power goes.
     left: Option<usize>,
     done: usize,
+    /// What goes wrong with the operation of this number.
+    fault: Option<(usize, Fault)>,
     /// `rootfs` and `boot` of a and b: as they are seen, and what would outlive a cut.
     seen: [[Vec<u8>; 2]; 2],
     durable: [[Vec<u8>; 2]; 2],
@@ -88,33 +99,33 @@ struct Inner {
     pending: Vec<(usize, usize, usize, Vec<u8>)>,
     files: BTreeMap<String, Vec<u8>>,
     bootstate: BTreeMap<u64, [u8; SECTOR]>,
-    /// The next write of a record comes to the medium, and an error comes back.
-    lands_and_fails: bool,
     boot: u64,
 }
 
 #[derive(Clone)]
 struct World(Arc<Mutex<Inner>>);
 
+/// A partition that begins with this.
+fn part(bytes: Vec<u8>) -> Vec<u8> {
+    let mut part = vec![0xee; PART];
+    part[..bytes.len()].copy_from_slice(&bytes);
+    part
+}
+
 impl World {
     /// With version 1 in slot a, as it left the factory.
     fn new() -> Self {
-        let part = |bytes: Vec<u8>| {
-            let mut part = vec![0xee; PART];
-            part[..bytes.len()].copy_from_slice(&bytes);
-            part
-        };
         let a = [part(rootfs(1)), part(boot(1, Slot::A))];
         let seen = [a, [vec![0xee; PART], vec![0xee; PART]]];
         Self(Arc::new(Mutex::new(Inner {
             left: None,
             done: 0,
+            fault: None,
             durable: seen.clone(),
             seen,
             pending: Vec::new(),
             files: BTreeMap::new(),
             bootstate: BTreeMap::new(),
-            lands_and_fails: false,
             boot: 1,
         })))
     }
@@ -124,15 +135,22 @@ impl World {
     }
 
     /// One operation on a medium; none when the power is gone.
-    fn spend(&self) -> io::Result<()> {
+    fn spend(&self, act: impl FnOnce(&mut Inner)) -> io::Result<()> {
         self.with(|w| {
             match &mut w.left {
                 Some(0) => return Err(io::Error::other("the power is gone")),
                 Some(left) => *left -= 1,
                 None => {}
             }
+            let fault = w.fault.take_if(|(n, _)| *n == w.done);
             w.done += 1;
-            Ok(())
+            if !matches!(fault, Some((_, Fault::Fails))) {
+                act(w);
+            }
+            match fault {
+                Some(_) => Err(io::Error::other("the disk is unsure")),
+                None => Ok(()),
+            }
         })
     }
 
@@ -178,9 +196,14 @@ impl World {
             None => (record.chosen, ""),
             Some(slot) => {
                 let done = Record { generation: record.generation + 1, tried: None, ..record };
-                let written = sectors.write(PLACES[1 - at], &done.encode());
-                written.map_err(|e| Reason { code: "cut".into(), sentence: e.to_string() })?;
-                (slot, " inferd.try=1")
+                match sectors.write(PLACES[1 - at], &done.encode()) {
+                    Ok(()) => (slot, " inferd.try=1"),
+                    Err(e) if self.with(|w| w.left == Some(0)) => {
+                        return Err(Reason { code: "cut".into(), sentence: e.to_string() });
+                    }
+                    // Its script then starts what is chosen.
+                    Err(_) => (record.chosen, ""),
+                }
             }
         };
         let version = self.version(slot);
@@ -202,9 +225,9 @@ impl Keep for World {
         Ok(self.with(|w| w.files.get(name).cloned()))
     }
     fn save(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.spend()?;
-        self.with(|w| w.files.insert(name.to_owned(), bytes.to_vec()));
-        Ok(())
+        self.spend(|w| {
+            w.files.insert(name.to_owned(), bytes.to_vec());
+        })
     }
 }
 
@@ -225,12 +248,9 @@ impl Sectors for Bootstate {
         Ok(())
     }
     fn write(&self, at: u64, sector: &[u8; SECTOR]) -> io::Result<()> {
-        self.0.spend()?;
-        let fails = self.0.with(|w| {
+        self.0.spend(|w| {
             w.bootstate.insert(at, *sector);
-            std::mem::take(&mut w.lands_and_fails)
-        });
-        if fails { Err(io::Error::other("the disk is unsure")) } else { Ok(()) }
+        })
     }
 }
 
@@ -256,35 +276,29 @@ impl Medium for Part {
         self.read(at, into)
     }
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.world.spend()?;
         let at = at as usize;
-        self.world.with(|w| {
+        self.world.spend(|w| {
             w.seen[self.slot][self.part][at..at + bytes.len()].copy_from_slice(bytes);
             w.pending.push((self.slot, self.part, at, bytes.to_vec()));
-        });
-        Ok(())
+        })
     }
     fn write_through(&self, at: u64, block: &[u8; BLOCK]) -> io::Result<()> {
-        self.world.spend()?;
         let at = at as usize;
-        self.world.with(|w| {
+        self.world.spend(|w| {
             w.seen[self.slot][self.part][at..at + BLOCK].copy_from_slice(block);
             w.durable[self.slot][self.part][at..at + BLOCK].copy_from_slice(block);
-        });
-        Ok(())
+        })
     }
     fn sync(&self) -> io::Result<()> {
-        self.world.spend()?;
-        self.world.with(|w| {
+        self.world.spend(|w| {
             w.pending.retain(|(slot, part, ..)| (*slot, *part) != (self.slot, self.part));
             w.durable[self.slot][self.part] = w.seen[self.slot][self.part].clone();
-        });
-        Ok(())
+        })
     }
 }
 
 fn facts(trust: &Trust) -> Facts<'_> {
-    Facts { trust: Some(trust), board: BOARD, version: "0.1.0" }
+    Facts { trust: Some(trust), board: BOARD, version: "0.1.0", image: None }
 }
 
 /// From wherever the device stands to this version committed.
@@ -371,6 +385,29 @@ fn a_power_cut_at_any_operation_of_two_system_updates_leaves_a_whole_system_that
 }
 
 #[test]
+fn an_operation_that_fails_leaves_a_whole_system_that_goes_on_whether_or_not_it_came_to_the_medium() {
+    let whole = World::new();
+    update(&whole, 2, Ended::Power).unwrap();
+    let operations = whole.with(|w| w.done);
+    let mut told = 0;
+    for n in 0..operations {
+        for fault in [Fault::Fails, Fault::LandsAndFails] {
+            let world = World::new();
+            world.with(|w| w.fault = Some((n, fault)));
+            // Whoever meets it says so, and the board is restarted.
+            told += usize::from(update(&world, 2, Ended::Power).is_err());
+            for version in [2, 3] {
+                update(&world, version, Ended::Request).unwrap_or_else(|e| panic!("{fault:?} at {n}: {e:?}"));
+            }
+            assert_eq!(world.with(|w| w.fault), None);
+            assert_eq!(world.starts().unwrap(), "inferd.slot=a", "{fault:?} at {n}");
+            assert_eq!(world.version(Slot::A), Some(3));
+        }
+    }
+    assert!(told > operations, "{told} of {operations} operations, which failed twice each, were told");
+}
+
+#[test]
 fn a_slot_that_is_being_written_never_starts_whatever_a_cut_leaves() {
     // Version 3 comes to slot b, which holds version 2: a boot loader may fall back to it.
     let world = World::new();
@@ -446,6 +483,59 @@ fn a_version_below_the_floor_is_refused_though_it_is_signed() {
     let why = systems.install(&mut signed(&other, 2).as_slice(), &facts(&trust)).unwrap_err();
     assert_eq!(why.code, "same-version", "the floor's version with another content");
     systems.install(&mut bundle(5).as_slice(), &facts(&trust)).unwrap();
+}
+
+#[test]
+fn a_card_that_was_flashed_takes_nothing_older_than_what_it_runs_though_it_has_committed_nothing() {
+    let (world, trust) = (World::new(), trust());
+    world.with(|w| {
+        w.seen[0] = [part(rootfs(5)), part(boot(5, Slot::A))];
+        w.durable = w.seen.clone();
+    });
+    let image = Image { product: "os".into(), version: 5 };
+    let facts = Facts { image: Some(&image), ..facts(&trust) };
+    let install = |bytes: Vec<u8>| {
+        world.systems("inferd.slot=a").unwrap().install(&mut bytes.as_slice(), &facts).map_err(|why| why.code)
+    };
+    let refused = |bytes| {
+        let before = world.with(|w| (w.seen.clone(), w.files.clone()));
+        let code = install(bytes).unwrap_err();
+        assert!(before == world.with(|w| (w.seen.clone(), w.files.clone())), "nothing was written");
+        code
+    };
+    assert_eq!(refused(bundle(4)), "older-version");
+    let other = BundleSpec { product: ModelName::new("other").unwrap(), ..spec(9) };
+    assert_eq!(refused(signed(&other, 2)), "other-product");
+    for file_of_another in ["rootfs", "boot-a"] {
+        let mut other = spec(5);
+        let place = other.system.iter().position(|file| file.name == file_of_another).unwrap();
+        other.system[place] = file(file_of_another, content("other", 5, 30_000));
+        assert_eq!(refused(signed(&other, 2)), "same-version", "another {file_of_another}");
+    }
+    install(bundle(5)).unwrap();
+    install(bundle(6)).unwrap();
+}
+
+#[test]
+fn what_was_committed_counts_beside_what_the_image_says_of_itself() {
+    let (world, trust) = (World::new(), trust());
+    update(&world, 5, Ended::Power).unwrap();
+    // The same root filesystem may have been signed under a higher version than it says.
+    for (says, refused) in [(1, 4), (5, 4), (7, 6)] {
+        let image = Image { product: "os".into(), version: says };
+        let facts = Facts { image: Some(&image), ..facts(&trust) };
+        let admit = |bytes: Vec<u8>| {
+            let mut systems = world.systems("inferd.slot=b").unwrap();
+            systems.install(&mut bytes.as_slice(), &facts).map_err(|why| why.code)
+        };
+        assert_eq!(admit(bundle(refused)).unwrap_err(), "older-version", "it says {says}");
+        if says <= 5 {
+            let relabelled = BundleSpec { label: "another".into(), ..spec(5) };
+            assert_eq!(admit(signed(&relabelled, 2)).unwrap_err(), "same-version", "it says {says}");
+            admit(bundle(5)).unwrap();
+        }
+        admit(bundle(8)).unwrap();
+    }
 }
 
 #[test]
@@ -582,7 +672,7 @@ fn a_try_that_was_not_to_be_is_taken_out_of_the_boot_loaders_record() {
     let trust = trust();
     // Told, though the disk says that it was not.
     let world = staged();
-    world.with(|w| w.lands_and_fails = true);
+    world.with(|w| w.fault = Some((w.done + 1, Fault::LandsAndFails)));
     let mut old = world.systems("inferd.slot=a").unwrap();
     assert_eq!(old.arm(Some(&trust)).unwrap_err().code, "boot-backend");
     assert!(matches!(old.state().phase, Phase::Staged { .. }));

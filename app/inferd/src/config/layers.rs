@@ -513,7 +513,7 @@ impl Reader {
 
 /// Variables with our prefix that are read before the configuration (the first), that the keeper gives its daemon (the next two), or that are
 /// read by `inferctl` or by what stands in scripts/ and tests/: a shell that has them set is no mistake.
-const ELSEWHERE: [&str; 11] = [
+const ELSEWHERE: [&str; 13] = [
     "INFERD_CONFIG",
     inferd_watch::ask::SOCKET_VARIABLE,
     inferd_watch::journal::VARIABLE,
@@ -523,6 +523,8 @@ const ELSEWHERE: [&str; 11] = [
     "INFERD_BUILD_ID",
     "INFERD_CACHE",
     "INFERD_DEBIAN_MIRROR",
+    "INFERD_IMAGE_ID",
+    "INFERD_IMAGE_VERSION",
     "INFERD_NO_RUSTUP",
     "INFERD_TEST_BOARD",
 ];
