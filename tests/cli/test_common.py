@@ -132,3 +132,12 @@ def test_a_start_that_could_take_nothing_over_opens_no_door(chosen):
     assert chosen(own="", provisioned=False) == chosen.folder / "closed.toml"
     assert (chosen.folder / "closed.toml").read_text() == "[security]\nopen_reads = false\nopen_inference = false\n"
     assert "boot: CLOSED" in (chosen.folder / "log").read_text()
+
+
+def test_an_interface_with_a_section_of_its_own_is_not_the_first_one_too(shell):
+    first = COMMON.with_name("network").read_text().partition("\nfirst() {")[2].partition("\n}\n")[0]
+    stubs = f'interface() {{ echo eth0; }}\nsleep() {{ echo waits >>{shell.folder}/calls; }}\nstart() {{ echo "$*" >>{shell.folder}/calls; }}'
+    lines = stubs + "\nfirst() {" + first.replace('"$0"', "start") + "\n}\n"
+    assert shell(f"{lines}INTERFACES='eth1'\nfirst\n") == [f"eth0 {shell.folder}/net/wired"]
+    (shell.folder / "calls").unlink()
+    assert shell(f"{lines}INTERFACES='eth1 eth0'\nfirst\n") == ["waits"]

@@ -5,6 +5,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// The first wired interface, as the kernel calls it where there is one.
+const FIRST: &str = "eth0";
+/// Sections that others have for what is `[network.wifi]` here.
+const WIRELESS: [&str; 4] = ["wifi", "wlan", "wireless", "wlan0"];
 /// Servers, keys and interfaces that a file may name of each.
 const MOST: usize = 16;
 /// Bytes of a name that a message repeats.
@@ -83,6 +87,10 @@ pub fn parse(text: &str) -> Result<Provision, Vec<Problem>> {
     let mut found = Provision::default();
     for (name, value) in table.get_ref() {
         let section: &str = name.get_ref();
+        if WIRELESS.contains(&section.to_ascii_lowercase().as_str()) {
+            let says = format!("there is no section {section}; a wireless network is [network.wifi].");
+            reader.problem(name.span().start, says);
+        }
         if !crate::SECTIONS.contains(&section) {
             continue;
         }
@@ -121,6 +129,20 @@ pub fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].split(|b| *b == b'\n').count()
 }
 
+/// What other programs call what is meant: keys of a section of one kind, with what to write.
+const OTHER_WORDS: [(&str, &[&str], &str); 10] = [
+    ("network", &["netmask", "mask", "subnet", "subnet_mask", "cidr"], "prefix"),
+    ("network", &["ip", "ipv4", "ip_address", "ipaddress", "static_ip"], "address"),
+    ("network", &["router", "gw", "default_gateway", "route"], "gateway"),
+    ("network", &["nameserver", "nameservers", "dns_servers", "resolver"], "dns"),
+    ("wifi", &["password", "psk", "key", "wpa_psk", "secret", "pass"], "passphrase"),
+    ("wifi", &["name", "essid", "network"], "ssid"),
+    ("wifi", &["region", "regdomain", "country_code"], "country"),
+    ("device", &["name", "host", "host_name"], "hostname"),
+    ("device", &["tz", "zone", "time_zone"], "timezone"),
+    ("ssh", &["key", "keys", "public_key", "public_keys"], "authorized_keys"),
+];
+
 struct Reader<'a> {
     text: &'a str,
     problems: Vec<Problem>,
@@ -135,7 +157,23 @@ impl Reader<'_> {
 
     fn unknown(&mut self, section: &str, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str]) {
         let name: &str = key.get_ref();
-        let hint = nearest(name, known.iter().copied());
+        let kind =
+            if known.contains(&"ssid") { "wifi" } else { section.split('.').next().unwrap_or(section) };
+        let lower = name.to_ascii_lowercase().replace('-', "_");
+        let word = |kind: &str| {
+            let meant =
+                |(of, words, _): &&(&str, &[&str], &str)| *of == kind && words.contains(&lower.as_str());
+            OTHER_WORDS.iter().find(meant).map(|(_, _, word)| *word).filter(|word| known.contains(word))
+        };
+        let exact = known.iter().find(|known| **known == lower).copied();
+        let wireless = !known.contains(&"ssid")
+            && kind == "network"
+            && (["ssid", "passphrase", "psk", "password", "essid", "country"].contains(&lower.as_str()));
+        let hint = match exact.or_else(|| word(kind)).or_else(|| word("network")) {
+            Some(word) => format!("; did you mean {word}?"),
+            None if wireless => "; a wireless network is [network.wifi] with ssid and passphrase.".to_owned(),
+            None => nearest(name, known.iter().copied()),
+        };
         self.problem(key.span().start, format!("there is no setting {section}.{}{hint}", shown(name)));
     }
 
@@ -199,10 +237,11 @@ impl Reader<'_> {
     }
 
     fn network(&mut self, keys: &DeTable<'_>, found: &mut Provision) {
-        let mut wired = Fixed::default();
+        let (mut wired, mut named) = (Fixed::default(), None);
         for (key, value) in keys {
             let name: &str = key.get_ref();
             if wired.take(self, "network", name, value) {
+                named.get_or_insert(key.span().start);
                 continue;
             }
             let Some(table) = value.get_ref().as_table() else {
@@ -233,6 +272,13 @@ impl Reader<'_> {
             found.interfaces.insert(name.to_owned(), interface);
         }
         found.wired = wired.interface(self, "network");
+        // On a board that has one the kernel calls its first wired interface so.
+        if let Some(at) = named.filter(|_| keys.contains_key(FIRST)) {
+            let says = format!(
+                "[network] is about the first wired interface, and so is [network.{FIRST}]: say it in one of them."
+            );
+            self.problem(at, says);
+        }
     }
 
     fn wifi(&mut self, keys: &DeTable<'_>, at: usize) -> Option<Wifi> {
@@ -322,6 +368,7 @@ impl Reader<'_> {
 struct Fixed {
     dhcp: Option<bool>,
     address: Option<(Ipv4Addr, Option<u8>, usize)>,
+    /// What was said; 0 for what was refused.
     prefix: Option<u8>,
     gateway: Option<(Ipv4Addr, usize)>,
     dns: Vec<Ipv4Addr>,
@@ -340,19 +387,30 @@ impl Fixed {
                 None => r.problem(at, format!("{key} is true or false, without quotes.")),
             },
             "address" => {
-                let allowed = "an IPv4 address such as 192.168.1.20/24";
+                let allowed = match value.get_ref().as_str().and_then(|s| s.split_once('/')) {
+                    Some((ip, bits)) if ip.parse::<Ipv4Addr>().is_ok() => match netmask(bits) {
+                        Some(bits) => format!("the bits of the network: \"{ip}/{bits}\""),
+                        None => format!("1 to 31 bits of the network behind the /, such as \"{ip}/24\""),
+                    },
+                    _ => "an IPv4 address such as 192.168.1.20/24".to_owned(),
+                };
                 let read = |s: &str| match s.split_once('/') {
                     None => Some((s.parse().ok()?, None)),
                     Some((ip, bits)) => Some((ip.parse().ok()?, Some(prefix(bits.parse().ok()?)?))),
                 };
-                self.address = r.text(&key, value, allowed, read).map(|(ip, bits)| (ip, bits, at));
+                self.address = r.text(&key, value, &allowed, read).map(|(ip, bits)| (ip, bits, at));
             }
             "prefix" => {
                 let bits =
                     value.get_ref().as_integer().and_then(|i| i.as_str().parse().ok()).and_then(prefix);
                 match bits {
                     Some(bits) => self.prefix = Some(bits),
-                    None => r.problem(at, format!("{key} is a whole number from 1 to 31, without quotes.")),
+                    None => {
+                        let bits = value.get_ref().as_str().and_then(netmask);
+                        let hint = bits.map(|bits| format!("; this one is {bits}")).unwrap_or_default();
+                        r.problem(at, format!("{key} is a whole number from 1 to 31, without quotes{hint}."));
+                        self.prefix = Some(0);
+                    }
                 }
             }
             "gateway" => {
@@ -376,6 +434,9 @@ impl Fixed {
         if self.dhcp == Some(true) {
             r.problem(at, format!("{section}.address and dhcp = true exclude each other."));
         }
+        if self.prefix == Some(0) {
+            return Interface::default();
+        }
         let Some(prefix) = bits.or(self.prefix) else {
             let said = format!(
                 "{section}.address needs the bits of its network: \"{ip}/24\", or prefix = 24 beside it."
@@ -397,16 +458,26 @@ impl Fixed {
         let mask = u32::MAX << (32 - u32::from(prefix));
         let hosts = u32::from(ip) & !mask;
         if prefix < 31 && (hosts == 0 || hosts == !mask) {
-            r.problem(
-                at,
-                format!("{section}.address {ip}/{prefix} is the network itself or its broadcast address."),
-            );
+            let what = if hosts == 0 { "the network itself" } else { "the network's broadcast address" };
+            r.problem(at, format!("{section}.address {ip}/{prefix} is {what}, no address of one device."));
         }
         if let Some((gateway, at)) = self.gateway {
             if gateway == ip {
                 r.problem(at, format!("{section}.gateway is the device's own address."));
             } else if u32::from(gateway) & mask != u32::from(ip) & mask {
                 r.problem(at, format!("{section}.gateway {gateway} is not in the network of {ip}/{prefix}."));
+            } else if prefix < 31 && [0, !mask].contains(&(u32::from(gateway) & !mask)) {
+                let what = if u32::from(gateway) & !mask == 0 {
+                    "the network itself"
+                } else {
+                    "the network's broadcast address"
+                };
+                r.problem(
+                    at,
+                    format!(
+                        "{section}.gateway {gateway} is {what} of {ip}/{prefix}, no address of one device."
+                    ),
+                );
             }
         }
         if r.problems.len() > before {
@@ -424,6 +495,13 @@ impl Fixed {
 pub fn shown(text: &str) -> String {
     let short: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
     if text.chars().count() > SHOWN { format!("{short}...") } else { short }
+}
+
+/// The bits of a network mask such as 255.255.255.0.
+fn netmask(text: &str) -> Option<u8> {
+    let mask = u32::from(text.parse::<Ipv4Addr>().ok()?);
+    let bits = mask.leading_ones();
+    (mask.count_ones() == bits).then(|| u8::try_from(bits).ok().and_then(prefix)).flatten()
 }
 
 fn prefix(bits: u8) -> Option<u8> {
@@ -471,7 +549,7 @@ fn timezone(s: &str) -> Option<String> {
     if s == "UTC" { Some("UTC0".to_owned()) } else { rule.then(|| s.to_owned()) }
 }
 
-/// A public key in one line; its blob must be of the kind that stands before it.
+/// A public key in one line; its blob must be of the kind that stands before it, and whole (RFC 4253, 6.6: fields with their lengths).
 fn ssh_key(s: &str) -> Option<String> {
     let line = s.trim();
     let mut words = line.splitn(3, ' ');
@@ -485,13 +563,22 @@ fn ssh_key(s: &str) -> Option<String> {
         "sk-ssh-ed25519@openssh.com",
         "sk-ecdsa-sha2-nistp256@openssh.com",
     ];
-    let start = base64(blob)?;
-    let length = u32::try_from(kind.len()).ok()?.to_be_bytes();
+    let bytes = base64(blob)?;
+    let (mut rest, mut fields) = (bytes.as_slice(), Vec::new());
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        fields.push(behind.get(..length)?);
+        rest = &behind[length..];
+    }
+    // What stands for a key in somebody's example is one letter again and again.
+    let drawn = |field: &&&[u8]| field.iter().skip(1).any(|byte| *byte != field[field.len() - 1]);
     let good = known.contains(&kind)
         && line.len() <= 4096
         && !line.chars().any(char::is_control)
-        && start.starts_with(&length)
-        && start.get(4..)?.starts_with(kind.as_bytes());
+        && rest.is_empty()
+        && fields.first() == Some(&kind.as_bytes())
+        && fields.get(1..)?.iter().any(|field| field.len() >= 32 && drawn(&field))
+        && (kind != "ssh-ed25519" || fields.len() == 2 && fields[1].len() == 32);
     good.then(|| line.to_owned())
 }
 

@@ -51,7 +51,7 @@ fn every_mistake_is_told_with_its_line_and_key_at_once() {
             "line 2: device.hostname is \"door_7\"; allowed is 1 to 63 letters, digits and hyphens, no hyphen first or last.",
             "line 3: device.timezone is \"Europa/Berlin\"; allowed is a place such as Europe/Berlin, or a rule for TZ such as \
              CET-1CEST,M3.5.0,M10.5.0/3.",
-            "line 5: network.address 192.168.7.0/24 is the network itself or its broadcast address.",
+            "line 5: network.address 192.168.7.0/24 is the network itself, no address of one device.",
             "line 6: there is no setting network.gatway; did you mean gateway?",
             "line 7: network.gateway 192.168.8.1 is not in the network of 192.168.7.0/24.",
             "line 9: network.dns is \"nine\"; allowed is IPv4 addresses.",
@@ -81,6 +81,109 @@ fn every_mistake_is_told_with_its_line_and_key_at_once() {
     ] {
         let said = said(text);
         assert!(said.len() == 1 && said[0].contains(word), "{text}: {said:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_its_network_is_told_and_so_is_which_mask_is_how_many_bits() {
+    for (text, says) in [
+        ("address = \"10.1.2.255/24\"", "network.address 10.1.2.255/24 is the network's broadcast address"),
+        (
+            "address = \"10.1.2.3/24\"\ngateway = \"10.1.2.0\"",
+            "network.gateway 10.1.2.0 is the network itself of 10.1.2.3/24",
+        ),
+        (
+            "address = \"10.1.2.3/24\"\ngateway = \"10.1.2.255\"",
+            "network.gateway 10.1.2.255 is the network's broadcast address",
+        ),
+        (
+            "address = \"10.1.2.3/24\"\ngateway = \"10.1.3.1\"",
+            "network.gateway 10.1.3.1 is not in the network of 10.1.2.3/24",
+        ),
+        ("address = \"10.1.2.3/24\"\ngateway = \"10.1.2.3\"", "network.gateway is the device's own address"),
+        (
+            "address = \"10.1.2.3/32\"",
+            "allowed is 1 to 31 bits of the network behind the /, such as \"10.1.2.3/24\"",
+        ),
+        ("address = \"10.1.2.3/0\"", "allowed is 1 to 31 bits of the network behind the /"),
+        ("address = \"10.1.2.3/\"", "allowed is 1 to 31 bits of the network behind the /"),
+        ("address = \"/24\"", "allowed is an IPv4 address such as 192.168.1.20/24"),
+        ("address = \"10.1.2.3/255.255.255.0\"", "allowed is the bits of the network: \"10.1.2.3/24\""),
+        ("address = \"10.1.2.3/255.0.255.0\"", "allowed is 1 to 31 bits"),
+        ("address = \"10.1.2.3\"\nprefix = \"255.255.0.0\"", "from 1 to 31, without quotes; this one is 16."),
+    ] {
+        let said = said(&format!("[network]\n{text}"));
+        assert!(said[0].contains(says), "{text}: {said:?}");
+    }
+    let point_to_point = parse("[network]\naddress = \"10.0.0.2/31\"\ngateway = \"10.0.0.3\"").unwrap();
+    assert_eq!(point_to_point.wired.address.unwrap().prefix, 31);
+}
+
+#[test]
+fn the_first_interface_is_spoken_of_once() {
+    let both = "[network]\ndns = [\"9.9.9.9\"]\n[network.eth0]\naddress = \"10.0.0.2/24\"\n";
+    let once =
+        "[network] is about the first wired interface, and so is [network.eth0]: say it in one of them.";
+    assert_eq!(said(both), [format!("line 2: {once}")]);
+    for good in [both.replace("eth0", "eth1"), both.replace("dns = [\"9.9.9.9\"]\n", "")] {
+        assert!(parse(&good).is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn what_other_programs_call_it_is_answered_with_what_it_is_called_here() {
+    for (section, key, meant) in [
+        ("network", "netmask", "did you mean prefix?"),
+        ("network", "IP", "did you mean address?"),
+        ("network.eth1", "default-gateway", "did you mean gateway?"),
+        ("network", "nameservers", "did you mean dns?"),
+        ("network", "Gateway", "did you mean gateway?"),
+        ("network", "ssid", "a wireless network is [network.wifi] with ssid and passphrase."),
+        ("network.wlan0", "psk", "a wireless network is [network.wifi] with ssid and passphrase."),
+        ("network.wifi", "password", "did you mean passphrase?"),
+        ("network.wifi", "psk", "did you mean passphrase?"),
+        ("network.wifi", "SSID", "did you mean ssid?"),
+        ("network.wifi", "netmask", "did you mean prefix?"),
+        ("device", "name", "did you mean hostname?"),
+        ("device", "time_zone", "did you mean timezone?"),
+        ("ssh", "key", "did you mean authorized_keys?"),
+        ("time", "server", "did you mean servers?"),
+    ] {
+        let others = if section == "network.wifi" { "ssid = \"x\"\n" } else { "" };
+        let said = said(&format!("[{section}]\n{others}{key} = \"x\"\n"));
+        assert!(
+            said.len() == 1 && said[0].ends_with(&format!("there is no setting {section}.{key}; {meant}")),
+            "{said:?}"
+        );
+    }
+    let wifi = said("[wifi]\nssid = \"x\"\n");
+    assert_eq!(wifi, ["line 1: there is no section wifi; a wireless network is [network.wifi]."]);
+}
+
+#[test]
+fn only_a_whole_public_key_is_one() {
+    let said_of = |key: &str| parse(&format!("[ssh]\nauthorized_keys = [\"{key}\"]\n"));
+    for good in [
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEr5tGbDaP8bH7YQmHqzcTgRYqMrxcKGr5jC3M3cQq8x",
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P0A= me",
+    ] {
+        said_of(good).unwrap();
+    }
+    let zeros = format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{} you@desk", "A".repeat(43));
+    for placeholder in [
+        "ssh-ed25519 AAAA... you@desk",
+        "ssh-ed25519 AAAA you@desk",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 you@desk",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEr5tGbDaP8bH7YQmHqzcTgRYqMrxcKGr5jC3M3c me@desk",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEr5tGbDaP8bH7YQmHqzcTgRYqMrxcKGr5jC3M3cQq8xAAAA me@desk",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIQABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fIA== 33 bytes",
+        &zeros,
+    ] {
+        let said = said_of(placeholder).unwrap_err();
+        assert!(
+            said.len() == 1 && said[0].says.contains("a public key as it stands"),
+            "{placeholder}: {said:?}"
+        );
     }
 }
 
