@@ -222,6 +222,32 @@ def test_units_scripts_and_rules_are_the_overlays_and_there_is_no_second_one():
         assert f"/usr/libexec/inferd/{script.name}" in run or script.name in ("dhcp-event", "common"), f"no unit runs {script.name}"
 
 
+def test_busybox_is_the_other_builders_with_what_the_scripts_call():
+    (fragment,) = (LAYER / "recipes-core/busybox/busybox").iterdir()
+    assert fragment.resolve() == places.ROOT / "buildroot/busybox/common.fragment"
+    assert f"file://{fragment.name}" in (LAYER / "recipes-core/busybox/busybox_%.bbappend").read_text()
+    assert {"CONFIG_NTPD=y", "CONFIG_ARPING=y"} <= set(fragment.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", [name for name in openembedded.laid_out() if boards.load(name).backend == "rpi-tryboot"])
+def test_what_the_first_boot_may_be_asked_for_is_in_a_raspberry_pis_image(name):
+    found = variables(LAYER / "recipes-inferd/images/inferd-image.inc")
+    assert {"${INFERD_ON_DEMAND}", "${INFERD_BOARD_PACKAGES}"} <= set(found["IMAGE_INSTALL"].split())
+    asked = f"{found['INFERD_ON_DEMAND']} {found[f'INFERD_ON_DEMAND:append:{openembedded.MACHINES[name]}']}".replace("${INFERD_RADIO}", found["INFERD_RADIO"])
+    theirs = tree.defconfig(tree.TREE / f"configs/inferd_{name.replace('-', '_')}_defconfig")
+    packages = {"DROPBEAR": "dropbear", "WPA_SUPPLICANT": "wpa-supplicant", "WIRELESS_REGDB": "wireless-regdb-static"}
+    assert all(theirs[f"BR2_PACKAGE_{symbol}"] == "y" for symbol in packages)
+    assert set(packages.values()) <= set(asked.split())
+
+
+def test_nobody_logs_in_over_ssh_by_what_the_image_itself_has():
+    # A socket of dropbear's own would let in whom nobody was asked about, and keys are only those of the boot partition.
+    assert variables(LAYER / "conf/distro/inferd.conf")["SYSTEMD_AUTO_ENABLE:pn-dropbear"] == "disable"
+    assert (places.OVERLAY / "root/.ssh").readlink().as_posix() == "/run/inferd/ssh"
+    text = recipe("inferd-appliance").read_text()
+    assert "file://rootfs-overlay/root" in text and "cp -d ${S}/rootfs-overlay/root/.ssh ${D}${ROOT_HOME}/.ssh" in text
+
+
 def test_the_user_is_the_one_of_the_overlay():
     found = variables(LAYER / "recipes-inferd/inferd/inferd.inc")
     name, _, uid, gid, *_ = next(line for line in (places.OVERLAY / "etc/passwd").read_text().splitlines() if line.startswith("inferd:")).split(":")

@@ -168,6 +168,7 @@ def test_the_daemon_is_packaged_with_its_unit(alone):
 def test_the_appliance_is_packaged_with_models_scripts_and_the_page_of_its_board(alone):
     files = packaged(alone, "inferd-appliance")
     assert files["etc/inferd/board"].read_text() == "qemu-aarch64\n"
+    assert files["root/.ssh"].readlink().as_posix() == "/run/inferd/ssh"
     wanted = {f"usr/libexec/inferd/{name}" for name in ("boot", "common", "network", "sticks", "dhcp-event")}
     assert wanted | {"usr/share/inferd/models/imu-motion/manifest.toml", "usr/lib/systemd/system/inferd-boot.service"} <= set(files)
 

@@ -4,7 +4,7 @@ LICENSE = "Apache-2.0 | MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=1f1e9d776565f658fe91c27b12580ade"
 
 FILESEXTRAPATHS:prepend := "${INFERD_CHECKOUT}:"
-SRC_URI = "file://LICENSE file://rootfs-overlay/usr file://rootfs-overlay/etc/inferd"
+SRC_URI = "file://LICENSE file://rootfs-overlay/usr file://rootfs-overlay/etc/inferd file://rootfs-overlay/root"
 S = "${UNPACKDIR}"
 
 PACKAGE_ARCH = "${MACHINE_ARCH}"
@@ -32,9 +32,14 @@ do_install() {
     install -d ${D}${sysconfdir}/systemd/system-generators
     ln -s /dev/null ${D}${sysconfdir}/systemd/system-generators/systemd-gpt-auto-generator
     install -d ${D}/data
+    # Keys that may log in are those of the boot partition, and none is kept here.
+    install -d -m 0700 ${D}${ROOT_HOME}
+    cp -d ${S}/rootfs-overlay/root/.ssh ${D}${ROOT_HOME}/.ssh
     ln -s /run/resolv.conf ${D}${sysconfdir}/resolv.conf
 }
 
-FILES:${PN} = "${nonarch_libdir}/systemd ${libexecdir}/inferd ${datadir}/inferd ${sysconfdir} /data"
+FILES:${PN} = "${nonarch_libdir}/systemd ${libexecdir}/inferd ${datadir}/inferd ${sysconfdir} ${ROOT_HOME} /data"
+# The driver of a Raspberry Pi's radio; other kernels have no such package.
+RRECOMMENDS:${PN} = "kernel-module-brcmfmac kernel-module-brcmfmac-wcc"
 RDEPENDS:${PN} = "busybox ${VIRTUAL-RUNTIME_inferd}"
 VIRTUAL-RUNTIME_inferd ??= "inferd-bin"
