@@ -416,6 +416,22 @@ mod tests {
     }
 
     #[test]
+    fn a_floor_never_falls_and_the_newest_sixteen_verdicts_are_kept() {
+        let mut state = trial(Tries::default(), None);
+        state.floors.insert("os".into(), 8);
+        state.bundles.insert("os".into(), "the eighth".into());
+        let after = state.committed(11);
+        assert_eq!((after.floor("os"), after.bundles["os"].as_str()), (8, "the eighth"));
+        for _ in 0..20 {
+            let next =
+                state.after(&Start::Again(Reason { code: "c".into(), sentence: "s".into() }), 11).unwrap();
+            state = State { phase: state.phase, ..next };
+        }
+        let numbers: Vec<u64> = state.verdicts.iter().map(|verdict| verdict.number).collect();
+        assert_eq!(numbers, (5..=20).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn what_is_kept_is_read_again() {
         let why = Reason { code: "c".into(), sentence: "s".into() };
         let start = Start::Again(why.clone());

@@ -8,8 +8,11 @@ use inferd_bundle::{Role, RoleKeys, Root, RootKey, SigningKey, Trust, keys};
 use inferd_model::ModelName;
 use inferd_slots::{BLOCK, Medium};
 use inferd_system::record::{PLACES, Record, newest};
-use inferd_system::state::{Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start};
-use inferd_system::{Facts, Image, Keep, Parts, Restart, SECTOR, Sectors, Slot, Systems, Uboot};
+use inferd_system::state::{Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start, State};
+use inferd_system::{
+    Backend, BootError, Facts, Image, Keep, Now, Parts, Refused, Restart, SECTOR, Sectors, Slot, Systems,
+    Uboot,
+};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng as _, SeedableRng as _};
 use std::collections::BTreeMap;
@@ -84,6 +87,8 @@ enum Fault {
     Fails,
     /// It comes to the medium, and an error comes back.
     LandsAndFails,
+    /// Nothing, and it says that it was done; the system's files are not on such a medium.
+    Swallows,
 }
 
 struct Inner {
@@ -142,14 +147,14 @@ impl World {
                 Some(left) => *left -= 1,
                 None => {}
             }
-            let fault = w.fault.take_if(|(n, _)| *n == w.done);
+            let fault = w.fault.take_if(|(n, _)| *n == w.done).map(|(_, fault)| fault);
             w.done += 1;
-            if !matches!(fault, Some((_, Fault::Fails))) {
+            if matches!(fault, None | Some(Fault::LandsAndFails)) {
                 act(w);
             }
             match fault {
+                None | Some(Fault::Swallows) => Ok(()),
                 Some(_) => Err(io::Error::other("the disk is unsure")),
-                None => Ok(()),
             }
         })
     }
@@ -170,13 +175,16 @@ impl World {
         });
     }
 
-    fn systems(&self, cmdline: &str) -> Result<Systems<Part>, Reason> {
-        let parts = [0, 1].map(|slot| Parts {
+    fn parts(&self) -> [Parts<Part>; 2] {
+        [0, 1].map(|slot| Parts {
             rootfs: Part { world: self.clone(), slot, part: 0 },
             boot: Some(Part { world: self.clone(), slot, part: 1 }),
-        });
+        })
+    }
+
+    fn systems(&self, cmdline: &str) -> Result<Systems<Part>, Reason> {
         let backend = Uboot::new(Bootstate(self.clone()), cmdline, None);
-        Systems::open(Box::new(backend), parts, Box::new(self.clone()), self.with(|w| w.boot))
+        Systems::open(Box::new(backend), self.parts(), Box::new(self.clone()), self.with(|w| w.boot))
     }
 
     /// The board starts: U-Boot's script takes a try out and starts it, or what is chosen. The kernel's command line.
@@ -225,6 +233,9 @@ impl Keep for World {
         Ok(self.with(|w| w.files.get(name).cloned()))
     }
     fn save(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        if self.with(|w| w.fault.is_some_and(|fault| fault == (w.done, Fault::Swallows))) {
+            self.with(|w| w.fault = None);
+        }
         self.spend(|w| {
             w.files.insert(name.to_owned(), bytes.to_vec());
         })
@@ -391,7 +402,7 @@ fn an_operation_that_fails_leaves_a_whole_system_that_goes_on_whether_or_not_it_
     let operations = whole.with(|w| w.done);
     let mut told = 0;
     for n in 0..operations {
-        for fault in [Fault::Fails, Fault::LandsAndFails] {
+        for fault in [Fault::Fails, Fault::LandsAndFails, Fault::Swallows] {
             let world = World::new();
             world.with(|w| w.fault = Some((n, fault)));
             // Whoever meets it says so, and the board is restarted.
@@ -418,16 +429,18 @@ fn a_slot_that_is_being_written_never_starts_whatever_a_cut_leaves() {
     let operations = world.with(|w| w.done) - before;
     let mut unwritten = 0;
     for n in 0..operations {
-        let world = World::new();
-        update(&world, 2, Ended::Power).unwrap();
-        update(&world, 3, Ended::Power).unwrap();
-        world.with(|w| w.left = Some(n));
-        assert!(update(&world, 4, Ended::Power).is_err());
-        world.cut(&mut || true);
-        let begins = world.with(|w| [0, 1].map(|part| w.seen[1][part][..BLOCK].iter().any(|&b| b != 0)));
-        let whole = world.version(Slot::B).is_some();
-        assert!(whole || begins != [true, true], "cut at {n}: a slot that begins is whole");
-        unwritten += usize::from(!whole);
+        for survives in [true, false] {
+            let world = World::new();
+            update(&world, 2, Ended::Power).unwrap();
+            update(&world, 3, Ended::Power).unwrap();
+            world.with(|w| w.left = Some(n));
+            assert!(update(&world, 4, Ended::Power).is_err());
+            world.cut(&mut || survives);
+            let begins = world.with(|w| [0, 1].map(|part| w.seen[1][part][..BLOCK].iter().any(|&b| b != 0)));
+            let whole = world.version(Slot::B).is_some();
+            assert!(whole || begins != [true, true], "cut at {n}: a slot that begins is whole");
+            unwritten += usize::from(!whole);
+        }
     }
     assert!(unwritten > 3, "{unwritten}");
 }
@@ -543,8 +556,18 @@ fn a_system_that_is_not_the_chosen_one_and_not_on_trial_is_the_one_to_keep() {
     let (world, trust) = (World::new(), trust());
     update(&world, 2, Ended::Power).unwrap();
     // The chosen b cannot be started any more, and the boot loader fell back to a.
+    let before = world.with(|w| w.done);
     let mut fallen = world.systems("inferd.slot=a").unwrap();
     fallen.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap();
+    for n in 0..world.with(|w| w.done) - before {
+        let cut = World::new();
+        update(&cut, 2, Ended::Power).unwrap();
+        cut.with(|w| w.left = Some(n));
+        let mut fallen = cut.systems("inferd.slot=a").unwrap();
+        assert!(fallen.install(&mut bundle(3).as_slice(), &facts(&trust)).is_err());
+        cut.cut(&mut || true);
+        cut.starts().unwrap();
+    }
     assert_eq!(world.starts().unwrap(), "inferd.slot=a", "not the slot that was written, before its trial");
     assert_eq!(world.version(Slot::B), Some(3));
     fallen.arm(Some(&trust)).unwrap();
@@ -553,6 +576,88 @@ fn a_system_that_is_not_the_chosen_one_and_not_on_trial_is_the_one_to_keep() {
     assert_eq!(new.start(Ended::Request).unwrap(), Start::Watch);
     new.commit().unwrap();
     assert_eq!((world.starts().unwrap().as_str(), new.state().floor("os")), ("inferd.slot=b", 3));
+}
+
+#[test]
+fn a_medium_that_swallows_what_is_written_is_found_out_before_the_system_is_staged() {
+    let trust = trust();
+    let whole = World::new();
+    whole.systems("inferd.slot=a").unwrap().install(&mut bundle(2).as_slice(), &facts(&trust)).unwrap();
+    let mut found = 0;
+    for n in 0..whole.with(|w| w.done) {
+        let world = World::new();
+        world.with(|w| w.fault = Some((n, Fault::Swallows)));
+        let mut systems = world.systems("inferd.slot=a").unwrap();
+        match systems.install(&mut bundle(2).as_slice(), &facts(&trust)) {
+            Ok(_) => assert_eq!(world.version(Slot::B), Some(2), "nothing was lost of operation {n}"),
+            Err(why) => {
+                assert_eq!(why.code, "read-back-differs");
+                assert!(matches!(systems.state().phase, Phase::Writing { .. }));
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 3, "{found}");
+}
+
+/// A boot loader whose board cannot be trusted with a try.
+struct Untrusted(Uboot<Bootstate>);
+
+impl Backend for Untrusted {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn preflight(&self) -> Result<(), Refused> {
+        Err(Refused { code: "firmware-too-old", sentence: "it is of 2020".into() })
+    }
+    fn now(&self) -> Result<Now, BootError> {
+        self.0.now()
+    }
+    fn restart(&self) -> Restart {
+        self.0.restart()
+    }
+    fn arm(&self, slot: Slot) -> Result<Restart, BootError> {
+        self.0.arm(slot)
+    }
+    fn disarm(&self) -> Result<(), BootError> {
+        self.0.disarm()
+    }
+    fn commit(&self) -> Result<(), BootError> {
+        self.0.commit()
+    }
+}
+
+#[test]
+fn a_board_that_cannot_be_trusted_with_a_try_is_asked_before_an_install_and_again_before_the_try() {
+    let trust = trust();
+    for world in [World::new(), staged()] {
+        let backend = Untrusted(Uboot::new(Bootstate(world.clone()), "inferd.slot=a", None));
+        let mut systems =
+            Systems::open(Box::new(backend), world.parts(), Box::new(world.clone()), 1).unwrap();
+        let before = world.with(|w| w.done);
+        let why = systems.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap_err();
+        assert_eq!(why.code, "firmware-too-old");
+        if matches!(systems.state().phase, Phase::Staged { .. }) {
+            assert_eq!(systems.arm(Some(&trust)).unwrap_err().code, "firmware-too-old");
+        }
+        assert_eq!(world.with(|w| w.done), before, "nothing was written");
+    }
+}
+
+#[test]
+fn a_seventeenth_product_is_refused_and_a_known_one_is_not() {
+    let world = World::new();
+    let floors: BTreeMap<String, u64> = (0..16).map(|n| (format!("os-{n}"), 1)).collect();
+    let state = State { floors, ..State::default() };
+    world.with(|w| w.files.insert("system.json".into(), serde_json::to_vec(&state).unwrap()));
+    assert_eq!(refusal(&world, &bundle(2)), "too-many-products");
+    let known = BundleSpec { product: ModelName::new("os-7").unwrap(), ..spec(2) };
+    let trust = trust();
+    world
+        .systems("inferd.slot=a")
+        .unwrap()
+        .install(&mut signed(&known, 2).as_slice(), &facts(&trust))
+        .unwrap();
 }
 
 #[test]
@@ -623,6 +728,7 @@ fn tried(ended: Ended, act: impl Fn(&mut Systems<Part>)) -> (Vec<(Outcome, Strin
         let start = systems.start(before).unwrap();
         if start == Start::Watch {
             tries += 1;
+            assert!(tries < 99, "it is tried for ever");
             act(&mut systems);
             before = ended;
             continue;
@@ -724,7 +830,12 @@ fn a_system_that_is_tried_unasked_is_no_trial_and_says_so() {
         ("inferd.slot=a", Start::Nothing),
         ("inferd.slot=b", Start::Nothing),
     ] {
-        assert_eq!(world.systems(cmdline).unwrap().start(Ended::Power).unwrap(), want, "{cmdline}");
+        let mut systems = world.systems(cmdline).unwrap();
+        assert_eq!(systems.start(Ended::Power).unwrap(), want, "{cmdline}");
+        if want == Start::Unasked {
+            let why = systems.install(&mut bundle(3).as_slice(), &facts(&trust())).unwrap_err();
+            assert_eq!(why.code, "system-on-trial", "nor does it write over the one that comes back");
+        }
     }
 }
 
