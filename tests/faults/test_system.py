@@ -3,7 +3,9 @@
 What the kernel and U-Boot do on a board is not here; every byte of the partitions and of U-Boot's records is.
 """
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import struct
@@ -107,7 +109,9 @@ class Board:
         """What a daemon says of itself."""
         with open("/proc/uptime") as uptime:
             now = int(float(uptime.read().split()[0]) * 1000) - age_ms
-        (self.root / "run/inferd/daemon/commit-ready").write_text(json.dumps({"uptime_ms": now, "pid": pid, "reasons": reasons}))
+        file = self.root / "run/inferd/daemon/commit-ready"
+        file.with_suffix(".new").write_text(json.dumps({"uptime_ms": now, "pid": pid, "reasons": reasons}))
+        file.with_suffix(".new").replace(file)
 
     def bundle(self, version, *options, key="system", board="qemu-aarch64"):
         rootfs, boot = self.folder / f"rootfs-{version}", self.folder / f"boot-{version}"
@@ -240,6 +244,35 @@ def test_a_daemon_that_is_not_ready_or_says_nothing_new_keeps_its_system_from_be
         assert verdict["code"] == "not-ready" and why in verdict["sentence"]
         board.ok("install", board.bundle(2))
         board.ok("try")
+
+
+def test_a_daemon_that_is_another_one_at_every_look_keeps_its_system_from_being_committed(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    board.start("request")
+    watch = subprocess.Popen(board.command("watch", "--hold", "1", "--grace", "2"), stderr=subprocess.PIPE, text=True)
+    for pid in itertools.count(1):
+        # What is said counts for 10 s: this is old news before the next look, so none is seen twice.
+        board.says(pid=pid, age_ms=9_300)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            watch.wait(0.05)
+            break
+    assert watch.returncode == 0, watch.stderr.read()
+    assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
+    assert board.status()["state"]["gave_up"]["code"] == "not-ready"
+
+
+def test_a_system_is_not_given_up_while_a_models_trial_is_all_that_is_against_it(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    board.start("request")
+    board.says("slot B is on trial")
+    watch = subprocess.Popen(board.command("watch", "--hold", "1", "--grace", "1"), stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        watch.wait(6)
+    board.says("model x does not serve")
+    assert watch.wait(120) == 0 and "model x does not serve" in watch.stderr.read()
+    assert board.status()["state"]["gave_up"]["code"] == "not-ready"
 
 
 def test_a_try_that_nobody_restarts_the_board_for_is_taken_back(board):

@@ -156,6 +156,29 @@ impl Held {
     }
 }
 
+/// How long a new system may take.
+#[derive(Debug)]
+struct Patience {
+    whole: Duration,
+    spent: Duration,
+    looked: Duration,
+}
+
+impl Patience {
+    fn new(whole: Duration) -> Self {
+        Self { whole, spent: Duration::ZERO, looked: Duration::ZERO }
+    }
+
+    /// Whether it is over at this look. What passed since the one before is not counted while a model is waited for.
+    fn is_over(&mut self, now: Duration, waits_for_a_model: bool) -> bool {
+        let passed = now.saturating_sub(std::mem::replace(&mut self.looked, now));
+        if !waits_for_a_model || now >= MODELS {
+            self.spent += passed;
+        }
+        self.spent >= self.whole
+    }
+}
+
 struct Desk {
     cli: Cli,
     config: Config,
@@ -383,7 +406,7 @@ impl Desk {
         tell(format_args!("{} {} is on trial", about.product, about.version));
         fs::write(self.cli.run.join(ready::TRIAL), b"").map_err(|e| because("no-keeper", e))?;
         let hold = hold.unwrap_or(Duration::from_secs(about.hold_s.into()));
-        let (mut deadline, latest) = (Instant::now() + hold + grace, Instant::now() + MODELS);
+        let mut patience = Patience::new(hold + grace);
         let (mut held, mut last) = (Held::default(), "the daemon has said nothing".to_owned());
         let begin = Instant::now();
         let why = loop {
@@ -396,11 +419,10 @@ impl Desk {
                 Err(why) => break why,
             };
             let who = (said.as_ref().map(|said| said.pid), keeper.map(|keeper| keeper.starts));
-            if said.as_ref().is_some_and(waits_for_a_model) && deadline < latest {
-                deadline += LOOK;
-            }
+            let now = begin.elapsed();
+            let over = patience.is_over(now, said.as_ref().is_some_and(waits_for_a_model));
             let judged = ready::judge(said, history::uptime());
-            if held.look(begin.elapsed(), who, judged.is_ok()).is_some_and(|held| held >= hold) {
+            if held.look(now, who, judged.is_ok()).is_some_and(|held| held >= hold) {
                 systems.commit()?;
                 tell(format_args!("{} {} is committed", about.product, about.version));
                 let _ = fs::remove_file(self.cli.run.join(ready::TRIAL));
@@ -409,7 +431,7 @@ impl Desk {
             if let Err(reason) = judged {
                 last = reason;
             }
-            if Instant::now() >= deadline {
+            if over {
                 let within = (hold + grace).as_secs();
                 break because(
                     "not-ready",
@@ -451,6 +473,22 @@ mod tests {
         assert_eq!(held.look(s(31), ONE, false), None, "a reason in the middle");
         assert_eq!(held.look(s(32), ONE, true), Some(s(0)));
         assert_eq!(held.look(s(62), ONE, true), Some(s(30)));
+    }
+
+    #[test]
+    fn the_time_that_a_models_trial_takes_is_not_counted_however_long_the_looks_take_and_a_week_is_the_end() {
+        let mut patience = Patience::new(s(610));
+        let mut now = Duration::ZERO;
+        while now < s(604_000) {
+            now += Duration::from_millis(1_002);
+            assert!(!patience.is_over(now, true), "{now:?}");
+        }
+        assert!(!patience.is_over(now + s(609), false));
+        assert!(patience.is_over(now + s(610), false), "its own time counts");
+        let mut patience = Patience::new(s(610));
+        assert!(!patience.is_over(MODELS - s(1), true));
+        assert!(!patience.is_over(MODELS + s(608), true));
+        assert!(patience.is_over(MODELS + s(609), true), "a model that never comes to its end");
     }
 
     #[test]
