@@ -26,9 +26,9 @@ class Office:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
 
-    def system(self, output, board, version, parts, *options, key="system"):
+    def system(self, output, board, version, parts, *options, key="system", probation_s=30):
         """A signed bundle of a system; `parts`: its files by their names (`rootfs`, `boot`, ...)."""
         files = [word for name, file in parts.items() for word in (f"--{name}", file)]
-        command = ["--system", "--version", version, "--board", board, *files, "--probation-seconds", 30]
+        command = ["--system", "--version", version, "--board", board, *files, "--probation-seconds", probation_s]
         self.run("bundle", "build", *command, "--key", self.at(f"{key}.key"), "-o", output, *options)
         return output

@@ -179,6 +179,10 @@ class Machine:
         """How often the hardware watchdog has expired since the monitor was first used."""
         return len(self.qmp.told("WATCHDOG"))
 
+    def resets(self):
+        """How often it was reset, by whatever, since the monitor was first used."""
+        return len(self.qmp.told("RESET"))
+
     def network(self, plugged):
         """Plugs the network cable in, or pulls it."""
         self.qmp.execute("set_link", name="net", up=plugged)
@@ -234,12 +238,16 @@ class Machine:
             raise Failure(f"the machine did not switch itself off within {timeout} s", self.serial) from None
 
     def root(self, command, timeout=60):
-        """Runs a shell command in the appliance as root (images made with --dev); returns (status, output)."""
+        """Runs a shell command in the appliance as root (images made with --dev); returns (status, output). Where the monitor is
+        used, a reset is noticed: it ends the command in which it comes, and the next one asks for a new shell."""
+        resets = self.resets() if self.monitor else 0
+        if self.shell and self.shell.resets != resets:
+            self.forget_shell()
         if self.shell is None:
             if not self.dev:
                 raise Failure("only an image made with --dev has a root shell")
-            self.shell = Shell(self.folder / "shell.sock", timeout)
-        return self.shell.command(command, timeout)
+            self.shell = Shell(self.folder / "shell.sock", timeout, resets)
+        return self.shell.command(command, timeout, lambda: self.monitor and self.resets() != resets)
 
     def forget_shell(self):
         """The machine restarts: the root shell of before is gone, the next command asks for a new one."""
@@ -343,9 +351,10 @@ class Machine:
 class Shell:
     """A root shell on a virtual console, driven over a Unix socket."""
 
-    def __init__(self, path, timeout):
+    def __init__(self, path, timeout, resets=0):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
+        self.resets = resets
         self.text = ""
         self.count = 0
         end = time.monotonic() + timeout
@@ -354,9 +363,11 @@ class Shell:
             if time.monotonic() > end:
                 raise Failure("the root shell of the appliance does not answer")
 
-    def command(self, command, timeout):
-        """Runs one command line; returns (status, output)."""
-        found = self._sent_and_seen(command, timeout)
+    def command(self, command, timeout, gone=lambda: False):
+        """Runs one command line; returns (status, output). `gone()`: whether nobody will answer any more."""
+        found = self._sent_and_seen(command, timeout, gone)
+        if not found and gone():
+            raise Failure(f"the appliance was reset before `{command}` ended")
         if not found:
             raise Failure(f"`{command}` did not end within {timeout} s in the appliance; so far: {self.text!r}")
         return int(found[2]), found[1]
@@ -365,22 +376,25 @@ class Shell:
         """Leaves the shell alone."""
         self.socket.close()
 
-    def _sent_and_seen(self, command, timeout):
+    def _sent_and_seen(self, command, timeout, gone=lambda: False):
         self.count += 1
         mark = f"done-{self.count}"
         # The quotes keep the echo of this line from looking like its result.
         self.socket.sendall(f'{command}\necho "<""{mark}:$?>"\n'.encode())
         end = time.monotonic() + timeout
         while time.monotonic() < end:
+            over = gone()
             found = re.search(rf"(.*?)<{mark}:(\d+)>\n", self.text, re.DOTALL)
             if found:
                 self.text = self.text[found.end() :]
                 return found
-            if select.select([self.socket], [], [], 0.2)[0]:
+            if select.select([self.socket], [], [], 0 if over else 0.2)[0]:
                 got = self.socket.recv(65536)
                 if not got:
                     raise Failure("the appliance closed its root shell")
                 self.text += got.decode("utf-8", "replace").replace("\r", "")
+            elif over:
+                break
         return None
 
 
