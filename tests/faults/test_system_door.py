@@ -1,9 +1,15 @@
 """Systems over HTTP: a daemon that is not root, `inferd system serve` beside it, and a board of files (`test_system.py` has it)."""
 
+import contextlib
 import json
+import os
+import pwd
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from contract.wire import Wire, ask
@@ -11,6 +17,14 @@ from faults.test_system import PART, PARTITIONS, Board, watched
 from helpers import until
 from office import Office
 from updates.rig import IDENTITY, put, slots
+
+
+STATUS, INSTALL, TRY = (b'{"ask":"%s"}\n' % what for what in (b"status", b"install", b"try"))
+
+
+def heard(answers):
+    """The next answer."""
+    return json.loads(answers.readline())
 
 
 class Appliance(Board):
@@ -23,12 +37,43 @@ class Appliance(Board):
         (folder / "updates/root.imr").write_bytes(office.root.read_bytes())
         self.before = self.contents()
 
-    def serve(self):
-        """Root begins to listen; a second one takes the place of the first."""
-        self.socket.unlink(missing_ok=True)
-        self.root_process = subprocess.Popen(self.command("serve", "--socket", self.socket))
-        until(self.socket.exists, "root listens")
+    def serve(self, *options):
+        """Root begins to listen; a second one takes the place of the first, which left its socket there."""
+        if self.root_process:
+            self.root_process.kill()
+            self.root_process.wait()
+        self.root_process = subprocess.Popen(self.command("serve", "--socket", self.socket, *options))
+        until(lambda: self.at_the_door(), "root listens")
         return self
+
+    def at_the_door(self):
+        """A connection to root; None when nobody listens."""
+        door = socket.socket(socket.AF_UNIX)
+        # What is never answered fails its test.
+        door.settimeout(120)
+        if door.connect_ex(str(self.socket)) == 0:
+            return door
+        door.close()
+        return None
+
+    def answer(self, question):
+        """What root answers at its door; None to one who cannot even knock."""
+        door = self.at_the_door()
+        if door is None:
+            return None
+        with door:
+            # Who is turned away hears so before anything was read of it.
+            with contextlib.suppress(BrokenPipeError):
+                door.sendall(question)
+            return heard(door.makefile("rb"))
+
+    def cut_short(self, bundle):
+        """Somebody at the door who brings all of a bundle but its end: the connection, and the answers."""
+        door = self.at_the_door()
+        door.sendall(INSTALL + bundle.read_bytes()[:-4096])
+        answers = door.makefile("rb")
+        assert heard(answers)["answer"] == "writing"
+        return door, answers
 
     def daemon(self, config="", **options):
         base = f'[updates]\nslot_size_mib = 16\nrun_dir = "{self.root}/run/inferd/daemon"\nboard = "qemu-aarch64"\n'
@@ -181,8 +226,8 @@ def test_a_daemon_or_a_root_process_that_is_killed_in_the_middle_costs_nothing_b
     board.root_process.kill()
     board.root_process.wait()
     answer = wire.send(rest).answer()
-    told = answer.json()
-    assert (answer.status, told["code"], told["retry"]) == (503, "system-gone", True), told
+    page = answer.json()
+    assert (answer.status, page["code"], page["retry"]) == (503, "system-gone", True), page
     assert board.phase() == "writing" and board.starts_nothing("b")
     board.serve()
     status, told = push(daemon, board.bundle(3))
@@ -190,41 +235,121 @@ def test_a_daemon_or_a_root_process_that_is_killed_in_the_middle_costs_nothing_b
 
 
 def test_a_client_that_stands_still_at_the_door_gives_the_slot_back(board):
-    board.serve()
-    board.root_process.kill()
-    board.root_process.wait()
-    board.socket.unlink()
-    board.root_process = subprocess.Popen(board.command("serve", "--socket", board.socket, "--patience", "1"))
-    until(board.socket.exists, "root listens")
+    board.serve("--patience", "1")
     bundle = board.bundle(2)
-    with socket.socket(socket.AF_UNIX) as door:
-        until(lambda: not door.connect_ex(str(board.socket)), "root listens")
-        door.sendall(b'{"ask":"install"}\n' + bundle.read_bytes()[:-4096])
-        answers = door.makefile("rb")
-        assert json.loads(answers.readline())["answer"] == "writing"
-        told = json.loads(answers.readline())
-        assert (told["answer"], told["reason"]["code"]) == ("refused", "truncated"), told
+    door, answers = board.cut_short(bundle)
+    with door:
+        said = heard(answers)
+        assert (said["answer"], said["reason"]["code"]) == ("refused", "truncated"), said
     assert board.starts_nothing("b")
     board.ok("install", bundle)
 
 
 def test_root_answers_nonsense_with_a_reason_and_goes_on(board):
     board.serve()
-    for said in (b"\n", b"{}\n", b'{"ask":"commit"}\n', b'{"ask":"try","slot":"b"}\n', b"\xff" * 200 + b"\n"):
-        with socket.socket(socket.AF_UNIX) as door:
-            until(lambda door=door: not door.connect_ex(str(board.socket)), "root listens")
-            door.sendall(said)
-            told = json.loads(door.makefile("rb").readline())
-            assert (told["answer"], told["reason"]["code"]) == ("refused", "bad-request"), told
-    with socket.socket(socket.AF_UNIX) as door:
-        door.connect(str(board.socket))
-        door.sendall(b"x" * 100_000)
-        assert json.loads(door.makefile("rb").readline())["reason"]["code"] == "bad-request", "a line has an end"
-    with socket.socket(socket.AF_UNIX) as door:
-        door.connect(str(board.socket))
-        door.sendall(b'{"ask":"status"}\n')
-        assert json.loads(door.makefile("rb").readline())["told"]["state"]["phase"] == "idle"
+    for said in (b"\n", b"{}\n", b'{"ask":"commit"}\n', b'{"ask":"try","slot":"b"}\n', b"\xff" * 200 + b"\n", b"x" * 100_000):
+        answer = board.answer(said)
+        assert (answer["answer"], answer["reason"]["code"]) == ("refused", "bad-request"), answer
+    assert board.answer(STATUS)["told"]["state"]["phase"] == "idle"
     assert board.contents() == board.before
+
+
+def test_while_root_installs_for_one_nobody_else_installs_or_tries(board):
+    board.serve()
+    board.ok("install", board.bundle(2))
+    door, answers = board.cut_short(board.bundle(3))
+    with door:
+        for question in (INSTALL + board.bundle(2).read_bytes()[:4096], TRY):
+            answer = board.answer(question)
+            assert (answer["answer"], answer["reason"]["code"]) == ("refused", "busy"), answer
+        assert board.answer(STATUS)["told"]["state"]["phase"] == "writing", "that may be asked at any time"
+        door.sendall(board.bundle(3).read_bytes()[-4096:])
+        door.shutdown(socket.SHUT_WR)
+        assert heard(answers)["answer"] == "staged" and board.holds("b", 3)
+    assert board.restarts() == []
+
+
+def test_root_hears_four_at_once_and_none_that_says_nothing_for_long(board):
+    board.serve()
+
+    def heard_are(count):
+        return lambda: len(os.listdir(f"/proc/{board.root_process.pid}/task")) == 1 + count
+
+    def the_fifth_is_turned_away():
+        # Whoever came before this one has been let in, and leaves.
+        board.answer(STATUS)
+        until(heard_are(0), "root is alone")
+        four = [board.at_the_door() for _ in range(4)]
+        until(heard_are(4), "four are heard")
+        answer = board.answer(STATUS)
+        for door in four:
+            door.close()
+        return answer["answer"] == "refused" and answer["reason"]["code"] == "busy"
+
+    # On a machine that is slow enough the first is let go of before the fifth is there.
+    until(the_fifth_is_turned_away, "the fifth is turned away")
+    until(lambda: board.answer(STATUS)["answer"] == "status", "the places of those who left are free")
+    board.serve("--patience", "1")
+    four = [board.at_the_door() for _ in range(4)]
+    until(lambda: board.answer(STATUS)["answer"] == "status", "the places of those who say nothing are free")
+    for door in four:
+        door.close()
+
+
+def test_root_has_memory_for_one_bundle_and_no_more(board):
+    board.serve()
+    with open(f"/proc/{board.root_process.pid}/limits") as limits:
+        [line] = [line for line in limits if line.startswith("Max data size")]
+    assert line.split()[3:5] == [str(64 << 20)] * 2, line
+
+
+def test_the_door_says_why_a_board_takes_no_system(board):
+    board.serve()
+    boards = board.root / "etc/inferd/board.toml"
+    whole = boards.read_text()
+    for text, why in ((whole, None), (whole.replace("uboot-env", "uefi-nv"), "boot-backend"), ("", "boot-backend")):
+        boards.write_text(text)
+        refused = board.answer(STATUS)["told"]["refused"]
+        assert (refused and refused["code"]) == why, refused
+    boards.write_text(whole)
+    board.data.rename(board.folder / "elsewhere")
+    answer = board.answer(STATUS)["told"]
+    assert answer["refused"]["code"] == "medium-failed" and "no data partition" in answer["refused"]["sentence"], answer
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_only_root_and_the_daemons_user_are_heard_at_the_door(board):
+    user = pwd.getpwnam("nobody")
+    # A folder that everybody can look into.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        board.socket = Path(folder) / "system/door"
+        board.serve("--user", user.pw_name)
+        door, room = board.socket.stat(), board.socket.parent.stat()
+        assert (stat.S_IMODE(door.st_mode), door.st_uid, door.st_gid) == (0o660, 0, user.pw_gid)
+        assert (stat.S_IMODE(room.st_mode), room.st_uid) == (0o755, 0), "nobody else can put a socket there"
+
+        def said_to(uid, gid):
+            with somebody(uid, gid):
+                answer = board.answer(STATUS)
+            return answer and answer.get("reason", {}).get("code", answer["answer"])
+
+        assert said_to(user.pw_uid, user.pw_gid) == "status"
+        assert said_to(user.pw_uid + 1, user.pw_gid) == "not-allowed", "somebody of its group"
+        assert said_to(user.pw_uid + 1, user.pw_gid + 1) is None, "anybody"
+        assert said_to(0, 0) == "status"
+
+
+@contextlib.contextmanager
+def somebody(uid, gid):
+    """Opens files and sockets as this user."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def test_a_system_can_wait_for_somebody_who_says_when(board):

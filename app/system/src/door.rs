@@ -308,9 +308,61 @@ fn answer(from: &mut BufReader<UnixStream>) -> Result<Answer, Reason> {
 mod tests {
     use super::*;
     use crate::state::{Outcome, Phase, Tries, Verdict};
+    use std::os::unix::net::UnixListener;
 
     fn reason(sentence: &str) -> Reason {
         Reason { code: "not-ready".into(), sentence: sentence.into() }
+    }
+
+    /// Somebody behind a door who says one of these to each who comes, and hangs up.
+    fn saying(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, Door) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door");
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            for answer in answers {
+                let (stream, _) = listener.accept().unwrap();
+                line(&mut BufReader::new(&stream), MAX_ASK).unwrap();
+                // Who has heard enough may be gone.
+                let _ = (&stream).write_all(&answer);
+            }
+        });
+        (folder, Door::at(path))
+    }
+
+    fn refused(code: &str) -> Vec<u8> {
+        Answer::Refused { reason: Reason { code: code.into(), sentence: String::new() } }.line()
+    }
+
+    #[test]
+    fn what_is_no_answer_to_a_question_is_an_end_in_the_middle() {
+        let wrong = [b"".to_vec(), b"{}\n".to_vec(), b"trying\n".to_vec(), vec![b' '; 300 << 10]];
+        for said in wrong.into_iter().chain([Answer::Writing { slot: Slot::A }.line()]) {
+            let (_folder, door) = saying(vec![said.clone(), said]);
+            assert_eq!(door.status().unwrap_err().code, "system-gone");
+            assert_eq!(door.try_it().unwrap_err().code, "system-gone");
+        }
+        let (_folder, door) = saying(vec![Answer::Trying.line()]);
+        assert_eq!(door.install(b"x").unwrap_err().code, "system-gone");
+        assert_eq!(door.status().unwrap_err().code, "system-gone", "nobody is there any more");
+    }
+
+    #[test]
+    fn an_install_waits_for_one_who_is_at_the_end_of_another_and_for_nothing_else() {
+        let writing = Answer::Writing { slot: Slot::B }.line();
+        let (_folder, door) = saying(vec![refused("busy"), refused("busy"), writing.clone()]);
+        assert_eq!(door.install(b"x").unwrap().slot, Slot::B);
+        let (_folder, door) = saying(vec![refused("wrong-role"), writing]);
+        assert_eq!(door.install(b"x").unwrap_err().code, "wrong-role");
+    }
+
+    #[test]
+    fn a_refusal_in_the_middle_of_a_bundle_is_heard() {
+        let said = [Answer::Writing { slot: Slot::B }.line(), refused("read-back-differs")].concat();
+        let (_folder, door) = saying(vec![said]);
+        let mut delivery = door.install(b"x").unwrap();
+        let why = (0..10_000).find_map(|_| delivery.push(&[0; 4096]).err()).unwrap();
+        assert_eq!(why.code, "read-back-differs");
     }
 
     #[test]

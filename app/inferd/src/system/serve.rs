@@ -10,6 +10,8 @@ use inferd_system::door::{self, Answer, Ask, Told};
 use inferd_system::state::{Reason, State};
 use inferd_system::{Folder, Parts, View};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Uid, User};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufReader, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -38,10 +40,10 @@ pub(super) struct Serve {
     /// Where to listen
     #[arg(long, value_name = "FILE", default_value = door::SOCKET)]
     socket: PathBuf,
-    /// The group that is heard there [default: root alone]
+    /// The user that is heard there beside root [default: none]
     #[arg(long, value_name = "NAME")]
-    group: Option<String>,
-    /// How long a bundle's next bytes may take to come
+    user: Option<String>,
+    /// How long a bundle's next bytes may take to come; a question 10 seconds at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
 }
@@ -50,7 +52,8 @@ pub(super) struct Serve {
 pub(super) fn serve(desk: &Desk, how: &Serve) -> Result<(), Reason> {
     let failed = |e: io::Error| because("no-door", format!("{}: {e}", how.socket.display()));
     setrlimit(Resource::RLIMIT_DATA, MEMORY, MEMORY).map_err(|e| failed(e.into()))?;
-    let listener = listen(&how.socket, how.group.as_deref()).map_err(failed)?;
+    let user = how.user.as_deref().map(known_user).transpose().map_err(failed)?;
+    let listener = listen(&how.socket, user.as_ref()).map_err(failed)?;
     let (busy, known) = (AtomicUsize::new(0), Known::default());
     let patience = Duration::from_secs(how.patience.max(1));
     thread::scope(|scope| {
@@ -64,6 +67,13 @@ pub(super) fn serve(desk: &Desk, how: &Serve) -> Result<(), Reason> {
                     continue;
                 }
             };
+            if !is_heard(&stream, user.as_ref()) {
+                say(
+                    &stream,
+                    refused(because("not-allowed", "only root and the daemon's user are heard here")),
+                );
+                continue;
+            }
             if busy.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS {
                 busy.fetch_sub(1, Ordering::AcqRel);
                 say(&stream, refused(because("busy", "too many ask for systems at once")));
@@ -81,8 +91,19 @@ pub(super) fn serve(desk: &Desk, how: &Serve) -> Result<(), Reason> {
     })
 }
 
-/// A socket in a directory that only root changes, which the group may connect to.
-fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
+fn known_user(name: &str) -> io::Result<User> {
+    User::from_name(name)?.ok_or_else(|| io::Error::other(format!("there is no user {name}")))
+}
+
+/// Whether root asks, or the user that is heard; the kernel says who it is. Others may have come into the socket's group.
+fn is_heard(stream: &UnixStream, user: Option<&User>) -> bool {
+    let heard =
+        |uid: Uid| uid.is_root() || uid == Uid::effective() || user.is_some_and(|user| user.uid == uid);
+    getsockopt(stream, PeerCredentials).is_ok_and(|who| heard(Uid::from_raw(who.uid())))
+}
+
+/// A socket in a directory that only root changes, which the user's group may connect to.
+fn listen(path: &Path, user: Option<&User>) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     }
@@ -91,10 +112,8 @@ fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    if let Some(name) = group {
-        let unknown = || io::Error::other(format!("there is no group {name}"));
-        let group = nix::unistd::Group::from_name(name)?.ok_or_else(unknown)?;
-        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))?;
+    if let Some(user) = user {
+        std::os::unix::fs::chown(path, None, Some(user.gid.as_raw()))?;
     }
     fs::set_permissions(path, Permissions::from_mode(0o660))?;
     Ok(listener)
@@ -112,7 +131,8 @@ fn say(mut to: &UnixStream, answer: Answer) {
 /// One connection.
 fn hear(desk: &Desk, stream: &UnixStream, patience: Duration, known: &Known) {
     let mut from = BufReader::with_capacity(READ, stream);
-    let asked = stream.set_read_timeout(Some(WORD)).and_then(|()| door::line(&mut from, door::MAX_ASK));
+    let asked =
+        stream.set_read_timeout(Some(WORD.min(patience))).and_then(|()| door::line(&mut from, door::MAX_ASK));
     let line = match asked {
         Ok(Some(line)) => line,
         Ok(None) => return,
