@@ -438,6 +438,26 @@ def test_a_push_is_followed_across_the_restart_to_its_end(board, inferctl):
     assert "ended 3 times" in end(pushing, 1)
 
 
+def test_a_system_that_waits_is_tried_and_followed_when_somebody_says_so(board, inferctl):
+    daemon = board.serve().daemon('system = "stage"\n')
+    nothing = inferctl("system", "try", url=daemon.url)
+    assert nothing.returncode == 1 and "no system is staged" in nothing.stderr, nothing
+    staged = inferctl("push", board.bundle(2), "--wait", "committed", url=daemon.url)
+    assert staged.returncode == 0 and "waits for `inferctl system try`" in staged.stdout, staged
+    until(lambda: slots(daemon)["system"]["state"]["phase"] == "staged", daemon)
+    command = [inferctl.program, "--url", daemon.url, "system", "try", "--wait", "committed"]
+    trying = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(board.restarts, daemon)
+    # It is said to whoever asked before the board goes down.
+    assert trying.stdout.readline() == "inferd-os 2 (2) is tried\n"
+    assert daemon.stop() == 0
+    assert board.start("request") == "b"
+    board.serve().daemon('system = "stage"\n', port=daemon.port)
+    watched(board)
+    text, _ = trying.communicate(timeout=120)
+    assert trying.returncode == 0 and "the system is committed" in text, text
+
+
 def test_where_nobody_installs_systems_they_are_refused_as_before(board):
     daemon = board.daemon()
     status, told = push(daemon, board.bundle(2))

@@ -1,7 +1,7 @@
 //! The operator's tool, on a laptop or on the board.
 //!
 //! One module per command ([`status`], [`watch`], [`infer`], [`bench`], [`model`], [`quantize`], [`compile`], [`bundle`], [`root`],
-//! [`push`], [`slots`], [`records`], [`flash`], [`minisign`]), and below them
+//! [`push`], [`slots`], [`system`], [`records`], [`flash`], [`minisign`]), and below them
 //! how a daemon is asked ([`client`], [`upload`], [`device`]), what is sent ([`input`], [`files`]), and how things are shown ([`show`],
 //! [`meter`]) and said ([`words`]). It knows the daemon only by its wire: what it does, `curl` can do. Secret keys are read by
 //! [`files`], used by the room `inferd-bundle`, and leave this machine in no request.
@@ -32,6 +32,7 @@ mod secure;
 mod show;
 mod slots;
 mod status;
+mod system;
 mod upload;
 mod watch;
 mod words;
@@ -116,6 +117,9 @@ enum Command {
     Push(push::Push),
     /// Have the device fetch a bundle by itself
     Pull(slots::Pull),
+    /// Say when a system that waits is tried
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// What lies in the two model slots, what is on trial, and the last verdicts
     Slots(slots::Slots),
     /// Go back to the models that served before
@@ -184,6 +188,7 @@ fn main() -> ExitCode {
             Command::Permit(permit) => permit.run(&client, json),
             Command::Push(push) => push.run(&client, json),
             Command::Pull(pull) => pull.run(&client, json),
+            Command::System(command) => command.run(&client, json),
             Command::Slots(slots) => slots.run(&client, json),
             Command::Rollback(rollback) => rollback.run(&client, json),
             Command::Trust(trust) => trust.run(&client, json),
@@ -356,6 +361,8 @@ mod tests {
             &["bundle", "sign", "x.imb"],
             &["push", "x.imb", "--wait", "forever"],
             &["trust"],
+            &["system"],
+            &["system", "try", "--wait", "forever"],
             &["flash"],
             &["flash", "x.img", "--file"],
             &["flash", "x.img", "--bmap", "x", "--no-bmap"],

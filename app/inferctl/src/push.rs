@@ -28,6 +28,8 @@ const EVERY: Duration = Duration::from_millis(300);
 const AWAY: Duration = Duration::from_secs(120);
 /// The same while it tries a system: one that nobody reaches is only then given up, 10 minutes and its probation after its start.
 const AWAY_WITH_A_SYSTEM: Duration = Duration::from_secs(5400);
+/// How long a device may take to hash what is staged, before it says that it restarts.
+const HASHING: Duration = Duration::from_secs(1800);
 /// The longest pause before a cut upload is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -35,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const SERVES_ALREADY: &str = "these very bytes serve already; nothing was changed";
 
 /// Said of a system on a device that does not try it by itself.
-const WAITS: &str = "the system is staged; the device waits to be told: POST /api/v1/system/try";
+const WAITS: &str = "the system is staged; the device waits for `inferctl system try`";
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -229,6 +231,40 @@ pub fn follow_pull(client: &Client, since: u64, wait: Wait, json: bool) -> Resul
         }
         return follower.until(wait);
     }
+}
+
+/// Has a device try the system that is staged there, and follows that across its restart.
+///
+/// # Errors
+/// [`Failure`].
+pub fn follow_try(client: &Client, wait: Wait, json: bool) -> Result<(), Failure> {
+    let before = Device::ask(client)?;
+    let state = before.system.as_ref().and_then(|system| system.state.as_ref());
+    let about = state.filter(|state| state.phase == "staged").and_then(|state| state.about.as_ref());
+    let mut follower = Follower::new(client, before.newest(), about.map(|about| about.bundle.clone()), json);
+    follower.system = true;
+    let asked =
+        slots::order(&client.clone().within(HASHING), "/api/v1/system/try", "application/octet-stream", b"");
+    if let Err(error) = asked {
+        return match error {
+            ClientError::Refused(why) => follower.refused(why),
+            error => Err(error.into()),
+        };
+    }
+    match (about, json) {
+        (Some(about), false) => {
+            show::line(&format!("{} {} ({}) is tried", about.product, about.version, about.label));
+        }
+        // It was staged a moment ago, and the device has not said so yet.
+        (None, _) => {
+            return follower.done("the device restarts with it: `inferctl slots` says what becomes of it");
+        }
+        _ => {}
+    }
+    if wait <= Wait::Staged {
+        return follower.done("the device restarts with it");
+    }
+    follower.until(wait)
 }
 
 /// Prints verdicts as they come, and knows when enough of them have.
