@@ -17,11 +17,14 @@ pub struct Piece {
 
 /// Bytes of one mark of the probe.
 const MARK: usize = 4096;
+/// Reads of the probe, and how many MiB are marked for them where that is neither less nor more.
+const READS: u64 = 2048;
+const MARKED_MIB: std::ops::RangeInclusive<u64> = 8..=64;
+const SECTOR: usize = 512;
 
 /// Marks the beginning, every power of two from 1 MiB, and the end, then reads the marks: a card that pretends to be larger than it
-/// is loses some of them, or shows one at another's place. What was there is lost. Takes a second, not minutes. A wrap is found here
-/// where address bits are dropped, at a power of two, as f3probe (fight-flash-fraud.readthedocs.io) supposes of all; another one when
-/// what is written reaches it and is read back.
+/// is loses some of them, or shows one at another's place. What was there is lost. That finds a wrap where address bits are dropped, at a
+/// power of two, as f3probe (fight-flash-fraud.readthedocs.io) supposes of all. [`wraps`] finds any other. Takes seconds, not minutes.
 ///
 /// # Errors
 /// [`FlashError::Counterfeit`], [`FlashError::Medium`].
@@ -54,6 +57,44 @@ pub fn probe(device: &Path, medium: &mut dyn Medium, seed: [u8; 32]) -> Result<(
                     "it says it has {says} bytes, but what is written at byte {at} does not come back"
                 ),
             };
+            return Err(FlashError::Counterfeit { device: device.to_owned(), why });
+        }
+    }
+    if medium.may_lie() { wraps(device, medium, seed, end) } else { Ok(()) }
+}
+
+/// Marks every sector of the first MiB, as many as lie between two of some thousand reads up to the end: whatever the distance at which
+/// addresses begin anew, one of those reads shows a mark.
+fn wraps(device: &Path, medium: &mut dyn Medium, seed: [u8; 32], end: u64) -> Result<(), FlashError> {
+    const MIB: u64 = PIECE as u64;
+    let failed =
+        |at| move |source| FlashError::Medium { device: device.to_owned(), at, doing: "probing it", source };
+    let step = (end / READS / MIB).clamp(*MARKED_MIB.start(), *MARKED_MIB.end()).min(end / MIB / 4) * MIB;
+    if step == 0 {
+        return Ok(());
+    }
+    let mut piece = vec![0; PIECE];
+    for at in (0..step).step_by(PIECE) {
+        for (sector, place) in piece.chunks_exact_mut(SECTOR).zip((at..).step_by(SECTOR)) {
+            sector[..32].copy_from_slice(&seed);
+            sector[32..40].copy_from_slice(&place.to_le_bytes());
+        }
+        medium.write(&piece, at).map_err(failed(at))?;
+    }
+    medium.sync().map_err(failed(0))?;
+    let mut block = [0; MARK];
+    for at in (step..end).step_by(usize::try_from(step).unwrap_or(PIECE)).chain([end]) {
+        medium.read(&mut block, at).map_err(failed(at))?;
+        let mut sectors = block.chunks_exact(SECTOR).zip((at..).step_by(SECTOR));
+        let found = sectors.find_map(|(sector, here)| {
+            let place = u64::from_le_bytes(sector[32..40].try_into().ok()?);
+            (sector[..32] == seed && place < here).then(|| here - place)
+        });
+        if let Some(real) = found {
+            let says = medium.size();
+            let why = format!(
+                "it says it has {says} bytes, but begins anew behind {real}: its real size is at most that"
+            );
             return Err(FlashError::Counterfeit { device: device.to_owned(), why });
         }
     }
@@ -230,6 +271,13 @@ mod tests {
         }
         for fault in [4, 9, 24, 33, 63].map(|real| Fault::Loses(real * MIB)) {
             assert!(matches!(probed(fault), Err(FlashError::Counterfeit { .. })), "{fault:?}");
+        }
+        // At no power of two.
+        for fault in
+            [11 * MIB, 9 * MIB, 33 * MIB, 57 * MIB, 23 * MIB + 512, 61 * MIB - 1536].map(Fault::Wraps)
+        {
+            let said = probed(fault).unwrap_err().to_string();
+            assert!(said.contains("begins anew behind"), "{fault:?}: {said}");
         }
         let said = probed(Fault::Wraps(16 * MIB)).unwrap_err().to_string();
         assert!(said.contains("67109376 bytes") && said.contains("counterfeit"), "{said}");

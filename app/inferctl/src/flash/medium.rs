@@ -26,6 +26,10 @@ pub trait Medium {
     fn read(&mut self, into: &mut [u8], at: u64) -> io::Result<()>;
     /// Everything that was written is on the medium when this returns.
     fn sync(&mut self) -> io::Result<()>;
+    /// Whether its size is only what it says; a file's is known.
+    fn may_lie(&self) -> bool {
+        true
+    }
 }
 
 /// Memory that direct access takes.
@@ -197,5 +201,9 @@ impl Medium for Target {
 
     fn sync(&mut self) -> io::Result<()> {
         if self.direct { self.file.sync_all() } else { self.forget() }
+    }
+
+    fn may_lie(&self) -> bool {
+        !self.file.metadata().is_ok_and(|found| found.is_file())
     }
 }
