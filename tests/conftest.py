@@ -10,6 +10,7 @@ import places
 import pytest
 import qemu
 from helpers import Native, inferctl_program
+from office import Office
 
 # The tests' own ONNX Runtime sends nothing to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -45,6 +46,12 @@ def daemon(tmp_path_factory):
 def walk():
     """One second of synthetic walking as a client sends it: `{"x": [[9 numbers] x 100]}`."""
     return json.loads((places.ROOT / "tests/data/imu_walk.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def office(tmp_path_factory):
+    """Keys, and the root document that an image is born with."""
+    return Office(inferctl_program(), tmp_path_factory.mktemp("keys") / "office")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import glibc
 import image
 import layout as layouts
 import places
+import roots
 import rpi
 import uboot
 from steps import Failure, main, say
@@ -76,6 +77,11 @@ def rootfs(board, target, build_id, system=None):
         glibc.together([target / ENGINE_HOST], Sysroot(target, board.architecture_in_rust))
     if "hailo" in board.engines and not (target / HAILO_FIRMWARE).exists():
         say(f"the image has no {HAILO_FIRMWARE}: its Hailo-8 will not run (buildroot/README.md)")
+    # Of the package's option, or of somebody's own overlay.
+    if (target / roots.PLACE).exists():
+        roots.judged(target / roots.PLACE)
+    else:
+        say(f"WARNING: {roots.NONE} (BR2_PACKAGE_INFERD_ROOT, buildroot/README.md)")
 
 
 def check_kernel(config, fragments):
@@ -120,6 +126,7 @@ def disk(board, target, binaries, tools, epoch):
     facts = {
         "board": board.name,
         "dev": False,
+        "root_sha256": roots.digest(target),
         "build": image.build_id(),
         "system": image.facts_of(image.system()),
         "sha256": image.digest(output),

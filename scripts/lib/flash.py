@@ -14,6 +14,7 @@ import board as boards
 import image
 import places
 import release
+import roots
 import rust
 from steps import Failure, main, say, step
 
@@ -22,7 +23,7 @@ def arguments():
     """The command line; what is not known here is `inferctl flash`'s."""
     parser = argparse.ArgumentParser(
         prog="scripts/flash",
-        usage="scripts/flash --board BOARD [--new | --image FILE] [--dev] [--minimal] [DEVICE] [options of inferctl flash]",
+        usage="scripts/flash --board BOARD [--new | --image FILE] [--root FILE] [--dev] [--minimal] [DEVICE] [options of inferctl flash]",
         description="Write a board's image to a card: the newest one that scripts/image made here, or a new one where there is none. "
         "Without DEVICE it asks which of the removable media. Options that are not named here go to `inferctl flash`: --yes, --list, "
         "--unmount, --provision inferd.toml, --json, --file (its --help has all).",
@@ -30,6 +31,10 @@ def arguments():
     parser.add_argument("--board", choices=boards.names(), help="which board; only --list needs none")
     parser.add_argument("--image", type=Path, metavar="FILE", help="this image (.img or .img.zst), which must be the board's")
     parser.add_argument("--new", action="store_true", help="make the image anew, whatever is there")
+    parser.add_argument(
+        "--root", type=Path, metavar="FILE", help="the image that believes this root document (`inferctl root create`), made where there "
+        "is none; one without accepts no bundle",
+    )
     parser.add_argument("--dev", action="store_true", help="the image with a root shell and the developer's keys; never ship it")
     parser.add_argument("--minimal", action="store_true", help=image.MINIMAL)
     parser.add_argument("--api-key", metavar="KEY", help="put on the card; handed on in a file, so that sudo's command line does not show it")
@@ -68,18 +73,22 @@ def found(options):
     if options.image:
         if options.new:
             raise Failure("--new makes an image, --image names one")
+        if options.root:
+            raise Failure("--root is for an image that is made, --image names one")
         if not options.image.is_file():
             raise Failure(f"{options.image} is no file")
         return options.image
+    asked = image.digest(roots.judged(options.root)) if options.root else None
     board = boards.load(options.board)
     file = image.default_output(board, dev=options.dev, minimal=options.minimal)
-    if options.new or not file.is_file():
+    if options.new or not file.is_file() or (asked and facts_of(file).get("root_sha256") != asked):
         if options.board not in boards.assembled():
             raise Failure(
                 f"scripts/image makes no image for {options.board} (it does for {', '.join(boards.assembled())}); "
                 "build one with buildroot/ or yocto/ and name it with --image"
             )
         kind = [f"--{name}" for name in ("dev", "minimal") if getattr(options, name)]
+        kind += ["--root", options.root] if options.root else []
         made = subprocess.run([sys.executable, "-B", places.ROOT / "scripts/lib/image.py", "--board", options.board, *kind], check=False)
         if made.returncode != 0:
             raise Failure("the image was not made, see above")
@@ -90,10 +99,17 @@ def found(options):
     return file
 
 
+def facts_of(file):
+    """What the JSON beside an image says of it; nothing where there is none."""
+    beside = file.with_name(f"{file.name.removesuffix('.zst')}.json")
+    return json.loads(beside.read_text()) if beside.is_file() else {}
+
+
 def warn(file, *, asks):
     """Says what the facts beside an image have against it; one that does not start as it is, is written only when a person wants that."""
-    beside = file.with_name(f"{file.name.removesuffix('.zst')}.json")
-    facts = json.loads(beside.read_text()) if beside.is_file() else {}
+    facts = facts_of(file)
+    if "root_sha256" in facts and facts["root_sha256"] is None:
+        say(f"    {roots.NONE}")
     if facts.get("dev"):
         say("    a dev image, with a root shell and the developer's API key: never ship it")
     if facts.get("startable", True):

@@ -28,6 +28,7 @@ import layout as layouts
 import modules
 import places
 import release
+import roots
 import rpi
 import rust
 import targets
@@ -219,7 +220,7 @@ def rootfs(recipe, packages, tools, work):
     if recipe.vendors:
         recipe.vendors.install(stage)
     furnish(stage, recipe.board, recipe.models, recipe.build_id, recipe.dev, recipe.system)
-    trust(recipe, stage / "etc/inferd")
+    trust(recipe, stage)
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
             inittab.write(f"{recipe.board.dev_shell}::respawn:-/bin/sh\n")
@@ -251,13 +252,12 @@ def furnish(stage, board, models, build_id, dev=False, system=None):
     (stage / "etc/inferd/board.toml").write_text((places.BOARDS / board.name / "board.toml").read_text())
 
 
-def trust(recipe, folder):
+def trust(recipe, stage):
     """Whom the image believes: its root document, and in a dev image also what is signed for development."""
-    if recipe.root:
-        shutil.copyfile(recipe.root, folder / "root.imr")
+    roots.put(recipe.root, stage)
     if not recipe.dev:
         return
-    config = folder / "inferd.toml"
+    config = stage / "etc/inferd/inferd.toml"
     text = config.read_text()
     if recipe.root:
         text = with_setting(text, "updates", "allow_dev", "true")
@@ -530,10 +530,10 @@ def cli():
         raise Failure(release.DEV)
     holds = system(options.system_product, options.system_version)
     board = boards.load(options.board)
+    root, api_key = trusted(options.root, options.dev)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
     models = ([] if options.no_default_model else [*places.SHIPPED_MODELS]) + options.model
-    root, api_key = trusted(options.root, options.dev)
     output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh, system=holds)
@@ -550,14 +550,14 @@ def cli():
     for line in facts["missing"]:
         say(f"missing: {line}")
     if root is None:
-        say("accepts no bundle: it was made without --root")
+        say("accepts no bundle, neither of models nor of systems: it was made without --root")
     return 0
 
 
 def trusted(root, dev, inferctl=None):
     """The root document and the API key of an image: this machine's developer keys for a dev image, else what was given."""
-    if root is not None and not root.is_file():
-        raise Failure(f"{root} is no file; `inferctl root create` makes a root document")
+    if root:
+        roots.judged(root)
     if not dev:
         return root, None
     keys = devkeys.ensure(inferctl or rust.build_for_host("inferctl"))

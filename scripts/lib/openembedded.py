@@ -19,6 +19,7 @@ import image
 import layout as layouts
 import places
 import release
+import roots
 import rpi
 from steps import Failure, main, say
 
@@ -168,9 +169,9 @@ def beside(disk, ending):
     return disk.with_name(disk.name + ending)
 
 
-def facts(board, disk, recipe):
-    """What `inferctl flash` reads beside an image: for which board, whether with a root shell, and its checksum."""
-    return {"board": board.name, "dev": recipe.endswith("-dev"), "startable": True, "missing": [], "sha256": image.digest(disk), "image_bytes": disk.stat().st_size}
+def facts(board, disk, recipe, root):
+    """What `inferctl flash` reads beside an image: for which board, whether with a root shell, whom it believes, and its checksum."""
+    return {"board": board.name, "dev": recipe.endswith("-dev"), "root_sha256": roots.digest(root), "startable": True, "missing": [], "sha256": image.digest(disk), "image_bytes": disk.stat().st_size}
 
 
 def _mib(size):
@@ -190,7 +191,7 @@ def cli():
     parser = argparse.ArgumentParser(prog="openembedded.py", description="See yocto/README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("generate", help="write what the layer has of other files")
-    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe")}
+    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
     for verb, given in verbs_of_recipes.items():
         command = verbs.add_parser(verb, help="called by recipes")
         command.add_argument("board", choices=sorted(MACHINES))
@@ -212,7 +213,7 @@ def cli():
     elif options.verb == "map":
         beside(options.disk, ".bmap").write_text(release.bmap(options.disk))
     elif options.verb == "facts":
-        beside(options.disk, ".json").write_text(json.dumps(facts(board, options.disk, options.recipe), indent=2) + "\n")
+        beside(options.disk, ".json").write_text(json.dumps(facts(board, options.disk, options.recipe, options.root), indent=2) + "\n")
     else:
         options.xml.write_text(with_our_partitions(options.xml.read_text(), board))
     return 0

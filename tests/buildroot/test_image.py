@@ -14,6 +14,7 @@ import image
 import layout as layouts
 import places
 import pytest
+import roots
 import rpi
 import uboot
 from steps import Failure
@@ -63,6 +64,39 @@ def test_an_image_for_a_hailo_without_its_firmware_says_so(target, capsys):
     assert "Hailo" not in capsys.readouterr().out
 
 
+def test_an_image_that_believes_nobody_says_so_and_whom_it_believes_is_judged(target, office, capsys):
+    board = boards.load("qemu-aarch64")
+    builder.rootfs(board, target, "x")
+    assert f"WARNING: {roots.NONE}" in capsys.readouterr().out
+    roots.put(office.root, target)
+    builder.rootfs(board, target, "x")
+    assert "WARNING" not in capsys.readouterr().out
+    # Of somebody's own overlay.
+    (target / roots.PLACE).write_bytes(office.at("root.pub").read_bytes())
+    with pytest.raises(Failure, match="is no root document"):
+        builder.rootfs(board, target, "x")
+
+
+def test_only_a_root_document_that_enough_of_its_keys_signed_gets_into_an_image(office, tmp_path):
+    root, models = office.at("root.pub"), office.at("models.pub")
+    half, other = tmp_path / "half.imr", tmp_path / "list.imr"
+    office.run("root", "create", "-o", half, "--role", f"root=2:{root},{models}", "--role", f"revocation=1:{root}", "--key", office.at("root.key"))
+    with pytest.raises(Failure, match="root 1 is signed with 1 of the 2 root keys"):
+        roots.judged(half)
+    office.run("root", "sign", half, "--key", office.at("models.key"))
+    assert roots.judged(half) == half
+    office.run("root", "revoke", "--revoke-key", models, "-o", other, "--key", office.at("root.key"))
+    whole = office.root.read_bytes()
+    bad = {"of the kind revocations": other.read_bytes(), "is a secret key": office.at("root.key").read_bytes()}
+    for says, content in [*bad.items(), *(("is no root document", part) for part in (b"", whole[:-1], whole + b"\0", b"\x81" * 9999))]:
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(Failure, match=says):
+            roots.put(tmp_path / "x", tmp_path)
+    with pytest.raises(Failure, match="nothing is no file"):
+        roots.put(tmp_path / "nothing", tmp_path)
+    assert not (tmp_path / roots.PLACE).exists()
+
+
 @pytest.mark.parametrize(
     ("config", "missing"),
     [
@@ -110,7 +144,8 @@ def in_fat(tools, disk, partition, name):
 
 
 @pytest.mark.parametrize("name", PIS)
-def test_a_raspberry_pis_disk_starts_its_first_system(name, target, tools, tmp_path):
+def test_a_raspberry_pis_disk_starts_its_first_system(name, target, office, tools, tmp_path):
+    roots.put(office.root, target)
     board = boards.load(name)
     layout = layouts.load(board)
     disk = builder.disk(board, target, made(board, tmp_path / "images"), tools, 1_000_000_000)
@@ -129,6 +164,7 @@ def test_a_raspberry_pis_disk_starts_its_first_system(name, target, tools, tmp_p
     assert [path.name for path in disk.parent.iterdir() if path.suffix == ".work"] == []
     facts = json.loads(disk.with_name(f"{name}.img.json").read_text())
     assert (facts["board"], facts["dev"], facts["sha256"]) == (name, False, image.digest(disk)), "what `inferctl flash --board` asks for"
+    assert facts["root_sha256"] == image.digest(office.root)
 
 
 def test_an_overlay_that_config_txt_names_lies_beside_the_kernel(target, tools, tmp_path):

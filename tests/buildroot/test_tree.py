@@ -8,6 +8,7 @@ import board as boards
 import kconfiglib
 import places
 import pytest
+import roots
 
 from buildroot import symbols, tree
 
@@ -110,6 +111,20 @@ def test_a_prebuilt_program_is_the_one_that_is_named_else_cargos(symbol, package
     for architecture in ("aarch64", "x86_64"):
         found = tree.evaluated([program], architecture=architecture, **{symbol: '""'})
         assert found[program] == f"{places.ROOT}/target/{architecture}-{target}"
+
+
+def test_the_root_document_that_is_named_gets_in_and_goes_with_the_option(office, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    document = target / roots.PLACE
+    for _ in range(2):  # every `make` does it
+        tree.finalized(BR2_PACKAGE_INFERD_ROOT=f'"{office.root}"', TARGET_DIR=target).check_returncode()
+        assert document.read_bytes() == office.root.read_bytes() and document.stat().st_mode & 0o777 == 0o644
+    refused = tree.finalized(BR2_PACKAGE_INFERD_ROOT=f'"{office.at("root.key")}"', TARGET_DIR=target)
+    assert refused.returncode != 0 and "is a secret key" in refused.stderr
+    for empty in ('""', ""):
+        tree.finalized(BR2_PACKAGE_INFERD_ROOT=empty, TARGET_DIR=target).check_returncode()
+        assert not document.exists(), "nobody is believed any more"
 
 
 @pytest.mark.parametrize(("rust", "refused"), [("1.82.0", True), ("1.94.1", True), ("1.95.0", False), ("1.97.1", False), ("1.100.0", False)])

@@ -21,20 +21,29 @@ include {tree}/external.mk
 show:
 	@:
 	$(foreach name,{names},$(info $(name)=$($(name))))
+finalize:
+	$(foreach hook,$(INFERD_TARGET_FINALIZE_HOOKS),$($(hook)))
 """
 
 
 def evaluated(names, architecture="aarch64", **options):
     """Variables of our packages, with these symbols set in Buildroot's configuration."""
-    text = "".join(f"{name}={value}\n" for name, value in options.items())
-    text += MACROS.format(tree=TREE, architecture=architecture, names=" ".join(names))
-    make = hosttools.Tools(["make"]).path("make")
-    made = subprocess.run(
-        [make, "--no-print-directory", "-f", "-", "show"], input=text, capture_output=True, text=True, check=False
-    )
+    made = _make("show", options, architecture, names)
     assert made.returncode == 0, made.stderr
     found = dict(line.partition("=")[::2] for line in made.stdout.splitlines() if "=" in line)
     return {name: found[name] for name in names}
+
+
+def finalized(**options):
+    """What the package inferd does at the end of every build, with these symbols and TARGET_DIR set."""
+    return _make("finalize", options)
+
+
+def _make(goal, options, architecture="aarch64", names=()):
+    text = "".join(f"{name}={value}\n" for name, value in options.items())
+    text += MACROS.format(tree=TREE, architecture=architecture, names=" ".join(names))
+    make = hosttools.Tools(["make"]).path("make")
+    return subprocess.run([make, "--no-print-directory", "-f", "-", goal], input=text, capture_output=True, text=True, check=False)
 
 
 def prefix(package):

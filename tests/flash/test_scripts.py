@@ -1,12 +1,15 @@
 """scripts/flash: from a checkout to a card."""
 
+import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import tomllib
 
 import places
+import roots
 from flash.conftest import MIB, beginning, gpt_image
 
 
@@ -39,6 +42,40 @@ def test_an_api_key_is_on_no_command_line_but_the_one_it_was_typed_on(card, tmp_
     read = [tools("mtype"), "-i", f"{card}@@{at}", "::inferd.toml"]
     on_card = tomllib.loads(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
     assert on_card["security"] == {"api_key": f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"}
+
+
+def test_an_image_that_believes_another_root_is_not_taken_for_the_one_asked_for(office, tmp_path, monkeypatch):
+    # The folder of these tests has its name.
+    spec = importlib.util.spec_from_file_location("scripts_flash", places.ROOT / "scripts/lib/flash.py")
+    flash = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flash)
+    file, asked = tmp_path / "x.img", []
+    monkeypatch.setattr(flash.image, "default_output", lambda *_, **__: file)
+    monkeypatch.setattr(flash.release, "bmap", lambda _: "a map")
+
+    def make(command, **_):
+        asked.append(command)
+        file.with_name("x.img.json").write_text(json.dumps({"root_sha256": hashlib.sha256(office.root.read_bytes()).hexdigest()}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(flash.subprocess, "run", make)
+    file.touch()
+    file.with_name("x.img.json").write_text(json.dumps({"root_sha256": None}))
+    options = argparse.Namespace(board="rpi4", image=None, new=False, dev=False, minimal=False, root=office.root)
+    for _ in range(2):
+        assert flash.found(options) == file
+    assert [command[-4:] for command in asked] == [["--board", "rpi4", "--root", office.root]], "made once: the second time it is there"
+
+
+def test_a_root_document_that_is_none_is_refused_before_anything_is_made(office, tmp_path):
+    refused = script("--board", "rpi4", "--root", office.at("root.pub"), tmp_path / "card", "--file")
+    assert refused.returncode == 1 and "is no root document" in refused.stderr
+
+
+def test_an_image_that_believes_nobody_is_told(image, card):
+    image.with_name("x.img.json").write_text(json.dumps({"board": "rpi4", "root_sha256": None}))
+    done = script("--board", "rpi4", "--image", image, card, "--file", "--yes")
+    assert done.returncode == 0 and roots.NONE in done.stdout
 
 
 def test_a_board_that_no_image_is_made_for_here_says_where_one_comes_from(tmp_path):

@@ -15,6 +15,7 @@ import jsonschema
 import layout as layouts
 import places
 import pytest
+import roots
 import rpi
 import yaml
 import openembedded
@@ -296,7 +297,7 @@ def partitions(text):
     return {row.get("name"): {"id": row.get("id")} | {fact.tag: fact.text.strip() for fact in row} for row in device}
 
 
-def test_what_is_beside_an_image_is_what_the_flasher_reads(tmp_path, monkeypatch):
+def test_what_is_beside_an_image_is_what_the_flasher_reads(office, tmp_path, monkeypatch):
     board = boards.load("rpi4")
     disk = tmp_path / "inferd-image-dev-raspberrypi4-64.wic"
     layout = layouts.load(board)
@@ -307,11 +308,13 @@ def test_what_is_beside_an_image_is_what_the_flasher_reads(tmp_path, monkeypatch
     for content, file in files.items():
         file.write_bytes(content.encode() * 4096)
     builder.image.disk(layout, files, tools, work, disk)
-    for verb in (("map",), ("facts", "inferd-image-dev")):
+    roots.put(office.root, tmp_path / "rootfs")
+    for verb in (("map",), ("facts", "inferd-image-dev", str(tmp_path / "rootfs"))):
         monkeypatch.setattr("sys.argv", ["openembedded.py", verb[0], "rpi4", str(disk), *verb[1:]])
         assert openembedded.cli() == 0
     facts = json.loads((tmp_path / f"{disk.name}.json").read_text())
     assert (facts["board"], facts["dev"], facts["sha256"]) == ("rpi4", True, hashlib.sha256(disk.read_bytes()).hexdigest())
+    assert facts["root_sha256"] == hashlib.sha256(office.root.read_bytes()).hexdigest()
     # What was on a card before must not show where nothing of ours is written: the beginning of every partition is.
     blocks = [row.split("-") for row in re.findall(r"<Range[^>]*> ([\d-]+) <", (tmp_path / f"{disk.name}.bmap").read_text())]
     covered = {block for first, *last in blocks for block in range(int(first), int((last or [first])[0]) + 1)}
@@ -326,6 +329,14 @@ def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_its_engines_and
         assert f"openembedded.py {verb} ${{INFERD_BOARD}}" in text
     (tegra,) = re.findall(r'^INFERD_BOARD_PACKAGES:tegra = "(.*)"$', text, re.MULTILINE)
     assert {"e2fsprogs-mke2fs", "tensorrt-core", "tegra-libraries-cuda"} <= set(tegra.split()) and "onnxruntime" in tegra
+
+
+def test_whom_an_image_believes_is_said_by_one_variable_and_an_image_that_believes_nobody_warns():
+    recipe_of_it = recipe("inferd-appliance").read_text()
+    assert 'roots.py "${INFERD_ROOT}" ${D}' in recipe_of_it and "'${INFERD_ROOT}:'" in re.search(r"(?m)^do_install\[file-checksums\] .*ROOT.*$", recipe_of_it)[0]
+    image = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
+    assert re.search(r"root\.imr \] \|\|\n +bbwarn ", image) and 'ROOTFS_POSTPROCESS_COMMAND += "inferd_is_trusting"' in image
+    assert yaml.safe_load((places.ROOT / "yocto/kas/common.yml").read_text())["env"] == {"INFERD_ROOT": None}, "passed on where it is set"
 
 
 def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():

@@ -131,12 +131,17 @@ def test_everything_an_image_wants_has_a_recipe(build):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(office, tmp_path_factory):
     """A build folder of qemuarm64 for single recipes."""
     folder = tmp_path_factory.mktemp("oe")
     for above in (folder, folder.parent, folder.parent.parent):
         above.chmod(0o755)
-    yield Build(folder / "build", "qemuarm64")
+    made = Build(folder / "build", "qemuarm64")
+    # Where whoever runs bitbake can read it.
+    shutil.copyfile(office.root, made.folder / "mine.imr")
+    with open(made.folder / "conf/local.conf", "a", encoding="utf-8") as conf:
+        conf.write(f'INFERD_ROOT = "{made.folder}/mine.imr"\n')
+    yield made
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -165,10 +170,11 @@ def test_the_daemon_is_packaged_with_its_unit(alone):
     assert {"etc/inferd/inferd.toml", "usr/lib/systemd/system.conf.d/inferd.conf", "usr/lib/udev/rules.d/60-inferd-serial.rules"} <= set(files)
 
 
-def test_the_appliance_is_packaged_with_models_scripts_and_the_page_of_its_board(alone):
+def test_the_appliance_is_packaged_with_models_scripts_whom_it_believes_and_the_page_of_its_board(alone, office):
     files = packaged(alone, "inferd-appliance")
     assert files["etc/inferd/board"].read_text() == "qemu-aarch64\n"
     assert files["root/.ssh"].readlink().as_posix() == "/run/inferd/ssh"
+    assert files["etc/inferd/root.imr"].read_bytes() == office.root.read_bytes()
     wanted = {f"usr/libexec/inferd/{name}" for name in ("boot", "common", "network", "sticks", "dhcp-event")}
     assert wanted | {"usr/share/inferd/models/imu-motion/manifest.toml", "usr/lib/systemd/system/inferd-boot.service"} <= set(files)
 

@@ -149,7 +149,7 @@ const ADVICE: &[(&str, &str)] = &[
     // --- gates
     (
         "no-root",
-        "Make the image with --root FILE; a daemon started by hand reads `root.imr` in its --updates-dir at its start",
+        "Make the image with a root document (--root FILE; Buildroot: BR2_PACKAGE_INFERD_ROOT, Yocto: INFERD_ROOT); a daemon started by hand reads `root.imr` in its --updates-dir at its start",
     ),
     (
         "older-version",

@@ -16,6 +16,15 @@ define INFERD_USERS
 	inferd 900 inferd 900 * - - - the inference daemon
 endef
 
+# At the end of every build, before overlays: another document, or none, takes no rebuild of the package.
+INFERD_ROOT = $(call qstrip,$(BR2_PACKAGE_INFERD_ROOT))
+define INFERD_TRUST
+	$(if $(INFERD_ROOT),\
+		python3 -B $(INFERD_SITE)/scripts/lib/roots.py $(INFERD_ROOT) $(TARGET_DIR),\
+		rm -f $(TARGET_DIR)/etc/inferd/root.imr)
+endef
+INFERD_TARGET_FINALIZE_HOOKS += INFERD_TRUST
+
 ifeq ($(BR2_PACKAGE_INFERD_CARGO),y)
 
 INFERD_RUST_FLOOR = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' $(INFERD_SITE)/Cargo.toml)

@@ -18,6 +18,10 @@ python () {
 
 SYSTEMD_SERVICE:${PN} = "inferd-boot.service inferd-network.service inferd-services.service inferd-sticks.service inferd-system.service inferd-door.service"
 
+# Whom devices with the image believe: the absolute path of what `inferctl root create` has made. Without one they accept no bundle.
+INFERD_ROOT ?= ""
+
+do_install[file-checksums] += "${@d.expand('${INFERD_ROOT}:') + str(os.path.exists(d.getVar('INFERD_ROOT'))) if d.getVar('INFERD_ROOT') else ''}"
 do_install[file-checksums] += "${INFERD_CHECKOUT}/board:True ${INFERD_CHECKOUT}/app/inferd/models:True ${INFERD_CHECKOUT}/scripts/lib:True"
 do_install() {
     for name in boot network services sticks system door; do
@@ -28,6 +32,9 @@ do_install() {
     install -m 0644 ${S}/rootfs-overlay/usr/libexec/inferd/common ${D}${libexecdir}/inferd/common
     # Models, and the page of the board: as scripts/image and Buildroot put them there.
     python3 -B ${INFERD_CHECKOUT}/scripts/lib/openembedded.py furnish ${INFERD_BOARD} ${D}
+    if [ -n "${INFERD_ROOT}" ]; then
+        python3 -B ${INFERD_CHECKOUT}/scripts/lib/roots.py "${INFERD_ROOT}" ${D}
+    fi
     # The start script mounts partitions, by name and of its own medium; systemd would mount /boot by its type.
     install -d ${D}${sysconfdir}/systemd/system-generators
     ln -s /dev/null ${D}${sysconfdir}/systemd/system-generators/systemd-gpt-auto-generator
