@@ -10,6 +10,7 @@
 //! * [`prepare`]: what a model was trained on: band-pass and notch filters, a fixed scaler or a z-score per window.
 //! * [`recording`]: MAT v5, NPY and CSV, read into bounded memory.
 //! * [`synthetic`]: seeded EMG with gestures, for a device without a sensor, for tests and for training.
+//! * [`motion`]: a seeded nine-axis sensor on an animal's collar during twelve motions, for the same.
 //! * [`pace`]: a recording at its own speed, as fast as it can be taken, once or for ever.
 //! * [`session`]: the newest samples of a nine-axis sensor that somebody sends, windows of them, two of them compared.
 //! * [`synchrony`]: how alike two streams are, and which one lags.
@@ -23,6 +24,7 @@
 pub mod frame;
 #[cfg(feature = "live")]
 pub mod live;
+pub mod motion;
 pub mod pace;
 pub mod prepare;
 pub mod random;

@@ -2,15 +2,15 @@
 
 use crate::directory::{self, WriteError, bytes, round, size};
 use crate::head::Link;
-use crate::motion::{
-    CHANNEL_NAMES, CHANNEL_UNITS, CHANNELS, Conditions, Motion, MotionStream, RATE_HZ, STEPS, Sample,
-};
 use crate::net::{Answer, Tcn};
 use crate::onnx::{Border, to_onnx};
 use crate::training::{self, Confusion, Example, Round, Schedule, normalized, ratio};
 use inferd_model::{
     Accuracy, Channels, DType, GoldenCase, GoldenWriter, ImuTask, Limit, Manifest, Motif, Normalization,
     Provenance, Task, TensorSpec,
+};
+use inferd_sources::motion::{
+    self, CHANNEL_NAMES, CHANNEL_UNITS, CHANNELS, Conditions, Motion, MotionStream, RATE_HZ, STEPS, Sample,
 };
 use inferd_sources::random::Random;
 use ndarray::Array1;
@@ -252,8 +252,8 @@ fn golden(net: &Tcn) -> Result<GoldenWriter, WriteError> {
     };
     for motion in [Motion::Sit, Motion::Walk, Motion::Jump, Motion::Shake, Motion::Sniff] {
         // A golden window shows the model at work: the first one it names rightly and surely.
-        let mut windows = (SEED_OF_GOLDEN..SEED_OF_GOLDEN + 64)
-            .map(|seed| crate::motion::window(motion, seed, Conditions::Usual));
+        let mut windows =
+            (SEED_OF_GOLDEN..SEED_OF_GOLDEN + 64).map(|seed| motion::window(motion, seed, Conditions::Usual));
         let sure = |w: &Vec<Sample>| answer(net, w).scores[motion.index()] > 0.9;
         push(&windows.find(sure).ok_or(WriteError::Untrained(motion.name()))?);
     }

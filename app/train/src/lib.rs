@@ -1,7 +1,6 @@
-//! Training of the small sensor models, and the synthetic motion they are trained on.
+//! Training of the small sensor models on the synthetic motion and EMG of `app/sources`.
 //!
 //! The room owns
-//! * [`motion`]: a seeded generator of what a nine-axis collar sensor measures during twelve motions;
 //! * [`net`]: a temporal convolutional network with its derivatives, and the optimiser;
 //! * [`training`]: the training loop and honest measurement on unseen windows;
 //! * [`head`]: linear heads fitted to labelled latents, for calibration on a device;
@@ -19,7 +18,6 @@ mod directory;
 pub mod emg_gestures;
 pub mod head;
 pub mod imu_motion;
-pub mod motion;
 pub mod net;
 pub mod onnx;
 pub mod training;

@@ -2,10 +2,10 @@
 
 use clap::{Parser, Subcommand};
 use inferd_model::Manifest;
+use inferd_sources::motion::{self, Conditions, Motion};
 use inferd_sources::synthetic::Gesture;
 use inferd_train::emg_gestures::{self, Measured};
 use inferd_train::imu_motion;
-use inferd_train::motion::{self, Conditions, Motion};
 use inferd_train::net::Tcn;
 use inferd_train::training::{Round, Schedule};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use inferd_train::motion::{Conditions, Motion, Sample, window};
+use inferd_sources::motion::{Conditions, Motion, Sample, window};
 use std::path::Path;
 use std::process::{Command, Output};
 

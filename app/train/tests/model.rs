@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use inferd_model::{Golden, MANIFEST_FILE, Manifest};
+use inferd_sources::motion::{CHANNELS, Conditions, Motion, STEPS, Sample, window};
 use inferd_sources::synthetic;
 use inferd_train::emg_gestures::{self, Came};
 use inferd_train::head::{FitOptions, LinearHead, Link};
 use inferd_train::imu_motion::{self, MOTIONS, Quality};
-use inferd_train::motion::{CHANNELS, Conditions, Motion, STEPS, Sample, window};
 use inferd_train::net::Tcn;
 use inferd_train::onnx::{Border, to_onnx};
 use inferd_train::training::normalized;

@@ -16,7 +16,7 @@
 mod kinds;
 mod math;
 
-use inferd_sources::random::Random;
+use crate::random::Random;
 use math::{Mat3, Vec3, add, cross_difference, from_euler, scale, sub, transpose_times};
 
 /// Samples per second.
