@@ -175,6 +175,44 @@ def test_mistakes_are_told_and_nothing_is_echoed(call, start):
     assert call("GET", "motifs", query=f"?sessionId={session}").json()["reason"].startswith("0 of 100"), "none of it was kept"
 
 
+COLLARS = "".join(
+    f'[[sources]]\nname = "{name}"\nkind = "synthetic"\nmotion = "{motion}"\nseed = 3\n' for name, motion in (("collar", "walk"), ("twin", "walk"), ("wet", "shake"))
+)
+
+
+def test_a_source_of_motion_is_a_session_whose_windows_the_default_model_names(native, document):
+    device = native(config=COLLARS)
+
+    def call(verb, name, body=None, query=""):
+        answer = ask(device, verb, f"{BASE}/{name}{query}", json.dumps(body) if body else b"")
+        check(document, f"{BASE}/{name}", verb, answer)
+        return answer
+
+    def likeliest(source):
+        answer = call("GET", "motifs", query=f"?sessionId={source}&topK=1")
+        return answer.json()["motifs"][0]["description"] if answer.status == 200 else None
+
+    helpers.until(lambda: likeliest("collar") == "walk", device)
+    helpers.until(lambda: likeliest("wet") == "shake", device)
+    listed = ask(device, "GET", "/api/v1/sources")
+    check(document, "/api/v1/sources", "GET", listed)
+    assert listed.json()["sources"] == [], "they give no windows of a muscle"
+    told = {motion["name"]: motion for motion in listed.json()["motions"]}
+    assert [(name, told[name]["kind"], told[name]["rate_hz"]) for name in told] == [(name, "synthetic", 100) for name in ("collar", "twin", "wet")]
+    assert call("GET", "motifs", query=f"?sessionId={told['wet']['sessionId']}").json()["sessionId"] == told["wet"]["sessionId"]
+
+    def alike():
+        told = call("GET", "synchrony", query="?sessionId=collar&otherSessionId=twin").json()
+        return told.get("r", 0) > 0.99 and told["lag_ms"] == 0
+
+    # One seed is one animal; what a machine had no time for is missing on one side.
+    helpers.until(alike, device)
+    for verb, name, body in (("PUT", "stream", {"sessionId": "collar", "samples": moved(2)}), ("POST", "stop", {"sessionId": "collar"})):
+        refused = call(verb, name, body)
+        assert refused.status == 409 and refused.json()["code"] == "session_of_source", refused
+    helpers.until(lambda: likeliest("collar") == "walk", device)
+
+
 def test_places_are_few_and_sessions_are_counted(call, device):
     def number(name):
         return float(re.search(rf"^{name}(?:{{}})? (\S+)$", device.request("/metrics").body.decode(), re.M)[1])

@@ -8,6 +8,8 @@
 //! POST /api/v1/analysis/stop        {"sessionId"}: forgets it
 //! ```
 //!
+//! A source of motion (`[[sources]]`, the generator's) is a session from the start, whose name is taken for its `sessionId`.
+//!
 //! A session keeps its newest 2000 samples (`app/sources`), and is forgotten after [`IDLE`] in which nobody names it. Mistakes are
 //! 400 and what is not there is 404, in Vapor's words with a `code` of ours, as its clients know them; a window that is not whole
 //! or a sensor of another rate is 409. The service made motifs and synchrony up where it had none: here they are computed or refused.
@@ -18,6 +20,7 @@ use crate::rate::network;
 use crate::{App, Reply, Req, Stages, Surface, query};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
+use inferd_sources::live::{Source, Spec};
 use inferd_sources::session::{AXES, Sample, Session, SessionError, together};
 use inferd_tasks::form::{Form, FormError};
 use inferd_tasks::window::{Numbers, WindowKey};
@@ -28,7 +31,7 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Sessions at once: 90 KB each when they are full.
@@ -41,6 +44,8 @@ const IDLE: Duration = Duration::from_secs(600);
 const PUSH: usize = inferd_sources::session::CAPACITY;
 /// Bytes of one push: such samples written with 17 digits, and spaces.
 const PUSH_BODY: usize = PUSH * 400;
+/// How often what a source gave is taken into its session: ten samples at 100 Hz.
+const FED: Duration = Duration::from_millis(100);
 /// Motifs that are told where nobody says how many.
 const TOP: i64 = 3;
 
@@ -61,8 +66,16 @@ struct Held {
     session: Session,
     begun: Instant,
     named: Instant,
-    /// The network address it was begun from.
-    client: IpAddr,
+    sender: Sender,
+}
+
+/// Who fills a session.
+#[derive(Debug)]
+enum Sender {
+    /// Whoever knows its number; the network address it was begun from.
+    Client(IpAddr),
+    /// A source of this device. It is there for as long as the daemon.
+    Source(Arc<Source>),
 }
 
 /// Why a session's request is refused.
@@ -80,6 +93,10 @@ enum Problem {
         "as many sessions as there can be have begun ({SESSIONS}, {SESSIONS_PER_CLIENT} of one client); stop one"
     )]
     Full(Duration),
+    #[error(
+        "this session is the source {0} of the device: its samples come from there, for as long as it runs"
+    )]
+    OfSource(String),
     #[error("a push has at most {PUSH} samples and {PUSH_BODY} bytes")]
     TooLarge,
     #[error(
@@ -109,6 +126,7 @@ impl Problem {
             Self::Full(wait) => (StatusCode::SERVICE_UNAVAILABLE, "sessions", Some(*wait)),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", None),
             Self::Alone => (StatusCode::BAD_REQUEST, "one_session", None),
+            Self::OfSource(_) => (StatusCode::CONFLICT, "session_of_source", None),
             Self::NoMotifs => {
                 (StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", Some(Duration::from_secs(1)))
             }
@@ -131,7 +149,7 @@ impl Sessions {
     fn all(&self) -> MutexGuard<'_, Vec<Held>> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.len();
-        all.retain(|held| held.named.elapsed() < IDLE);
+        all.retain(|held| held.source().is_some() || held.named.elapsed() < IDLE);
         self.idle.fetch_add((before - all.len()) as u64, Relaxed);
         all
     }
@@ -139,22 +157,35 @@ impl Sessions {
     fn start(&self, client: IpAddr) -> Result<u128, Problem> {
         let (local, client) = (client.to_canonical().is_loopback(), network(client));
         let mut all = self.all();
-        let own = |held: &&Held| held.client == client;
-        let too_many = !local && all.iter().filter(own).count() >= SESSIONS_PER_CLIENT;
-        if too_many || all.len() >= SESSIONS {
+        let own = |held: &&Held| matches!(held.sender, Sender::Client(from) if from == client);
+        let places = || all.iter().filter(|held| held.source().is_none());
+        let too_many = !local && places().filter(own).count() >= SESSIONS_PER_CLIENT;
+        if too_many || places().count() >= SESSIONS {
             // The place that is given back next.
-            let gives = all.iter().filter(|held| !too_many || own(held)).map(|held| held.named.elapsed());
+            let gives = places().filter(|held| !too_many || own(held)).map(|held| held.named.elapsed());
             let oldest = gives.max().unwrap_or_default();
             return Err(Problem::Full(IDLE.saturating_sub(oldest).max(Duration::from_secs(1))));
         }
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|_| Problem::Full(Duration::from_secs(1)))?;
-        // RFC 9562, version 4.
-        let id = u128::from_be_bytes(random) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-        let now = Instant::now();
-        all.push(Held { id, session: Session::default(), begun: now, named: now, client });
+        let held = Held::new(Sender::Client(client)).ok_or(Problem::Full(Duration::from_secs(1)))?;
+        let id = held.id;
+        all.push(held);
         self.started.fetch_add(1, Relaxed);
         Ok(id)
+    }
+
+    /// The sources of motion, as the list of sources tells them.
+    pub(crate) fn motions(&self) -> Vec<Value> {
+        let all = self.all();
+        let told = all.iter().filter_map(|held| {
+            let source = held.source()?;
+            let (spec, view) = (source.spec(), source.view());
+            Some(json!({
+                "name": spec.name, "kind": spec.kind.name(), "state": view.state.name(), "reason": view.reason,
+                "channels": spec.channels, "rate_hz": spec.rate.hz(), "samples": held.session.total(),
+                "sessionId": name(held.id),
+            }))
+        });
+        told.collect()
     }
 
     /// What this does with a session; `unknown` is the status where there is none.
@@ -164,11 +195,82 @@ impl Sessions {
         unknown: StatusCode,
         act: impl FnOnce(&mut Held) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
-        let id = number(id).ok_or(Problem::Unknown(unknown))?;
+        let number = number(id);
         let mut all = self.all();
-        let held = all.iter_mut().find(|held| held.id == id).ok_or(Problem::Unknown(unknown))?;
+        let meant = |held: &&mut Held| match number {
+            Some(number) => held.id == number,
+            None => held.source().is_some_and(|source| source.spec().name == id),
+        };
+        let held = all.iter_mut().find(meant).ok_or(Problem::Unknown(unknown))?;
         held.named = Instant::now();
         act(held)
+    }
+}
+
+impl Held {
+    /// An empty one with a random number; `None` where the system has none to give.
+    fn new(sender: Sender) -> Option<Self> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).ok()?;
+        // RFC 9562, version 4.
+        let id = u128::from_be_bytes(random) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+        let now = Instant::now();
+        Some(Self { id, session: Session::default(), begun: now, named: now, sender })
+    }
+
+    fn source(&self) -> Option<&Arc<Source>> {
+        match &self.sender {
+            Sender::Client(_) => None,
+            Sender::Source(source) => Some(source),
+        }
+    }
+
+    /// For what only a client's own session can have done to it.
+    fn of_client(&self) -> Result<(), Problem> {
+        self.source().map_or(Ok(()), |source| Err(Problem::OfSource(source.spec().name.clone())))
+    }
+}
+
+/// Starts the sources of motion, each with a session of its own. One that cannot be started is told in the log, and is not there.
+pub(crate) fn start_sources(app: &Arc<App>, specs: impl Iterator<Item = Spec>) {
+    for spec in specs {
+        let name = spec.name.clone();
+        // Its session looks by itself.
+        let source = Source::start(spec, || ()).map(Arc::new);
+        let held = source.as_ref().ok().and_then(|source| Held::new(Sender::Source(Arc::clone(source))));
+        let (Ok(source), Some(held)) = (source, held) else {
+            tracing::error!(source = name, "no thread or no random number for a source");
+            continue;
+        };
+        tokio::spawn(feed(Arc::downgrade(app), source, held.id));
+        app.sessions.all().push(held);
+    }
+}
+
+/// Takes what a source gives into its session, until the daemon ends. Times are those since its first sample.
+async fn feed(app: Weak<App>, source: Arc<Source>, id: u128) {
+    let Some(mut ending) = app.upgrade().map(|app| app.ending.subscribe()) else { return };
+    let mut reader = source.reader();
+    let (mut values, mut samples) = (Vec::new(), Vec::new());
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(FED) => {}
+            _ = ending.wait_for(|ending| *ending) => return,
+        }
+        let Some(app) = app.upgrade() else { return };
+        while let Some(block) = source.read(&mut reader, PUSH, &mut values) {
+            #[allow(clippy::cast_precision_loss)] // 2^53 samples are three million years
+            let time = |n: u64| n as f64 / source.spec().rate.hz();
+            let rows = values.as_chunks().0.iter();
+            samples.extend((block.sequence..).zip(rows).map(|(n, row)| Sample { t: time(n), values: *row }));
+            if let Some(held) = app.sessions.all().iter_mut().find(|held| held.id == id)
+                && let Ok(taken) = held.session.push(&samples)
+            {
+                app.sessions.samples.fetch_add(taken.taken as u64, Relaxed);
+            }
+            values.clear();
+            samples.clear();
+        }
     }
 }
 
@@ -290,6 +392,7 @@ pub fn fuzz(body: &[u8]) {
 pub(crate) fn push(app: &App, req: &Req) -> Reply {
     let taken = read(&req.body).and_then(|(id, samples)| {
         app.sessions.with(&id, StatusCode::BAD_REQUEST, |held| {
+            held.of_client()?;
             let taken = held.session.push(&samples)?;
             app.sessions.samples.fetch_add(taken.taken as u64, Relaxed);
             app.sessions.late.fetch_add(taken.late as u64, Relaxed);
@@ -308,6 +411,7 @@ pub(crate) fn stop(app: &App, req: &Req) -> Reply {
     let stopped = || {
         let named = req.object::<Named>().ok_or(Problem::Body("sessionId"))?;
         let page = app.sessions.with(&named.id, StatusCode::NOT_FOUND, |held| {
+            held.of_client()?;
             let took = (held.begun.elapsed().as_secs_f64() * 1e3).round() / 1e3;
             Ok((
                 held.id,
@@ -409,7 +513,8 @@ async fn score(app: &App, req: &Req, model_name: &mut String) -> Result<Reply, U
     let id = session_of(&form)?;
     let top = form.whole("topK", 1, 64)?.unwrap_or(TOP);
     let failed = Unscored::Inference;
-    let session = app.sessions.with(&id, StatusCode::NOT_FOUND, |held| Ok(held.session.clone()))?;
+    let (id, session) =
+        app.sessions.with(&id, StatusCode::NOT_FOUND, |held| Ok((held.id, held.session.clone())))?;
     let deadline = req.deadline().map_err(|e| failed(e.into()))?;
     let deadline = crate::http::time_left(deadline, req.received).map_err(|e| failed(e.into()))?;
     let Some(model) = app.default_model() else { return Err(failed(crate::infer::no_model(app))) };
@@ -449,7 +554,7 @@ async fn score(app: &App, req: &Req, model_name: &mut String) -> Result<Reply, U
     #[allow(clippy::cast_precision_loss)] // samples of a window
     let window_ms = rate.map(|hz| (plan.timesteps() as f64 * 1e3 / hz).round());
     let page = json!({
-        "sessionId": number(&id).map(name), "topK": motifs.len(), "motifs": motifs, "timestamp": now(),
+        "sessionId": name(id), "topK": motifs.len(), "motifs": motifs, "timestamp": now(),
         "analysisWindowMs": window_ms,
     });
     let mut reply = Reply::json(StatusCode::OK, &page);

@@ -1,7 +1,7 @@
 //! Live sources and what is recognised in them.
 //!
 //! ```text
-//! GET  /api/v1/sources                  each with its state, why, what it counted, what was recognised last
+//! GET  /api/v1/sources                  each with its state, why, what it counted, what was recognised last; those of motion beside them
 //! POST /api/v1/sources/{name}/samples   {"samples": [[..channels..] ..], "sequence"?: n}: a phone or a script is the sensor
 //! ```
 //!
@@ -12,7 +12,7 @@
 use crate::gate::{self, Command, Guard};
 use crate::infer::Failure;
 use crate::metrics::live::Writer;
-use crate::{App, Reply, Req, emg};
+use crate::{App, Reply, Req, analysis, emg};
 use hyper::StatusCode;
 use inferd_hosts::{Served, Ticket};
 use inferd_model::{Manifest, Rung, Task};
@@ -114,7 +114,9 @@ pub(crate) type Sources = Arc<OnceLock<Vec<Arc<Live>>>>;
 /// Starts the sources. One that cannot be started is told in the log, and is not there.
 pub fn start_sources(app: &Arc<App>, configs: &[SourceConfig]) {
     let mut all = Vec::new();
-    for config in configs {
+    let (motions, muscles): (Vec<_>, Vec<_>) = configs.iter().partition(|c| c.spec.is_motion());
+    analysis::start_sources(app, motions.into_iter().map(|c| c.spec.clone()));
+    for config in muscles {
         let samples = Arc::new(Notify::new());
         let wake = Arc::clone(&samples);
         let live = match Live::start(config.clone(), move || wake.notify_one()) {
@@ -288,7 +290,7 @@ impl Live {
     /// What the clients of the EMG service call a source of this kind.
     pub(crate) fn mode(&self) -> &'static str {
         match self.config.spec.kind {
-            Kind::Synthetic { .. } => "dummy",
+            Kind::Synthetic { .. } | Kind::Motion { .. } => "dummy",
             Kind::Recording { .. } => "ninapro",
             Kind::Serial { .. } | Kind::Push => "realtime",
         }
@@ -581,7 +583,7 @@ pub(crate) fn unfiltered(plan: &EmgPlan) -> Result<(), FormError> {
 pub(crate) fn list(app: &App) -> Reply {
     let all = app.sources.get().map_or(&[][..], Vec::as_slice);
     let all: Vec<Value> = all.iter().map(|s| s.describe()).collect();
-    Reply::json(StatusCode::OK, &json!({ "sources": all }))
+    Reply::json(StatusCode::OK, &json!({ "sources": all, "motions": app.sessions.motions() }))
 }
 
 /// What a push looks like.

@@ -31,6 +31,7 @@ struct Table {
 }
 
 pub(super) fn read(r: &mut Reader, sources: &[SourceConfig]) -> Vec<ActuatorConfig> {
+    let followed = |s: &&SourceConfig| !s.spec.is_motion();
     let meaning = "What is moved by what is recognised; each of another name and port. Nothing moves before it is named here.";
     let all = r.tables("actuators", SpecLimits::ACTUATORS, ALLOWED, meaning, actuator);
     for (i, one) in all.iter().enumerate() {
@@ -44,10 +45,10 @@ pub(super) fn read(r: &mut Reader, sources: &[SourceConfig]) -> Vec<ActuatorConf
             r.problem(format!("actuators: the serial port of {name:?} is that of another one too."));
         }
         match &one.source {
-            Some(source) if sources.iter().all(|s| s.spec.name != *source) => {
+            Some(source) if sources.iter().filter(followed).all(|s| s.spec.name != *source) => {
                 r.problem(format!("actuators: {name:?} follows source {source:?}, which there is not."));
             }
-            None if sources.is_empty() => {
+            None if !sources.iter().any(|s| followed(&s)) => {
                 r.problem(format!("actuators: {name:?} has no source to follow."));
             }
             _ => {}
@@ -62,7 +63,9 @@ pub(super) fn check_access(r: &mut Reader, config: &Config) {
         return;
     }
     for one in &config.actuators {
-        let follows = |s: &&SourceConfig| one.source.as_ref().is_none_or(|source| s.spec.name == *source);
+        let follows = |s: &&SourceConfig| {
+            !s.spec.is_motion() && one.source.as_ref().is_none_or(|source| s.spec.name == *source)
+        };
         let Some(source) = config.sources.iter().find(follows) else { continue };
         if matches!(source.spec.kind, Kind::Push) {
             let (name, source) = (&one.spec.name, &source.spec.name);

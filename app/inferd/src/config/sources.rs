@@ -4,6 +4,7 @@ use super::layers::Reader;
 use inferd_api::{GateSettings, SourceConfig};
 use inferd_model::ModelName;
 use inferd_sources::live::{Kind, SerialForm, Spec, SpecLimits};
+use inferd_sources::motion;
 use inferd_sources::synthetic::{self, Conditions, Script};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ struct Table {
     seed: Option<u32>,
     gesture: Option<String>,
     hard: Option<bool>,
+    motion: Option<String>,
     gate: Option<GateTable>,
 }
 
@@ -105,6 +107,14 @@ fn source(table: &toml::Value) -> Result<SourceConfig, String> {
         foreign(t.seed.is_some(), "seed", "synthetic")?;
         foreign(t.gesture.is_some(), "gesture", "synthetic")?;
         foreign(t.hard.is_some(), "hard", "synthetic")?;
+        foreign(t.motion.is_some(), "motion", "synthetic")?;
+    }
+    if t.motion.is_some() {
+        let of_windows = [t.gesture.is_some(), t.model.is_some(), t.hop.is_some(), t.gate.is_some()];
+        let named = ["gesture", "model", "hop", "gate"].into_iter().zip(of_windows).find(|(_, there)| *there);
+        if let Some((key, _)) = named {
+            return Err(format!("{key}: a source of muscle signals has one, this one has motion"));
+        }
     }
     let path = || t.path.clone().ok_or("path: it is needed");
     let kind = match t.kind {
@@ -120,6 +130,15 @@ fn source(table: &toml::Value) -> Result<SourceConfig, String> {
             },
             scale: t.scale.unwrap_or(1.0),
         },
+        Word::Synthetic if t.motion.is_some() => Kind::Motion {
+            motion: t.motion.as_deref().unwrap_or_default().parse().map_err(|e| format!("motion: {e}"))?,
+            seed: t.seed.unwrap_or(1).into(),
+            conditions: if t.hard.unwrap_or(false) {
+                motion::Conditions::Hard
+            } else {
+                motion::Conditions::Usual
+            },
+        },
         Word::Synthetic => Kind::Synthetic {
             script: match &t.gesture {
                 None => Script::USUAL,
@@ -129,8 +148,12 @@ fn source(table: &toml::Value) -> Result<SourceConfig, String> {
             conditions: if t.hard.unwrap_or(false) { Conditions::HARD } else { Conditions::USUAL },
         },
     };
-    let channels = t.channels.unwrap_or(synthetic::CHANNELS);
-    let rate_hz = t.rate_hz.unwrap_or(synthetic::RATE_HZ);
+    let usual = if t.motion.is_some() {
+        (motion::CHANNELS, motion::RATE_HZ)
+    } else {
+        (synthetic::CHANNELS, synthetic::RATE_HZ)
+    };
+    let (channels, rate_hz) = (t.channels.unwrap_or(usual.0), t.rate_hz.unwrap_or(usual.1));
     let spec = Spec::try_new(&t.name, kind, channels, rate_hz).map_err(|e| e.to_string())?;
     let model = t.model.as_deref().map(ModelName::new).transpose().map_err(|e| format!("model: {e}"))?;
     if t.hop.is_some_and(|hop| !(1..=100_000).contains(&hop)) {

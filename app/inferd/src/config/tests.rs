@@ -351,6 +351,10 @@ fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
         ("name = \"a\"\nkind = \"serial\"\npath = \"dev/x\"", "absolute"),
         ("name = \"a\"\nkind = \"synthetic\"\nchannels = 8", "16 channels"),
         ("name = \"a\"\nkind = \"synthetic\"\ngesture = \"wave\"", "wave"),
+        ("name = \"a\"\nkind = \"synthetic\"\nmotion = \"run\"", "motion: \"run\""),
+        ("name = \"a\"\nkind = \"synthetic\"\nmotion = \"walk\"\nchannels = 6", "9 channels"),
+        ("name = \"a\"\nkind = \"synthetic\"\nmotion = \"walk\"\ngesture = \"Rest\"", "gesture"),
+        ("name = \"a\"\nkind = \"push\"\nmotion = \"walk\"", "only a synthetic source"),
         ("name = \"a\"\nkind = \"push\"\nchannels = 33", "channels"),
         ("name = \"a\"\nkind = \"push\"\nhop = 0", "hop"),
         ("name = \"a\"\nkind = \"push\"\nbuad = 1", "buad"),
@@ -368,6 +372,12 @@ fn sources_are_tables_and_what_is_wrong_with_one_is_named() {
         |name: &str| format!("[[sources]]\nname = \"{name}\"\nkind = \"serial\"\npath = \"/dev/ttyACM0\"\n");
     let shared = load(&(port("a") + &port("b")), &[]).unwrap_err().to_string();
     assert!(shared.contains("port of \"b\""), "{shared}");
+    let motion = "[[sources]]\nname = \"collar\"\nkind = \"synthetic\"\nmotion = \"walk\"\n";
+    let spec = load(motion, &[]).unwrap().config.sources[0].spec.clone();
+    assert!(spec.is_motion() && (spec.channels, spec.rate.hz()) == (9, 100.0));
+    let hand =
+        "[[actuators]]\nname = \"hand\"\nsource = \"collar\"\npath = \"/dev/ttyACM1\"\nneutral = [1500]\n";
+    assert!(load(&(motion.to_owned() + hand), &[]).unwrap_err().to_string().contains("which there is not"));
     assert!(load("sources = 3\n", &[]).unwrap_err().to_string().contains("up to 8 tables"));
 }
 

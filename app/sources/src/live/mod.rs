@@ -28,6 +28,7 @@ pub use spec::{Kind, SerialForm, Spec, SpecError, SpecLimits};
 use self::labels::Labels;
 use self::reader::Newest;
 use crate::frame::line::Verdict;
+use crate::motion::MotionStream;
 use crate::pace::{Pace, Player, Settings as PaceSettings};
 use crate::prepare::{Preparation, Stream};
 use crate::recording::{Limits, Recording};
@@ -428,7 +429,7 @@ impl Source {
                 let kind = &self.shared.spec.kind;
                 let why = match kind {
                     Kind::Push => "nobody pushes samples",
-                    Kind::Synthetic { .. } | Kind::Recording { .. } => {
+                    Kind::Synthetic { .. } | Kind::Motion { .. } | Kind::Recording { .. } => {
                         "this device is too busy to play it at its rate"
                     }
                     _ => Verdict::Silent.sentence(),
@@ -595,6 +596,11 @@ impl Shared {
                 self.play(u64::MAX, false, None, |_| {
                     stream.next().map(|s| (s.values, Some(s.gesture.into())))
                 });
+            }
+            Kind::Motion { motion, seed, conditions } => {
+                let mut stream = MotionStream::new(*motion, *seed, *conditions);
+                self.set(Link::Open);
+                self.play(u64::MAX, false, None, |_| stream.next().map(|sample| (sample, None)));
             }
             Kind::Recording { path, looped } => {
                 let mut retry = FIRST_RETRY;

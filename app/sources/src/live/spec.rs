@@ -2,6 +2,7 @@
 
 use super::port::{self, BAUDS};
 use crate::MAX_CHANNELS;
+use crate::motion::{self, Motion};
 use crate::pace::Rate;
 use crate::synthetic::{self, Conditions, Script};
 use std::path::PathBuf;
@@ -42,6 +43,15 @@ pub enum Kind {
         /// How hard it is.
         conditions: Conditions,
     },
+    /// The generator of motion: a collar's nine axes at 100 Hz.
+    Motion {
+        /// What the animal does.
+        motion: Motion,
+        /// Which animal, collar and sensor.
+        seed: u64,
+        /// How hard it is.
+        conditions: motion::Conditions,
+    },
     /// A file, at its own speed.
     Recording {
         /// Its path.
@@ -81,11 +91,19 @@ impl Kind {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Synthetic { .. } => "synthetic",
+            Self::Synthetic { .. } | Self::Motion { .. } => "synthetic",
             Self::Recording { .. } => "recording",
             Self::Serial { .. } => "serial",
             Self::Push => "push",
         }
+    }
+}
+
+impl Spec {
+    /// Whether it is a nine-axis sensor, whose samples are a session ([`crate::session`]) and no windows of a muscle.
+    #[must_use]
+    pub const fn is_motion(&self) -> bool {
+        matches!(self.kind, Kind::Motion { .. })
     }
 }
 
@@ -104,6 +122,9 @@ pub enum SpecError {
     /// The generator has its own.
     #[error("a synthetic source has 16 channels at 2000 Hz")]
     Synthetic,
+    /// That of motion too.
+    #[error("a synthetic source of motion has 9 channels at 100 Hz")]
+    Motion,
     /// The baud rate.
     #[error("baud: one of {}; not {baud}", BAUDS.map(|(n, _)| n.to_string()).join(", "))]
     Baud {
@@ -136,6 +157,11 @@ impl Spec {
             Kind::Synthetic { .. } => {
                 if channels != synthetic::CHANNELS || Rate::from_hz(synthetic::RATE_HZ) != Ok(rate) {
                     return Err(SpecError::Synthetic);
+                }
+            }
+            Kind::Motion { .. } => {
+                if channels != motion::CHANNELS || Rate::from_hz(motion::RATE_HZ) != Ok(rate) {
+                    return Err(SpecError::Motion);
                 }
             }
             Kind::Recording { path, .. } if !path.is_absolute() => return Err(SpecError::Path),
