@@ -64,7 +64,7 @@ impl Verdict {
                 "the baud rate set here is not the sensor's, most likely lower: set the sensor's"
             }
             Self::NotFrames => {
-                "what comes is not in frames: is it another device, or one that sends bare samples (then choose the legacy form)?"
+                "what comes is not in frames: is the baud rate set here lower than the sensor's, is it another device, or one that sends bare samples (then choose the legacy form)?"
             }
         }
     }
@@ -195,6 +195,28 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn without_the_kernels_count_a_rate_too_high_is_told_and_one_too_low_is_named_as_a_possibility() {
+        let sent = levels(&sent());
+        let rates = [9600, 57_600, 115_200, 230_400, 460_800, 921_600, 1_000_000, 1_500_000];
+        for from in rates {
+            for to in rates {
+                let (bytes, _) = received(&sent, from, to);
+                let verdict = judge(&counts(&bytes), None);
+                let right = match verdict {
+                    Verdict::Good => to == from,
+                    Verdict::BaudTooHigh => to >= 2 * from,
+                    // Lower, or not twice as high.
+                    Verdict::NotFrames => to < 2 * from && to != from,
+                    Verdict::Unsure => (bytes.len() as u64) < ENOUGH_BYTES && to < from,
+                    _ => false,
+                };
+                assert!(right, "{from} read at {to}: {verdict:?}");
+            }
+        }
+        assert!(Verdict::NotFrames.sentence().contains("baud rate set here lower"));
     }
 
     #[test]
