@@ -289,8 +289,12 @@ def test_its_metrics_pass_promtool(native, machine):
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+# Ports that are not there, so that both are told as unplugged.
+SENSED = '[[sources]]\nname = "arm"\nkind = "serial"\npath = "/dev/inferd-arm"\n[[actuators]]\nname = "hand"\npath = "/dev/inferd-hand"\nneutral = [1500]\n'
+
+
 def test_the_served_rules_are_good_and_every_metric_in_them_exists(native, machine, walk, tmp_path):
-    daemon = native(config=machine.config())
+    daemon = native(config=machine.config(SENSED))
     assert ask(daemon, "POST", "/infer", json.dumps(walk)).status == 200
     ask(daemon, "POST", "/infer", "{}")
     served = ask(daemon, "GET", "/alert_rules.yml").body
@@ -305,6 +309,60 @@ def test_the_served_rules_are_good_and_every_metric_in_them_exists(native, machi
     source = (places.ROOT / "app/api/src/metrics/monitor.rs").read_text()
     assert all(f'"{name}"' in source for name in ("inferd_monitor_hanging", "inferd_flash_life_used_ratio"))
     assert named(served.decode()) <= exported
+
+
+def judged(rules, tmp_path, series, *, minutes, alert, labels, summary):
+    """Holds the rules to an alert that they raise after so many minutes of these series, one value a minute; `labels` None: to none."""
+    labels = labels and {**labels, "instance": "device"}
+    text = lambda name: name.replace("{", '{instance="device",')  # noqa: E731
+    test = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": [{"series": text(name), "values": values} for name, values in series],
+            "alert_rule_test": [{
+                "eval_time": f"{minutes}m",
+                "alertname": alert,
+                "exp_alerts": [{"exp_labels": labels, "exp_annotations": {"summary": summary}}] if labels else [],
+            }],
+        }],
+    }
+    # JSON is YAML.
+    (file := tmp_path / "judged.yml").write_text(json.dumps(test))
+    promtool = hosttools.Tools(["prometheus"]).path("promtool")
+    run = subprocess.run([promtool, "test", "rules", file], text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_rules_tell_of_a_sensor_and_a_hand_that_a_device_shows_to_be_gone(native, machine, tmp_path):
+    """What the device exports, held for some minutes, is what Prometheus judges: labels and their values are the real ones."""
+    daemon = native(config=machine.config(SENSED))
+
+    def gone(name):
+        return {dict(labels)["state"] for labels, value in samples(daemon)[name].items() if value} == {"unplugged"}
+
+    until(lambda: gone("source_state") and gone("actuator_state"), daemon)
+    page = scrape(daemon)[1].splitlines()
+    shown = [line.rsplit(" ", 1) for line in page if line.startswith(("source_state{", "actuator_state{", "emg_gate_state{"))]
+    held = [(name, f"{value}x5") for name, value in shown]
+    for alert, labels, what in (
+        ("InferdSourceGone", {"source": "arm"}, "source arm is unplugged; GET /api/v1/sources says why"),
+        ("InferdActuatorStands", {"actuator": "hand"}, "actuator hand is unplugged; GET /api/v1/actuators says why"),
+    ):
+        raised = {**labels, "state": "unplugged", "severity": "warning"}
+        judged(RULES, tmp_path, held, minutes=3, alert=alert, labels=raised, summary=f"device: {what}")
+    well = [(name, "1x5" if 'state="live"' in name else "0x5") for name, _ in held]
+    judged(RULES, tmp_path, well, minutes=3, alert="InferdSourceGone", labels=None, summary="")
+    # One of fifty, and one of a thousand.
+    of = {"source": "arm", "severity": "warning"}
+    for dropped, labels in ((60, of), (3, None)):
+        series = [('source_windows_total{source="arm"}', f"0+{3000 - dropped}x20"), ('source_dropped_windows_total{source="arm"}', f"0+{dropped}x20")]
+        summary = "device: 2% of the windows of arm were too old before the model was free"
+        judged(RULES, tmp_path, series, minutes=15, alert="InferdWindowsDropped", labels=labels, summary=summary)
+    released = [('emg_gate_state{source="arm",state="released"}', "1x20"), ('source_state{source="arm",state="live"}', "1x20")]
+    summary = "device: nothing that is recognised in arm may be acted on"
+    judged(RULES, tmp_path, released, minutes=15, alert="InferdGateReleased", labels={**of, "state": "released"}, summary=summary)
 
 
 def test_every_query_of_the_grafana_dashboard_is_good_and_every_metric_and_label_in_it_exists(native, machine, walk, tmp_path):
