@@ -51,6 +51,8 @@ class Sensor:
         self.rate, self.burst = RATE, 1
         # Every second frame is lost on its way.
         self.lossy = False
+        # Of 100 frames, half a second, 20 are damaged on their way.
+        self.noisy = False
         self.master = self.thread = None
         self.sequence = 0
         self.lock = threading.Lock()
@@ -101,12 +103,19 @@ class Sensor:
                     self.sequence += STEPS * (1 + self.skip)
                     self.skip = 0
                     lost = self.lossy and self.sequence // STEPS % 2
-                    data += self._frame() if self.sending and not self.garbage and not lost else b""
+                    frame = self._frame() if self.sending and not self.garbage and not lost else b""
+                    data += damaged(frame) if self.noisy and self.sequence // STEPS % 100 < 20 else frame
             try:
                 os.write(master, data)
             except BlockingIOError:
                 # Nobody reads: the sensor's own buffer runs over.
                 pass
+
+
+def damaged(frame):
+    """A bit of its first sample's last value is another one: a loud channel that is not, for who does not look at the check."""
+    at = 16 + 2 * 16 - 1
+    return frame[:at] + bytes([frame[at] ^ 0x40]) + frame[at + 1 :] if frame else frame
 
 
 def recording(path, gesture, loud=2.0, seconds=5):

@@ -21,7 +21,7 @@ def sensor(tmp_path_factory):
 def as_it_should_be(sensor):
     """Whatever a test has it do, it does no longer when the test has ended."""
     yield
-    sensor.rate, sensor.burst, sensor.loud = RATE, 1, 20
+    sensor.rate, sensor.burst, sensor.loud, sensor.noisy = RATE, 1, 20, False
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,24 @@ def test_a_saturated_sensor_is_told(worn, sensor):
     assert source(worn)["clipped"] > before
     assert "source_clipped_samples" in worn.request("/metrics").body.decode()
     sensor.loud = 20
+    is_well(worn)
+
+
+def test_a_noisy_line_is_told_and_nothing_of_its_damaged_frames_is_recognised(worn, sensor):
+    sensor.gesture = 2
+    is_well(worn)
+    before = source(worn)
+    sensor.noisy = True
+    until(lambda: "some of what the sensor sends is damaged" in source(worn)["reason"], worn)
+    events = Events(worn, {"fps": 50})
+    assert next(event for event in events if event.get("prediction") == 2)
+    until(lambda: source(worn)["damaged"] > before["damaged"] + 100, worn)
+    told = [next(event for event in events if "prediction" in event) for _ in range(50)]
+    events.close()
+    assert {event["prediction"] for event in told} == {2}, "the good frames between them are"
+    # Each had ten samples.
+    until(lambda: source(worn)["state"] == "live" and source(worn)["missing"] >= before["missing"] + 1000, worn)
+    sensor.noisy = False
     is_well(worn)
 
 
