@@ -49,8 +49,13 @@ def wearing(make_image, boot, arm, tmp_path_factory):
         yield machine
 
 
+# Whoever watches is to know within a second of a real board. An emulated one on a machine that others keep busy may stand still for longer than
+# that: it is given so much, and so many times to show it, each with an unplugging of its own.
+SOON, TRIES = 5, 3
+
 # When the page no longer says that the source is live.
 NOTE_THE_END = """() => {
+  delete window.ended;
   const state = document.querySelector("#source-state");
   new MutationObserver(() => { if (!window.ended && state.textContent !== "live") window.ended = Date.now() / 1000; })
     .observe(state, { childList: true, subtree: true, characterData: true });
@@ -79,6 +84,21 @@ class Program(threading.Thread):
         return isinstance(self.last, Prediction) and self.last.label == label
 
 
+def unplugged(machine, screen, program, page, gesture):
+    """Unplugs the sensor; how many seconds passed until each of three knew."""
+    page.evaluate(NOTE_THE_END)
+    pulled, known = time.time(), {}
+    plug(machine, into=False)
+    screen.wait_for("interrupted", f"was {gesture}")
+    known["terminal"] = time.time() - pulled
+    until(lambda: isinstance(program.last, Interrupted), "the program hears that the sensor is gone")
+    assert not program.last.lost, "the connection is well"
+    known["program"] = program.at - pulled
+    expect(page.locator("#source-state")).to_have_text("unplugged")
+    known["page"] = page.evaluate("ended") - pulled
+    return known
+
+
 def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(wearing, arm, visit, inferctl, record_property):  # noqa: F811
     page = visit(wearing, expected=("Failed to load resource",))
     label, state = page.locator("#prediction .label"), page.locator("#source-state")
@@ -92,26 +112,24 @@ def test_who_watches_a_sensor_on_usb_sees_the_gesture_its_loss_and_its_return(we
             screen.wait_for(gesture, "frames/s here")
         expect(state).to_have_text("live")
 
-        page.evaluate(NOTE_THE_END)
-        pulled = time.time()
-        plug(wearing, into=False)
-        screen.wait_for("interrupted", "was Point")
-        record_property("unplugged to terminal, s", round(time.time() - pulled, 2))
-        until(lambda: isinstance(program.last, Interrupted), "the program hears that the sensor is gone")
-        assert not program.last.lost, "the connection is well"
-        record_property("unplugged to program, s", round(program.at - pulled, 2))
-        expect(state).to_have_text("unplugged")
-        record_property("unplugged to page, s", round(page.evaluate("ended") - pulled, 2))
-        expect(label).to_have_class(re.compile("soft"))
-        screen.wait_for("unplugged")
-        assert source(wearing)["state"] == "unplugged"
+        gesture, tries = "Point", []
+        while len(tries) < TRIES and not any(max(known.values()) <= SOON for known in tries):
+            known = unplugged(wearing, screen, program, page, gesture)
+            tries.append(known)
+            for who, seconds in known.items():
+                record_property(f"unplugged to {who}, s", round(seconds, 2))
+            expect(label).to_have_class(re.compile("soft"))
+            screen.wait_for("unplugged")
+            assert source(wearing)["state"] == "unplugged"
 
-        arm.signal = muscles("Wrist Flex")
-        plug(wearing, into=True)
-        expect(label).to_have_text("Wrist Flex")
-        expect(state).to_have_text("live")
-        until(lambda: program.says("Wrist Flex"), "the program hears of the wrist on the same stream")
-        screen.wait(lambda seen: "Wrist Flex" in seen and "interrupted" not in seen, "the terminal shows the wrist")
+            gesture = "Hand Close" if gesture == "Wrist Flex" else "Wrist Flex"
+            arm.signal = muscles(gesture)
+            plug(wearing, into=True)
+            expect(label).to_have_text(gesture)
+            expect(state).to_have_text("live")
+            until(lambda gesture=gesture: program.says(gesture), "the program hears of another gesture on the same stream")
+            screen.wait(lambda seen, gesture=gesture: gesture in seen and "interrupted" not in seen, "the terminal shows it")
+        assert any(max(known.values()) <= SOON for known in tries), tries
     finally:
         screen.close()
         program.stream.close()
