@@ -609,11 +609,6 @@ impl Keeper {
     /// Waits for the medium, unlike everything else here: nothing may be answered before the mark is there, and none may come later. One that
     /// takes too long costs a reset by the watchdog, and a restart is what was asked for.
     fn mark_factory_reset(&self, everything: bool) -> io::Result<()> {
-        if self.feeder.systemd.is_some() {
-            return Err(io::Error::other(
-                "on an image with systemd nothing obeys the mark at the next start",
-            ));
-        }
         match self.settings.data.as_ref().filter(|_| self.lasting) {
             // The boot script reads it.
             Some(data) => {
