@@ -8,7 +8,6 @@ import contextlib
 import functools
 import http.server
 import os
-import subprocess
 import threading
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import devkeys
 import places
 import pytest
 import qemu
-from appliance import images, variants
+from appliance import device, images, variants
 from helpers import request
 from office import Office
 
@@ -124,9 +123,7 @@ class Booted(qemu.Machine):
 
     def bring(self, source, folder):
         """Compiles a program for the appliance and brings it there (images made with --dev); returns where it lies."""
-        flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
-        program = folder / source.stem
-        subprocess.run(["rustc", "--edition", "2024", "--target", self.board.rust_target, *flags, "-o", program, source], check=True)
+        device.compiled(source, self.board, folder)
         with self.serving(folder) as url:
             # Nothing that can be written to is mounted for programs.
             self.sh("mkdir /run/brought && mount -t tmpfs brought /run/brought")

@@ -48,6 +48,14 @@ def put_on_boot_partition(image, name, text, folder):
     subprocess.run([mcopy, "-o", "-i", f"{image}@@{part.offset}", source, f"::{name}"], check=True)
 
 
+def compiled(source, board, folder):
+    """Compiles one file of Rust for an appliance; returns the program."""
+    flags = ["-C", "linker=rust-lld", "-C", "panic=abort", "-C", "strip=symbols"]
+    program = folder / source.stem
+    subprocess.run(["rustc", "--edition", "2024", "--target", board.rust_target, *flags, "-o", program, source], check=True)
+    return program
+
+
 def connect(url, timeout=30):
     """A connection to a daemon."""
     return http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)

@@ -3,7 +3,7 @@
 There is no image of ours with systemd that could be started here (yocto/ describes one). So the root filesystem of an ordinary image is
 replaced: Debian's systemd, BusyBox for what the scripts call, the static daemon, its default model, the overlay. Kernel, initramfs and partitions are the
 image's own, but that the data partition is empty, as NVIDIA's tools leave it. It infers and is updated; then a script asks systemd, the daemon and the
-journal, and prints what they say.
+journal, and prints what they say. Then it is reset as it was delivered, asked again, and restarted with a word to its firmware.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import debian
 import hosttools
@@ -37,9 +38,40 @@ say() { echo "<<$1"; shift; "$@" 2>&1; echo; echo ">>"; }
 status() { busybox wget -q -O - http://127.0.0.1:9000/status; }
 up() { busybox wget -q -O /dev/null http://127.0.0.1:9000/healthz; }
 wait_for() { until "$@"; do busybox sleep 0.5; done; }
-exec >/dev/ttyAMA0 2>&1
+exec >/dev/console 2>&1
 told() { busybox dmesg | busybox grep -q "$1"; }
 wait_for up
+if [ -e /data/keeper/asked ]; then
+    say forgotten busybox sh -c 'dmesg | grep "boot: factory reset"; ls /data /data/keeper'
+    say now status
+    say kept busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots
+    # A watch over a system on trial: the script is killed first, then the watch is, for lack of memory.
+    mkdir -p /run/systemd/system/inferd-system.service.d
+    cat >/run/watch <<'END'
+#!/bin/sh
+[ ! -e /run/second ] || exec busybox dd if=/dev/zero of=/dev/null bs=64M count=1
+echo >/run/watched
+exec busybox sleep 3600
+END
+    printf '#!/bin/sh\necho restarts >>/run/restarted\n' >/run/restart
+    busybox sed 's/$/ inferd.try=1/' /proc/cmdline >/run/cmdline
+    busybox chmod 755 /run/watch /run/restart
+    cat >/run/systemd/system/inferd-system.service.d/test.conf <<'END'
+[Service]
+BindReadOnlyPaths=/run/watch:/usr/bin/inferd /run/restart:/usr/bin/systemctl /run/cmdline:/proc/cmdline
+MemoryMax=32M
+END
+    systemctl daemon-reload
+    systemctl start inferd-system
+    wait_for test -e /run/watched
+    echo >/run/second
+    busybox kill -9 "$(systemctl show inferd-system -P MainPID)"
+    wait_for test -e /run/restarted
+    say watch busybox sh -c 'dmesg | grep "system: "; systemctl show inferd-system -p NRestarts -p ActiveState; cat /run/restarted'
+    echo INFERD-ASKED-AGAIN
+    say restart ask '{"ask": "reboot", "why": "a test", "argument": "0 tryboot"}'
+    exit
+fi
 wait_for told INFERD-NET
 wait_for told 'sticks: .* is mounted'
 updated() { busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots | busybox grep -q '"status":"committed"'; }
@@ -92,17 +124,20 @@ say partition /bin/sh -c '
     make_data "$spare" && mount -t ext4 -o ro "$spare" /boot && umount /boot && echo "begun before: made"
     make_data "$spare" || echo "made: refused"
 '
+echo '# somebody was here' >/data/inferd.toml
+echo >/data/keeper/asked
+busybox sync
 echo INFERD-ASKED
-systemctl poweroff --force --force
 """
 UNITS = {"ask.service": "[Unit]\nAfter=inferd.service inferd-network.service\n[Service]\nExecStart=/usr/libexec/ask\nIgnoreSIGPIPE=no\n"}
 # The appliance's own, but that nothing arms the watchdog: it counts also while this machine is too busy to emulate.
 INIT = (places.BOARDS / "common/initramfs/init").read_text().replace(": >/dev/watchdog0 && armed=yes", "armed=yes")
 
 
-def root_filesystem(stage, daemon, board, keys):
-    """Lays Debian's systemd, BusyBox, the daemon, its model and the overlay out as one root filesystem, which believes these keys."""
-    tree = debian.Archive("arm64", [SUITE]).tree(PACKAGES, closure=True).path
+def root_filesystem(stage, daemon, board, keys, asks):
+    """Lays Debian's systemd, BusyBox, the daemon, its model and the overlay out as one root filesystem, which believes these keys. `asks` is a program that asks the
+    keeper."""
+    tree = debian.Archive(board.debian.architecture, [SUITE]).tree(PACKAGES, closure=True).path
     skip = {str(path) for path in tree.rglob("*") if LEFT_OUT.match(path.relative_to(tree).as_posix())} | {str(path) for path in tree.glob(".*")}
     shutil.copytree(tree, stage, symlinks=True, ignore=lambda folder, names: [name for name in names if f"{folder}/{name}" in skip])
     for name in ("bin", "sbin", "lib"):
@@ -128,6 +163,8 @@ def root_filesystem(stage, daemon, board, keys):
     (stage / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     shutil.copyfile(daemon, stage / "usr/bin/inferd")
     (stage / "usr/bin/inferd").chmod(0o755)
+    shutil.copyfile(asks, stage / "usr/bin/ask")
+    (stage / "usr/bin/ask").chmod(0o755)
     (stage / "usr/libexec/ask").write_text(ASK)
     (stage / "usr/libexec/ask").chmod(0o755)
     units, wanted = stage / "usr/lib/systemd/system", stage / "etc/systemd/system/multi-user.target.wants"
@@ -169,11 +206,9 @@ def bundle(inferctl, dev_keys, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, walk, tmp_path_factory):
-    """What the script said, by mark; as `answers` what was inferred before an update."""
-    if board.name != "qemu-aarch64":
-        pytest.skip("its console is written for qemu-aarch64")
+    """What the script said, by mark; as `answers` what was inferred before an update, as `console` everything since the factory reset."""
     folder, tools = tmp_path_factory.mktemp("systemd"), hosttools.Tools(hosttools.IMAGE)
-    root_filesystem(folder / "root", daemon_for_board, board, dev_keys)
+    root_filesystem(folder / "root", daemon_for_board, board, dev_keys, device.compiled(Path(__file__).parent / "ask.rs", board, folder))
     disk = shutil.copyfile(production_image[0], folder / "systemd.img")
     put_on(disk, folder / "root", folder, tools)
     stick = folder / "stick"
@@ -183,15 +218,20 @@ def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, wal
     subprocess.run([tools.path("mkfs.fat"), stick], check=True, capture_output=True)
     subprocess.run([tools.path("mcopy"), "-i", stick, folder / "hello", "::hello"], check=True)
     cmdline = f"{board.cmdline} loglevel=4 systemd.show_status=0 systemd.getty_auto=no"
-    with boot(disk, cmdline=cmdline, early=INIT, sticks=[stick]) as machine:
+    with boot(disk, cmdline=cmdline, early=INIT, sticks=[stick], restarts=True) as machine:
         answers = machine.infer(walk)
         connection = device.connect(machine.url, 300)
         connection.request("PUT", "/api/v1/bundle", bundle.read_bytes(), {"X-API-Key": dev_keys.api_key})
         reply = connection.getresponse()
         assert reply.status in (200, 201, 202), reply.read()
         machine.wait_for_console("^INFERD-ASKED", 600)
+        reply = machine.request("/api/v1/factory-reset", b"", headers={"X-API-Key": dev_keys.api_key}, timeout=300)
+        assert reply.status == 202, reply.body
+        machine.wait_for_console("^INFERD-ASKED-AGAIN", 600)
+        machine.wait_for_console("reboot: Restarting system with command", 300)
         console = machine.console().replace("\r", "")
-    return {**dict(re.findall(r"^<<(\w+)\n(.*?)^>>$", console, re.MULTILINE | re.DOTALL)), "answers": answers}
+    said = dict(re.findall(r"^<<(\w+)\n(.*?)^>>$", console, re.MULTILINE | re.DOTALL))
+    return {**said, "answers": answers, "console": console.partition("INFERD-ASKED\n")[2]}
 
 
 def shown(text):
@@ -221,9 +261,10 @@ def test_the_daemon_is_given_the_model_slots_of_the_medium(asked):
     assert asked["slots"].split("\n")[:3] == ["a", "inferd block special file", "inferd block special file"]
 
 
-def test_the_confined_daemon_reaches_roots_door_and_hears_that_no_system_is_tried_here(asked):
+def test_the_confined_daemon_reaches_roots_door_and_hears_what_the_boot_loader_can(asked, board):
     system = json.loads(asked["door"])["system"]
-    assert system["refused"]["code"] == "boot-backend" and "systemd" in system["refused"]["sentence"], system
+    assert system["board"]["backend"] == board.backend
+    assert (system["refused"] is None) == (board.backend == "uboot-env"), system
 
 
 def test_a_stick_is_mounted_for_the_daemon(asked):
@@ -295,3 +336,24 @@ def test_a_daemon_that_stands_still_is_started_anew_by_systemds_watchdog(asked):
     assert "Watchdog timeout" in asked["reasons"]
     kinds = [entry["kind"] for entry in json.loads(asked["history"])["entries"]]
     assert "let-go" in kinds, "the keeper says why it fell silent"
+
+
+def test_a_factory_reset_forgets_what_was_configured_and_keeps_the_evidence_and_the_committed_model(asked):
+    forgotten, before = asked["forgotten"], json.loads(asked["door"])
+    assert "forgetting what was configured and installed" in forgotten
+    there = set(forgotten.split())
+    assert {"identity", "asked", "history.jsonl"} <= there and not {"inferd.toml", "factory-reset"} & there, there
+    told = json.loads(asked["now"])["boot"]
+    assert told["reason"] == "request" and "factory reset: asked for by" in told["sentence"], told
+    assert json.loads(asked["kept"])["serving"] == before["serving"] and before["serving"]["bundle"]
+
+
+def test_a_system_on_trial_that_nobody_watches_any_more_is_not_kept(asked):
+    watch = asked["watch"]
+    assert "NRestarts=1" in watch, "the script was killed and began anew"
+    assert "system: the system on trial is not watched; the board is restarted" in watch and "restarts\n" in watch
+
+
+def test_a_restart_says_to_the_firmware_what_the_keeper_was_asked_for(asked):
+    restarts = re.findall(r"reboot: Restarting system(?: with command '(.*)')?$", asked["console"], re.MULTILINE)
+    assert restarts == ["", "0 tryboot"], "the factory reset's, and this one"

@@ -215,6 +215,7 @@ def test_units_scripts_and_rules_are_the_overlays_and_there_is_no_second_one():
     for folder in ("systemd/system", "systemd/system.conf.d", "udev/rules.d"):
         for path in (places.OVERLAY / "usr/lib" / folder).iterdir():
             assert path.name in text, path.name
+    assert "install -D -m 0755 ${S}/rootfs-overlay/usr/lib/systemd/system-shutdown/inferd " in text
     run = {line.removeprefix("ExecStart=") for path in (places.OVERLAY / "usr/lib/systemd/system").iterdir() for line in path.read_text().splitlines()}
     for script in (places.OVERLAY / "usr/libexec/inferd").iterdir():
         if script.name in ("keeper", "shutdown"):

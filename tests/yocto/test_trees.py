@@ -168,6 +168,7 @@ def test_the_daemon_is_packaged_with_its_unit(alone):
     assert files[unit].read_bytes() == (openembedded.places.OVERLAY / unit).read_bytes()
     assert elf.read(files["usr/bin/inferd"]).is_for("aarch64") and files["usr/bin/inferd"].stat().st_size == PREBUILT.stat().st_size
     assert {"etc/inferd/inferd.toml", "usr/lib/systemd/system.conf.d/inferd.conf", "usr/lib/udev/rules.d/60-inferd-serial.rules"} <= set(files)
+    assert files["usr/lib/systemd/system-shutdown/inferd"].stat().st_mode & 0o111 == 0o111
 
 
 def test_the_appliance_is_packaged_with_models_scripts_whom_it_believes_and_the_page_of_its_board(alone, office):

@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 
 /// The file in the keeper's directory that has the argument of the next restart, for whoever calls `reboot(2)` last.
 const ARGUMENT: &str = "restart";
+/// What systemd runs when it has ended everything: tells it what that file says (rootfs-overlay).
+const AT_SYSTEMDS_END: &str = "/usr/lib/systemd/system-shutdown/inferd";
 
 /// How the board is restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,14 +32,20 @@ fn init() -> String {
 }
 
 impl Restart {
-    /// Whether a restart can say something to the firmware here: BusyBox's init can be asked for that.
+    /// Whether a restart can say something to the firmware here: BusyBox's init can be asked for that, and systemd where the image has
+    /// what tells it.
     #[must_use]
     pub fn takes_arguments(&self) -> bool {
-        *self != Self::Board || init() == "init"
+        *self != Self::Board
+            || match init().as_str() {
+                "init" => true,
+                "systemd" => Path::new(AT_SYSTEMDS_END).exists(),
+                _ => false,
+            }
     }
 
-    /// Asks init to shut the system down and restart the board. With an argument, which is left in the keeper's directory `run`, init
-    /// ends everything as for any restart, and then becomes [`restart_last`].
+    /// Asks init to shut the system down and restart the board. With an argument, which is left in the keeper's directory `run`, it ends
+    /// everything as for any restart. BusyBox's init then becomes [`restart_last`]; systemd is told the argument at its end.
     ///
     /// # Errors
     /// When init cannot be asked.
@@ -47,14 +55,22 @@ impl Restart {
                 program,
                 &["reboot"].into_iter().chain(argument.map(Argument::words)).collect::<Vec<_>>(),
             ),
-            (Self::Board, Some(argument)) => {
-                fs::write(run.join(ARGUMENT), argument.words())?;
-                // BusyBox's `::restart:` of inittab.
-                Ok(kill(Pid::from_raw(1), Signal::SIGQUIT)?)
-            }
-            (Self::Board, None) => {
-                // BusyBox takes SIGTERM for "shut down and reboot"; systemd takes SIGINT for ctrl-alt-del, which is the same.
-                let signal = if init() == "systemd" { Signal::SIGINT } else { Signal::SIGTERM };
+            (Self::Board, argument) => {
+                match argument {
+                    Some(argument) => fs::write(run.join(ARGUMENT), argument.words())?,
+                    // Of a restart that never came.
+                    None => match fs::remove_file(run.join(ARGUMENT)) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    },
+                }
+                // systemd takes SIGINT for ctrl-alt-del, which is "shut down and restart"; BusyBox takes SIGTERM for that, and SIGQUIT for
+                // `::restart:` of inittab.
+                let signal = match (init().as_str(), argument) {
+                    ("systemd", _) => Signal::SIGINT,
+                    (_, Some(_)) => Signal::SIGQUIT,
+                    (_, None) => Signal::SIGTERM,
+                };
                 Ok(kill(Pid::from_raw(1), signal)?)
             }
         }
