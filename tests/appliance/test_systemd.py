@@ -19,12 +19,22 @@ import image
 import layout as layouts
 import places
 import pytest
+import qemu
 from appliance import device, variants
 from appliance.test_ota import EASY
 
 SUITE = "trixie"
 # Debian's static BusyBox, where it is the shell, takes its own mke2fs and its own sh, whatever PATH says.
-PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd", "e2fsprogs", "dash")
+PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd", "e2fsprogs", "dash", "dropbear-bin")
+# On the boot partition: a key, and with it what the image's own configuration says.
+PROVISIONED = """\
+[ssh]
+authorized_keys = ["{key}"]
+[security]
+api_key = "{api_key}"
+[updates]
+allow_dev = true
+"""
 SCRIPTS = ("boot", "network", "services", "sticks", "system", "door")
 ON_STICK = "hello from a stick\n"
 # What a boot needs nothing of, by path below the tree.
@@ -44,6 +54,7 @@ wait_for up
 if [ -e /data/keeper/asked ]; then
     say forgotten busybox sh -c 'dmesg | grep "boot: factory reset"; ls /data /data/keeper'
     say now status
+    say listens busybox netstat -ltn
     say kept busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots
     # A watch over a system on trial: the script is killed first, then the watch is, for lack of memory.
     mkdir -p /run/systemd/system/inferd-system.service.d
@@ -74,6 +85,8 @@ END
 fi
 wait_for told INFERD-NET
 wait_for told 'sticks: .* is mounted'
+listens() { busybox netstat -ltn | busybox grep -q ":$1 "; }
+wait_for listens 22
 updated() { busybox wget -q -O - http://127.0.0.1:9000/api/v1/slots | busybox grep -q '"status":"committed"'; }
 wait_for updated
 say scripts systemctl show inferd-boot inferd-network inferd-services inferd-sticks inferd-system inferd-door -p Id,ActiveState,Result,NRestarts
@@ -124,6 +137,7 @@ say partition /bin/sh -c '
     make_data "$spare" && mount -t ext4 -o ro "$spare" /boot && umount /boot && echo "begun before: made"
     make_data "$spare" || echo "made: refused"
 '
+say provisioned /bin/sh -c '. /usr/libexec/inferd/common; mount -t vfat "$(partition boot)" /boot && rm /boot/inferd.toml && umount /boot && echo gone'
 echo '# somebody was here' >/data/inferd.toml
 echo >/data/keeper/asked
 busybox sync
@@ -140,15 +154,16 @@ def root_filesystem(stage, daemon, board, keys, asks):
     tree = debian.Archive(board.debian.architecture, [SUITE]).tree(PACKAGES, closure=True).path
     skip = {str(path) for path in tree.rglob("*") if LEFT_OUT.match(path.relative_to(tree).as_posix())} | {str(path) for path in tree.glob(".*")}
     shutil.copytree(tree, stage, symlinks=True, ignore=lambda folder, names: [name for name in names if f"{folder}/{name}" in skip])
-    for name in ("bin", "sbin", "lib"):
-        if not (stage / name).is_symlink():
+    for name in ("bin", "sbin", "lib", "lib64"):
+        if (stage / "usr" / name).exists() and not (stage / name).is_symlink():
             (stage / name).symlink_to(f"usr/{name}")
     for name in ("dev", "proc", "sys", "run", "tmp", "data", "boot", "root"):
         (stage / name).mkdir(exist_ok=True)
     for name in image.applets((stage / "usr/bin/busybox").read_bytes()):
         if not any((stage / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
             (stage / "usr/bin" / name).symlink_to("busybox")
-    shutil.copytree(places.ROOT / "rootfs-overlay/usr", stage / "usr", dirs_exist_ok=True)
+    for name in ("usr", "root"):
+        shutil.copytree(places.OVERLAY / name, stage / name, symlinks=True, dirs_exist_ok=True)
     for name in ("etc/passwd", "etc/group", "etc/inferd/inferd.toml"):
         (stage / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(places.ROOT / "rootfs-overlay" / name, stage / name)
@@ -196,6 +211,29 @@ def put_on(disk, stage, folder, tools):
         file.write(bytes(parts["data"].size))
 
 
+class Ssh:
+    """Two pairs of keys and a client."""
+
+    def __init__(self, folder):
+        self.folder, self.tools = folder, hosttools.Tools(["dropbear-bin"])
+        self.keys = {name: self._pair(name) for name in ("given", "other")}
+
+    def _pair(self, name):
+        """Makes one; its public half."""
+        run = {"check": True, "capture_output": True, "text": True}
+        subprocess.run([self.tools.path("dropbearkey"), "-t", "ed25519", "-f", self.folder / name], **run)
+        told = subprocess.run([self.tools.path("dropbearkey"), "-y", "-f", self.folder / name], **run).stdout
+        return next(line for line in told.splitlines() if line.startswith("ssh-ed25519 "))
+
+    def login(self, machine, name, command):
+        """Runs a command in a machine as whoever has this key."""
+        port = qemu.free_port()
+        machine.qmp.execute("human-monitor-command", **{"command-line": f"hostfwd_add net tcp:127.0.0.1:{port}-:22"})
+        client = [self.tools.path("dbclient"), "-y", "-y", "-T", "-i", self.folder / name, "-p", str(port), "root@127.0.0.1", command]
+        environment = {"HOME": str(self.folder), "PATH": os.environ["PATH"]}
+        return subprocess.run(client, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
 @pytest.fixture(scope="module")
 def bundle(inferctl, dev_keys, tmp_path_factory):
     """A model that answers otherwise than the image's own."""
@@ -206,11 +244,14 @@ def bundle(inferctl, dev_keys, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, walk, tmp_path_factory):
-    """What the script said, by mark; as `answers` what was inferred before an update, as `console` everything since the factory reset."""
+    """What the script said, by mark; as `answers` what was inferred before an update, as `console` everything since the factory reset, as
+    `logins` what came of a login with the key of the boot partition and of one with another."""
     folder, tools = tmp_path_factory.mktemp("systemd"), hosttools.Tools(hosttools.IMAGE)
     root_filesystem(folder / "root", daemon_for_board, board, dev_keys, device.compiled(Path(__file__).parent / "ask.rs", board, folder))
     disk = shutil.copyfile(production_image[0], folder / "systemd.img")
     put_on(disk, folder / "root", folder, tools)
+    ssh = Ssh(folder)
+    device.put_on_boot_partition(disk, "inferd.toml", PROVISIONED.format(key=ssh.keys["given"], api_key=dev_keys.api_key), folder)
     stick = folder / "stick"
     stick.touch()
     os.truncate(stick, 8 << 20)
@@ -225,13 +266,14 @@ def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, wal
         reply = connection.getresponse()
         assert reply.status in (200, 201, 202), reply.read()
         machine.wait_for_console("^INFERD-ASKED", 600)
+        logins = {name: ssh.login(machine, name, "cat /run/inferd/slot; id -u") for name in ssh.keys}
         reply = machine.request("/api/v1/factory-reset", b"", headers={"X-API-Key": dev_keys.api_key}, timeout=300)
         assert reply.status == 202, reply.body
         machine.wait_for_console("^INFERD-ASKED-AGAIN", 600)
         machine.wait_for_console("reboot: Restarting system with command", 300)
         console = machine.console().replace("\r", "")
     said = dict(re.findall(r"^<<(\w+)\n(.*?)^>>$", console, re.MULTILINE | re.DOTALL))
-    return {**said, "answers": answers, "console": console.partition("INFERD-ASKED\n")[2]}
+    return {**said, "answers": answers, "logins": logins, "console": console.partition("INFERD-ASKED\n")[2]}
 
 
 def shown(text):
@@ -357,3 +399,15 @@ def test_a_system_on_trial_that_nobody_watches_any_more_is_not_kept(asked):
 def test_a_restart_says_to_the_firmware_what_the_keeper_was_asked_for(asked):
     restarts = re.findall(r"reboot: Restarting system(?: with command '(.*)')?$", asked["console"], re.MULTILINE)
     assert restarts == ["", "0 tryboot"], "the factory reset's, and this one"
+
+
+def test_root_logs_in_with_the_key_of_the_boot_partition_and_with_no_other(asked):
+    given, other = asked["logins"]["given"], asked["logins"]["other"]
+    assert (given.returncode, given.stdout.split()) == (0, ["a", "0"]), given
+    assert other.returncode != 0 and not other.stdout and "No auth methods could be used" in other.stderr, other
+
+
+def test_without_a_key_there_is_no_server(asked):
+    assert asked["provisioned"].startswith("gone")
+    ports = set(re.findall(r":(\d+) .*LISTEN", asked["listens"]))
+    assert "9000" in ports and "22" not in ports, ports
