@@ -57,7 +57,13 @@ def arguments():
     )
     parser.add_argument("--minimal", action="store_true", help=image.MINIMAL)
     parser.add_argument("--kvm", action="store_true", help="use KVM if it really runs this image here (default: emulation)")
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE", help="build nothing: boot this flashed card (a file that `scripts/flash --board BOARD FILE --file` has "
+        "written, with your inferd.toml on it) and stay; what it writes stays in FILE. A fixed address must be 10.0.2.15/24",
+    )
     options = parser.parse_args()
+    if options.card and (options.native or options.root or options.model or options.minimal or options.kvm):
+        parser.error("--card boots what is on the card; --board, --port and --keep may stand beside it")
     if options.native and (options.root or options.kvm):
         parser.error("--root and --kvm are about the appliance in QEMU; leave out --native")
     return options
@@ -70,6 +76,9 @@ def cli():
     options = arguments()
     started = time.monotonic()
     port = choose_port(options.port)
+    if options.card:
+        card(boards.load(options.board), options.card, port)
+        return 0
     models = [*places.SHIPPED_MODELS, *options.model]
     image.named_models(models)
     rust.ensure_toolchain()
@@ -115,6 +124,20 @@ def appliance(options, port, models, started):
     say("The appliance is switched off.")
 
 
+def card(board, file, port):
+    """A flashed card as it is, until Ctrl-C."""
+    if not file.is_file():
+        raise Failure(f"{file}: there is no such file; `truncate -s 8G {file} && scripts/flash --board {board.name} {file} --file` makes a card")
+    tls_port = TLS_PORT if qemu.port_is_free(TLS_PORT) else None
+    serial = places.images() / "card.console.log"
+    machine = qemu.Machine(board, file, port=port, tls_port=tls_port, keep_writes=True, serial=serial, restarts=True)
+    with machine:
+        say(f"{file} is switched on; its console is in {serial}.")
+        say(f"It answers at {machine.url}{f' and, if it speaks TLS, https://127.0.0.1:{tls_port}' if tls_port else ''} once it is ready. Ctrl-C pulls the plug.")
+        watch(machine, "no answer yet")
+    say("The card can be read now: inferd-report.txt on its first partition says what became of its inferd.toml.")
+
+
 def after_power_on(machine, what):
     """Says what happens to the machine, and when."""
     say(f"    {machine.seconds():5.1f} s  {what}")
@@ -125,9 +148,10 @@ def shell_command(machine):
     return f"{relative(places.ROOT / 'scripts/shell')} {machine.folder}/shell.sock"
 
 
-def watch(machine):
-    """Until interrupted, or until the appliance switches itself off; tells of resets and of what it says until it is ready again."""
-    events, told = machine.qmp, ""
+def watch(machine, told=""):
+    """Until interrupted, or until the appliance switches itself off; tells of resets and of what it says until it is ready again, or, with what
+    was `told` last, for the first time."""
+    events, ready = machine.qmp, "ready" if told else "ready again"
     resets = watchdogs = 0
     try:
         while machine.process.poll() is None:
@@ -140,8 +164,8 @@ def watch(machine):
                 after_power_on(machine, f"{by}; it starts again")
             state = qemu.readiness(machine.url) if told else ""
             if state != told:
-                after_power_on(machine, "ready again" if state == "ready" else state)
-                told = "" if state == "ready" else state
+                after_power_on(machine, ready if state == "ready" else state)
+                told, ready = ("", "ready again") if state == "ready" else (state, ready)
     except KeyboardInterrupt:
         say()
         return

@@ -104,3 +104,48 @@ def test_a_shell_that_cannot_be_had_is_a_sentence(offered, tmp_path):
     assert nowhere.returncode == 1 and "no appliance offers a shell at" in nowhere.stderr, nowhere.stderr
     blind = shell(offered)
     assert blind.returncode == 1 and "needs a terminal" in blind.stderr, blind.stderr
+
+
+def test_one_that_was_never_ready_is_not_ready_again(monkeypatch, capsys):
+    monkeypatch.setattr(run.time, "sleep", lambda _: None)
+    guest = Guest([([], "loading"), ([], "ready"), (["RESET"], "loading"), ([], "ready")])
+    monkeypatch.setattr(qemu, "readiness", lambda _: guest.state)
+    run.watch(guest, "no answer yet")
+    said = [line.split(" s ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert said[:2] == ["loading", "ready"] and "ready again" in said
+
+
+def test_a_card_is_started_as_it_is_and_keeps_what_it_writes(monkeypatch, tmp_path, capsys):
+    started = {}
+
+    class Started:
+        url = "http://card"
+
+        def __init__(self, board, image, **options):
+            started.update(options, board=board, image=image)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(qemu, "Machine", Started)
+    monkeypatch.setattr(run, "watch", lambda machine, told: started.update(told=told))
+    board = SimpleNamespace(name="qemu-aarch64")
+    file = tmp_path / "card"
+    with pytest.raises(Failure, match="there is no such file; `truncate"):
+        run.card(board, file, 9000)
+    file.write_bytes(b"")
+    run.card(board, file, 9000)
+    assert (started["image"], started["port"], started["told"]) == (file, 9000, "no answer yet")
+    assert started["keep_writes"] and started["restarts"]
+    assert "inferd-report.txt" in capsys.readouterr().out
+
+
+def test_a_card_is_no_image_that_could_be_made_otherwise(monkeypatch, capsys):
+    for other in (["--native"], ["--minimal"], ["--model", "x"]):
+        monkeypatch.setattr(run.sys, "argv", ["run", "--card", "x", *other])
+        with pytest.raises(SystemExit):
+            run.arguments()
+        assert "--card boots what is on the card" in capsys.readouterr().err
