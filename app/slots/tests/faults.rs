@@ -519,6 +519,25 @@ fn the_state_machine_refuses_what_would_hurt() {
 }
 
 #[test]
+fn no_step_begins_from_a_state_that_it_does_not_belong_to() {
+    let code = |state: &State, step: &Step| state.step(step).unwrap_err().code();
+    let fresh = State::default();
+    for slot in SlotId::BOTH {
+        assert_eq!(code(&fresh, &Step::Stage { slot }), "slot-status", "nothing was written");
+    }
+    // Nothing is active, and both slots hold a bundle.
+    let staged = SlotId::BOTH.into_iter().fold(fresh, |state, slot| {
+        let bundle = inferd_bundle::Digest([7; 32]);
+        let write = Step::Write { slot, bundle, product: "p".into(), version: 1, len: 1 };
+        state.step(&write).unwrap().step(&Step::Stage { slot }).unwrap()
+    });
+    let tried = |slot| Step::Try { slot, boot_id: "boot".into() };
+    let trial = staged.step(&tried(SlotId::A)).unwrap();
+    assert_eq!(code(&trial, &tried(SlotId::B)), "trial-running", "one trial at a time");
+    assert_eq!(code(&trial, &Step::Stage { slot: SlotId::B }), "slot-status", "it is staged already");
+}
+
+#[test]
 fn a_downgrade_that_was_permitted_leaves_the_floor_where_it_is() {
     let [one, two] = pair();
     let shared = serving(&two);

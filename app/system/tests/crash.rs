@@ -160,6 +160,16 @@ fn only_the_chosen_system_has_the_other_one_tried() {
     assert_eq!(other.now().unwrap(), Now { runs: Slot::A, on_trial: false, chosen: Slot::A });
 }
 
+#[test]
+fn the_system_that_is_chosen_while_a_try_is_armed_takes_the_try_out() {
+    let disk = Disk::new(1 << 20);
+    let runs = uboot(&disk, "inferd.slot=a");
+    runs.arm(Slot::B).unwrap();
+    runs.commit().unwrap();
+    let records = PLACES.map(|at| Record::decode(&disk.get(at)));
+    assert_eq!(newest(records).unwrap().1, Record { generation: 2, chosen: Slot::A, tried: None });
+}
+
 // === Raspberry Pi ===
 
 const FLOOR: &str = "2025-10-08";
