@@ -24,6 +24,8 @@ import uboot
 from steps import Failure, main, say
 
 ENGINE_HOST = "usr/lib/inferd/inferd-engine-host"
+# Among Buildroot's images: what a bundle of the system consists of.
+PARTS = "parts"
 HAILO_FIRMWARE = "lib/firmware/hailo/hailo8_fw.bin"
 
 
@@ -100,7 +102,8 @@ def check_kernel(config, fragments):
 
 
 def disk(board, target, binaries, tools, epoch):
-    """The board's image, made of what Buildroot has put into `binaries`, and the facts about it in a JSON beside it. Returns the image."""
+    """The board's image, made of what Buildroot has put into `binaries`, and beside it the facts about it in a JSON and what a bundle of
+    its system consists of, in a folder. Returns the image."""
     layout = layouts.load(board)
     work = binaries / f"{board.name}.work"
     shutil.rmtree(work, ignore_errors=True)
@@ -110,15 +113,19 @@ def disk(board, target, binaries, tools, epoch):
     boot = work / "boot"
     boot.mkdir()
     (boot / "inferd.toml.example").write_text(image.example(target))
+    systems = {}
     if board.backend == "rpi-tryboot":
         image.write(boot, rpi.boot_files(board, layout))
-        system = pi_system(board, layout, binaries, work)
-        files["system"] = image.fat(system, layout.named("system"), epoch, tools)
+        systems = pi_systems(board, layout, binaries, work, tools, epoch)
     elif board.backend == "uboot-env":
         image.write(boot, uboot.boot_files(epoch))
-        files["system"] = image.fat(_kernel(board, target, binaries, work / "system"), layout.named("system"), epoch, tools)
+        systems["boot-a"] = image.fat(_kernel(board, target, binaries, work / "system"), layout.named("system"), epoch, tools)
     else:
         shutil.copytree(_kernel(board, target, binaries, work / "system"), boot, dirs_exist_ok=True)
+    shutil.rmtree(binaries / PARTS, ignore_errors=True)
+    if systems:
+        files["system"] = systems[layout.named("system").name]
+        image.put_parts(files["rootfs"], systems, board, binaries / PARTS)
     files["boot"] = image.fat(boot, layout.named("boot"), epoch, tools)
     output = binaries / f"{board.name}.img"
     image.disk(layout, files, tools, work, output)
@@ -178,24 +185,22 @@ def _kernel(board, target, binaries, stage):
     return stage
 
 
-def pi_system(board, layout, binaries, work):
-    """What the boot partition of slot a holds."""
+def pi_systems(board, layout, binaries, work, tools, epoch):
+    """The FATs of both slots, by their partitions' names."""
     stage = work / "system"
     stage.mkdir()
-    files = rpi.system_files(board, layout, "a")
-    image.write(stage, files)
     shutil.copyfile(_made(binaries / board.kernel.image), stage / board.kernel.image)
     for tree in board.kernel.device_trees:
         name = f"{Path(tree).name}.dtb"
         shutil.copyfile(_made(binaries / name), stage / name)
     for name in board.firmware.files:
         shutil.copyfile(_made(binaries / "rpi-firmware" / name), stage / name)
-    overlays = rpi.overlays_of(files["config.txt"].decode())
+    overlays = rpi.overlays_of((places.BOARDS / board.name / "config.txt").read_text())
     if overlays:
         (stage / "overlays").mkdir()
     for name in overlays:
         shutil.copyfile(_made(binaries / f"rpi-firmware/overlays/{name}.dtbo"), stage / f"overlays/{name}.dtbo")
-    return stage
+    return image.pi_systems(stage, layout, epoch, tools, lambda slot: rpi.system_files(board, layout, slot))
 
 
 def _made(path):

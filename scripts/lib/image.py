@@ -362,13 +362,22 @@ def boot(recipe, packages, given, lacks, layout, tools, work):
     elif board.backend == "rpi-tryboot":
         write(stage, rpi.boot_files(board, layout))
         copy_for_a_pi(board, packages, given, system)
-        for slot in rpi.SLOTS:
-            write(system, rpi.system_files(board_on_debian(board), layout, slot, initramfs=True, overlays=()))
-            partition = next(part for part in layout.partitions if part.name == f"boot-{slot}")
-            systems[partition.name] = fat(system, partition, recipe.epoch, tools)
+        systems = pi_systems(system, layout, recipe.epoch, tools, lambda slot: rpi.system_files(
+            board_on_debian(board), layout, slot, initramfs=True, overlays=()
+        ))
     # The image's own: who starts from it keeps what makes a dev image one.
     (stage / "inferd.toml.example").write_text(example(work / "rootfs"))
     return systems, fat(stage, layout.named("boot"), recipe.epoch, tools)
+
+
+def pi_systems(stage, layout, epoch, tools, files):
+    """The FATs of a Raspberry Pi's systems by their partitions' names: what is in `stage`, and what `files` says of a slot."""
+    systems = {}
+    for slot in rpi.SLOTS:
+        write(stage, files(slot))
+        partition = next(part for part in layout.partitions if part.name == f"boot-{slot}")
+        systems[partition.name] = fat(stage, partition, epoch, tools)
+    return systems
 
 
 def copy_for_a_pi(board, packages, given, folder):

@@ -87,12 +87,17 @@ def parts(board, deploy, folder, tools, epoch):
     if board.backend == "rpi-tryboot":
         for name, content in rpi.boot_files(board, layout).items():
             (stage / name).write_bytes(content)
-        system = builder.pi_system(board, layout, _as_buildroot(board, deploy, folder / "deployed"), folder)
-        image.fat(system, layout.named("system"), epoch, tools)
+        builder.pi_systems(board, layout, _as_buildroot(board, deploy, folder / "deployed"), folder, tools, epoch)
         shutil.rmtree(folder / "deployed")
-        shutil.rmtree(system)
+        shutil.rmtree(folder / "system")
     image.fat(stage, layout.named("boot"), epoch, tools)
     shutil.rmtree(stage)
+
+
+def system(board, folder, output):
+    """What a bundle of the system consists of, for a Raspberry Pi: of the parts in `folder`, where the root filesystem is as well."""
+    if board.backend == "rpi-tryboot":
+        image.put_parts(folder / "rootfs.squashfs", {f"boot-{slot}": folder / f"boot-{slot}.vfat" for slot in rpi.SLOTS}, board, output)
 
 
 def _as_buildroot(board, deploy, view):
@@ -191,7 +196,7 @@ def cli():
     parser = argparse.ArgumentParser(prog="openembedded.py", description="See yocto/README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("generate", help="write what the layer has of other files")
-    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
+    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "system": ("folder", "output"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
     for verb, given in verbs_of_recipes.items():
         command = verbs.add_parser(verb, help="called by recipes")
         command.add_argument("board", choices=sorted(MACHINES))
@@ -208,6 +213,8 @@ def cli():
     if options.verb == "parts":
         epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
         parts(board, options.deploy, options.folder, builder.HostTools(options.tools), epoch)
+    elif options.verb == "system":
+        system(board, options.folder, options.output)
     elif options.verb == "furnish":
         furnish(board, options.folder)
     elif options.verb == "map":

@@ -22,6 +22,9 @@ from steps import Failure
 PIS = [name for name in boards.names() if boards.load(name).backend == "rpi-tryboot"]
 
 
+SQUASHFS = (b"hsqs" + bytes(92)).ljust(4096, b"-")
+
+
 @pytest.fixture
 def target(tmp_path):
     """A root filesystem as Buildroot hands it over: the overlay, BusyBox and a daemon."""
@@ -127,11 +130,12 @@ def tools():
 def made(board, folder):
     """A folder of images as Buildroot leaves it for a board."""
     folder.mkdir()
-    names = ["rootfs.squashfs", board.kernel.image, *(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees)]
+    names = [board.kernel.image, *(f"{tree.rpartition('/')[2]}.dtb" for tree in board.kernel.device_trees)]
     names += [f"rpi-firmware/{name}" for name in board.firmware.files] + ["rpi-firmware/overlays/ramoops-pi4.dtbo"]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
+    (folder / "rootfs.squashfs").write_bytes(SQUASHFS)
     return folder
 
 
@@ -165,6 +169,26 @@ def test_a_raspberry_pis_disk_starts_its_first_system(name, target, office, tool
     facts = json.loads(disk.with_name(f"{name}.img.json").read_text())
     assert (facts["board"], facts["dev"], facts["sha256"]) == (name, False, image.digest(disk)), "what `inferctl flash --board` asks for"
     assert facts["root_sha256"] == image.digest(office.root)
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_a_system_of_a_raspberry_pi_is_bundled_from_what_lies_beside_its_disk(name, target, office, tools, tmp_path):
+    board = boards.load(name)
+    layout = layouts.load(board)
+    disk = builder.disk(board, target, made(board, tmp_path / "images"), tools, 1_000_000_000)
+    parts = {path.name: path for path in (disk.parent / builder.PARTS).iterdir()}
+    assert set(parts) == {"rootfs", "boot-a", "boot-b"}
+    for slot in rpi.SLOTS:
+        read = [tools.path("mtype"), "-i", parts[f"boot-{slot}"], "::cmdline.txt"]
+        assert subprocess.run(read, capture_output=True, check=True).stdout.decode() == rpi.cmdline(board, layout, slot)
+    # What is written to slot a is what the disk has there.
+    found = next(part for part in layouts.read_gpt(disk)[1] if part.name == "boot-a")
+    with open(disk, "rb") as file:
+        file.seek(found.offset)
+        assert file.read(parts["boot-a"].stat().st_size) == parts["boot-a"].read_bytes()
+    assert parts["rootfs"].read_bytes() == (disk.parent / "rootfs.squashfs").read_bytes()
+    bundle = office.system(tmp_path / "os-2.imb", name, 2, parts)
+    office.run("bundle", "verify", bundle, "--root", office.root)
 
 
 def test_an_overlay_that_config_txt_names_lies_beside_the_kernel(target, tools, tmp_path):

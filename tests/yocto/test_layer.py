@@ -383,7 +383,11 @@ def test_the_parts_of_a_raspberry_pis_image_are_those_of_every_other_builder(nam
         (deploy / file).write_bytes(file.encode())
     tools = hosttools.Tools([*hosttools.IMAGE])
     openembedded.parts(board, deploy, tmp_path / "parts", tools, 1_000_000_000)
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["boot-a.vfat", "boot.vfat", "data.ext4"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["boot-a.vfat", "boot-b.vfat", "boot.vfat", "data.ext4"]
+    (tmp_path / "parts/rootfs.squashfs").write_bytes(b"root" * 1024)
+    monkeypatch.setattr("sys.argv", ["openembedded.py", "system", name, str(tmp_path / "parts"), str(tmp_path / "out")])
+    assert openembedded.cli() == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["boot-a", "boot-b", "rootfs"]
     layout = layouts.load(board)
 
     def held(part, file):
@@ -394,8 +398,9 @@ def test_the_parts_of_a_raspberry_pis_image_are_those_of_every_other_builder(nam
     assert held("boot", "inferd.toml.example") == b"".join(
         (places.OVERLAY / "etc/inferd" / name).read_bytes() for name in ("provision.toml", "inferd.toml")
     )
-    for file, content in rpi.system_files(board, layout, "a").items():
-        assert held("boot-a", file) == content
+    for slot in rpi.SLOTS:
+        for file, content in rpi.system_files(board, layout, slot).items():
+            assert held(f"boot-{slot}", file) == content
     assert held("boot-a", board.kernel.image) == board.kernel.image.encode()
     for tree in board.kernel.device_trees:
         assert held("boot-a", f"{tree.rpartition('/')[2]}.dtb")
