@@ -218,6 +218,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("system-gone", "Push it again: it is started anew"),
     ("nothing-staged", "Push a bundle of a system first"),
     ("no-keeper", ""),
+    ("not-allowed", "Send it over the network, where a key says who may, or be root on the device"),
     ("no-door", ""),
     ("not-started", "Find out on a bench, with a console, where its start ends"),
     ("not-ready", BAD_SYSTEM),
