@@ -37,12 +37,12 @@ class Appliance(Board):
         (folder / "updates/root.imr").write_bytes(office.root.read_bytes())
         self.before = self.contents()
 
-    def serve(self, *options):
+    def serve(self, *options, **process):
         """Root begins to listen; a second one takes the place of the first, which left its socket there."""
         if self.root_process:
             self.root_process.kill()
             self.root_process.wait()
-        self.root_process = subprocess.Popen(self.command("serve", "--socket", self.socket, *options))
+        self.root_process = subprocess.Popen(self.command("serve", "--socket", self.socket, *options), **process)
         until(lambda: self.at_the_door(), "root listens")
         return self
 
@@ -459,6 +459,25 @@ def test_a_system_that_waits_is_tried_and_followed_when_somebody_says_so(board, 
     watched(board)
     text, _ = trying.communicate(timeout=120)
     assert trying.returncode == 0 and "the system is committed" in text, text
+
+
+def test_why_a_board_takes_no_system_is_said_at_the_start_of_roots_process_and_in_the_status(board):
+    said = lambda: (board.folder / "log").read_text()  # noqa: E731
+    for backend, told in (("uboot-env", ""), ("uefi-nv", "one root filesystem"), ("initramfs", "write a new image to the medium")):
+        (board.root / "etc/inferd/board.toml").write_text(f'name = "qemu-aarch64"\n[boot]\nbackend = "{backend}"\n')
+        with open(board.folder / "log", "w") as log:
+            board.serve(stderr=log)
+        daemon = board.daemon()
+        system = until(lambda daemon=daemon: daemon.request("/status").json()["updates"]["system"], daemon)
+        lines = said().splitlines()
+        if not told:
+            assert lines == [] and system["refused"] is None
+        else:
+            [line] = lines
+            assert line.startswith("<4>inferd system: this board takes no update of its system: ")
+            assert told in line and line.endswith("(boot-backend)")
+            assert system["refused"]["code"] == "boot-backend" and told in system["refused"]["sentence"]
+        daemon.stop()
 
 
 def test_where_nobody_installs_systems_they_are_refused_as_before(board):

@@ -55,6 +55,10 @@ pub(super) fn serve(desk: &Desk, how: &Serve) -> Result<(), Reason> {
     let user = how.user.as_deref().map(known_user).transpose().map_err(failed)?;
     let listener = listen(&how.socket, user.as_ref()).map_err(failed)?;
     let (busy, known) = (AtomicUsize::new(0), Known::default());
+    // Whoever looks after the board learns it at its start, and not from the first update.
+    if let Err(why) = possible(desk, &known) {
+        log("this board takes no update of its system", &why);
+    }
     let patience = Duration::from_secs(how.patience.max(1));
     thread::scope(|scope| {
         loop {
