@@ -12,6 +12,7 @@ import struct
 import subprocess
 import zlib
 
+import places
 import pytest
 from faults.keeper import Keeper
 from helpers import inferd_program, until
@@ -104,6 +105,19 @@ class Board:
 
     def restarts(self):
         return [order["why"] for order in self.keeper.orders if order["ask"] == "reboot"]
+
+    def tries(self, daemon):
+        """From a system with this daemon another one is tried, which has started; what the daemon said of what serves."""
+        told = self.root / "run/inferd/daemon"
+        until((told / "serves").exists, daemon)
+        serves = json.loads((told / "serves").read_text())
+        self.ok("install", self.bundle(2))
+        self.ok("try")
+        daemon.stop()
+        assert self.start("request") == "b"
+        for file in told.iterdir():
+            file.unlink()
+        return serves
 
     def says(self, *reasons, age_ms=0, pid=1):
         """What a daemon says of itself."""
@@ -307,6 +321,7 @@ def test_only_one_changes_systems_at_a_time(board):
     board.ok("install", board.bundle(2))
 
 
+SECOND = [places.ROOT / "tests/models/refused-int8-conv"]
 NUMBERS = {"a": PARTITIONS.index("boot-a") + 1, "b": PARTITIONS.index("boot-b") + 1}
 
 
@@ -411,5 +426,35 @@ def test_a_daemon_is_ready_to_be_committed_only_while_it_says_so(board, native):
     daemon = native(config=config, env=board.keeper.env)
     (board.keeper.folder / "system-trial").touch()
     until(lambda: file.exists() and json.loads(file.read_text())["reasons"] == [], daemon)
+    board.ok("watch")
+    assert board.record()[0]["chosen"] == "b"
+
+
+def test_a_second_model_that_fails_on_the_new_system_keeps_it_from_being_committed_unless_it_failed_before(board, native):
+    """The default model serves all the while; the other one does not reproduce its golden vectors."""
+    options = {"config": (board.folder / "system.toml").read_text(), "env": board.keeper.env}
+    refused = "model refused-int8-conv: "
+
+    def on_trial():
+        (board.keeper.folder / "system-trial").touch()
+        new = native(models=[*SECOND, places.DEFAULT_MODEL], **options)
+        until((board.root / "run/inferd/daemon/commit-ready").exists, new)
+        return new
+
+    assert board.tries(native(**options))["models"] == {"imu-motion": {"rung": "cpu"}}
+    new = on_trial()
+    until(lambda: any(refused in reason for reason in new.request("/commit-ready").json()["reasons"]), new)
+    board.ok("watch", "--hold", "1", "--grace", "1")
+    assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
+    new.stop()
+    assert board.start("request") == "a"
+    board.ok("watch")
+    assert board.status()["state"]["verdicts"][-1]["code"] == "not-ready"
+    # It failed on the old system too: that says nothing about the new one, and for other updaters it is a reason all the same.
+    daemon = native(models=[*SECOND, places.DEFAULT_MODEL], **options)
+    answer = until(lambda: (a := daemon.request("/commit-ready")).status == 503 and refused in a.json()["reasons"][0] and a, daemon)
+    assert len(answer.json()["reasons"]) == 1
+    assert board.tries(daemon)["failed"] == ["refused-int8-conv"]
+    on_trial()
     board.ok("watch")
     assert board.record()[0]["chosen"] == "b"

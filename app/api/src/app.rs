@@ -11,9 +11,10 @@ use crate::{
     Alive, ApiConfig, Benchmarks, Front, Metrics, Records, Updates, analysis, benchmarks, limits, records,
     stream,
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use inferd_hosts::{EngineHere, Hosts, Served};
 use inferd_model::{EngineKind, Manifest, Motif, Task};
+use inferd_rollout::Serves;
 use inferd_tasks::{PlanError, imu::ImuPlan};
 use inferd_tls::Identity;
 use inferd_watch::monitor::Monitor;
@@ -36,6 +37,8 @@ pub struct App {
     pub updates: Arc<ArcSwap<Updates>>,
     /// What the device writes down: log, telemetry, captured windows.
     pub records: Arc<Records>,
+    /// What served under the system before, while this one is on trial.
+    pub system_trial: ArcSwapOption<Serves>,
     /// The resource monitor, once it runs.
     pub monitor: Arc<OnceLock<Monitor>>,
     /// Benchmarks, once they can be run.
@@ -185,6 +188,7 @@ impl App {
             updates,
             monitor,
             benchmarks,
+            system_trial: ArcSwapOption::empty(),
             tls: ArcSwap::default(),
             listening: ArcSwap::default(),
             identity: ArcSwap::default(),

@@ -90,5 +90,6 @@ pub use records::{DirectiveError, Directives, LogControl, LogState, Records, req
 pub use serve::{Late, serve};
 pub use sources::{SourceConfig, start_sources};
 pub use updates::{
-    Desk, Ended, Pull, PullError, PullWish, Pulling, Updates, commit_reasons, returned_system,
+    Desk, Ended, Pull, PullError, PullWish, Pulling, Updates, commit_reasons, returned_system, serves,
+    system_on_trial,
 };

@@ -25,7 +25,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderName, HeaderValue};
 use inferd_hosts::Origin;
 use inferd_rollout::{
-    Accepted, Busy, Gate, InstallError, Outcome, Resumable, Status, TrustError, Updater, Verdict, Way,
+    Accepted, Busy, Gate, InstallError, Outcome, Resumable, Serves, Status, TrustError, Updater, Verdict, Way,
 };
 use inferd_system::state::Phase;
 use serde::Serialize;
@@ -511,7 +511,7 @@ pub(crate) fn summary(app: &App) -> Value {
         Updates::Broken(reason) => json!({ "enabled": true, "state": "broken", "reason": reason }),
         Updates::On(desk) => {
             let status = desk.updater.status().borrow().clone();
-            let ready = desk.updater.commit_ready();
+            let ready = desk.updater.commit_ready(app.system_trial.load().as_deref());
             json!({
                 "enabled": true,
                 "state": "on",
@@ -576,15 +576,29 @@ pub fn commit_reasons(app: &App) -> Vec<String> {
     if words.state != "ready" {
         reasons.push(format!("the default model does not answer: {}", words.reason));
     }
-    let updates = app.updates.load();
+    let (updates, before) = (app.updates.load(), app.system_trial.load());
     match &**updates {
-        Updates::Off if app.hosts.loading() => reasons.push("models are being loaded".to_owned()),
-        Updates::Off => {}
+        Updates::Off => reasons.extend(inferd_rollout::against(&app.hosts, before.as_deref())),
         Updates::Starting => reasons.push("the slots are being opened".to_owned()),
         Updates::Broken(reason) => reasons.push(reason.clone()),
-        Updates::On(desk) => reasons.extend(desk.updater.commit_ready().reasons),
+        Updates::On(desk) => reasons.extend(desk.updater.commit_ready(before.as_deref()).reasons),
     }
     reasons
+}
+
+/// Says whether this system is on trial, and what served under the one before.
+pub fn system_on_trial(app: &App, before: Option<Arc<Serves>>) {
+    if let Some(desk) = at(&app.updates.load()) {
+        desk.updater.system_is_on_trial(before.is_some());
+    }
+    app.system_trial.store(before);
+}
+
+/// What serves here and on what, for the system that is tried next to be held against; `None` while that is not decided. `before`: the
+/// answer before.
+pub fn serves(app: &App, before: &Serves) -> Option<Serves> {
+    let decided = !app.hosts.loading() && deciding(app).is_none();
+    decided.then(|| Serves::now(&app.hosts, before))
 }
 
 /// `GET /commit-ready`.

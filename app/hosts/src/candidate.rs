@@ -166,6 +166,15 @@ impl Candidate {
         self.host.pid
     }
 
+    /// Ends it; its host is gone then, and the memory that it had is there again.
+    pub async fn end(self) {
+        let host = (!self.promoted).then(|| self.host.clone());
+        drop(self);
+        if let Some(host) = host {
+            host.ended().await;
+        }
+    }
+
     /// Why its host has ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<String> {

@@ -1,21 +1,27 @@
-//! While a system is on trial: whether this daemon is ready to be committed, told to root in a file, once a second.
+//! What the daemon tells root in files, for root's systems: while one is on trial whether this daemon is ready to be committed, once a
+//! second; otherwise what serves and on what, whenever that changes, so that the next one can be held against it.
 
 use inferd_api::App;
+use inferd_rollout::Serves;
 use inferd_watch::history;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The file, in the daemon's directory that does not outlive a reset.
 pub const FILE: &str = "commit-ready";
-/// The mark of a trial, in the keeper's directory.
+/// What serves, in the same directory.
+pub const SERVES: &str = "serves";
+/// The mark of a trial, in the keeper's directory: what served under the system before, where that is known.
 pub const TRIAL: &str = "system-trial";
 /// How often it is told.
 const EVERY: Duration = Duration::from_secs(1);
 /// What the daemon said is too old after this time: it hangs, or is gone.
 const STALE: Duration = Duration::from_secs(10);
-/// The most of the file that is read.
+/// The most of a file that is read.
 const MAX_BYTES: u64 = 64 << 10;
 
 /// What the file says.
@@ -32,10 +38,22 @@ pub struct Ready {
 impl Ready {
     /// What a file says, if it can be understood.
     pub fn read(path: &Path) -> Option<Self> {
-        // Root reads what the daemon may have put there.
-        let bytes = inferd_slots::read_regular(path, MAX_BYTES).ok()??;
-        serde_json::from_slice(&bytes).ok()
+        read(path)
     }
+}
+
+/// What a file says, if it can be understood. Root reads what the daemon may have put there.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = inferd_slots::read_regular(path, MAX_BYTES).ok()??;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Puts it there in one piece.
+///
+/// # Errors
+/// What the system says.
+pub fn put(path: &Path, what: &impl Serialize) -> io::Result<()> {
+    inferd_slots::replace(path, &serde_json::to_vec(what)?)
 }
 
 /// Whether a daemon that said this is ready to be committed, and is there; else why not.
@@ -48,24 +66,38 @@ pub fn judge(said: Option<Ready>, uptime: Duration) -> Result<(), String> {
     if said.reasons.is_empty() { Ok(()) } else { Err(said.reasons.join("; ")) }
 }
 
-/// Tells it for as long as the mark is there.
+/// Tells it for as long as the mark is there, and what serves while it is not.
 pub async fn tell(app: Arc<App>, mark: PathBuf, folder: PathBuf) {
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut told = true;
+    let (mut told, mut last) = (true, None);
     loop {
         every.tick().await;
         if !mark.exists() {
+            inferd_api::system_on_trial(&app, None);
+            tell_what_serves(&app, &folder.join(SERVES), &mut last);
             continue;
         }
+        inferd_api::system_on_trial(&app, Some(Arc::new(read(&mark).unwrap_or_default())));
         let uptime_ms = u64::try_from(history::uptime().as_millis()).unwrap_or(u64::MAX);
         let ready = Ready { uptime_ms, pid: std::process::id(), reasons: inferd_api::commit_reasons(&app) };
-        let bytes = serde_json::to_vec(&ready).unwrap_or_default();
-        let written = inferd_slots::replace(&folder.join(FILE), &bytes);
+        let written = put(&folder.join(FILE), &ready);
         if let (Err(error), true) = (&written, told) {
             tracing::warn!(%error, "a system is on trial, and it cannot be told whether this daemon is ready");
         }
         told = written.is_ok();
+    }
+}
+
+/// Once that is decided, and whenever it has changed since.
+fn tell_what_serves(app: &App, file: &Path, last: &mut Option<Serves>) {
+    let Some(now) = inferd_api::serves(app, last.as_ref().unwrap_or(&Serves::default())) else { return };
+    if last.as_ref() == Some(&now) {
+        return;
+    }
+    match put(file, &now) {
+        Ok(()) => *last = Some(now),
+        Err(error) => tracing::debug!(%error, "what serves cannot be told to root"),
     }
 }
 

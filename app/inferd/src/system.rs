@@ -12,8 +12,9 @@ use crate::config::{self, Config, Loaded};
 use crate::ready::{self, Ready};
 use clap::{Parser, Subcommand};
 use inferd_bundle::Trust;
+use inferd_rollout::Serves;
 use inferd_slots::FileMedium;
-use inferd_system::state::{About, Ended, Phase, Reason, Start};
+use inferd_system::state::{About, Ended, Phase, Reason, Start, Tries};
 use inferd_system::{Backend, Facts, Folder, Places, Restart, Slot, Systems, View};
 use inferd_watch::ask::{self, Answer, Argument, Ask};
 use inferd_watch::history::{self, ResetReason};
@@ -28,6 +29,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// What served when a system was last armed, in the folder.
+const BEFORE: &str = "before.json";
 /// The longest that a model's trial, which passes by itself, puts that off.
 const MODELS: Duration = Duration::from_secs(604_800);
 /// How long the keeper's word about this boot is waited for.
@@ -292,7 +295,7 @@ impl Desk {
     /// Whether this version can have a board with such a backend try a system.
     fn can_try(&self, backend: &dyn Backend) -> Result<(), Reason> {
         if argument(backend.restart())?.is_some() && !self.places.passes_arguments_on() {
-            let why = "its kernel does not pass what a restart says on to the firmware, as Raspberry Pi's own kernel does";
+            let why = "its kernel does not pass what a restart says on to the firmware, as Raspberry Pi's own kernel does: write an image with that one to the medium";
             return Err(because("boot-backend", format!("{}: {why}", backend.name())));
         }
         Ok(())
@@ -302,6 +305,7 @@ impl Desk {
     fn try_it(&self, systems: &mut Systems<FileMedium>) -> Result<(), Reason> {
         let (_, backend) = self.backend()?;
         self.can_try(&*backend)?;
+        self.keep_what_serves(systems)?;
         let restart = argument(systems.arm(self.trust()?.as_ref())?);
         // Armed, it would be tried at any later start.
         restart.and_then(|argument| self.restart("a new system is tried", argument)).inspect_err(|_| {
@@ -309,6 +313,20 @@ impl Desk {
                 tell(format_args!("the try cannot be taken back: {}", why.sentence));
             }
         })
+    }
+
+    /// Keeps what serves and on what, as the daemon says: the system that is tried is held against it.
+    fn keep_what_serves(&self, systems: &Systems<FileMedium>) -> Result<(), Reason> {
+        let file = self.cli.folder.join(BEFORE);
+        let told = self.config.updates.run_dir.as_ref().and_then(|run| ready::read(&run.join(ready::SERVES)));
+        let failed = |e: io::Error| because("medium-failed", format!("{}: {e}", file.display()));
+        let told: Serves = match (told, &systems.state().phase) {
+            (Some(told), _) => told,
+            // Tried again right after the start: what was said before the first try holds.
+            (None, Phase::Staged { tries, .. }) if *tries != Tries::default() => return Ok(()),
+            (None, _) => Serves::default(),
+        };
+        ready::put(&file, &told).map_err(failed)
     }
 
     fn restart(&self, why: &str, argument: Option<Argument>) -> Result<(), Reason> {
@@ -381,9 +399,7 @@ impl Desk {
         }
         // Also when the power went before the board was restarted for the next try.
         match systems.state().phase {
-            Phase::Staged { tries, .. } if tries != inferd_system::state::Tries::default() => {
-                self.try_it(&mut systems)
-            }
+            Phase::Staged { tries, .. } if tries != Tries::default() => self.try_it(&mut systems),
             _ => Ok(()),
         }
     }
@@ -397,7 +413,8 @@ impl Desk {
     ) -> Result<(), Reason> {
         let Phase::Trial { about, .. } = systems.state().phase.clone() else { return Ok(()) };
         tell(format_args!("{} {} is on trial", about.product, about.version));
-        fs::write(self.cli.run.join(ready::TRIAL), b"").map_err(|e| because("no-keeper", e))?;
+        let before: Serves = ready::read(&self.cli.folder.join(BEFORE)).unwrap_or_default();
+        ready::put(&self.cli.run.join(ready::TRIAL), &before).map_err(|e| because("no-keeper", e))?;
         let hold = hold.unwrap_or(Duration::from_secs(about.hold_s.into()));
         let mut patience = Patience::new(hold + grace);
         let (mut held, mut last) = (Held::default(), "the daemon has said nothing".to_owned());

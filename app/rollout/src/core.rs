@@ -9,14 +9,16 @@ use crate::install::{Resumable, Way};
 use crate::status::{SlotView, Status};
 use crate::updater::StartError;
 use crate::verdict::{Gate, Outcome, Verdict};
-use inferd_bundle::{Bundle, Permit, Refusal, Trust};
+use inferd_bundle::{Bundle, Digest, Permit, Refusal, Trust};
 use inferd_hosts::Hosts;
 use inferd_model::EngineKind;
-use inferd_slots::{Config, Documents, FileMedium, Journal, SlotError, SlotId, Step, Store, replace};
+use inferd_slots::{
+    Config, Documents, FileMedium, Journal, SlotError, SlotId, SlotStatus, Step, Store, replace,
+};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -44,6 +46,21 @@ pub struct Core {
     pub resumable: Mutex<Option<Resumable>>,
     /// Something was done with a system.
     pub systems_changed: Notify,
+    /// A system is on trial.
+    pub system_on_trial: AtomicBool,
+    /// The bundle in the slot that does not serve, by its digest, and what came of proving it on this system.
+    pub other: Mutex<Option<(Digest, Proof)>>,
+}
+
+/// What came of proving a bundle that does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Its golden vectors have passed.
+    Proven,
+    /// It could not be asked here and now, which says nothing about the system.
+    Unasked,
+    /// It does not run on this system.
+    Failed(String),
 }
 
 #[derive(Default)]
@@ -136,6 +153,8 @@ impl Core {
             busy: Mutex::new(Occupied::Starting),
             resumable: Mutex::default(),
             systems_changed: Notify::new(),
+            system_on_trial: AtomicBool::new(false),
+            other: Mutex::default(),
             config,
         };
         core.load_trust()?;
@@ -270,14 +289,6 @@ impl Core {
             tokio::runtime::Handle::current().block_on(self.hosts.all_answered(&named));
         }
         let engines = (self.config.engines)();
-        let hosts = self.hosts.config();
-        let served = self.hosts.list();
-        let running = served.iter().map(|served| {
-            let cap = served.snapshot().memory_cap;
-            let manifest = served.manifest();
-            let declared = u64::from(manifest.budget.memory_mib) << 20;
-            (manifest.name.to_string(), cap.max(declared))
-        });
         let facts = Facts {
             trust: trusted.0.as_ref(),
             trust_stale: trusted.1.as_deref(),
@@ -288,15 +299,36 @@ impl Core {
             floors: &state.floors,
             permit: trusted.2.as_ref(),
             last_nonce: state.last_permit_nonce,
-            memory: Memory {
-                limit: self.config.memory_limit,
-                available: if self.config.memory_limit.is_some() { None } else { gates::available() },
-                running: running.collect(),
-            },
-            ring: Ring { queue: hosts.queue, workers: hosts.workers },
+            memory: self.memory(),
+            ring: self.ring(),
             now: gates::plausible_now(),
         };
         gates::admit(bundle, &facts)
+    }
+
+    /// Whether a bundle that does not serve can be proven beside what does, one model at a time; else why not. Blocking.
+    pub fn has_room_to_prove(&self, bundle: &Bundle) -> Result<(), String> {
+        gates::one_by_one(bundle, &self.memory(), self.ring())
+    }
+
+    fn memory(&self) -> Memory {
+        let served = self.hosts.list();
+        let running = served.iter().map(|served| {
+            let cap = served.snapshot().memory_cap;
+            let manifest = served.manifest();
+            let declared = u64::from(manifest.budget.memory_mib) << 20;
+            (manifest.name.to_string(), cap.max(declared))
+        });
+        Memory {
+            limit: self.config.memory_limit,
+            available: if self.config.memory_limit.is_some() { None } else { gates::available() },
+            running: running.collect(),
+        }
+    }
+
+    fn ring(&self) -> Ring {
+        let hosts = self.hosts.config();
+        Ring { queue: hosts.queue, workers: hosts.workers }
     }
 
     // ------------------------------------------------------------------------------------------------ verdicts
@@ -392,6 +424,14 @@ impl Core {
     /// Whether this slot serves.
     pub fn serves(&self, slot: SlotId) -> bool {
         self.status.borrow().serving.slot == Some(slot.letter())
+    }
+
+    /// The committed bundle in the slot that is not active: where a step back leads.
+    pub fn way_back(&self) -> Option<(SlotId, Digest)> {
+        let state = self.store.state();
+        let other = state.active?.other();
+        let slot = state.slot(other);
+        slot.bundle.filter(|_| slot.status == SlotStatus::Committed).map(|bundle| (other, bundle))
     }
 
     /// Warnings that end like this are true no longer.

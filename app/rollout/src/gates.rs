@@ -324,6 +324,28 @@ fn memory(bundle: &Bundle, facts: &Facts<'_>, admission: &mut Admission) -> Aske
     Ok(())
 }
 
+/// Whether the models of a bundle could be loaded beside what runs, one at a time; else why not.
+pub fn one_by_one(bundle: &Bundle, memory: &Memory, ring: Ring) -> Result<(), String> {
+    let running: u64 = memory.running.iter().fold(0, |sum, (_, n)| sum.saturating_add(*n));
+    let room = match memory.limit {
+        Some(limit) => limit.saturating_sub(running),
+        None => memory.available.unwrap_or(u64::MAX),
+    };
+    for entry in &bundle.manifest().models {
+        // What cannot be read is found by loading it.
+        let Ok(manifest) = entry.parse() else { continue };
+        let needed = declared(&manifest, entry.files.iter().map(|f| f.len).sum(), ring);
+        if needed > room {
+            let (needed, room) = (mib(needed), mib(room));
+            return Err(format!(
+                "model {} declares {needed} MiB, and {room} MiB are free beside what runs",
+                entry.name
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// What a model may use at most: its declared budget, its files in sealed memory, and its ring.
 pub fn declared(manifest: &Manifest, files: u64, ring: Ring) -> u64 {
     let budget = u64::from(manifest.budget.memory_mib) << 20;

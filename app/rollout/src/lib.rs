@@ -23,6 +23,7 @@ mod finding;
 mod gates;
 mod install;
 mod judge;
+mod readiness;
 mod serve;
 mod shell;
 mod status;
@@ -37,6 +38,7 @@ pub use clock::{Clock, SystemClock};
 pub use config::{Engine, Probation, UpdaterConfig};
 pub use finding::Finding;
 pub use install::{Accepted, Busy, Fetch, InstallError, Resumable, Saved, Upload, Wanted, Way};
+pub use readiness::{On, Serves, against};
 pub use status::{
     CommitReady, Counters, ModelView, Progress, Scrub, Serving, ServingFrom, SlotView, Stage, Status,
     TrialPhase, TrialView, TrustView,

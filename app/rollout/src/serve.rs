@@ -1,6 +1,6 @@
 //! What serves: from a slot, from the image's directories, and which models go when others come.
 
-use crate::core::{About, Core, blocking};
+use crate::core::{About, Core, Proof, blocking};
 use crate::finding::Finding;
 use crate::gates;
 use crate::judge::ENOUGH;
@@ -12,10 +12,13 @@ use inferd_model::{MANIFEST_FILE, Manifest};
 use inferd_slots::{FileMedium, OpenSlot, SlotError, SlotId, Step};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// The end of a warning about a bundle that was not proven.
+pub const BEFORE_IT_SERVES: &str = "; it is when somebody goes back to it, before it serves";
 
 /// What is to be served or was found: a gate and why.
 pub type Fault = (Gate, Finding);
@@ -80,6 +83,41 @@ fn source(open: &OpenSlot<FileMedium>, bundle: &Bundle, entry: &ModelEntry) -> M
         Ok(Box::new(reader) as Box<dyn Read>)
     });
     ModelSource { origin, manifest: entry.manifest.clone(), files }
+}
+
+/// Proves a bundle that does not serve: each of its models is loaded and answers its golden vectors in a host of its own, below its cap,
+/// one after the other, on whichever rung can be had beside what serves.
+pub async fn prove(core: &Arc<Core>, slot: SlotId) -> Proof {
+    let unasked = |why: &str| {
+        core.warn(format!("the bundle in slot {slot} is not proven on this system: {why}{BEFORE_IT_SERVES}"));
+        Proof::Unasked
+    };
+    let open = match open(core, slot).await {
+        Ok(open) => open,
+        Err((_, finding)) => return unasked(&finding.sentence),
+    };
+    let (of_core, bundle) = (core.clone(), open.bundle().clone());
+    if let Err(why) = blocking(move || of_core.has_room_to_prove(&bundle)).await {
+        return unasked(&why);
+    }
+    for entry in &open.bundle().manifest().models {
+        let failed = |why: &dyn fmt::Display| {
+            let model = &entry.name;
+            Proof::Failed(format!(
+                "the bundle in slot {slot} does not run on this system: model {model}: {why}"
+            ))
+        };
+        match core.hosts.prepare_again(source(&open, open.bundle(), entry)).await {
+            // The next one gets the memory.
+            Ok(candidate) => candidate.end().await,
+            Err(PrepareError::Busy(why)) => return unasked(&format!("model {}: {why}", entry.name)),
+            Err(error) => match rotten(&open).await {
+                Some((_, finding)) => return unasked(&finding.sentence),
+                None => return failed(&error),
+            },
+        }
+    }
+    Proof::Proven
 }
 
 /// A model that cannot be loaded may be one whose bytes are no longer there: looks at all of them.

@@ -1,6 +1,6 @@
 //! The task that owns a trial: does what the state machine says, and tells it what happened.
 
-use crate::core::{About, Core, Occupied, blocking, lock, millis};
+use crate::core::{About, Core, Occupied, Proof, blocking, lock, millis};
 use crate::finding::Finding;
 use crate::judge::{self, Compared};
 use crate::serve::{self, Fault};
@@ -14,6 +14,7 @@ use inferd_slots::{FileMedium, Found, OpenSlot, Phase, Scrub, SlotId, SlotStatus
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -24,6 +25,8 @@ const SCRUB_EVERY: Duration = Duration::from_secs(1);
 /// How soon what should serve and does not is tried again; it doubles each time.
 const AGAIN_FIRST: Duration = Duration::from_secs(5);
 const AGAIN_LAST: Duration = Duration::from_secs(600);
+/// How soon a bundle that does not run on a system on trial is proven again.
+const PROVE_AGAIN: Duration = Duration::from_secs(30);
 /// The end of a warning that is taken back when the active slot serves again.
 const IN_PLACE: &str = " serves in place of the active one, which cannot";
 
@@ -40,6 +43,8 @@ pub struct Shell {
     /// Not before this is the active slot tried again.
     again_at: Duration,
     again_after: Duration,
+    /// When the other slot's bundle was last proven, or was not.
+    proven_at: Duration,
 }
 
 /// The trial that is open.
@@ -92,6 +97,7 @@ impl Shell {
             idle: false,
             again_at: Duration::ZERO,
             again_after: AGAIN_FIRST,
+            proven_at: Duration::ZERO,
         }
     }
 
@@ -116,6 +122,7 @@ impl Shell {
                 }
                 _ = scrub.tick() => {
                     self.catch_up().await;
+                    self.prove_the_way_back().await;
                     if self.core.config.scrub_bytes_per_s > 0 {
                         self.scrub().await;
                     }
@@ -168,6 +175,37 @@ impl Shell {
         }
         free(&self.core);
         self.core.publish_slots();
+    }
+
+    /// While a system is on trial: proves on it the bundle that the operator, or rot, would go back to. One that fails is tried again, in
+    /// case that everything just started at once.
+    async fn prove_the_way_back(&mut self) {
+        if !self.core.system_on_trial.load(Relaxed) {
+            if lock(&self.core.other).take().is_some() {
+                self.core.unwarn(serve::BEFORE_IT_SERVES);
+            }
+            return;
+        }
+        let Some((slot, bundle)) = self.core.way_back() else { return };
+        let known = lock(&self.core.other).clone().filter(|(of, _)| *of == bundle);
+        let again = match known {
+            None => true,
+            Some((_, Proof::Failed(_))) => self.core.config.clock.uptime() >= self.proven_at + PROVE_AGAIN,
+            Some(_) => false,
+        };
+        let serves = self.core.store.state().active.is_some_and(|active| self.core.serves(active));
+        if !again || !serves || self.state != State::Idle || !self.occupy() {
+            return;
+        }
+        let proof = serve::prove(&self.core, slot).await;
+        match &proof {
+            Proof::Failed(why) => tracing::warn!("{why}"),
+            Proof::Proven => tracing::info!("the bundle in slot {slot} is proven on this system"),
+            Proof::Unasked => {}
+        }
+        *lock(&self.core.other) = Some((bundle, proof));
+        self.proven_at = self.now();
+        free(&self.core);
     }
 
     async fn obey(&mut self, command: Command) {

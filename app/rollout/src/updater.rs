@@ -1,16 +1,19 @@
 //! The face of the room.
 
 use crate::config::UpdaterConfig;
-use crate::core::{Core, Occupied, blocking, lock};
+use crate::core::{Core, Occupied, Proof, blocking, lock};
 use crate::install::{Busy, Fetch, Resumable, Transfer, Upload, Way, look_for_resumable};
+use crate::readiness::{Serves, against};
 use crate::shell::Shell;
 use crate::status::{CommitReady, ServingFrom, Status};
 use crate::systems;
 use crate::trial::Event;
 use crate::verdict::{Gate, Outcome, Verdict};
-use inferd_hosts::{Hosts, State};
+use inferd_hosts::Hosts;
 use inferd_slots::SlotId;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// How the reason ends that a bundle on trial is against a commit of the system: it passes by itself.
@@ -190,10 +193,11 @@ impl Updater {
         systems::try_it(&self.core).await
     }
 
-    /// Whether another updater (RAUC, Mender, SWUpdate) may confirm this boot: something serves, it is what should serve, and no
-    /// trial is open.
+    /// Whether another updater (RAUC, Mender, SWUpdate) may confirm this boot: something serves, it is what should serve, no model
+    /// failed its load or its golden vectors, and no trial is open. `before`: what served under the system before, where this one is on
+    /// trial; then no model serves on less.
     #[must_use]
-    pub fn commit_ready(&self) -> CommitReady {
+    pub fn commit_ready(&self, before: Option<&Serves>) -> CommitReady {
         let status = self.core.status.borrow().clone();
         let mut reasons = Vec::new();
         match status.serving.from {
@@ -213,15 +217,29 @@ impl Updater {
         if let Some(trial) = &status.trial {
             reasons.push(format!("version {} of {} {ON_TRIAL}", trial.version, trial.product));
         }
-        if self.core.hosts.loading() {
-            reasons.push("models are being loaded".to_owned());
-        }
-        for served in self.core.hosts.list() {
-            if served.state() != State::Ready {
-                reasons.push(format!("model {} does not serve", served.manifest().name));
+        // A bundle on trial may have been lent the device; nothing is committed meanwhile, and all of it is asked again afterwards.
+        let of_a_system = before.map(|before| match &status.trial {
+            Some(_) => Serves { models: BTreeMap::new(), failed: before.failed.clone() },
+            None => before.clone(),
+        });
+        reasons.extend(against(&self.core.hosts, of_a_system.as_ref()));
+        if before.is_some()
+            && let Some((slot, bundle)) = self.core.way_back()
+        {
+            match lock(&self.core.other).as_ref().filter(|(of, _)| *of == bundle) {
+                None => {
+                    reasons.push(format!("the bundle in slot {slot} is still to be proven on this system"))
+                }
+                Some((_, Proof::Failed(why))) => reasons.push(why.clone()),
+                Some((_, Proof::Proven | Proof::Unasked)) => {}
             }
         }
         CommitReady { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Says whether a system is on trial: then the bundle in the other slot is proven on it too, where there is room for that.
+    pub fn system_is_on_trial(&self, on_trial: bool) {
+        self.core.system_on_trial.store(on_trial, Relaxed);
     }
 
     /// Waits until the trial of an accepted bundle has an outcome for its sender: it serves (probation goes on), or it was

@@ -11,7 +11,7 @@ use common::*;
 use inferd_bundle::{Digest, Permit, Revocations, Role, ShadowPolicy, keys};
 use inferd_hosts::CountingAllocator;
 use inferd_model::ModelName;
-use inferd_rollout::{Busy, Gate, InstallError, Outcome, ServingFrom, TrialPhase, Way};
+use inferd_rollout::{Busy, Gate, InstallError, On, Outcome, Serves, ServingFrom, TrialPhase, Way};
 use inferd_slots::{FileMedium, SlotId, Step, Store};
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
@@ -48,6 +48,10 @@ fn main() -> ExitCode {
         a_shadow_waits_while_optional_work_is_shed_but_only_as_long_again,
         the_background_verification_rests_while_optional_work_is_shed,
         a_first_bundle_that_fails_leaves_the_images_own_models,
+        a_model_of_the_image_that_fails_beside_others_is_against_a_commit,
+        a_model_on_less_than_under_the_system_before_is_against_a_commit,
+        the_bundle_in_the_other_slot_is_proven_on_a_system_on_trial,
+        a_bundle_that_has_no_room_to_be_proven_is_no_reason_and_is_told,
         an_interrupted_upload_goes_on_where_it_was,
         an_upload_that_is_continued_in_the_middle_goes_on_there,
         damaged_bytes_are_refused_and_the_transfer_can_be_repeated,
@@ -157,7 +161,7 @@ async fn a_good_bundle_takes_over_under_load_without_a_failed_request() {
         let status = device.try_out(&release(&good(version))).await;
         assert_eq!(code(status.verdicts.last().unwrap()), "flip pass ok");
         assert_eq!(device.ask([0.0; 4]).await.0, version);
-        assert!(!device.updater.commit_ready().ready, "a trial is open");
+        assert!(!device.updater.commit_ready(None).ready, "a trial is open");
         device.until(|s| s.trial.as_ref().is_some_and(|t| t.requests > 100)).await;
         device.pass().await;
         assert_eq!(code(&device.last()), "commit pass ok");
@@ -166,7 +170,7 @@ async fn a_good_bundle_takes_over_under_load_without_a_failed_request() {
     let status = device.status();
     assert_eq!((status.floors["acme"], status.serving.version), (5, Some(5)));
     assert_eq!(device.last().evidence["not_compared"], serde_json::json!([]));
-    assert_eq!(device.updater.commit_ready().reasons, Vec::<String>::new());
+    assert_eq!(device.updater.commit_ready(None).reasons, Vec::<String>::new());
     device.shut_down().await;
 }
 
@@ -891,7 +895,7 @@ async fn a_committed_bundle_serves_after_every_kind_of_end() {
         device = device.restart(how).await;
         assert_eq!(device.ask([0.0; 4]).await.0, 1, "{how:?}");
         assert_eq!(device.codes(&BAD), Vec::<String>::new(), "{how:?}");
-        assert!(device.updater.commit_ready().ready, "{:?}", device.updater.commit_ready());
+        assert!(device.updater.commit_ready(None).ready, "{:?}", device.updater.commit_ready(None));
     }
     device.shut_down().await;
 }
@@ -903,7 +907,7 @@ async fn a_device_that_is_not_to_serve_serves_what_commits_next() {
     assert!(device.hosts.list().is_empty(), "neither a slot nor the image");
     let status = device.status();
     assert_eq!(status.serving.from, ServingFrom::Nothing);
-    assert!(!device.updater.commit_ready().ready);
+    assert!(!device.updater.commit_ready(None).ready);
     device.clock.forward(3600);
     let held = device.slot_file('A');
     let before = std::fs::read(&held).unwrap();
@@ -1110,6 +1114,92 @@ async fn slots_that_do_not_verify_leave_the_images_own_models() {
     device = device.restart(End::PowerCut).await;
     assert_eq!(device.ask([0.0; 4]).await.0, 77);
     assert_eq!(device.status().serving.from, ServingFrom::Factory);
+    device.shut_down().await;
+}
+
+async fn a_model_of_the_image_that_fails_beside_others_is_against_a_commit() {
+    let mut device = device_with(|dir, config| {
+        let second = Net { name: "second", wrong_golden: true, ..GOOD };
+        config.factory = vec![GOOD.directory(dir), second.directory(dir)];
+    })
+    .await;
+    for from in ["the image", "a bundle, and the image beside it"] {
+        assert_eq!(device.ask([0.0; 4]).await.0, 1, "{from}");
+        let ready = device.updater.commit_ready(None);
+        let [reason] = &*ready.reasons else { panic!("{from}: {ready:?}") };
+        assert!(!ready.ready && reason.contains("model second") && reason.contains("golden"), "{reason}");
+        // Nor on a system that is tried, but where it failed before as well.
+        let none = Serves::default();
+        assert_eq!(&device.updater.commit_ready(Some(&none)).reasons, &ready.reasons);
+        let before = Serves::now(&device.hosts, &none);
+        assert_eq!(device.updater.commit_ready(Some(&before)).reasons, Vec::<String>::new());
+        if from == "the image" {
+            device.commit(&release(&good(1))).await;
+            device = device.restart(End::Stop).await;
+        }
+    }
+    device.shut_down().await;
+}
+
+async fn a_model_on_less_than_under_the_system_before_is_against_a_commit() {
+    let ladder = Net { engines: "[\"ort\", \"cpu\"]", ..GOOD };
+    let device = device_with(|dir, config| config.factory = vec![ladder.directory(dir)]).await;
+    let against = |rung: &str| {
+        let on = On { rung: rung.into(), provider: None };
+        let before = Serves { models: [("m".to_owned(), on)].into(), ..Serves::default() };
+        device.updater.commit_ready(Some(&before)).reasons
+    };
+    let [reason] = &*against("ort") else { panic!("{:?}", against("ort")) };
+    assert!(reason.contains("model m serves on cpu, and under the system before on ort"), "{reason}");
+    assert_eq!(against("cpu"), Vec::<String>::new());
+    assert!(device.updater.commit_ready(None).ready, "no system is on trial");
+    device.shut_down().await;
+}
+
+/// Two committed bundles; the first one's model is as large as `first` says.
+async fn two_committed(first: u32) -> Device {
+    let device = device_with(|_, config| config.memory_limit = Some(512 << 20)).await;
+    let large = Net { version: 1, memory_mib: first, ..GOOD };
+    device.commit(&release(&spec(1, vec![large.source()]))).await;
+    device.commit(&release(&good(2))).await;
+    device
+}
+
+async fn the_bundle_in_the_other_slot_is_proven_on_a_system_on_trial() {
+    let device = two_committed(48).await;
+    let none = Serves::default();
+    let [reason] = &*device.updater.commit_ready(Some(&none)).reasons else { panic!("it is to be proven") };
+    assert!(reason.contains("slot A is still to be proven"), "{reason}");
+    assert!(device.updater.commit_ready(None).ready, "nobody asks for that without a system on trial");
+    device.updater.system_is_on_trial(true);
+    while !device.updater.commit_ready(Some(&none)).ready {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(device.status().warnings, Vec::<String>::new());
+    assert_eq!(device.ask([0.0; 4]).await.0, 2, "what serves goes on");
+    // Another one is another matter.
+    device.commit(&release(&good(3))).await;
+    while !device.updater.commit_ready(Some(&none)).ready {
+        tokio::task::yield_now().await;
+    }
+    device.shut_down().await;
+}
+
+async fn a_bundle_that_has_no_room_to_be_proven_is_no_reason_and_is_told() {
+    let device = two_committed(400).await.restart_with_memory(End::Stop, 300 << 20).await;
+    device.updater.system_is_on_trial(true);
+    let none = Serves::default();
+    while !device.updater.commit_ready(Some(&none)).ready {
+        tokio::task::yield_now().await;
+    }
+    let status = device.status();
+    let [warning] = &*status.warnings else { panic!("{:?}", status.warnings) };
+    assert!(
+        warning.contains("slot A is not proven") && warning.contains("are free beside what runs"),
+        "{warning}"
+    );
+    device.updater.system_is_on_trial(false);
+    device.until(|status| status.warnings.is_empty()).await;
     device.shut_down().await;
 }
 

@@ -495,6 +495,12 @@ impl Device {
     }
 
     /// Ends the run; the next one serves nothing.
+    /// The same, where all hosts together may use so much from then on.
+    pub async fn restart_with_memory(mut self, how: End, limit: u64) -> Self {
+        self.config.memory_limit = Some(limit);
+        self.restart(how).await
+    }
+
     pub async fn restart_without_serving(self, how: End) -> Self {
         self.end_and_start(how, |_| (), false).await
     }
