@@ -293,7 +293,6 @@ fn confine_this(engine: EngineKind) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     /// A program that does as a script says; `$2` is the engine it is asked about.
     async fn of(script: &str) -> Vec<EngineHere> {
@@ -315,8 +314,12 @@ mod tests {
     fn program(script: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("host");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let made = dir.path().join("made");
+        std::fs::write(&made, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // Copied by another process: a program that this one had open for writing could be started by nobody ("text file busy")
+        // while a child that a test beside this one has just forked still holds the descriptor.
+        let copied = std::process::Command::new("install").args(["-m", "755"]).args([&made, &program]).status();
+        assert!(copied.unwrap().success());
         (dir, program)
     }
 
