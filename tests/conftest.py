@@ -16,6 +16,19 @@ from office import Office
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
+RUN_AGAIN = set()
+
+
+def pytest_runtest_logreport(report):
+    """Shows what failed and is about to run again, and notes when it passes then: for the last lines of scripts/test."""
+    if report.outcome == "rerun":
+        RUN_AGAIN.add(report.nodeid)
+        print(f"\n--- once more, for it failed: {report.nodeid}\n{report.longreprtext}")
+    elif report.when == "call" and report.passed and report.nodeid in RUN_AGAIN and "UNSTEADY" in os.environ:
+        with open(os.environ["UNSTEADY"], "a") as unsteady:
+            unsteady.write(f"{report.nodeid}\n")
+
+
 @pytest.fixture
 def native(tmp_path):
     """Starts daemons: `native(models=[...], config="TOML text", env={...})` gives a ready one; with `ready=False` it is

@@ -318,7 +318,8 @@ mod tests {
         std::fs::write(&made, format!("#!/bin/sh\n{script}\n")).unwrap();
         // Copied by another process: a program that this one had open for writing could be started by nobody ("text file busy")
         // while a child that a test beside this one has just forked still holds the descriptor.
-        let copied = std::process::Command::new("install").args(["-m", "755"]).args([&made, &program]).status();
+        let copied =
+            std::process::Command::new("install").args(["-m", "755"]).args([&made, &program]).status();
         assert!(copied.unwrap().success());
         (dir, program)
     }
