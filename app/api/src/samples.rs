@@ -49,7 +49,7 @@ fn open(app: &Arc<App>, req: &Req) -> Result<(mpsc::Receiver<Bytes>, stream::Pla
     if app.sources.get().is_none_or(Vec::is_empty) && !form.has("emg_mode") {
         return Err(Failure::Source(stream::NO_SOURCE.to_owned()));
     }
-    let live = Arc::clone(pick(app, form.text("emg_mode")?)?);
+    let live = Arc::clone(pick(app, form.text("emg_mode")?, None)?);
     let place = app.streams.take(req.peer.ip())?;
     // One: what is not taken stays in the ring, and is the first to go.
     let (pieces, out) = mpsc::channel(1);

@@ -508,14 +508,22 @@ impl Live {
     }
 }
 
-/// The source a client means: by what clients call its kind, or by its name; without a word the first.
-pub(crate) fn pick<'a>(app: &'a App, mode: Option<&str>) -> Result<&'a Arc<Live>, FormError> {
+/// The source a client means: by its name, or by what clients call its kind; without a word any. Of several the first that
+/// serves the model it wants.
+pub(crate) fn pick<'a>(
+    app: &'a App,
+    mode: Option<&str>,
+    model: Option<&str>,
+) -> Result<&'a Arc<Live>, FormError> {
     let all = app.sources.get().map_or(&[][..], Vec::as_slice);
-    let by_name = |word: &str| all.iter().find(|s| s.name() == word);
-    let found = match mode {
-        None => all.first(),
-        Some(word) => by_name(word).or_else(|| all.iter().find(|s| s.mode() == word)),
+    let named = |s: &Arc<Live>| mode.is_some_and(|word| s.name() == word);
+    let any_named = all.iter().any(named);
+    let meant = |s: &&Arc<Live>| match mode {
+        Some(word) => named(s) || !any_named && s.mode() == word,
+        None => true,
     };
+    let serves = |s: &&Arc<Live>| s.model(app).is_some_and(|m| Some(m.manifest().name.as_str()) == model);
+    let found = all.iter().filter(meant).find(serves).or_else(|| all.iter().find(meant));
     found.ok_or_else(|| {
         let mut words: Vec<&str> = all.iter().flat_map(|s| [s.mode(), s.name()]).collect();
         words.sort_unstable();
@@ -534,14 +542,10 @@ pub(crate) fn newest(
     preprocess: bool,
 ) -> Result<Arc<EmgPlan>, Failure> {
     let missing = || FormError::field("window", "missing", "Field required: no source gives windows here");
-    let live = match mode {
-        Some(_) => pick(app, mode)?,
-        None => {
-            let all = app.sources.get().map_or(&[][..], Vec::as_slice);
-            let fits = |s: &&Arc<Live>| s.plan().is_some_and(|(m, _)| m.name == ticket.manifest().name);
-            all.iter().find(fits).or_else(|| all.first()).ok_or_else(missing)?
-        }
-    };
+    if mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
+        return Err(missing().into());
+    }
+    let live = pick(app, mode, Some(ticket.manifest().name.as_str()))?;
     let view = live.source.view();
     let refused = |why: String| Failure::Source(format!("source {}: {why}", live.name()));
     if view.state != State::Live {

@@ -244,11 +244,13 @@ fn open(
     if mode.is_none() && app.sources.get().is_none_or(Vec::is_empty) {
         return Err(Failure::Source(NO_SOURCE.to_owned()));
     }
-    let live = Arc::clone(pick(app, mode)?);
+    let wanted = form.text("model_type")?.map(|_| emg::choose(app, form)).transpose()?;
+    let wanted = wanted.map(|model| model.manifest());
+    let wanted = wanted.as_ref().map(|manifest| manifest.name.as_str());
+    let live = Arc::clone(pick(app, mode, wanted)?);
     let model = live.model(app);
     let model = model.ok_or_else(|| Failure::Source(format!("source {} has no model", live.name())))?;
-    if form.text("model_type")?.is_some() && emg::choose(app, form)?.manifest().name != model.manifest().name
-    {
+    if wanted.is_some_and(|wanted| wanted != model.manifest().name.as_str()) {
         let why = format!("Value error, the windows of source {} go to another model", live.name());
         return Err(FormError::field("model_type", "value_error", why).into());
     }
