@@ -196,6 +196,9 @@ def cli():
     parser = argparse.ArgumentParser(prog="openembedded.py", description="See yocto/README.md.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("generate", help="write what the layer has of other files")
+    command = verbs.add_parser("judge", help="called by a recipe: whether an image may hold a system of this product and version")
+    command.add_argument("product")
+    command.add_argument("version")
     verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "system": ("folder", "output"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
     for verb, given in verbs_of_recipes.items():
         command = verbs.add_parser(verb, help="called by recipes")
@@ -208,6 +211,9 @@ def cli():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             say(path.relative_to(places.ROOT))
+        return 0
+    if options.verb == "judge":
+        image.system(options.product, options.version)
         return 0
     board = boards.load(options.board)
     if options.verb == "parts":

@@ -337,7 +337,23 @@ def test_whom_an_image_believes_is_said_by_one_variable_and_an_image_that_believ
     assert 'roots.py "${INFERD_ROOT}" ${D}' in recipe_of_it and "'${INFERD_ROOT}:'" in re.search(r"(?m)^do_install\[file-checksums\] .*ROOT.*$", recipe_of_it)[0]
     image = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
     assert re.search(r"root\.imr \] \|\|\n +bbwarn ", image) and 'ROOTFS_POSTPROCESS_COMMAND += "inferd_is_trusting"' in image
-    assert yaml.safe_load((places.ROOT / "yocto/kas/common.yml").read_text())["env"] == {"INFERD_ROOT": None}, "passed on where it is set"
+    assert yaml.safe_load((places.ROOT / "yocto/kas/common.yml").read_text())["env"]["INFERD_ROOT"] is None, "passed on where it is set"
+
+
+def test_which_system_an_image_holds_is_said_by_variables_that_kas_passes_on_and_is_called_as_by_every_other_builder():
+    found = variables(LAYER / "conf/distro/inferd.conf")
+    names = {"INFERD_IMAGE_ID", "INFERD_IMAGE_VERSION"}
+    passed = yaml.safe_load((places.ROOT / "yocto/kas/common.yml").read_text())["env"]
+    assert names <= set(found) and set(passed) == names | {"INFERD_ROOT"} and set(passed.values()) == {None}
+    assert f"or '{builder.image.SYSTEM_PRODUCT}'" in found["IMAGE_ID:pn-os-release"]
+
+
+@pytest.mark.parametrize(("product", "version", "says"), [("", "1.2", "'1.2' is no version"), ("a b", "1", "'a b' is no name"), ("os", "", "which version of os")])
+def test_a_system_that_no_bundle_could_be_called_is_refused(product, version, says, monkeypatch):
+    monkeypatch.delenv("INFERD_IMAGE_VERSION", raising=False)
+    monkeypatch.setattr("sys.argv", ["openembedded.py", "judge", product, version])
+    with pytest.raises(Failure, match=says):
+        openembedded.cli()
 
 
 def test_a_jetsons_medium_gets_our_partitions_behind_its_second_system():

@@ -140,7 +140,7 @@ def alone(office, tmp_path_factory):
     # Where whoever runs bitbake can read it.
     shutil.copyfile(office.root, made.folder / "mine.imr")
     with open(made.folder / "conf/local.conf", "a", encoding="utf-8") as conf:
-        conf.write(f'INFERD_ROOT = "{made.folder}/mine.imr"\n')
+        conf.write(f'INFERD_ROOT = "{made.folder}/mine.imr"\nINFERD_IMAGE_VERSION = "7"\n')
     yield made
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -178,6 +178,21 @@ def test_the_appliance_is_packaged_with_models_scripts_whom_it_believes_and_the_
     assert files["etc/inferd/root.imr"].read_bytes() == office.root.read_bytes()
     wanted = {f"usr/libexec/inferd/{name}" for name in ("boot", "common", "network", "sticks", "dhcp-event")}
     assert wanted | {"usr/share/inferd/models/imu-motion/manifest.toml", "usr/lib/systemd/system/inferd-boot.service"} <= set(files)
+
+
+def test_os_release_says_which_system_an_image_holds(alone):
+    alone.bitbake("-b", FOLDER / "openembedded-core/meta/recipes-core/os-release/os-release.bb", "-c", "install")
+    (file,) = alone.folder.glob("tmp/work/*/os-release/*/image/usr/lib/os-release")
+    said = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    # A device knows by ID that the rest is about us.
+    assert [said[name].strip('"') for name in ("ID", "IMAGE_ID", "IMAGE_VERSION")] == ["inferd", "inferd-os", "7"]
+
+
+def test_an_image_of_a_system_that_no_bundle_could_be_called_is_refused(alone):
+    (alone.folder / "conf/other.conf").write_text('INFERD_IMAGE_VERSION = "1.2"\n')
+    (recipe,) = openembedded.LAYER.rglob("inferd-image.bb")
+    with pytest.raises(AssertionError, match="'1.2' is no version of a system"):
+        alone.bitbake("-R", alone.folder / "conf/other.conf", "-b", recipe, "-c", "listtasks")
 
 
 def test_kas_files_pin_commits_that_these_checkouts_have():
