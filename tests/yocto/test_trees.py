@@ -10,7 +10,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import board as boards
 import elf
+import hosttools
+import layout as layouts
 import openembedded
 import pytest
 import yaml
@@ -21,6 +24,8 @@ LAYERS = {
     "raspberrypi": ["meta-raspberrypi"],
     "jetson": ["meta-tegra", "meta-tegra-community", "meta-openembedded/meta-oe", "meta-openembedded/meta-python"],
 }
+# wrynose's wic is a program of its own, which is in no layer; scarthgap's came with its core.
+WIC = FOLDER / "openembedded-core-scarthgap/scripts/wic"
 # A program that is static and for this processor, for the recipe that packages one; the daemon's own where cargo has made it.
 PREBUILT = openembedded.places.target() / "aarch64-unknown-linux-musl/release/inferd"
 CONF = """MACHINE = "{machine}"
@@ -111,6 +116,7 @@ def test_a_machine_is_configured_with_our_layer(build):
 def test_an_image_is_followed_by_its_map_and_its_facts_and_a_jetsons_package_has_its_fat(build):
     (recipe,) = openembedded.LAYER.rglob("inferd-image.bb")
     shown = build.bitbake("-b", recipe, "-e")
+    assert "python do_create_image_sbom_spdx () {" in shown, "a bill of materials beside each image"
     if build.board == "jetson-orin-nano":
         # Its medium is laid out by NVIDIA's tools, from a folder that this function completes.
         hook = shown.split("\ntegraflash_custom_pre() {")[1].split("\n}")[0]
@@ -119,6 +125,43 @@ def test_an_image_is_followed_by_its_map_and_its_facts_and_a_jetsons_package_has
     task = shown.split("\ndo_image_wic() {")[1].split("\n}")[0]
     steps = ["sgdisk --disk-guid=", f"openembedded.py map {build.board} ", f"openembedded.py facts {build.board} "]
     assert sorted(steps, key=task.index) == steps and "bmaptool" not in task
+
+
+@pytest.mark.skipif(not WIC.exists(), reason="INFERD_YOCTO has no openembedded-core-scarthgap")
+@pytest.mark.parametrize("name", openembedded.laid_out())
+def test_wic_makes_the_same_medium_as_every_other_builder(name, tmp_path):
+    files = {"boot": "boot.vfat", "system": "boot-a.vfat", "rootfs": "rootfs.squashfs", "data": "data.ext4"}
+    parts = {content: tmp_path / "parts" / file for content, file in files.items()}
+    template = (openembedded.WKS / f"inferd-{name}.wks.in").read_text()
+    (tmp_path / "parts").mkdir()
+    for content, file in parts.items():
+        file.write_bytes(content.encode() * 1024 if file.name in template else b"")
+    wks = tmp_path / f"inferd-{name}.wks"
+    wks.write_text(template.replace("${INFERD_PARTS}", f"{tmp_path}/parts"))
+    # Where wic looks for its programs, and what it asks bitbake for.
+    (tmp_path / "native/usr/sbin").mkdir(parents=True)
+    for program in ("parted", "sfdisk", "sgdisk"):
+        (tmp_path / f"native/usr/sbin/{program}").symlink_to(f"/usr/sbin/{program}")
+    facts = dict.fromkeys(("IMAGE_ROOTFS", "DEPLOY_DIR_IMAGE", "STAGING_KERNEL_DIR", "STAGING_DATADIR"), tmp_path / "parts")
+    facts["RECIPE_SYSROOT_NATIVE"] = tmp_path / "native"
+    (tmp_path / "core.env").write_text("".join(f'{fact}="{value}"\n' for fact, value in facts.items()))
+    given = {"PATH": f"{FOLDER}/bitbake/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "BUILDDIR": str(tmp_path)}
+    command = [WIC, "create", wks, "-e", "core", "--vars", tmp_path, "-o", tmp_path / "out", "-w", tmp_path / "work"]
+    done = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    (disk,) = (tmp_path / "out").glob("*.direct")
+    layout = layouts.load(boards.load(name))
+    openembedded.image.disk(layout, parts, hosttools.Tools(hosttools.IMAGE), tmp_path / "parts", tmp_path / "other.img")
+    # The disk's own GUID is set by the recipe, after wic.
+    _, found = layouts.read_gpt(disk)
+    assert found == layouts.read_gpt(tmp_path / "other.img")[1]
+    with open(disk, "rb") as one, open(tmp_path / "other.img", "rb") as other:
+        for part in found:
+            one.seek(part.offset)
+            other.seek(part.offset)
+            assert one.read(part.size) == other.read(part.size), part.name
+    for image in (disk, tmp_path / "other.img"):
+        image.unlink()
 
 
 @pytest.mark.skipif("INFERD_YOCTO_GRAPH" not in os.environ, reason="INFERD_YOCTO_GRAPH is not set: some minutes for each machine")
