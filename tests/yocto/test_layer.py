@@ -246,8 +246,8 @@ def test_nobody_logs_in_over_ssh_by_what_the_image_itself_has():
     # A socket of dropbear's own would let in whom nobody was asked about, and keys are only those of the boot partition.
     assert variables(LAYER / "conf/distro/inferd.conf")["SYSTEMD_AUTO_ENABLE:pn-dropbear"] == "disable"
     assert (places.OVERLAY / "root/.ssh").readlink().as_posix() == "/run/inferd/ssh"
-    text = recipe("inferd-appliance").read_text()
-    assert "file://rootfs-overlay/root" in text and "cp -d ${S}/rootfs-overlay/root/.ssh ${D}${ROOT_HOME}/.ssh" in text
+    (link,) = re.findall(r"(?m)^ +ln -s (.*) \$\{D\}\$\{ROOT_HOME\}/\.ssh$", recipe("inferd-appliance").read_text())
+    assert link == "${@os.readlink(d.expand('${INFERD_CHECKOUT}/rootfs-overlay/root/.ssh'))}"
 
 
 def test_the_user_is_the_one_of_the_overlay():

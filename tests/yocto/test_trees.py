@@ -166,7 +166,8 @@ def test_wic_makes_the_same_medium_as_every_other_builder(name, tmp_path):
 
 @pytest.mark.skipif("INFERD_YOCTO_GRAPH" not in os.environ, reason="INFERD_YOCTO_GRAPH is not set: some minutes for each machine")
 def test_everything_an_image_wants_has_a_recipe(build):
-    build.bitbake("-g", "inferd-image", "inferd-image-dev")
+    shown = build.bitbake("-g", "inferd-image", "inferd-image-dev")
+    assert not [line for line in shown.splitlines() if line.startswith("WARNING") and ("inferd" in line or "hailo" in line)]
     wanted = (build.folder / "pn-buildlist").read_text().split()
     assert {"inferd-bin", "inferd-appliance", "inferd-engine-host", "systemd", "busybox"} <= set(wanted)
     assert ({"hailort", "hailort-driver"} <= set(wanted)) == (build.board == "rpi5-hailo8")

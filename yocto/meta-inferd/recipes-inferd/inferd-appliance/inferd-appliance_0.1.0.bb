@@ -4,7 +4,7 @@ LICENSE = "Apache-2.0 | MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=1f1e9d776565f658fe91c27b12580ade"
 
 FILESEXTRAPATHS:prepend := "${INFERD_CHECKOUT}:"
-SRC_URI = "file://LICENSE file://rootfs-overlay/usr file://rootfs-overlay/etc/inferd file://rootfs-overlay/root"
+SRC_URI = "file://LICENSE file://rootfs-overlay/usr file://rootfs-overlay/etc/inferd"
 S = "${UNPACKDIR}"
 
 PACKAGE_ARCH = "${MACHINE_ARCH}"
@@ -39,9 +39,9 @@ do_install() {
     install -d ${D}${sysconfdir}/systemd/system-generators
     ln -s /dev/null ${D}${sysconfdir}/systemd/system-generators/systemd-gpt-auto-generator
     install -d ${D}/data
-    # Keys that may log in are those of the boot partition, and none is kept here.
+    # Keys that may log in are those of the boot partition, and none is kept here. A link to nothing that is there yet: bitbake has no checksum of one.
     install -d -m 0700 ${D}${ROOT_HOME}
-    cp -d ${S}/rootfs-overlay/root/.ssh ${D}${ROOT_HOME}/.ssh
+    ln -s ${@os.readlink(d.expand('${INFERD_CHECKOUT}/rootfs-overlay/root/.ssh'))} ${D}${ROOT_HOME}/.ssh
     ln -s /run/resolv.conf ${D}${sysconfdir}/resolv.conf
 }
 
