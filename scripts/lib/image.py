@@ -219,18 +219,32 @@ def rootfs(recipe, packages, tools, work):
     shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
     if recipe.vendors:
         recipe.vendors.install(stage)
+    tell(recipe, stage)
+    readable(stage)
+    return squashed(stage, recipe.epoch, tools, work / "rootfs.squashfs")
+
+
+def tell(recipe, stage):
+    """What of a recipe stands in the files of a root filesystem: what it says of itself, what it serves, whom it believes, who gets in."""
     furnish(stage, recipe.board, recipe.models, recipe.build_id, recipe.dev, recipe.system)
     trust(recipe, stage)
     if recipe.dev:
         with open(stage / "etc/inittab", "a", encoding="utf-8") as inittab:
             inittab.write(f"{recipe.board.dev_shell}::respawn:-/bin/sh\n")
+
+
+def readable(stage):
+    """Whatever the umask of who builds is: everybody reads, root writes, what may be started may be by all."""
     for path in [stage, *stage.rglob("*")]:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-    squashfs = work / "rootfs.squashfs"
+
+
+def squashed(stage, epoch, tools, squashfs):
+    """A folder as a squashfs in which all is root's."""
     run(
         [tools.path("mksquashfs"), stage, squashfs, "-noappend", "-no-progress", "-quiet", "-all-root", "-no-xattrs"]
-        + ["-comp", "zstd", "-Xcompression-level", "19", "-mkfs-time", recipe.epoch, "-all-time", recipe.epoch],
+        + ["-comp", "zstd", "-Xcompression-level", "19", "-mkfs-time", epoch, "-all-time", epoch],
         drop=["SOURCE_DATE_EPOCH"],  # mksquashfs refuses its own time options beside it
     )
     return squashfs

@@ -8,6 +8,7 @@ import engines
 import numpy as np
 import places
 import pytest
+from appliance import given
 from appliance.device import DAEMON
 from helpers import until
 from safetensors.numpy import load_file
@@ -27,7 +28,9 @@ def both(make_image, boot, tmp_path_factory):
         assert page.count(old) == 1, f"the manifest has no {old}"
         page = page.replace(old, new)
     (by_cpu / "manifest.toml").write_text(page)
-    file, _ = make_image("engines.img", models=(places.DEFAULT_MODEL, by_cpu), dev=True)
+    file, facts = make_image("engines.img", models=(places.DEFAULT_MODEL, by_cpu), dev=True)
+    if given.image() and not facts["has_onnxruntime"]:
+        given.skip_for_another_builder("it has no ONNX Runtime")
     with boot(file, dev=True) as machine:
         # One that names ort is not in the list before ort has answered.
         both = {name: "ready" for name in NAMES}
@@ -125,6 +128,7 @@ def restart(machine):
 
 
 def test_a_minimal_image_serves_by_the_built_in_engine_and_says_that_it_has_no_other(make_image, boot, walk):
+    given.skip_for_another_builder("what --minimal of scripts/image leaves out")
     file, facts = make_image("minimal.img", minimal=True, dev=True)
     assert facts["minimal"] and "onnxruntime" not in facts and "libc6" not in facts["packages"]
     with boot(file, dev=True) as machine:
