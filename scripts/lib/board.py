@@ -62,7 +62,9 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a person sees and presses: an LED of the kernel's, lines of the header (BCM numbers). "" and 0 are none."""
+    """What a person sees and presses: an LED of the kernel's, or lines of the header (BCM numbers). "" and 0 are none.
+
+    The daemon reads it from the image (app/inferd/src/panel.rs), unless `panel.kind` of its settings says otherwise."""
 
     led: str
     led_gpio: int
@@ -166,6 +168,8 @@ def parse(text, origin):
         qemu=_qemu(page) if "qemu" in raw else None,
     )
     page.finish()
+    if board.panel.led and (board.panel.led_gpio or board.panel.button_gpio):
+        raise Failure(f"{origin}: 'panel.led' is an LED of the kernel's, beside which the daemon has no lines of the header")
     if f"console={board.console}" not in board.cmdline.replace(",", " ").split():
         raise Failure(f"{origin}: 'boot.cmdline' does not name the console {board.console!r} of 'console.device'")
     if board.debian and not board.dev_shell:

@@ -4,6 +4,7 @@ import gzip
 import stat
 import struct
 import subprocess
+import tomllib
 
 import board as boards
 import cpio
@@ -42,6 +43,7 @@ def test_every_board_page_is_complete_and_fits_the_layout(name):
         (("page-kib = 4", "page-kib = 5"), "'kernel.page-kib' is 5, not one of 4, 16, 64"),
         (('device = "ttyAMA0"', 'device = "ttyS9"'), "does not name the console 'ttyS9'"),
         (('dev-shell = "hvc0"', ""), "'console.dev-shell' is missing"),
+        (("[watchdog]", '[panel]\nled = "ACT"\nbutton-gpio = 27\n[watchdog]'), "'panel.led' is an LED of the kernel's, beside which"),
         (("[watchdog]", "[watchdog"), "board.toml: "),
     ],
 )
@@ -237,6 +239,17 @@ def test_models_are_named_by_their_manifests_and_two_of_one_name_are_refused(tmp
         image.named_models([tmp_path / "one", tmp_path / "two"])
     with pytest.raises(Failure, match="has no manifest.toml"):
         image.named_models([tmp_path])
+
+
+@pytest.mark.parametrize("name", boards.names())
+def test_an_image_tells_its_daemon_the_led_and_the_button_of_its_board(name, tmp_path):
+    (tmp_path / "etc/inferd").mkdir(parents=True)
+    image.furnish(tmp_path, boards.load(name), [places.DEFAULT_MODEL], "build")
+    # app/inferd/src/panel.rs looks for them there.
+    said = tomllib.loads((tmp_path / "etc/inferd/board.toml").read_text()).get("panel", {})
+    panel = boards.load(name).panel
+    assert (said.get("led", ""), said.get("led-gpio", 0), said.get("button-gpio", 0)) == (panel.led, panel.led_gpio, panel.button_gpio)
+    assert bool(panel.led) == name.startswith("rpi")
 
 
 def test_an_image_says_which_system_it_holds_where_somebody_has_said_it(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import tomllib
 
 import board as boards
 import builder
@@ -49,6 +50,14 @@ def test_a_root_filesystem_gets_what_every_builder_puts_there(target):
     assert (target / image.MODELS_IN_IMAGE / "imu-motion/manifest.toml").is_file()
     assert not (target / "README.md").exists(), "the overlay's own is for people who build"
     assert all((target / folder).is_dir() for folder in image.FOLDERS)
+
+
+def test_the_daemon_of_an_image_finds_the_led_of_its_board(target):
+    board = boards.load("rpi4")
+    builder.rootfs(board, target, "build-7")
+    # Where app/inferd/src/panel.rs looks for it.
+    assert tomllib.loads((target / "etc/inferd/board.toml").read_text())["panel"] == {"led": board.panel.led}
+    assert board.panel.led == "ACT"
 
 
 @pytest.mark.parametrize(("gone", "says"), [("udhcpc", "this BusyBox lacks udhcpc"), ("inferd", "has no inferd; select BR2_PACKAGE_INFERD")])

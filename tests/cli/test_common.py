@@ -141,3 +141,13 @@ def test_an_interface_with_a_section_of_its_own_is_not_the_first_one_too(shell):
     assert shell(f"{lines}INTERFACES='eth1'\nfirst\n") == [f"eth0 {shell.folder}/net/wired"]
     (shell.folder / "calls").unlink()
     assert shell(f"{lines}INTERFACES='eth1 eth0'\nfirst\n") == ["waits"]
+
+
+def test_the_leds_of_a_board_become_the_daemons_and_a_board_without_any_is_no_mistake(shell):
+    lines = COMMON.with_name("boot").read_text().partition("# The daemon lights the board's LED.")[2].partition("\n\n")[0]
+    lines = f"chown() {{ echo \"$*\" >>{shell.folder}/calls; }}\n" + lines.replace("/sys/class/leds", f"{shell.folder}/leds")
+    assert shell(lines) == []
+    (shell.folder / "leds/ACT").mkdir(parents=True)
+    (shell.folder / "leds/ACT/brightness").touch()
+    led = shell.folder / "leds/ACT"
+    assert shell(lines) == [f"inferd {led}/brightness {led}/trigger"]

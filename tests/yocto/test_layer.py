@@ -434,5 +434,6 @@ def test_what_bitbake_has_not_deployed_is_named(tmp_path):
 def test_a_root_filesystem_gets_the_models_and_the_page_of_its_board(tmp_path):
     openembedded.furnish(boards.load("rpi4"), tmp_path)
     assert (tmp_path / "etc/inferd/board").read_text() == "rpi4\n"
+    assert tomllib.loads((tmp_path / "etc/inferd/board.toml").read_text())["panel"] == {"led": "ACT"}, "the daemon looks for it there"
     assert (tmp_path / builder.image.MODELS_IN_IMAGE / "imu-motion/manifest.toml").is_file()
     assert not (tmp_path / "etc/os-release").exists(), "the distribution's"

@@ -245,6 +245,8 @@ pub struct Monitor {
 
 /// Where an image says which board it is for.
 pub const BOARD_FILE: &str = "/etc/inferd/board";
+/// Where the image has everything else that differs per board.
+pub const BOARD_PAGE: &str = "/etc/inferd/board.toml";
 
 /// Who may do what, and how much of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -333,6 +335,8 @@ pub struct Panel {
 /// What LED and button are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PanelKind {
+    /// What the image says of its board ([`BOARD_PAGE`]).
+    Board,
     /// There are none.
     Off,
     /// Lines of a Raspberry Pi's header.
@@ -1069,14 +1073,15 @@ impl Panel {
         Self {
             kind: r.choice(
                 "panel.kind",
-                PanelKind::Off,
+                PanelKind::Board,
                 &[
+                    ("board", PanelKind::Board),
                     ("off", PanelKind::Off),
                     ("gpio", PanelKind::Gpio),
                     ("led", PanelKind::Led),
                     ("simulated", PanelKind::Simulated),
                 ],
-                "A status LED and a button: lines of a Raspberry Pi's header, an LED of the kernel's (no button), or a Unix socket for tests.",
+                "A status LED and a button: those that /etc/inferd/board.toml names (none without it), lines of a Raspberry Pi's header, an LED of the kernel's (no button), or a Unix socket for tests.",
             ),
             led_gpio: line(r.integer("panel.led_gpio", 0, 0..=27, "BCM number of the LED's line (lit by a high level); 0 is none.")),
             button_gpio: line(r.integer(
