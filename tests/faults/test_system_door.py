@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -459,6 +460,61 @@ def test_a_system_that_waits_is_tried_and_followed_when_somebody_says_so(board, 
     watched(board)
     text, _ = trying.communicate(timeout=120)
     assert trying.returncode == 0 and "the system is committed" in text, text
+
+
+class Losing:
+    """Passes on what is said between inferctl and a daemon, but of the first order to try a system the answer, or the order itself, is lost."""
+
+    def __init__(self, port, loses):
+        self.port, self.loses, self.listener = port, loses, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self.pass_on, args=self.listener.accept()[:1], daemon=True).start()
+
+    def pass_on(self, client):
+        with client, contextlib.suppress(OSError):
+            while said := client.recv(65536):
+                lost = self.loses if b"/api/v1/system/try" in said else None
+                self.loses = None if lost else self.loses
+                if lost == "order":
+                    return
+                with socket.create_connection(("127.0.0.1", self.port), timeout=120) as daemon:
+                    daemon.sendall(said.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+                    answer = b"".join(iter(lambda: daemon.recv(65536), b""))
+                if lost == "answer":
+                    return
+                client.sendall(answer)
+
+
+@pytest.mark.parametrize("loses", ["order", "answer"])
+def test_who_gets_no_answer_because_the_board_restarts_follows_the_trial_all_the_same(board, inferctl, loses):
+    daemon = board.serve().daemon('system = "stage"\n')
+    assert inferctl("push", board.bundle(2), url=daemon.url).returncode == 0
+    until(lambda: slots(daemon)["system"]["state"]["phase"] == "staged", daemon)
+    line = Losing(daemon.port, loses)
+    command = [inferctl.program, "--url", line.url, "system", "try", "--wait", "committed"]
+    trying = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert "the device did not answer" in trying.stdout.readline()
+    until(board.restarts, daemon)
+    assert len(board.restarts()) == 1, "an order that was obeyed is not given again"
+    assert daemon.stop() == 0
+    assert board.start("request") == "b"
+    board.serve().daemon('system = "stage"\n', port=daemon.port)
+    watched(board)
+    text, _ = trying.communicate(timeout=120)
+    assert trying.returncode == 0 and "the system is committed" in text, text
+
+
+def test_who_waits_for_nothing_and_gets_no_answer_is_told_where_to_look(board, inferctl):
+    daemon = board.serve().daemon('system = "stage"\n')
+    assert inferctl("push", board.bundle(2), url=daemon.url).returncode == 0
+    until(lambda: slots(daemon)["system"]["state"]["phase"] == "staged", daemon)
+    told = inferctl("system", "try", "--wait", "nothing", url=Losing(daemon.port, "answer").url)
+    assert told.returncode == 0 and "may be restarting" in told.stdout and "`inferctl slots` says" in told.stdout, told
 
 
 def test_why_a_board_takes_no_system_is_said_at_the_start_of_roots_process_and_in_the_status(board):

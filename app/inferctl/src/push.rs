@@ -6,7 +6,7 @@
 
 use crate::{
     client::{Answer, Client, ClientError},
-    device::{Device, Transfers, Verdict},
+    device::{Device, SystemState, Transfers, Verdict},
     fail::Failure,
     meter::Meter,
     show, slots,
@@ -243,13 +243,13 @@ pub fn follow_try(client: &Client, wait: Wait, json: bool) -> Result<(), Failure
     let about = state.filter(|state| state.phase == "staged").and_then(|state| state.about.as_ref());
     let mut follower = Follower::new(client, before.newest(), about.map(|about| about.bundle.clone()), json);
     follower.system = true;
-    let asked =
-        slots::order(&client.clone().within(HASHING), "/api/v1/system/try", "application/octet-stream", b"");
-    if let Err(error) = asked {
-        return match error {
-            ClientError::Refused(why) => follower.refused(why),
-            error => Err(error.into()),
-        };
+    match slots::taken(&match ask_for_a_try(client) {
+        // It was there a moment ago, and it restarts when it has taken the order.
+        Err(ClientError::Unreachable { why, .. }) => return follower.unanswered(&why, wait),
+        asked => asked?,
+    }) {
+        Err(ClientError::Refused(why)) => return follower.refused(why),
+        taken => taken.map(drop)?,
     }
     match (about, json) {
         (Some(about), false) => {
@@ -267,12 +267,18 @@ pub fn follow_try(client: &Client, wait: Wait, json: bool) -> Result<(), Failure
     follower.until(wait)
 }
 
+fn ask_for_a_try(client: &Client) -> Result<Answer, ClientError> {
+    client.clone().within(HASHING).post("/api/v1/system/try", &[("Content-Type".into(), "application/octet-stream".into())], b"")
+}
+
 /// Prints verdicts as they come, and knows when enough of them have.
 struct Follower<'a> {
     client: &'a Client,
     bundle: Option<String>,
     /// Its trial is a restart of the device.
     system: bool,
+    /// Nobody has said yet whether the device took the order to try it.
+    unanswered: bool,
     seen: u64,
     json: bool,
     verdicts: Vec<Verdict>,
@@ -281,7 +287,7 @@ struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     fn new(client: &'a Client, since: u64, bundle: Option<String>, json: bool) -> Self {
-        Self { client, bundle, system: false, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
+        Self { client, bundle, system: false, unanswered: false, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
     }
 
     /// Asks once, and shows what is new.
@@ -321,6 +327,35 @@ impl<'a> Follower<'a> {
         Ok((device, lines))
     }
 
+    /// The answer to the order to try the system was lost, as a restart can do to it: the device says itself, later, what became of it.
+    fn unanswered(mut self, why: &str, wait: Wait) -> Result<(), Failure> {
+        let lost = format!("the device did not answer ({why}): it may be restarting with the system");
+        if self.bundle.is_none() || wait <= Wait::Staged {
+            return self.done(&format!("{lost}; `inferctl slots` says what became of it"));
+        }
+        eprintln!("inferctl: {lost}");
+        self.unanswered = true;
+        self.until(wait)
+    }
+
+    /// Where the order has not reached the device, which has the system as it was, it is given again. The reason when it is refused.
+    fn order_again(&mut self, device: &Device) -> Result<Option<String>, ClientError> {
+        let state = device.system.as_ref().and_then(|system| system.state.as_ref());
+        let mine = |state: &&SystemState| state.about.as_ref().map(|about| &about.bundle) == self.bundle.as_ref();
+        if state.filter(mine).is_none_or(|state| state.phase != "staged") {
+            self.unanswered = false;
+            return Ok(None);
+        }
+        let answer = ask_for_a_try(self.client)?;
+        let page: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+        // Root hashes it still, for the first order.
+        if page["code"] == "busy" || answer.status == 503 {
+            return Ok(None);
+        }
+        self.unanswered = false;
+        Ok((!(200..300).contains(&answer.status)).then(|| slots::refusal(&answer)))
+    }
+
     /// Waits until it is so far, or is refused.
     fn until(&mut self, wait: Wait) -> Result<(), Failure> {
         let (mut heard, mut told) = (Instant::now(), None);
@@ -329,6 +364,13 @@ impl<'a> Follower<'a> {
             match self.look() {
                 Ok(device) => {
                     heard = Instant::now();
+                    if self.unanswered {
+                        match self.order_again(&device) {
+                            Ok(Some(reason)) => return self.refused(reason),
+                            Ok(None) | Err(ClientError::Unreachable { .. }) => {}
+                            Err(e) => return Err(e.into()),
+                        }
+                    }
                     if let Some(end) = self.outcome(&device, wait) {
                         return match end {
                             Ok(said) => self.done(said),
