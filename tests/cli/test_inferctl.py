@@ -2,8 +2,10 @@
 
 import json
 import platform
+import shutil
 import subprocess
 
+import hosttools
 import places
 import pytest
 from helpers import until
@@ -155,3 +157,82 @@ def test_a_reader_that_leaves_early_is_no_error(inferctl, daemon):
     command = f"'{inferctl.program}' --url {daemon.url} --json status | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+@pytest.fixture
+def system(inferctl, tmp_path):
+    """Builds a bundle of a system whose root filesystem has these files, or is these bytes."""
+    mksquashfs = hosttools.Tools(["squashfs-tools"]).path("mksquashfs")
+    (tmp_path / "boot").write_bytes(b"boot" * 1024)
+
+    def build(files, *options, packing="zstd"):
+        rootfs = tmp_path / "rootfs"
+        rootfs.unlink(missing_ok=True)
+        if isinstance(files, bytes):
+            rootfs.write_bytes(files)
+        else:
+            shutil.rmtree(tmp_path / "stage", ignore_errors=True)
+            for name, content in files.items():
+                file = tmp_path / "stage" / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.symlink_to(content[3:]) if content.startswith("-> ") else file.write_text(content)
+            subprocess.run([mksquashfs, tmp_path / "stage", rootfs, "-noappend", "-quiet", "-no-progress", "-comp", packing], check=True, capture_output=True)
+        given = ["--rootfs", rootfs, "--boot", tmp_path / "boot", "--board", "qemu-aarch64", "-o", tmp_path / "os.imb"]
+        return inferctl("bundle", "build", "--system", *given, *options)
+
+    return build
+
+
+SAYS_5 = "NAME=x\nID=inferd\nIMAGE_ID=inferd-os\nIMAGE_VERSION=5\n"
+# Directories and inodes in more than one block of metadata, and data in more than one of its own.
+CROWD = {f"usr/share/{number:04}-of-many": f"{number}\n" * 40 for number in range(1500)}
+
+
+@pytest.mark.parametrize("packing", ["zstd", "gzip"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"etc/os-release": SAYS_5},
+        {"etc/os-release": "-> ../usr/lib/os-release", "usr/lib/os-release": SAYS_5},
+        {"etc/os-release": SAYS_5 + "# a long one\n" * 15000},
+        {**CROWD, "etc/os-release": SAYS_5, "zzz": "last"},
+    ],
+    ids=["small", "link", "large", "among many"],
+)
+def test_a_system_is_bundled_under_the_name_that_its_root_filesystem_says(system, files, packing):
+    fits = system(files, "--version", "5", packing=packing)
+    assert fits.returncode == 0 and "not compared" not in fits.stderr, fits
+    for options, said in (
+        (("--version", "6"), "says that it is version 5, the bundle would be version 6"),
+        (("--version", "5", "--product", "door-os"), "a system called inferd-os, the bundle would be one of door-os"),
+    ):
+        other = system(files, *options, packing=packing)
+        assert other.returncode == 1 and said in other.stderr and "--unchecked packs it" in other.stderr, other
+        assert system(files, *options, "--unchecked", packing=packing).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "packing", "said"),
+    [
+        (b"another file system" * 999, "", "it is no squashfs"),
+        (b"hsqs", "", "it is no squashfs"),
+        ({"etc/os-release": SAYS_5}, "xz", "compression (number 4"),
+        ({"etc/os-release": "ID=inferd\n"}, "zstd", "no IMAGE_ID and IMAGE_VERSION"),
+        ({"etc/hosts": "\n"}, "zstd", "no IMAGE_ID and IMAGE_VERSION"),
+    ],
+)
+def test_a_root_filesystem_that_does_not_say_which_system_it_is_is_bundled_and_that_told(system, files, packing, said):
+    done = system(files, "--version", "6", packing=packing)
+    assert done.returncode == 0 and "was not compared" in done.stderr and said in done.stderr, done
+
+
+def test_a_root_filesystem_that_is_cut_off_or_damaged_ends_in_words(system, tmp_path):
+    system({"etc/os-release": SAYS_5}, "--version", "5")
+    whole = (tmp_path / "rootfs").read_bytes()
+    used = int.from_bytes(whole[40:48], "little")
+    for place in range(0, used, 11):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        done = system(bytes(broken), "--version", "5")
+        assert done.returncode in (0, 1) and "panicked" not in done.stderr, (place, done)
+    assert "it cannot be read" in system(whole[: used // 2], "--version", "5").stderr

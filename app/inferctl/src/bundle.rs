@@ -6,6 +6,7 @@
 mod build;
 mod diff;
 mod inspect;
+mod rootfs;
 mod sign;
 mod verify;
 

@@ -1,5 +1,6 @@
 //! `inferctl bundle build`: a bundle of model directories, or of a system.
 
+use super::rootfs;
 use crate::{
     fail::Failure,
     files::{self, Unwritten},
@@ -61,7 +62,7 @@ pub struct Build {
     /// Compress chunks where that makes them shorter; weights rarely get shorter
     #[arg(long)]
     compress: bool,
-    /// Do not run the models' golden vectors here before they are packed
+    /// Do not run the models' golden vectors here before they are packed; of a system: whatever product and version its root filesystem says
     #[arg(long)]
     unchecked: bool,
     #[command(flatten)]
@@ -210,6 +211,7 @@ impl Build {
             None => name(SYSTEM_PRODUCT).map_err(Failure::Other)?,
         };
         let spec = if self.system.system {
+            self.compared(product.as_str())?;
             BundleSpec::system(product, self.version, self.targets.clone(), self.system.files())
         } else {
             BundleSpec {
@@ -275,6 +277,24 @@ impl Build {
             format!("signed by {} as {}", keys.join(", "), m.role)
         });
         Ok(())
+    }
+}
+
+impl Build {
+    /// Whether the system calls itself as its bundle is to be called. What cannot be asked is told of, and packed.
+    fn compared(&self, product: &str) -> Result<(), Failure> {
+        let Some(path) = self.system.rootfs.as_deref().filter(|_| !self.unchecked) else { return Ok(()) };
+        match rootfs::image(path) {
+            Ok(image) => rootfs::compare(&image, product, self.version).map_err(|other| {
+                Failure::Other(format!("{}: {other}; --unchecked packs it all the same", path.display()))
+            }),
+            // The builder of the bundle says which file is not there.
+            Err(rootfs::Unread::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(why) => {
+                eprintln!("inferctl: {}: which system it is was not compared: {why}", path.display());
+                Ok(())
+            }
+        }
     }
 }
 
