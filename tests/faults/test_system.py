@@ -14,6 +14,7 @@ import zlib
 
 import places
 import pytest
+import qemu
 from faults.keeper import Keeper
 from helpers import inferd_program, until
 from office import Office
@@ -458,3 +459,45 @@ def test_a_second_model_that_fails_on_the_new_system_keeps_it_from_being_committ
     on_trial()
     board.ok("watch")
     assert board.record()[0]["chosen"] == "b"
+
+
+def test_a_system_that_does_not_take_the_configuration_in_force_before_is_not_kept(board, native):
+    """On the device the boot script names the configuration by a link: the new system's checked it and named the image's own."""
+    text, port = (board.folder / "system.toml").read_text(), qemu.free_port()
+    link = board.folder / f"inferd-{port}.toml"
+
+    def starts(chosen, text):
+        link.unlink(missing_ok=True)
+        link.symlink_to(board.folder / chosen)
+        return native(config=text, port=port, env=board.keeper.env)
+
+    def tried(chosen, text):
+        new = starts(chosen, text)
+        board.watching = subprocess.Popen(board.command("watch", "--hold", "1", "--grace", "1"))
+        until((board.keeper.folder / "system-trial").exists, new)
+        return new
+
+    def comes_back(new):
+        assert board.watching.wait(120) == 0
+        assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
+        new.stop()
+        assert board.start("request") == "a"
+        board.ok("watch")
+        verdict = board.status()["state"]["verdicts"][-1]
+        assert verdict["code"] == "not-ready"
+        return verdict["sentence"]
+
+    chosen = board.folder / "chosen.toml"
+    assert board.tries(starts("chosen.toml", text))["configuration"] == {"file": str(chosen.resolve()), "unknown": []}
+    chosen.write_text(text + "[server]\nthreads = 0\n")
+    said = comes_back(tried("own.toml", text))
+    assert f"the configuration {chosen.resolve()}, in force under the system before" in said and "server.threads" in said
+
+    board.tries(starts("chosen.toml", text))
+    assert "this system does not know" in (said := comes_back(tried("chosen.toml", text + "[server]\ngone = 1\n"))) and "server.gone" in said
+
+    # What the old system did not know either is no loss.
+    strange = text + "[server]\ngone = 1\n"
+    assert board.tries(starts("chosen.toml", strange))["configuration"]["unknown"] == ["server.gone"]
+    tried("chosen.toml", strange)
+    assert board.watching.wait(120) == 0 and board.record()[0]["chosen"] == "b"

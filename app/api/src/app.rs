@@ -39,6 +39,8 @@ pub struct App {
     pub records: Arc<Records>,
     /// What served under the system before, while this one is on trial.
     pub system_trial: ArcSwapOption<Serves>,
+    /// What the configuration has against keeping this one.
+    pub(crate) system_refused: ArcSwapOption<String>,
     /// The resource monitor, once it runs.
     pub monitor: Arc<OnceLock<Monitor>>,
     /// Benchmarks, once they can be run.
@@ -189,6 +191,7 @@ impl App {
             monitor,
             benchmarks,
             system_trial: ArcSwapOption::empty(),
+            system_refused: ArcSwapOption::empty(),
             tls: ArcSwap::default(),
             listening: ArcSwap::default(),
             identity: ArcSwap::default(),

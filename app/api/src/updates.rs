@@ -583,15 +583,17 @@ pub fn commit_reasons(app: &App) -> Vec<String> {
         Updates::Broken(reason) => reasons.push(reason.clone()),
         Updates::On(desk) => reasons.extend(desk.updater.commit_ready(before.as_deref()).reasons),
     }
+    reasons.extend(app.system_refused.load().as_deref().cloned());
     reasons
 }
 
-/// Says whether this system is on trial, and what served under the one before.
-pub fn system_on_trial(app: &App, before: Option<Arc<Serves>>) {
+/// Says whether this system is on trial, what served under the one before, and what its configuration has against it.
+pub fn system_on_trial(app: &App, before: Option<Arc<Serves>>, refused: Option<String>) {
     if let Some(desk) = at(&app.updates.load()) {
         desk.updater.system_is_on_trial(before.is_some());
     }
     app.system_trial.store(before);
+    app.system_refused.store(refused.map(Arc::new));
 }
 
 /// What serves here and on what, for the system that is tried next to be held against; `None` while that is not decided. `before`: the

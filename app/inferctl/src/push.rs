@@ -268,7 +268,11 @@ pub fn follow_try(client: &Client, wait: Wait, json: bool) -> Result<(), Failure
 }
 
 fn ask_for_a_try(client: &Client) -> Result<Answer, ClientError> {
-    client.clone().within(HASHING).post("/api/v1/system/try", &[("Content-Type".into(), "application/octet-stream".into())], b"")
+    client.clone().within(HASHING).post(
+        "/api/v1/system/try",
+        &[("Content-Type".into(), "application/octet-stream".into())],
+        b"",
+    )
 }
 
 /// Prints verdicts as they come, and knows when enough of them have.
@@ -287,7 +291,16 @@ struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     fn new(client: &'a Client, since: u64, bundle: Option<String>, json: bool) -> Self {
-        Self { client, bundle, system: false, unanswered: false, seen: since, json, verdicts: Vec::new(), pages: Vec::new() }
+        Self {
+            client,
+            bundle,
+            system: false,
+            unanswered: false,
+            seen: since,
+            json,
+            verdicts: Vec::new(),
+            pages: Vec::new(),
+        }
     }
 
     /// Asks once, and shows what is new.
@@ -341,7 +354,8 @@ impl<'a> Follower<'a> {
     /// Where the order has not reached the device, which has the system as it was, it is given again. The reason when it is refused.
     fn order_again(&mut self, device: &Device) -> Result<Option<String>, ClientError> {
         let state = device.system.as_ref().and_then(|system| system.state.as_ref());
-        let mine = |state: &&SystemState| state.about.as_ref().map(|about| &about.bundle) == self.bundle.as_ref();
+        let mine =
+            |state: &&SystemState| state.about.as_ref().map(|about| &about.bundle) == self.bundle.as_ref();
         if state.filter(mine).is_none_or(|state| state.phase != "staged") {
             self.unanswered = false;
             return Ok(None);

@@ -20,7 +20,7 @@ use inferd_watch::{alerts::Severity, monitor::Thresholds};
 use layers::{FileLayer, Reader};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -469,6 +469,12 @@ impl Loaded {
         }));
         let sha256 = fingerprint(&entries);
         Ok(Self { config, entries, file: file.map(|(p, _)| p.to_owned()), notes, unknown, sha256 })
+    }
+
+    /// The names in the file that nobody knows.
+    #[must_use]
+    pub fn unknown_keys(&self) -> BTreeSet<String> {
+        self.unknown.iter().filter_map(|said| layers::unknown_key(said)).map(str::to_owned).collect()
     }
 
     /// The effective configuration as a TOML file with the source of each value.

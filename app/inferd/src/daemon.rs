@@ -133,7 +133,7 @@ pub fn run(
         inferd_api::start_actuators(&app, &config.actuators, &config.updates.data_dir.join("actuators"));
         if let Some(folder) = config.updates.run_dir.clone() {
             let mark = app.alive.keeper.state.with_file_name(ready::TRIAL);
-            tokio::spawn(ready::tell(Arc::clone(&app), mark, folder));
+            tokio::spawn(ready::tell(Arc::clone(&app), ready::chosen(loaded), mark, folder));
         }
         let panel = panel::start(&app, config);
         let (farewell, announcing) = announce::start(&app, config);

@@ -129,7 +129,9 @@ mod tests {
     #[test]
     fn each_board_of_this_repository_has_the_panel_of_its_page() {
         let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../board");
-        let panel = |board: &str| of_board(&fs::read_to_string(boards.join(board).join("board.toml")).unwrap()).unwrap();
+        let panel = |board: &str| {
+            of_board(&fs::read_to_string(boards.join(board).join("board.toml")).unwrap()).unwrap()
+        };
         let act = Wanted::LedClass { root: LEDS.into(), name: "ACT".into() };
         for (board, expected) in [
             ("rpi4", Some(("led", act.clone()))),
@@ -145,7 +147,10 @@ mod tests {
     #[test]
     fn lines_of_the_header_are_a_panel_with_or_without_a_button() {
         let panel = |text: &str| of_board(text).unwrap().unwrap().1;
-        assert_eq!(panel("[panel]\nled-gpio = 17\nbutton-gpio = 27"), Wanted::Gpio { led: Some(17), button: Some(27) });
+        assert_eq!(
+            panel("[panel]\nled-gpio = 17\nbutton-gpio = 27"),
+            Wanted::Gpio { led: Some(17), button: Some(27) }
+        );
         assert_eq!(panel("[panel]\nbutton-gpio = 27"), Wanted::Gpio { led: None, button: Some(27) });
         assert!(of_board("[panel]\nled-gpio = \"17\"").is_err());
     }

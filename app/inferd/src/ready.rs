@@ -1,11 +1,14 @@
 //! What the daemon tells root in files, for root's systems: while one is on trial whether this daemon is ready to be committed, once a
 //! second; otherwise what serves and on what, whenever that changes, so that the next one can be held against it.
 
+use crate::config::{Arguments, DEFAULT_FILE, Loaded};
 use inferd_api::App;
-use inferd_rollout::Serves;
+use inferd_rollout::{Configuration, Serves};
 use inferd_watch::history;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,19 +69,51 @@ pub fn judge(said: Option<Ready>, uptime: Duration) -> Result<(), String> {
     if said.reasons.is_empty() { Ok(()) } else { Err(said.reasons.join("; ")) }
 }
 
+/// The configuration that is in force, where the boot script has chosen one that somebody gave the device: it is named by a link. The image's own,
+/// and that of a closed device, are each system's.
+pub fn chosen(loaded: &Loaded) -> Option<Configuration> {
+    let link = loaded.file.as_deref().filter(|file| file.is_symlink())?;
+    let file = fs::canonicalize(link).ok()?;
+    let closed = link.with_file_name("closed.toml");
+    let text = fs::read(&file).ok()?;
+    if file == Path::new(DEFAULT_FILE) || fs::read(closed).is_ok_and(|closed| closed == text) {
+        return None;
+    }
+    Some(Configuration { file: file.display().to_string(), unknown: loaded.unknown_keys() })
+}
+
+/// Why this daemon was not started with a configuration.
+fn refusal(file: &str) -> String {
+    let path = Path::new(file);
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return "it was not taken over; the report on the boot partition says why".to_owned();
+        }
+        Err(e) => return e.to_string(),
+    };
+    match Loaded::from_layers(&Arguments::default(), BTreeMap::new(), Some((path, &text))) {
+        Err(refused) => refused.0.join(" "),
+        Ok(_) => format!("`inferd --config {file} --check` on this system says why"),
+    }
+}
+
 /// Tells it for as long as the mark is there, and what serves while it is not.
-pub async fn tell(app: Arc<App>, mark: PathBuf, folder: PathBuf) {
+pub async fn tell(app: Arc<App>, configuration: Option<Configuration>, mark: PathBuf, folder: PathBuf) {
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut told, mut last) = (true, None);
     loop {
         every.tick().await;
         if !mark.exists() {
-            inferd_api::system_on_trial(&app, None);
-            tell_what_serves(&app, &folder.join(SERVES), &mut last);
+            inferd_api::system_on_trial(&app, None, None);
+            tell_what_serves(&app, configuration.as_ref(), &folder.join(SERVES), &mut last);
             continue;
         }
-        inferd_api::system_on_trial(&app, Some(Arc::new(read(&mark).unwrap_or_default())));
+        let before: Serves = read(&mark).unwrap_or_default();
+        let refused = before.configuration.as_ref();
+        let refused = refused.and_then(|it| Configuration::against(it, configuration.as_ref(), refusal));
+        inferd_api::system_on_trial(&app, Some(Arc::new(before)), refused);
         let uptime_ms = u64::try_from(history::uptime().as_millis()).unwrap_or(u64::MAX);
         let ready = Ready { uptime_ms, pid: std::process::id(), reasons: inferd_api::commit_reasons(&app) };
         let written = put(&folder.join(FILE), &ready);
@@ -90,8 +125,14 @@ pub async fn tell(app: Arc<App>, mark: PathBuf, folder: PathBuf) {
 }
 
 /// Once that is decided, and whenever it has changed since.
-fn tell_what_serves(app: &App, file: &Path, last: &mut Option<Serves>) {
+fn tell_what_serves(
+    app: &App,
+    configuration: Option<&Configuration>,
+    file: &Path,
+    last: &mut Option<Serves>,
+) {
     let Some(now) = inferd_api::serves(app, last.as_ref().unwrap_or(&Serves::default())) else { return };
+    let now = Serves { configuration: configuration.cloned(), ..now };
     if last.as_ref() == Some(&now) {
         return;
     }

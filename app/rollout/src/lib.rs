@@ -38,7 +38,7 @@ pub use clock::{Clock, SystemClock};
 pub use config::{Engine, Probation, UpdaterConfig};
 pub use finding::Finding;
 pub use install::{Accepted, Busy, Fetch, InstallError, Resumable, Saved, Upload, Wanted, Way};
-pub use readiness::{On, Serves, against};
+pub use readiness::{Configuration, On, Serves, against};
 pub use status::{
     CommitReady, Counters, ModelView, Progress, Scrub, Serving, ServingFrom, SlotView, Stage, Status,
     TrialPhase, TrialView, TrustView,

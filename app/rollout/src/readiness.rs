@@ -17,6 +17,45 @@ pub struct Serves {
     /// Names and directories of models that could not be loaded.
     #[serde(default)]
     pub failed: BTreeSet<String>,
+    /// The configuration that is in force, where it is not the image's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Configuration>,
+}
+
+/// A configuration that somebody gave the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// Where it lies.
+    pub file: String,
+    /// Names in it that the daemon does not know and ignores.
+    #[serde(default)]
+    pub unknown: BTreeSet<String>,
+}
+
+impl Configuration {
+    /// What keeps a system that was started with `now` from being kept where `before` was in force under the one before. `refusal` says why it
+    /// is not in force here.
+    #[must_use]
+    pub fn against(
+        before: &Self,
+        now: Option<&Self>,
+        refusal: impl FnOnce(&str) -> String,
+    ) -> Option<String> {
+        let file = &before.file;
+        let Some(now) = now.filter(|now| now.file == *file) else {
+            return Some(format!(
+                "the configuration {file}, in force under the system before, is not in force on this one: {}",
+                refusal(file)
+            ));
+        };
+        let lost: Vec<&str> = now.unknown.difference(&before.unknown).map(String::as_str).collect();
+        (!lost.is_empty()).then(|| {
+            format!(
+                "this system does not know what the system before knew of the configuration {file}: {}",
+                lost.join(", ")
+            )
+        })
+    }
 }
 
 /// What a model serves on.
@@ -69,7 +108,8 @@ impl Serves {
             };
             models.extend(on.map(|on| (name, on)));
         }
-        Self { models, failed: hosts.load_errors().into_iter().map(|(what, _)| what).collect() }
+        let failed = hosts.load_errors().into_iter().map(|(what, _)| what).collect();
+        Self { models, failed, configuration: None }
     }
 }
 
@@ -152,10 +192,36 @@ mod tests {
     fn what_serves_is_read_as_it_was_told_and_a_word_of_a_later_version_too() {
         let models =
             BTreeMap::from([("m".to_owned(), on("ort", Some("cuda"))), ("n".to_owned(), on("cpu", None))]);
-        let serves = Serves { models, failed: BTreeSet::from(["/models/x".to_owned()]) };
+        let serves = Serves { models, failed: BTreeSet::from(["/models/x".to_owned()]), configuration: None };
         let text = serde_json::to_string(&serves).unwrap();
         assert_eq!(serde_json::from_str::<Serves>(&text).unwrap(), serves);
         let later = r#"{"models": {"m": {"rung": "cpu", "new": 1}}, "more": []}"#;
         assert_eq!(serde_json::from_str::<Serves>(later).unwrap().models["m"], on("cpu", None));
+    }
+
+    #[test]
+    fn a_configuration_has_to_be_in_force_on_the_new_system_with_every_setting_that_the_old_one_knew() {
+        let of = |file: &str, unknown: &[&str]| Configuration {
+            file: file.to_owned(),
+            unknown: unknown.iter().map(|&key| key.to_owned()).collect(),
+        };
+        let why = |file: &str| format!("because of {file}");
+        let before = of("/run/boot.toml", &["server.typo"]);
+        assert_eq!(Configuration::against(&before, Some(&before), why), None);
+        assert_eq!(
+            Configuration::against(&before, Some(&of("/run/boot.toml", &[])), why),
+            None,
+            "one more is known"
+        );
+        let removed = of("/run/boot.toml", &["server.gone", "server.typo"]);
+        assert!(
+            Configuration::against(&before, Some(&removed), why)
+                .unwrap()
+                .ends_with("/run/boot.toml: server.gone")
+        );
+        for now in [None, Some(of("/data/inferd.toml", &[]))] {
+            let said = Configuration::against(&before, now.as_ref(), why).unwrap();
+            assert!(said.contains("is not in force on this one: because of /run/boot.toml"), "{said}");
+        }
     }
 }

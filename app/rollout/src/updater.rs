@@ -219,7 +219,7 @@ impl Updater {
         }
         // A bundle on trial may have been lent the device; nothing is committed meanwhile, and all of it is asked again afterwards.
         let of_a_system = before.map(|before| match &status.trial {
-            Some(_) => Serves { models: BTreeMap::new(), failed: before.failed.clone() },
+            Some(_) => Serves { models: BTreeMap::new(), ..before.clone() },
             None => before.clone(),
         });
         reasons.extend(against(&self.core.hosts, of_a_system.as_ref()));

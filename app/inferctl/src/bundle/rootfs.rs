@@ -171,7 +171,9 @@ impl Squashfs {
                 node = self.node(inode)?;
             }
             match node {
-                Node::File { data, len, fragment, blocks } => return self.content(data, len, fragment, &blocks),
+                Node::File { data, len, fragment, blocks } => {
+                    return self.content(data, len, fragment, &blocks);
+                }
                 Node::Link => {}
                 Node::Directory { .. } => return Err(Unread::Silent),
             }
@@ -226,7 +228,8 @@ impl Squashfs {
     }
 
     fn node(&mut self, reference: u64) -> Result<Node, Unread> {
-        let place = Place { block: reference >> 16, offset: usize::try_from(reference & 0xffff).unwrap_or(0) };
+        let place =
+            Place { block: reference >> 16, offset: usize::try_from(reference & 0xffff).unwrap_or(0) };
         let inodes = self.inodes;
         let kind = u16_at(&self.metadata(inodes, place, 2)?, 0)?;
         let len = match kind {
@@ -238,14 +241,22 @@ impl Squashfs {
         };
         let inode = self.metadata(inodes, place, len)?;
         let directory = |block: usize, offset: usize, len: u64| {
-            let listing = Place { block: u64::from(u32_at(&inode, block)?), offset: usize::from(u16_at(&inode, offset)?) };
+            let listing = Place {
+                block: u64::from(u32_at(&inode, block)?),
+                offset: usize::from(u16_at(&inode, offset)?),
+            };
             // It counts the two names that every directory has.
             Ok(Node::Directory { listing, len: len.saturating_sub(3) })
         };
         let (data, size, fragment, offset) = match kind {
             1 => return directory(16, 26, u64::from(u16_at(&inode, 24)?)),
             8 => return directory(24, 34, u64::from(u32_at(&inode, 20)?)),
-            2 => (u64::from(u32_at(&inode, 16)?), u64::from(u32_at(&inode, 28)?), u32_at(&inode, 20)?, u32_at(&inode, 24)?),
+            2 => (
+                u64::from(u32_at(&inode, 16)?),
+                u64::from(u32_at(&inode, 28)?),
+                u32_at(&inode, 20)?,
+                u32_at(&inode, 24)?,
+            ),
             _ => (u64_at(&inode, 16)?, u64_at(&inode, 24)?, u32_at(&inode, 44)?, u32_at(&inode, 48)?),
         };
         if size > MAX || self.block_size == 0 {
@@ -267,8 +278,10 @@ impl Squashfs {
             let (count, start) = (u32_at(&listing, place)?, u64::from(u32_at(&listing, place + 4)?));
             place += 12;
             for _ in 0..=count {
-                let (offset, size) = (u16_at(&listing, place)?, usize::from(u16_at(&listing, place + 6)?) + 1);
-                let said = listing.get(place + 8..place + 8 + size).ok_or_else(|| broken("a name is cut off"))?;
+                let (offset, size) =
+                    (u16_at(&listing, place)?, usize::from(u16_at(&listing, place + 6)?) + 1);
+                let said =
+                    listing.get(place + 8..place + 8 + size).ok_or_else(|| broken("a name is cut off"))?;
                 if said == name.as_bytes() {
                     return Ok(Some(start << 16 | u64::from(offset)));
                 }
@@ -278,7 +291,13 @@ impl Squashfs {
         Ok(None)
     }
 
-    fn content(&mut self, data: u64, len: u64, fragment: Option<(u32, u64)>, blocks: &[u32]) -> Result<Vec<u8>, Unread> {
+    fn content(
+        &mut self,
+        data: u64,
+        len: u64,
+        fragment: Option<(u32, u64)>,
+        blocks: &[u32],
+    ) -> Result<Vec<u8>, Unread> {
         /// A block that is stored as it is.
         const AS_IT_IS: u32 = 1 << 24;
         let (mut out, mut start, most) = (Vec::new(), data, self.block_size.min(MAX_BLOCK));
@@ -288,12 +307,19 @@ impl Squashfs {
             start += stored;
         }
         if let Some((number, offset)) = fragment {
-            let table = self.fragments.checked_add(u64::from(number / FRAGMENTS) * 8).ok_or_else(|| broken("a place is nowhere"))?;
+            let table = self
+                .fragments
+                .checked_add(u64::from(number / FRAGMENTS) * 8)
+                .ok_or_else(|| broken("a place is nowhere"))?;
             let table = self.block(table, 8, false, 8)?;
-            let place = Place { block: u64_at(&table, 0)?, offset: usize::try_from(number % FRAGMENTS * 16).unwrap_or(0) };
+            let place = Place {
+                block: u64_at(&table, 0)?,
+                offset: usize::try_from(number % FRAGMENTS * 16).unwrap_or(0),
+            };
             let entry = self.metadata(0, place, 16)?;
             let size = u32_at(&entry, 8)?;
-            let block = self.block(u64_at(&entry, 0)?, u64::from(size & !AS_IT_IS), size & AS_IT_IS == 0, most)?;
+            let block =
+                self.block(u64_at(&entry, 0)?, u64::from(size & !AS_IT_IS), size & AS_IT_IS == 0, most)?;
             out.extend(block.into_iter().skip(usize::try_from(offset).unwrap_or(usize::MAX)));
         }
         out.truncate(usize::try_from(len).unwrap_or(0));

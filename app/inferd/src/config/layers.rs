@@ -441,7 +441,7 @@ impl Reader {
             self.file.values.iter().filter(|(key, _)| !keys.contains(key.as_str()) && !elsewhere(key));
         let in_file = strange.map(|(key, (_, line))| {
             let hint = nearest(key, keys.iter().copied());
-            format!("{}:{line}: unknown key {key} is ignored{hint}", self.file.path.display())
+            format!("{}:{line}{UNKNOWN}{key} is ignored{hint}", self.file.path.display())
         });
         let in_environment = self
             .environment
@@ -548,4 +548,12 @@ fn nearest<'a>(name: &str, among: impl Iterator<Item = &'a str>) -> String {
 /// Text as a TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Before the name, in the sentence about one that nobody knows.
+const UNKNOWN: &str = ": unknown key ";
+
+/// The key that such a sentence is about.
+pub fn unknown_key(said: &str) -> Option<&str> {
+    said.split_once(UNKNOWN)?.1.split(' ').next()
 }
