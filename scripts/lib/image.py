@@ -31,6 +31,7 @@ import release
 import roots
 import rpi
 import rust
+import sbom
 import targets
 import uboot
 from steps import Failure, main, run, say, step
@@ -524,7 +525,7 @@ def arguments():
         "developer's API key; never ship it",
     )
     parser.add_argument("--release", type=Path, metavar="DIR", help="also make there what is handed out: NAME.img.zst, its block map, "
-                        "its facts and SHA256SUMS")
+                        "its facts, its bill of materials and SHA256SUMS")
     parser.add_argument("--release-key", type=Path, metavar="NAME.key", help="sign SHA256SUMS with this key of `inferctl keygen`")
     parser.add_argument(
         "--parts", type=Path, metavar="DIR", help="leave there what a bundle of this system consists of: rootfs, and boot, or boot-a and "
@@ -563,7 +564,7 @@ def cli():
     facts = assemble(recipe, output, options.parts)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
     if options.release:
-        made = release.make(output, options.release, options.release_key, options.release_key and rust.build_for_host("inferctl"))
+        made = release.make(output, options.release, options.release_key, options.release_key and rust.build_for_host("inferctl"), sbom=sbom.make(facts, board))
         say(f"released: {', '.join(file.name for file in made)} in {options.release}")
         if options.release_key:
             key = (options.release / "minisign.pub").read_text().splitlines()[1]

@@ -3,10 +3,12 @@
     NAME.img.zst          the image, by Debian's zstd
     NAME.img.bmap         which blocks mean something, as bmaptool 2.0 reads it
     NAME.img.json         what is in it; nothing that depends on where it was made
+    NAME.img.cdx.json     the bill of materials of an image made here; Buildroot and OpenEmbedded make their own
     SHA256SUMS            of all of them, also of other boards' in the same folder
     SHA256SUMS.minisig    with a key of `inferctl keygen`; minisign.pub is that key as minisign reads it
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import hosttools
 import layout as layouts
-from steps import Failure, run, step
+import rust
+from steps import Failure, main, run, say, step
 
 BLOCK = 4096
 MIB = 1 << 20
@@ -23,13 +26,15 @@ MIB = 1 << 20
 LOCAL = ("image_bytes_written",)
 # Images of 300 to 1300 MB whose content is packed already: more costs minutes and gains a percent.
 LEVEL = 9
-KINDS = (".img.zst", ".img.bmap", ".img.json")
+KINDS = (".img.zst", ".img.bmap", ".img.json", ".img.cdx.json")
 DEV = "an image with --dev has a root shell and the developer's API key: it is not released"
 
 
-def make(image, folder, key=None, inferctl=None):
-    """Puts a release of `image` into `folder`, signed where there is a `key`; returns the files of this image."""
-    if not image.name.endswith(".img"):
+def make(image, folder, key=None, inferctl=None, name=None, sbom=None):
+    """Puts a release of `image` into `folder`, signed where there is a `key`; returns the files of this image. It is called as the image is, or
+    `name`; `sbom` is its bill of materials."""
+    name = name or image.name.removesuffix(".img")
+    if image.name == name:
         raise Failure(f"{image.name} must end in .img to be released")
     stated = json.loads(image.with_name(image.name + ".json").read_text())
     if stated["dev"]:
@@ -37,14 +42,17 @@ def make(image, folder, key=None, inferctl=None):
     if not stated["startable"]:
         raise Failure(f"{image.name} does not start as it is and is not released: it lacks {stated['missing'][0]}")
     folder.mkdir(parents=True, exist_ok=True)
-    name = image.name.removesuffix(".img")
     others = checked(folder, [name + kind for kind in KINDS], key, inferctl)
-    with step(f"Making {folder.name}/{image.name}.zst and what belongs to it") as remark:
-        packed, mapped, facts = (folder / (name + kind) for kind in KINDS)
+    with step(f"Making {folder.name}/{name}.img.zst and what belongs to it") as remark:
+        packed, mapped, facts, bill = (folder / (name + kind) for kind in KINDS)
         pack(image, packed)
         mapped.write_text(bmap(image))
         facts.write_text(json.dumps({name: fact for name, fact in stated.items() if name not in LOCAL}, indent=2) + "\n")
-        files = [packed, mapped, facts]
+        # That of an earlier image of this name is not this one's.
+        bill.unlink(missing_ok=True)
+        if sbom:
+            bill.write_text(sbom)
+        files = [packed, mapped, facts, *([bill] if sbom else [])]
         for file in files:
             file.chmod(0o644)
         remark.append(f"{packed.stat().st_size / MIB:.1f} MiB, of {image.stat().st_size / MIB:.0f}")
@@ -178,3 +186,35 @@ def last_used(file, start, end):
             used = min(end, at + -(-kept // BLOCK) * BLOCK)
         at += len(part)
     return used
+
+
+def of_another_builder(image, folder, key, name, inferctl):
+    """A release of what Buildroot or OpenEmbedded has made, which says in a JSON beside it what it is."""
+    beside = image.with_name(image.name + ".json")
+    if not image.is_file() or not beside.is_file():
+        raise Failure(f"{image if not image.is_file() else beside} is not there: Buildroot's images are NAME.img, OpenEmbedded's NAME.wic, each with its JSON")
+    with open(image, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != json.loads(beside.read_text())["sha256"]:
+            raise Failure(f"{image} is not the image that {beside.name} tells of")
+    return make(image, folder, key, inferctl, name)
+
+
+def cli():
+    """`python3 -B scripts/lib/release.py`: scripts/image --release for an image that is there."""
+    parser = argparse.ArgumentParser(prog="release.py", description="Make what is handed out of an image by Buildroot or OpenEmbedded.")
+    parser.add_argument("image", type=Path, help="NAME.img or NAME.wic, with its JSON beside it")
+    parser.add_argument("folder", type=Path, help="where the release goes; other boards' may be there")
+    parser.add_argument("--key", type=Path, metavar="NAME.key", help="sign SHA256SUMS with this key of `inferctl keygen`")
+    parser.add_argument("--name", help="what the release is called (default: as the image, without its ending)")
+    options = parser.parse_args()
+    if options.key and not options.key.is_file():
+        raise Failure(f"there is no {options.key}; `inferctl keygen` makes a key")
+    name = options.name or options.image.name.removesuffix(".img").removesuffix(".wic")
+    inferctl = rust.build_for_host("inferctl") if options.key else None
+    for file in of_another_builder(options.image, options.folder, options.key, name, inferctl):
+        say(file)
+    return 0
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import board as boards
@@ -14,12 +15,13 @@ import layout as layouts
 import places
 import pytest
 import release
+import sbom
 from appliance import given, images
 from steps import Failure
 
 MIB = 1 << 20
-# What scripts/image reads of a checkout.
-PARTS = ("scripts", "board", "rootfs-overlay", "app/inferd/models", "Cargo.toml")
+# What scripts/image reads of a checkout, and cargo where it is asked for the crates of a release.
+PARTS = ("scripts", "board", "rootfs-overlay", "app", "Cargo.toml", "Cargo.lock")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def made(board, inferctl, tmp_path_factory):
     given.skip_for_another_builder("what scripts/image --release makes, byte for byte")
     folder = tmp_path_factory.mktemp("release")
     image = tmp_path_factory.mktemp("image") / "x.img"
-    images.assemble(board, image, minimal=True, system=("inferd-os", 5))
+    facts = images.assemble(board, image, minimal=True, system=("inferd-os", 5))
     key = folder / "release.key"
     subprocess.run([inferctl, "keygen", key], check=True, capture_output=True)
-    release.make(image, folder, key, inferctl)
+    release.make(image, folder, key, inferctl, sbom=sbom.make(facts, board))
     return folder, image
 
 
@@ -50,14 +52,16 @@ def test_an_image_made_elsewhere_at_another_time_by_another_user_in_another_orde
     output, again = scratch / "deeper" / "down" / "x.img", scratch / "again"
     command = [sys.executable, "-B", checkout / "scripts/lib/image.py", "--board", board.name, "--minimal", "-o", output]
     command += ["--inferd", images.daemon(board), "--no-default-model", "--model", checkout / "app/inferd/models/imu-motion", "--system-version", "5"]
+    cargo = os.environ.get("CARGO_HOME", str(Path.home() / ".cargo"))
     subprocess.run(
         ["sh", "-c", 'umask 077; exec "$@"', "image", *command, "--release", again],
         env=dict(os.environ) | {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8", "INFERD_BUILD_ID": images.BUILD_ID}
-        | {"SOURCE_DATE_EPOCH": str(images.EPOCH), "INFERD_CACHE": str(places.cache()), "HOME": str(scratch)},
+        | {"SOURCE_DATE_EPOCH": str(images.EPOCH), "INFERD_CACHE": str(places.cache()), "HOME": str(scratch)}
+        | {"CARGO_HOME": cargo, "RUSTUP_HOME": os.environ.get("RUSTUP_HOME", str(Path.home() / ".rustup"))},
         cwd=scratch, check=True, capture_output=True,
     )
     assert difference(image, output) is None
-    for file in ("x.img.zst", "x.img.bmap", "x.img.json", "SHA256SUMS"):
+    for file in ("x.img.zst", "x.img.bmap", "x.img.json", "x.img.cdx.json", "SHA256SUMS"):
         assert (again / file).read_bytes() == (folder / file).read_bytes(), file
     # The signature too: ed25519 has no random part.
     key = folder / "release.key"
@@ -118,7 +122,7 @@ def test_the_checksums_are_those_that_sha256sum_checks_and_minisign_believes_the
     folder, _ = made
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
     named = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
-    assert named == ["x.img.bmap", "x.img.json", "x.img.zst"]
+    assert named == ["x.img.bmap", "x.img.cdx.json", "x.img.json", "x.img.zst"]
     minisign = hosttools.Tools(["minisign"]).path("minisign")
     verify = [minisign, "-Vm", folder / "SHA256SUMS", "-p", folder / "minisign.pub"]
     subprocess.run(verify, check=True, capture_output=True)
@@ -308,3 +312,86 @@ def test_a_packed_image_has_its_name_only_when_it_is_whole(released, scratch, mo
     with pytest.raises(Failure, match="no space left"):
         release.pack(scratch / "a.img", folder / "a.img.zst")
     assert (folder / "a.img.zst").read_bytes() == before
+
+
+def test_the_bill_of_materials_names_every_crate_and_package_with_where_it_is_from(board):
+    facts = {"minimal": False, "onnxruntime": "1.2", "packages": {"busybox-static": "1:1.37.0-6+b3"}, "build": "b7", "sha256": "0" * 64}
+    page = json.loads(sbom.make(facts, board))
+    assert (page["bomFormat"], page["specVersion"], page["version"]) == ("CycloneDX", "1.6", 1)
+    assert not page.keys() & {"serialNumber"} and "timestamp" not in page["metadata"], "the same bytes for the same image"
+    image = page["metadata"]["component"]
+    assert image["type"] == "firmware" and board.name in image["name"] and image["version"] == "b7"
+    parts = {part["bom-ref"]: part for part in page["components"]}
+    assert len(parts) == len(page["components"]) and all(part["purl"] == ref for ref, part in parts.items())
+    for part in parts.values():
+        assert part.keys() <= {"type", "bom-ref", "name", "version", "purl", "licenses", "hashes"} and part["type"] == "library"
+        assert all(hash["alg"] == "SHA-256" and len(hash["content"]) == 64 for hash in part.get("hashes", []))
+    assert f"pkg:deb/debian/busybox-static@1%3A1.37.0-6%2Bb3?arch={board.debian.architecture}" in parts
+    assert parts["pkg:pypi/onnxruntime@1.2"]["licenses"] == [{"expression": "MIT"}]
+    lock = {(p["name"], p["version"]): p for p in tomllib.loads((places.ROOT / "Cargo.lock").read_text())["package"]}
+    crates = {ref: part for ref, part in parts.items() if ref.startswith("pkg:cargo/")}
+    for ref, part in crates.items():
+        assert part["licenses"] and ref == f"pkg:cargo/{part['name']}@{part['version']}".replace("+", "%2B")
+        known = lock[part["name"], part["version"]].get("checksum")
+        assert [hash["content"] for hash in part.get("hashes", [])] == ([known] if known else [])
+    names = {part["name"] for part in crates.values()}
+    assert names >= {"inferd", "inferd-engine-host", "tokio", "rustls", "ort"} and not names & {"serde_derive", "thiserror-impl", "inferctl", "cc"}
+    edges = {edge["ref"]: edge["dependsOn"] for edge in page["dependencies"]}
+    assert edges.keys() == crates.keys() | {"image"} and all(set(to) <= parts.keys() for to in edges.values())
+    reached, left = set(), ["image"]
+    while left:
+        left += [to for to in edges.get(left.pop(), []) if to not in reached and not reached.add(to)]
+    assert reached == parts.keys(), "nothing is there that nobody needs"
+    small = json.loads(sbom.make(facts | {"minimal": True, "onnxruntime": None}, board))["components"]
+    assert not {part["name"] for part in small} & {"inferd-engine-host", "ort", "onnxruntime"}
+
+
+@pytest.mark.parametrize(("licence", "said"), [("MIT/Apache-2.0", {"expression": "MIT OR Apache-2.0"}), ("(MIT OR Apache-2.0) AND BSD-3-Clause", {"expression": "(MIT OR Apache-2.0) AND BSD-3-Clause"}), ("see the file", {"license": {"name": "see the file"}})])
+def test_a_licence_is_an_expression_or_a_name(licence, said):
+    assert sbom.component("pkg:cargo/x@1", "x", "1", licence)["licenses"] == [said]
+
+
+@pytest.mark.parametrize(("file", "name"), [("rpi4.img", "rpi4"), ("inferd-image-raspberrypi4-64.wic", "inferd-image-raspberrypi4-64")])
+def test_an_image_of_another_builder_is_released_as_its_json_says_and_can_be_flashed(scratch, inferctl, file, name):
+    image, folder, key = small_disk(scratch / file), scratch / "out", scratch / "release.key"
+    subprocess.run([inferctl, "keygen", key], check=True, capture_output=True)
+
+    def finished(*options):
+        command = [sys.executable, "-B", places.ROOT / "scripts/lib/release.py", image, folder, "--key", key, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    missing = finished()
+    assert missing.returncode and f"{file}.json is not there" in missing.stdout + missing.stderr
+    facts = {"board": "rpi4", "dev": False, "startable": True, "missing": [], "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+    beside = scratch / f"{file}.json"
+    beside.write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    other = finished()
+    assert other.returncode and f"is not the image that {file}.json tells of" in other.stdout + other.stderr and not folder.exists()
+    beside.write_text(json.dumps(facts))
+    done = finished()
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {f"{name}.img.{kind}" for kind in ("zst", "bmap", "json")}
+    assert {path.name for path in folder.iterdir()} == files | {"SHA256SUMS", "SHA256SUMS.minisig", "minisign.pub"}
+    card = scratch / "card"
+    card.write_bytes(bytes(image.stat().st_size))
+    command = [inferctl, "--json", "flash", folder / f"{name}.img.zst", card, "--file", "--yes", "--board", "rpi4", "--pub", scratch / "release.pub"]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert said["bmap"] and said["signature"] and said["checksum"] == "SHA256SUMS"
+    used = MIB + len(CONTENT)
+    assert card.read_bytes()[:used] == image.read_bytes()[:used] and image.read_bytes()[MIB:used] == CONTENT
+    assert finished("--name", "door").returncode == 0 and (folder / "door.img.zst").exists(), "several share a folder"
+
+
+CONTENT = b"content of a root filesystem " * 9999
+
+
+def small_disk(file):
+    """An image with one partition."""
+    tools = hosttools.Tools(hosttools.IMAGE)
+    settings, root = file.with_name("genimage.cfg"), file.with_name("root")
+    root.mkdir()
+    file.with_name("content").write_bytes(CONTENT)
+    settings.write_text(f'image {file.name} {{\n hdimage {{\n partition-table-type = "gpt"\n align = 1M\n }}\n partition rootfs-a {{ image = "content"\n size = 2M }}\n}}\n')
+    where = ["--config", settings, "--inputpath", file.parent, "--outputpath", file.parent, "--rootpath", root, "--tmppath", file.with_name("tmp")]
+    subprocess.run([tools.path("genimage"), *where], check=True, capture_output=True)
+    return file
