@@ -133,6 +133,9 @@ def test_the_daemon_is_started_with_what_it_needs_and_ended_with_the_keeper(keep
     start = one.started(1)
     assert start["arguments"] == ["--config", str(one.folder / "inferd.toml")] and start["usec"] == "4000000"
     state = one.state()
+    # Who is heard at root's other doors.
+    daemon = one.folder / "run/daemon"
+    until(lambda: daemon.exists() and daemon.read_text() == f"{start['pid']}\n", "the keeper says which process is the daemon")
     assert (one.folder / "run/pid").read_text() == f"{one.process.pid}\n", "the shell's `read` wants a whole line"
     assert (state["boot"], state["starts"], state["safe_mode"], state["lasting"]) == (1, 1, None, True)
     one.stop()

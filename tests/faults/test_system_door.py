@@ -322,7 +322,7 @@ def test_the_door_says_why_a_board_takes_no_system(board):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_only_root_and_the_daemons_user_are_heard_at_the_door(board):
+def test_only_root_and_the_daemon_itself_are_heard_at_the_door(board):
     user = pwd.getpwnam("nobody")
     # A folder that everybody can look into.
     with tempfile.TemporaryDirectory() as folder:
@@ -338,7 +338,12 @@ def test_only_root_and_the_daemons_user_are_heard_at_the_door(board):
                 answer = board.answer(STATUS)
             return answer and answer.get("reason", {}).get("code", answer["answer"])
 
+        assert said_to(user.pw_uid, user.pw_gid) == "not-allowed", "no keeper has said which process is the daemon"
+        (board.keeper.folder / "daemon").write_text(f"{os.getpid()}\n")
         assert said_to(user.pw_uid, user.pw_gid) == "status"
+        (board.keeper.folder / "daemon").write_text(f"{os.getppid()}\n")
+        assert said_to(user.pw_uid, user.pw_gid) == "not-allowed", "an engine host, say: its user is the daemon's"
+        (board.keeper.folder / "daemon").write_text(f"{os.getpid()}\n")
         assert said_to(user.pw_uid + 1, user.pw_gid) == "not-allowed", "somebody of its group"
         assert said_to(user.pw_uid + 1, user.pw_gid + 1) is None, "anybody"
         assert said_to(0, 0) == "status"

@@ -6,6 +6,8 @@ use std::{fs::File, io::Read as _, path::Path};
 
 /// Where the keeper leaves it.
 pub const FILE: &str = "/run/inferd/keeper/state.json";
+/// Beside it, the number of the daemon's process.
+pub const DAEMON: &str = "daemon";
 
 /// What the keeper knows of this boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use inferd_slots::{FileMedium, Medium as _};
 use inferd_system::door::{self, Answer, Ask, Told};
 use inferd_system::state::{Reason, State};
 use inferd_system::{Folder, Parts, View};
+use inferd_watch::state::DAEMON;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Uid, User};
@@ -40,7 +41,7 @@ pub(super) struct Serve {
     /// Where to listen
     #[arg(long, value_name = "FILE", default_value = door::SOCKET)]
     socket: PathBuf,
-    /// The user that is heard there beside root [default: none]
+    /// The user whose daemon, as the keeper has started it, is heard there beside root [default: none]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// How long a bundle's next bytes may take to come; a question 10 seconds at most
@@ -71,11 +72,8 @@ pub(super) fn serve(desk: &Desk, how: &Serve) -> Result<(), Reason> {
                     continue;
                 }
             };
-            if !is_heard(&stream, user.as_ref()) {
-                say(
-                    &stream,
-                    refused(because("not-allowed", "only root and the daemon's user are heard here")),
-                );
+            if !is_heard(&stream, user.as_ref(), &desk.cli.run.join(DAEMON)) {
+                say(&stream, refused(because("not-allowed", "only root and the daemon are heard here")));
                 continue;
             }
             if busy.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS {
@@ -99,11 +97,13 @@ fn known_user(name: &str) -> io::Result<User> {
     User::from_name(name)?.ok_or_else(|| io::Error::other(format!("there is no user {name}")))
 }
 
-/// Whether root asks, or the user that is heard; the kernel says who it is. Others may have come into the socket's group.
-fn is_heard(stream: &UnixStream, user: Option<&User>) -> bool {
-    let heard =
-        |uid: Uid| uid.is_root() || uid == Uid::effective() || user.is_some_and(|user| user.uid == uid);
-    getsockopt(stream, PeerCredentials).is_ok_and(|who| heard(Uid::from_raw(who.uid())))
+/// Whether root asks, or the daemon: the user that is heard, in the process that the keeper has started. The kernel says who it is. Engine hosts
+/// have that user, too, and others may have come into the socket's group.
+fn is_heard(stream: &UnixStream, user: Option<&User>, daemon: &Path) -> bool {
+    let Ok(who) = getsockopt(stream, PeerCredentials) else { return false };
+    let uid = Uid::from_raw(who.uid());
+    let is_daemon = || fs::read_to_string(daemon).is_ok_and(|pid| pid.trim().parse() == Ok(who.pid()));
+    uid.is_root() || uid == Uid::effective() || (user.is_some_and(|user| user.uid == uid) && is_daemon())
 }
 
 /// A socket in a directory that only root changes, which the user's group may connect to.

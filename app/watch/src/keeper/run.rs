@@ -750,7 +750,14 @@ impl Keeper {
         // Before it starts: it reads why.
         self.show();
         match Daemon::start(&recipe) {
-            Ok(daemon) => self.daemon = Some(daemon),
+            Ok(daemon) => {
+                // For root's other doors: engine hosts have the daemon's user, too.
+                let file = self.settings.run.join(state::DAEMON);
+                if let Err(error) = inferd_slots::replace(&file, format!("{}\n", daemon.pid()).as_bytes()) {
+                    self.say(&format!("{}: {error}; nobody installs systems for the daemon", file.display()));
+                }
+                self.daemon = Some(daemon);
+            }
             Err(error) => {
                 let sentence = format!("the daemon cannot be started: {error}");
                 self.say(&sentence);
