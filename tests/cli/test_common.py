@@ -95,12 +95,14 @@ def test_a_host_key_that_a_power_cut_left_empty_is_made_anew_and_a_whole_one_sta
 def chosen(shell):
     """The configuration that the end of `boot` chooses: `inferd` finds something wrong with every file that has `bad` in it."""
     folder = shell.folder
-    (folder / "bin/inferd").write_text('#!/bin/sh\n! grep -q bad "$2" || { echo "problem: it is bad"; exit 2; }\n')
+    provisions = f'#!/bin/sh\nif [ "$1" = provision ]; then echo "$*" >>{folder}/calls; exit; fi\n'
+    (folder / "bin/inferd").write_text(provisions + '! grep -q bad "$2" || { echo "problem: it is bad"; exit 2; }\n')
     lines = COMMON.with_name("boot").read_text().partition("# The last good one of three")[2]
     lines = "#" + lines.partition("# Which device this is")[0]
     lines = lines.replace("/etc/inferd/inferd.toml", f"{folder}/own.toml").replace("/data/inferd.toml", f"{folder}/data.toml")
 
     def choose(**files):
+        (folder / "refused").unlink(missing_ok=True)
         for name in ("own", "closed", "boot", "data"):
             (folder / f"{name}.toml").unlink(missing_ok=True)
             if name in files:
@@ -126,6 +128,15 @@ def test_a_refused_configuration_that_says_who_may_what_opens_no_door(chosen):
         assert chosen(**start, boot=f"bad\n{closing}") == folder / "closed.toml"
     assert chosen(**start, boot="bad [security]", data="good") == folder / "data.toml"
     assert "is not used: problem: it is bad" in (folder / "log").read_text()
+
+
+def test_the_report_on_the_card_has_the_last_word_about_what_the_daemon_does_not_start_with(chosen):
+    said = chosen.folder / "calls"
+    chosen(own="", boot="good", data="bad")
+    assert not said.exists() and not (chosen.folder / "refused").exists(), "the report is about the card"
+    chosen(own="", boot="bad")
+    assert (chosen.folder / "refused").read_text() == "problem: it is bad\n"
+    assert said.read_text().startswith("provision --report --name ")
 
 
 def test_a_start_that_could_take_nothing_over_opens_no_door(chosen):

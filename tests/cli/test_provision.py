@@ -252,3 +252,22 @@ def test_a_folder_and_a_file_of_nearly_the_right_name_are_told_in_the_report(dev
     assert "inferd.toml was NOT taken, it cannot be read: it is a folder, not a file." in report
     assert 'NOTE: "inferd.toml.txt" is passed over' in report
     assert "/boot/inferd.toml is not used: it is a folder" in done.stdout and '"inferd.toml.txt" is passed over' in done.stdout
+
+
+def test_what_the_daemon_does_not_start_with_is_not_in_use_in_the_report(device):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir(exist_ok=True)
+    (card / "inferd.toml").write_text("[tls]\nself_signed = true\n")
+    where = ["--card", card, "--data", folder / "data", "--run", folder / "run", "--keep-hostname"]
+    report = lambda: (card / "inferd-report.txt").read_text()  # noqa: E731
+    inferd("provision", *where)
+    assert "inferd.toml is in use." in report() and "NOT" not in report()
+    (folder / "run/refused").write_text("problem: the port is taken\n")
+    (folder / "run/boot.toml").unlink()
+    for more in (["--report"], ["--address", "192.168.1.7"]):
+        inferd("provision", *where, *more)
+        said = report()
+        assert "inferd.toml was taken over, read as UTF-8, and is NOT in use." in said and "inferd.toml is in use" not in said
+        assert "The daemon does not start with it: problem: the port is taken" in said and "Mend inferd.toml" in said
+    assert not (folder / "run/boot.toml").exists(), "nothing else is done again"

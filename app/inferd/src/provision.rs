@@ -12,6 +12,7 @@
 //! | `RUN/closed.toml` | them, where a configuration cannot be had or used: the image's own, with reading and inference for keys only |
 //! | `RUN/provisioned` | the scripts: names and servers as variables of a shell |
 //! | `RUN/net/NAME` | `network`: the fixed address of an interface; `wired` is the first one |
+//! | `RUN/refused` | itself, by the boot script: why the daemon does not start with `RUN/boot.toml` |
 //! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
 
 use crate::config::{self, Arguments, Loaded};
@@ -38,6 +39,8 @@ use std::time::{Duration, Instant};
 
 /// Where programs are looked for that an image may have or not.
 const PROGRAMS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Why the daemon does not start with what was taken over: the boot script has asked it.
+const REFUSED: &str = "refused";
 /// An identity that is waited for longer is worth a line.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the daemon's user has for its certificate, and for forgetting. Entropy is there by then.
@@ -69,6 +72,9 @@ struct Cli {
     /// Only tell the report this address
     #[arg(long)]
     address: Option<IpAddr>,
+    /// Only write the report anew: what the start has found out since may belong into it
+    #[arg(long)]
+    report: bool,
     /// Do not set the host name
     #[arg(long)]
     keep_hostname: bool,
@@ -219,7 +225,7 @@ fn provision(cli: &Cli) -> io::Result<()> {
         println!("provision: {note}");
     }
     let name = settled.provision.hostname.clone().unwrap_or_else(|| cli.name.clone());
-    if cli.address.is_none() {
+    if cli.address.is_none() && !cli.report {
         if !cli.keep_hostname
             && let Err(why) = fs::write("/proc/sys/kernel/hostname", &name)
         {
@@ -318,6 +324,7 @@ fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
         address: last_address(cli)?,
         tls: tls::wanted(&config),
         port: config.server.listen.first().map_or(9000, std::net::SocketAddr::port),
+        unused: fs::read_to_string(cli.run.join(REFUSED)).ok().map(|why| why.trim().to_owned()),
         ..Device::default()
     };
     if let Some(fixed) = settled.provision.wired.address {

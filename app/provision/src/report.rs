@@ -32,6 +32,8 @@ pub struct Device {
     pub tls: bool,
     /// Port of the endpoint.
     pub port: u16,
+    /// Why the daemon does not start with what was taken over, where that is known.
+    pub unused: Option<String>,
 }
 
 /// What the report of an earlier start says of whether the device was ever given a configuration; `None`: nothing, or it did not know.
@@ -58,6 +60,9 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
     match &settled.state {
         State::Absent => line(&format!("There is no {FILE} on this partition.")),
         State::Unread(why) => line(&format!("{FILE} was NOT taken, it cannot be read: {why}.")),
+        State::InUse { encoding } if device.unused.is_some() => {
+            line(&format!("{FILE} was taken over, read as {encoding}, and is NOT in use."));
+        }
         State::InUse { encoding } => line(&format!("{FILE} is in use. It was read as {encoding}.")),
         State::NotKept { encoding } => {
             line(&format!("{FILE} is in use, read as {encoding}, but could not be taken over."))
@@ -83,6 +88,13 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
                 "The device runs CLOSED: DHCP on the first wired interface, no SSH, and only health probes are answered."
             }
         });
+    }
+    if let Some(why) = &device.unused {
+        line(&format!("The daemon does not start with it: {why}"));
+        line(
+            "In its place are the image's own settings, or those of the data partition. Where it shuts doors, reading and",
+        );
+        line("inference need a key meanwhile.");
     }
     if let Some(why) = &settled.closed {
         line(&format!("CLOSED: {why}, and somebody may have shut doors there that are open by default."));
@@ -110,7 +122,7 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
     line(&format!("{CONFIGURED}{configured}"));
     line("");
     line("What to do next:");
-    if refused {
+    if refused || device.unused.is_some() {
         line(&format!("  - Mend {FILE} on this partition and start the device again."));
     }
     match &device.address {
