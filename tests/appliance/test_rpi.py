@@ -106,6 +106,24 @@ def test_other_boards_get_no_files_of_a_pi():
     assert not {"boot-a", "boot-b", "bootstate"} & {part.name for part in layout.partitions}
     with pytest.raises(Failure, match="qemu-x86_64 starts by initramfs"):
         rpi.boot_files(board, layout)
+    with pytest.raises(Failure, match="qemu-x86_64 starts by initramfs"):
+        rpi.system_files(board, layout, "a")
+
+
+def test_config_txt_names_an_initramfs_where_one_lies_and_no_overlay_that_does_not():
+    board = boards.load("rpi4")
+    layout = layouts.load(board)
+    plain = (places.BOARDS / "rpi4/config.txt").read_text()
+    overlays = rpi.overlays_of(plain)
+    assert "ramoops-pi4" in overlays
+
+    def config(**options):
+        return rpi.system_files(board, layout, "a", **options)["config.txt"].decode()
+
+    assert config() == config(overlays=overlays) == plain and "initramfs" not in plain
+    assert config(initramfs=True).startswith(plain) and config(initramfs=True).endswith("\ninitramfs initramfs followkernel\n")
+    assert rpi.overlays_of(config(overlays=overlays[1:])) == overlays[1:]
+    assert len(plain.splitlines()) - len(config(overlays=[]).splitlines()) == len(overlays)
 
 
 def test_a_slot_that_there_is_not_is_refused():

@@ -1,6 +1,7 @@
 """What Buildroot calls as it builds, on made-up inputs: no Buildroot and no kernel is at hand."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -107,6 +108,63 @@ def test_only_a_root_document_that_enough_of_its_keys_signed_gets_into_an_image(
     with pytest.raises(Failure, match="nothing is no file"):
         roots.put(tmp_path / "nothing", tmp_path)
     assert not (tmp_path / roots.PLACE).exists()
+    roots.put(office.root, tmp_path)
+    assert roots.digest(tmp_path) == image.digest(office.root)
+    roots.put(None, tmp_path)
+    assert not (tmp_path / roots.PLACE).exists() and roots.digest(tmp_path) is None
+
+
+def cbor(value):
+    """Canonical CBOR of what documents are made of."""
+
+    def head(major, number):
+        return bytes([major << 5 | number]) if number < 24 else bytes([major << 5 | 25]) + number.to_bytes(2, "big")
+
+    match value:
+        case int():
+            return head(0, value)
+        case bytes():
+            return head(2, len(value)) + value
+        case str():
+            return head(3, len(value)) + value.encode()
+        case list():
+            return head(4, len(value)) + b"".join(map(cbor, value))
+        case dict():
+            return head(5, len(value)) + b"".join(cbor(part) for pair in value.items() for part in pair)
+
+
+def document(signers, *, needed=1, holders=(0,), keys=(0, 1), role=0, fields=(0, 1, 2)):
+    """A root document in form: which keys it knows, who of them has the role, how many it needs, and who signed it."""
+    public = [bytes([number]) * 32 for number in range(3)]
+    ids = [hashlib.sha256(key).digest() for key in public]
+    roles = [{0: role, 1: needed, 2: [ids[number] for number in holders]}]
+    payload = dict(zip(fields, (1, [{0: public[number], 1: "a key"} for number in keys], roles), strict=True))
+    return cbor({0: "root", 1: cbor(payload), 2: [{0: ids[number], 1: bytes(64)} for number in signers]})
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        (document([0]), None),
+        (document([0, 1], needed=2, holders=[0, 1]), None),
+        (document([]), "signed with 0 of the 1"),
+        (document([], needed=0), "signed with 0 of the 0"),
+        (document([1]), "signed with 0 of the 1"),
+        (document([0, 0], needed=2, holders=[0, 1]), "signed with 1 of the 2"),
+        (document([2], holders=[2]), "signed with 0 of the 1"),
+        (document([0], role=1), "is no root document"),
+        (document([0], fields=(0, 1, 3)), "is no root document"),
+    ],
+    ids=["signed", "signed-by-two", "unsigned", "nobody-is-needed", "another-role", "one-twice", "unknown-key", "no-root-role", "another-field"],
+)
+def test_only_signatures_of_root_keys_that_the_document_knows_count(tmp_path, content, refused):
+    file = tmp_path / "root.imr"
+    file.write_bytes(content)
+    if refused is None:
+        assert roots.judged(file) == file
+        return
+    with pytest.raises(Failure, match=refused):
+        roots.judged(file)
 
 
 @pytest.mark.parametrize(
