@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Disk, Fault, Imb, STATE, Shared, World, bundle, commit, disk_of, install, noise};
+use inferd_bundle::Stream;
 use inferd_slots::{BLOCK, Found, Phase, Piece, SlotError, SlotId, SlotStatus, State, Step, Store, record};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ fn update(shared: &Shared, two: &Imb) -> Result<(), SlotError> {
 /// What a reboot finds: a state, and its active slot whole.
 fn reboot(shared: &Shared, context: &str) -> State {
     shared.lock().fault = None;
+    shared.lock().cached.clear();
     let store = shared.store(SETTLING).expect(context);
     assert_eq!(store.found(), Found::Kept, "{context}");
     let state = store.state();
@@ -143,6 +145,35 @@ fn a_write_that_a_counterfeit_medium_swallows_is_found_by_reading_back() {
     assert_eq!(caught, 13);
 }
 
+/// A medium writes whole blocks: what lies beside a piece in its block is written again with it, proven before or not.
+#[test]
+fn a_write_that_spoils_its_neighbours_is_found_by_reading_them_back() {
+    let [one, two] = pair();
+    let begin = serving(&one).lock().clone();
+    for (behind, neighbours) in [(false, 5), (true, 1)] {
+        let mut caught = 0;
+        for at in 1.. {
+            let fault = Some(Fault::Spoil { at, behind });
+            let shared = Shared::new(World { fault, ops: 0, ..begin.clone() });
+            // Every piece is proven at once, before its neighbours are written.
+            let store = shared.store(1).unwrap();
+            match install(&store, &two) {
+                Ok(staged) => {
+                    let verified = store.open(staged.slot).unwrap().verify_all(&mut |_, _| {});
+                    verified.unwrap_or_else(|error| panic!("at operation {at}: {error}"));
+                }
+                Err(SlotError::ReadBack { slot: SlotId::B, .. }) => caught += 1,
+                Err(error) => panic!("at operation {at}: {error}"),
+            }
+            if shared.lock().ops < at {
+                break;
+            }
+        }
+        // In front of every chunk but the first one lies a chunk, and behind the last one the padding.
+        assert_eq!(caught, neighbours);
+    }
+}
+
 #[test]
 fn a_read_only_medium_serves_and_refuses_to_install() {
     let [one, two] = pair();
@@ -236,6 +267,12 @@ fn pieces_that_are_not_the_bundles_are_refused() {
     chunk.offset -= 1;
     begun.chunk(&chunk, stored).unwrap();
     assert_eq!(begun.have_now().chunks, 1);
+    // A stream of another bundle, from its beginning and from where one was resumed.
+    let from_page = usize::try_from(one.parsed.page_range(0).start).unwrap();
+    let resumed = Stream::resume(one.parsed.clone(), inferd_bundle::Place::Page(0), &mut begun).unwrap();
+    for (mut stream, bytes) in [(Stream::new(), &one.bytes[..]), (resumed, &one.bytes[from_page..])] {
+        assert!(matches!(stream.push(bytes, &mut begun), Err(SlotError::Foreign { .. })));
+    }
     assert!(matches!(begun.finish(), Err(SlotError::Incomplete { pages: 0, chunks: 5 })));
     assert_eq!(store.state().slot(SlotId::B).status, SlotStatus::Writing);
     assert!(matches!(store.open(SlotId::B), Err(SlotError::NotThere { .. })));
@@ -268,6 +305,37 @@ fn every_rotten_byte_is_found_by_the_scrub_and_by_reading() {
     }
     println!("{named:?}");
     assert_eq!(named.len(), 3 + 6, "the head, a page, the padding, and each file");
+}
+
+#[test]
+fn rot_that_the_page_cache_hides_is_found_by_the_scrub() {
+    let [one, _] = pair();
+    let shared = serving(&one);
+    let disk = disk_of(SlotId::A);
+    shared.lock().cached.push((disk, 0, one.bytes.clone()));
+    let store = shared.store(SETTLING).unwrap();
+    let page = usize::try_from(one.parsed.page_range(0).start).unwrap();
+    let chunk = usize::try_from(one.parsed.payload_range().start).unwrap();
+    for at in [0, page, chunk, one.bytes.len() - 1] {
+        shared.lock().disks[disk][at] ^= 1;
+        let found = store.open(SlotId::A).and_then(|open| open.verify_all(&mut |_, _| {}));
+        assert!(matches!(found, Err(SlotError::Rot { slot: SlotId::A, .. })), "byte {at}: {found:?}");
+        shared.lock().disks[disk][at] ^= 1;
+    }
+}
+
+#[test]
+fn a_slot_with_another_bundle_than_the_record_says_is_not_opened() {
+    let [one, two] = pair();
+    let shared = serving(&one);
+    let store = shared.store(SETTLING).unwrap();
+    shared.lock().disks[disk_of(SlotId::A)][..two.bytes.len()].copy_from_slice(&two.bytes);
+    match store.open(SlotId::A) {
+        Err(SlotError::OtherBundle { slot: SlotId::A, expected, found }) => {
+            assert_eq!((expected, found), (one.id(), two.id()));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -416,9 +484,25 @@ fn a_slot_that_cannot_be_read_does_not_keep_the_other_from_being_recovered() {
     // With both slots gone nothing is recorded: they may answer again.
     shared.lock().fault = Some(Fault::From(0, Errno::EIO));
     assert!(matches!(store.recover(&mut |_, _, _| {}), Err(SlotError::Io { .. })));
-    shared.lock().fault = None;
+    // Nor with the one that has the bundle.
+    shared.lock().fault = Some(Fault::Dead(disk_of(SlotId::A)));
+    assert!(matches!(store.recover(&mut |_, _, _| {}), Err(SlotError::Io { .. })));
+    assert_eq!(store.found(), Found::Lost);
+    shared.lock().fault = Some(Fault::Dead(disk_of(SlotId::B)));
     let recovered = store.recover(&mut |_, _, _| {}).unwrap().unwrap();
     assert_eq!(recovered.candidate, Some(SlotId::A));
+}
+
+#[test]
+fn a_passing_error_at_the_start_costs_no_step() {
+    let [one, _] = pair();
+    let shared = serving(&one);
+    let kept = shared.store(SETTLING).unwrap().state();
+    for at in 1..=2 {
+        shared.lock().ops = 0;
+        shared.lock().fault = Some(Fault::Once(at, Errno::EIO));
+        assert_eq!(shared.store(SETTLING).unwrap().state(), kept, "at operation {at}");
+    }
 }
 
 #[test]
@@ -513,6 +597,9 @@ fn the_state_machine_refuses_what_would_hurt() {
     store.step(&Step::Permit { nonce: 7 }).unwrap();
     refused(&store, &Step::Permit { nonce: 7 }, "goes-back");
     let boot_id = "x".repeat(65);
+    let begun = store.begin_install(two.prefix()).unwrap();
+    refused(&store, &Step::Erase { slot: SlotId::B }, "install-running");
+    drop(begun);
     store.step(&Step::Erase { slot: SlotId::B }).unwrap();
     install(&store, &two).unwrap();
     refused(&store, &Step::Try { slot: SlotId::B, boot_id }, "name-too-long");
@@ -578,4 +665,30 @@ fn the_largest_state_fits_its_record_and_every_flipped_bit_is_noticed() {
         assert_eq!(record::decode(&block), None, "bit {bit}");
         block[bit / 8] ^= 1 << (bit % 8);
     }
+}
+
+#[test]
+fn a_record_that_no_step_leads_to_is_none_whatever_its_checksum_says() {
+    let floors = [("a".to_owned(), 1), ("b".to_owned(), 2)].into();
+    let block = record::encode(&State { sequence: 7, floors, ..State::default() });
+    assert!(record::decode(&block).is_some());
+    // Behind the head of 24 bytes: nothing active, two empty slots, no trial, and the number of floors.
+    let (format, len, active, floor, end) = (8, 12, 24, 24 + 5, 24 + usize::from(block[12]));
+    assert_eq!(block[floor - 1], 2);
+    let changed = |change: &dyn Fn(&mut [u8; BLOCK])| {
+        let mut block = block.clone();
+        change(&mut block);
+        let checksum = crc32fast::hash(&block[..BLOCK - 4]);
+        block[BLOCK - 4..].copy_from_slice(&checksum.to_le_bytes());
+        record::decode(&block)
+    };
+    assert!(changed(&|_| ()).is_some());
+    assert_eq!(changed(&|block| block[format] = 2), None, "another format");
+    assert_eq!(changed(&|block| block[end] = 1), None, "something behind the payload");
+    assert_eq!(changed(&|block| block[len] += 1), None, "a payload with a rest");
+    assert_eq!(changed(&|block| block[len] -= 1), None, "a payload that is cut off");
+    assert_eq!(changed(&|block| block[active] = 1), None, "an empty slot is active");
+    // A floor is a version of eight bytes, the length of a name, and the name.
+    assert_eq!(changed(&|block| block.swap(floor + 9, floor + 19)), None, "products not in order");
+    assert_eq!(changed(&|block| block[floor + 19] = b'a'), None, "a product twice");
 }

@@ -345,4 +345,12 @@ fn more_roots_than_there_can_be_are_refused_and_not_read() {
     nix::unistd::mkfifo(&place.path().join("trust/revocations-1.cbor"), nix::sys::stat::Mode::S_IRWXU)
         .unwrap();
     assert!(documents.load().is_err(), "a pipe is not waited for");
+    fs::remove_file(place.path().join("trust/revocations-1.cbor")).unwrap();
+    assert_eq!(documents.load().unwrap().roots.len(), inferd_slots::MAX_ROOTS);
+    for other in inferd_slots::MAX_ROOTS..1024 {
+        fs::write(place.path().join(format!("trust/other-{other}")), "").unwrap();
+    }
+    documents.load().unwrap();
+    fs::write(place.path().join("trust/one-more"), "").unwrap();
+    assert!(documents.load().is_err(), "names are not counted without end");
 }

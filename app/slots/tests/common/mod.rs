@@ -101,14 +101,20 @@ pub enum Fault {
     From(u64, Errno),
     /// Every write and reservation fails with EROFS.
     ReadOnly,
-    /// That write is reported as done and is not.
+    /// That write is reported as done and is not; the page cache has it.
     Swallow(u64),
+    /// That write spoils what lies in front of it in its first block, or behind it in its last one.
+    Spoil { at: u64, behind: bool },
+    /// Every operation on this disk fails with EIO.
+    Dead(usize),
 }
 
 /// Three disks of one machine: the state's and the slots'.
 #[derive(Debug, Clone)]
 pub struct World {
     pub disks: [Vec<u8>; 3],
+    /// What the page cache has that the disks do not: the disk, where, the bytes. The last one counts.
+    pub cached: Vec<(usize, usize, Vec<u8>)>,
     /// Recorded when it is there.
     pub log: Option<Vec<Op>>,
     pub fault: Option<Fault>,
@@ -121,12 +127,13 @@ pub struct World {
 impl World {
     pub fn new(slot_len: usize) -> Self {
         let disks = [vec![0; 2 * BLOCK], vec![0; slot_len], vec![0; slot_len]];
-        Self { disks, log: None, fault: None, ops: 0, written: 0 }
+        Self { disks, cached: Vec::new(), log: None, fault: None, ops: 0, written: 0 }
     }
 
-    fn op(&mut self, writes: bool) -> io::Result<bool> {
+    fn op(&mut self, disk: usize, writes: bool) -> io::Result<bool> {
         self.ops += 1;
         match self.fault {
+            Some(Fault::Dead(dead)) if dead == disk => Err(Errno::EIO.into()),
             Some(Fault::Once(at, errno)) if self.ops == at => Err(errno.into()),
             Some(Fault::From(at, errno)) if self.ops >= at => Err(errno.into()),
             Some(Fault::ReadOnly) if writes => Err(Errno::EROFS.into()),
@@ -184,11 +191,17 @@ impl Disk {
         if at + bytes > len { Err(error.into()) } else { Ok(at..at + bytes) }
     }
 
-    fn get(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+    fn get(&self, at: u64, into: &mut [u8], through_cache: bool) -> io::Result<()> {
         let mut world = self.world.lock();
-        world.op(false)?;
+        world.op(self.number, false)?;
         let disk = &world.disks[self.number];
-        into.copy_from_slice(&disk[self.range(disk.len(), at, into.len(), io::ErrorKind::UnexpectedEof)?]);
+        let range = self.range(disk.len(), at, into.len(), io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(&disk[range.clone()]);
+        for (_, at, bytes) in world.cached.iter().filter(|(disk, ..)| through_cache && *disk == self.number) {
+            for (at, byte) in (*at..).zip(bytes).filter(|(at, _)| range.contains(at)) {
+                into[at - range.start] = *byte;
+            }
+        }
         Ok(())
     }
 }
@@ -199,24 +212,37 @@ impl Medium for Disk {
     }
 
     fn reserve(&self, _len: u64) -> io::Result<()> {
-        self.world.lock().op(true).map(drop)
+        self.world.lock().op(self.number, true).map(drop)
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.get(at, into)
+        self.get(at, into, true)
     }
 
     fn read_back(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.get(at, into)
+        self.get(at, into, false)
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut world = self.world.lock();
-        if !world.op(true)? {
+        let done = world.op(self.number, true)?;
+        let range = self.range(world.disks[self.number].len(), at, bytes.len(), io::ErrorKind::WriteZero)?;
+        if !done || !world.cached.is_empty() {
+            world.cached.push((self.number, range.start, bytes.to_vec()));
+        }
+        if !done {
             return Ok(());
         }
-        let range = self.range(world.disks[self.number].len(), at, bytes.len(), io::ErrorKind::WriteZero)?;
-        world.disks[self.number][range].copy_from_slice(bytes);
+        world.disks[self.number][range.clone()].copy_from_slice(bytes);
+        if let Some(Fault::Spoil { at, behind }) = world.fault
+            && at == world.ops
+        {
+            let (of, beside) =
+                if behind { (range.end - 1, range.end) } else { (range.start, range.start.wrapping_sub(1)) };
+            if of / BLOCK == beside / BLOCK {
+                world.disks[self.number][beside] ^= 1;
+            }
+        }
         if self.number != STATE {
             world.written += bytes.len() as u64;
         }
@@ -233,7 +259,7 @@ impl Medium for Disk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.world.lock().op(true)?;
+        self.world.lock().op(self.number, true)?;
         self.world.note(Op::Flush { disk: self.number });
         Ok(())
     }
