@@ -167,6 +167,23 @@ mod tests {
     }
 
     #[test]
+    fn only_onnx_runtime_has_more_than_one_way_to_compute() {
+        let of = |rung: Option<&str>| {
+            On::of(&EngineInfo {
+                rung: rung.map(|rung| rung.parse().unwrap()),
+                kind: "",
+                version: String::new(),
+                device: "cuda".into(),
+                library: None,
+                remark: None,
+            })
+        };
+        assert_eq!(of(Some("ort")), Some(on("ort", Some("cuda"))));
+        assert_eq!(of(Some("hailo")), Some(on("hailo", None)));
+        assert_eq!(of(None), None, "nothing serves yet");
+    }
+
+    #[test]
     fn a_rung_further_down_is_less_and_one_that_the_ladder_does_not_have_is_not_compared() {
         let ladder = ladder(&["hailo", "ort-int8", "cpu"]);
         let less = |now, was| on(now, None).is_less_than(&on(was, None), &ladder);

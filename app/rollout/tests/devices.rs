@@ -9,11 +9,12 @@ mod common;
 
 use common::*;
 use inferd_bundle::{Digest, Permit, Revocations, Role, ShadowPolicy, keys};
-use inferd_hosts::CountingAllocator;
+use inferd_hosts::{CountingAllocator, State};
 use inferd_model::ModelName;
 use inferd_rollout::{Busy, Gate, InstallError, On, Outcome, Serves, ServingFrom, TrialPhase, Way};
 use inferd_slots::{FileMedium, SlotId, Step, Store};
 use libtest_mimic::{Arguments, Trial};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -52,6 +53,10 @@ fn main() -> ExitCode {
         a_model_on_less_than_under_the_system_before_is_against_a_commit,
         the_bundle_in_the_other_slot_is_proven_on_a_system_on_trial,
         a_bundle_that_has_no_room_to_be_proven_is_no_reason_and_is_told,
+        a_bundle_whose_bytes_have_rotted_says_nothing_about_the_system,
+        a_slot_that_holds_nothing_committed_is_no_way_back_to_prove,
+        a_model_that_is_started_again_does_not_serve_and_counts_with_what_it_served_on,
+        a_replacement_by_hand_that_fails_is_no_reason_while_what_should_serve_does,
         an_interrupted_upload_goes_on_where_it_was,
         an_upload_that_is_continued_in_the_middle_goes_on_there,
         damaged_bytes_are_refused_and_the_transfer_can_be_repeated,
@@ -1125,6 +1130,10 @@ async fn a_model_of_the_image_that_fails_beside_others_is_against_a_commit() {
     .await;
     for from in ["the image", "a bundle, and the image beside it"] {
         assert_eq!(device.ask([0.0; 4]).await.0, 1, "{from}");
+        let more = device.hosts.announce_loading();
+        let reasons = device.updater.commit_ready(None).reasons;
+        assert!(reasons.iter().any(|reason| reason == "models are being loaded"), "{from}: {reasons:?}");
+        drop(more);
         let ready = device.updater.commit_ready(None);
         let [reason] = &*ready.reasons else { panic!("{from}: {ready:?}") };
         assert!(!ready.ready && reason.contains("model second") && reason.contains("golden"), "{reason}");
@@ -1153,6 +1162,53 @@ async fn a_model_on_less_than_under_the_system_before_is_against_a_commit() {
     assert!(reason.contains("model m serves on cpu, and under the system before on ort"), "{reason}");
     assert_eq!(against("cpu"), Vec::<String>::new());
     assert!(device.updater.commit_ready(None).ready, "no system is on trial");
+    // A bundle on trial may have been lent a device: while it is, nothing else is against the system, and root's clock stands.
+    device.try_out(&release(&spec(1, vec![ladder.source()]))).await;
+    assert_eq!(against("ort"), ["version 1 of acme is on trial"]);
+    device.pass().await;
+    assert_eq!(against("ort").len(), 1);
+    assert_ne!(against("ort"), ["version 1 of acme is on trial"]);
+    device.shut_down().await;
+}
+
+async fn a_replacement_by_hand_that_fails_is_no_reason_while_what_should_serve_does() {
+    let device = device_with(|dir, config| config.factory = vec![GOOD.directory(dir)]).await;
+    let none = Serves::default();
+    let still_ready = || {
+        for before in [None, Some(&none)] {
+            assert_eq!(device.updater.commit_ready(before).reasons, Vec::<String>::new());
+        }
+    };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let wrong = Net { wrong_golden: true, ..GOOD }.directory(elsewhere.path());
+    assert!(device.hosts.load(&wrong).await.is_err(), "it is known by its name");
+    still_ready();
+    std::fs::write(device.dir.path().join("m/manifest.toml"), "no manifest").unwrap();
+    assert!(device.hosts.load(&device.dir.path().join("m")).await.is_err(), "it is known by its directory");
+    still_ready();
+    assert!(device.hosts.load(&elsewhere.path().join("nothing")).await.is_err());
+    assert_eq!(device.updater.commit_ready(None).reasons.len(), 1, "what never served does not");
+    device.shut_down().await;
+}
+
+async fn a_model_that_is_started_again_does_not_serve_and_counts_with_what_it_served_on() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/fault-alloc");
+    let device = device_with(|_, config| config.factory = vec![model]).await;
+    let none = Serves::default();
+    let before = Serves::now(&device.hosts, &none);
+    assert_eq!(before.models["fault-alloc"], On { rung: "cpu".into(), provider: None });
+    let served = device.hosts.get("fault-alloc").unwrap();
+    // More than it may have: its host ends.
+    let mut ticket = served.begin(None).unwrap();
+    ticket.input_mut(0).copy_from_slice(&(1_i32 << 30).to_le_bytes());
+    assert_eq!(ticket.run().await.err().unwrap().kind(), "host_lost");
+    while served.state() == State::Ready {
+        tokio::task::yield_now().await;
+    }
+    // One thread: nothing starts it again between these lines.
+    assert_eq!(Serves::now(&device.hosts, &before), before);
+    assert_eq!(Serves::now(&device.hosts, &none).models.len(), 0, "nobody knows");
+    assert_eq!(device.updater.commit_ready(Some(&before)).reasons, ["model fault-alloc does not serve"]);
     device.shut_down().await;
 }
 
@@ -1182,6 +1238,40 @@ async fn the_bundle_in_the_other_slot_is_proven_on_a_system_on_trial() {
     while !device.updater.commit_ready(Some(&none)).ready {
         tokio::task::yield_now().await;
     }
+    device.shut_down().await;
+}
+
+async fn a_bundle_whose_bytes_have_rotted_says_nothing_about_the_system() {
+    let device = two_committed(48).await;
+    let none = Serves::default();
+    device.updater.system_is_on_trial(true);
+    while !device.updater.commit_ready(Some(&none)).ready {
+        tokio::task::yield_now().await;
+    }
+    // The next one goes over the one that was proven. What is the way back then has two models, and the last of its bytes rot.
+    let second = Net { name: "second", ..GOOD };
+    let way_back = release(&spec(3, vec![Net { version: 3, ..GOOD }.source(), second.source()]));
+    device.commit(&way_back).await;
+    rot(&device, 'A', &way_back);
+    device.commit(&release(&good(4))).await;
+    while !device.updater.commit_ready(Some(&none)).ready {
+        tokio::task::yield_now().await;
+    }
+    // At the very moment at which it is no reason any more it was looked at, to its last model.
+    let status = device.status();
+    let [warning] = &*status.warnings else { panic!("{:?}", status.warnings) };
+    assert!(warning.contains("the bundle in slot A is not proven on this system"), "{warning}");
+    device.shut_down().await;
+}
+
+async fn a_slot_that_holds_nothing_committed_is_no_way_back_to_prove() {
+    let device = committed().await;
+    let bundle = release(&spec(2, vec![Net { op: "Neg", wrong_golden: true, version: 2, ..GOOD }.source()]));
+    device.try_out(&bundle).await;
+    device.over().await;
+    assert_eq!(device.slot('B').status, "bad");
+    device.updater.system_is_on_trial(true);
+    assert_eq!(device.updater.commit_ready(Some(&Serves::default())).reasons, Vec::<String>::new());
     device.shut_down().await;
 }
 
