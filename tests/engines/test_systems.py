@@ -70,12 +70,7 @@ def test_a_system_that_loses_the_chip_does_not_stay_and_one_that_never_had_it_do
     until(lambda: any(reason.startswith(lost) for reason in against(daemon)), daemon)
     watch.kill()
     watch.wait()
-    board.ok("watch", "--hold", "1", "--grace", "1")
-    assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
-    daemon.stop()
-    assert board.start("request") == "a"
-    board.ok("watch")
-    assert board.status()["state"]["verdicts"][-1]["code"] == "not-ready"
+    board.gives_up(daemon)
 
     watch = tried(broken, "cpu")
     started(broken, "cpu")

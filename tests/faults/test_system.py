@@ -120,6 +120,15 @@ class Board:
             file.unlink()
         return serves
 
+    def gives_up(self, daemon):
+        """The system on trial, whose daemon this is, is not ready in its time: the old one comes back and says so."""
+        self.ok("watch", "--hold", "1", "--grace", "1")
+        assert self.record()[0]["chosen"] == "a" and len(self.restarts()) == 1
+        daemon.stop()
+        assert self.start("request") == "a"
+        self.ok("watch")
+        assert self.status()["state"]["verdicts"][-1]["code"] == "not-ready"
+
     def says(self, *reasons, age_ms=0, pid=1):
         """What a daemon says of itself."""
         with open("/proc/uptime") as uptime:
@@ -445,12 +454,7 @@ def test_a_second_model_that_fails_on_the_new_system_keeps_it_from_being_committ
     assert board.tries(native(**options))["models"] == {"imu-motion": {"rung": "cpu"}}
     new = on_trial()
     until(lambda: any(refused in reason for reason in new.request("/commit-ready").json()["reasons"]), new)
-    board.ok("watch", "--hold", "1", "--grace", "1")
-    assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
-    new.stop()
-    assert board.start("request") == "a"
-    board.ok("watch")
-    assert board.status()["state"]["verdicts"][-1]["code"] == "not-ready"
+    board.gives_up(new)
     # It failed on the old system too: that says nothing about the new one, and for other updaters it is a reason all the same.
     daemon = native(models=[*SECOND, places.DEFAULT_MODEL], **options)
     answer = until(lambda: (a := daemon.request("/commit-ready")).status == 503 and refused in a.json()["reasons"][0] and a, daemon)

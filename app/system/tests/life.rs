@@ -8,7 +8,9 @@ use inferd_bundle::{Role, RoleKeys, Root, RootKey, SigningKey, Trust, keys};
 use inferd_model::ModelName;
 use inferd_slots::{BLOCK, Medium};
 use inferd_system::record::{PLACES, Record, newest};
-use inferd_system::state::{Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start, State};
+use inferd_system::state::{
+    About, Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start, State,
+};
 use inferd_system::{
     Backend, BootError, Facts, Image, Keep, Now, Parts, Refused, Restart, SECTOR, Sectors, Slot, Systems,
     Uboot,
@@ -498,18 +500,22 @@ fn a_version_below_the_floor_is_refused_though_it_is_signed() {
     systems.install(&mut bundle(5).as_slice(), &facts(&trust)).unwrap();
 }
 
+/// Installs on a device that was started so and whose image says that it is this version; else the code of the refusal.
+fn install_on(world: &World, cmdline: &str, says: u64, bytes: &[u8]) -> Result<About, String> {
+    let trust = trust();
+    let image = Image { product: "os".into(), version: says };
+    let facts = Facts { image: Some(&image), ..facts(&trust) };
+    world.systems(cmdline).unwrap().install(&mut &*bytes, &facts).map_err(|why| why.code)
+}
+
 #[test]
 fn a_card_that_was_flashed_takes_nothing_older_than_what_it_runs_though_it_has_committed_nothing() {
-    let (world, trust) = (World::new(), trust());
+    let world = World::new();
     world.with(|w| {
         w.seen[0] = [part(rootfs(5)), part(boot(5, Slot::A))];
         w.durable = w.seen.clone();
     });
-    let image = Image { product: "os".into(), version: 5 };
-    let facts = Facts { image: Some(&image), ..facts(&trust) };
-    let install = |bytes: Vec<u8>| {
-        world.systems("inferd.slot=a").unwrap().install(&mut bytes.as_slice(), &facts).map_err(|why| why.code)
-    };
+    let install = |bytes: Vec<u8>| install_on(&world, "inferd.slot=a", 5, &bytes);
     let refused = |bytes| {
         let before = world.with(|w| (w.seen.clone(), w.files.clone()));
         let code = install(bytes).unwrap_err();
@@ -531,16 +537,11 @@ fn a_card_that_was_flashed_takes_nothing_older_than_what_it_runs_though_it_has_c
 
 #[test]
 fn what_was_committed_counts_beside_what_the_image_says_of_itself() {
-    let (world, trust) = (World::new(), trust());
+    let world = World::new();
     update(&world, 5, Ended::Power).unwrap();
     // The same root filesystem may have been signed under a higher version than it says.
     for (says, refused) in [(1, 4), (5, 4), (7, 6)] {
-        let image = Image { product: "os".into(), version: says };
-        let facts = Facts { image: Some(&image), ..facts(&trust) };
-        let admit = |bytes: Vec<u8>| {
-            let mut systems = world.systems("inferd.slot=b").unwrap();
-            systems.install(&mut bytes.as_slice(), &facts).map_err(|why| why.code)
-        };
+        let admit = |bytes: Vec<u8>| install_on(&world, "inferd.slot=b", says, &bytes);
         assert_eq!(admit(bundle(refused)).unwrap_err(), "older-version", "it says {says}");
         if says <= 5 {
             let relabelled = BundleSpec { label: "another".into(), ..spec(5) };
