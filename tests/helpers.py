@@ -4,6 +4,7 @@ The daemon is `$INFERD_BIN`, else the static release build of this machine's arc
 is newer. `scripts/test` builds the static one before it starts these tests.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -28,6 +29,18 @@ def until(condition, what, timeout=60):
         assert time.monotonic() < end, what.log_text() if hasattr(what, "log_text") else f"never: {what}"
         time.sleep(0.02)
     return found
+
+
+@contextlib.contextmanager
+def somebody(uid, gid):
+    """Opens files and sockets as this user."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def inferctl_program():

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
-from helpers import inferd_program, until
+from helpers import inferd_program, somebody, until
 
 # Says READY and WATCHDOG as the daemon does, and takes orders: one line of Python each.
 DAEMON = textwrap.dedent(
@@ -54,10 +57,10 @@ DAEMON = textwrap.dedent(
 class Keeper:
     """A keeper and the folder of everything it touches."""
 
-    def __init__(self, folder, *, progress_s=4, device="", environment=None, arguments=()):
+    def __init__(self, folder, *, progress_s=4, device="", environment=None, arguments=(), python=sys.executable):
         self.folder = folder
         program = folder / "daemon"
-        program.write_text(f"#!{sys.executable}\n" + DAEMON.replace("@FOLDER@", str(folder)))
+        program.write_text(f"#!{python}\n" + DAEMON.replace("@FOLDER@", str(folder)))
         program.chmod(0o755)
         restart = folder / "restart"
         restart.write_text(f'#!/bin/sh\necho "$*" >>{folder}/restarts\n')
@@ -180,13 +183,48 @@ def test_without_a_watchdog_a_daemon_that_hangs_is_killed_and_started_again(keep
     assert one.history()[-1]["detail"]["signal"] == signal.SIGKILL
 
 
-def test_another_process_of_the_same_user_proves_nothing_and_is_not_heard(keeper):
+def test_another_process_of_the_same_user_proves_nothing(keeper):
     one = keeper()
     one.order("proves = False")
     # A child of the daemon goes on proving, as an engine host could.
     one.order("os.fork() or [(notify('WATCHDOG=1'), time.sleep(0.2)) for _ in range(100)] and os._exit(0)")
     one.started(2)
     assert "proved no progress" in one.log_text()
+
+
+# This Python may lie where nobody else gets to.
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="only root can be somebody else")
+def test_only_the_daemon_and_root_are_heard_and_nobody_outside_its_group_gets_that_far():
+    user = pwd.getpwnam("nobody")
+    # A folder that the daemon can write to.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        one = Keeper(Path(folder), arguments=["--user", user.pw_name], python="/usr/bin/python3")
+        try:
+            daemon = one.started(1)["pid"]
+            assert Path(f"/proc/{daemon}").stat().st_uid == user.pw_uid
+            for name in ("ask", "notify"):
+                found = (one.folder / "run" / name).stat()
+                assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, 0, user.pw_gid), name
+
+            def said_to(uid, gid):
+                with somebody(uid, gid), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asker:
+                    asker.connect(str(one.folder / "run/ask"))
+                    # Who is not heard may be told so before it has asked.
+                    with contextlib.suppress(BrokenPipeError):
+                        asker.send(json.dumps({"ask": "leave-safe-mode", "why": "a test"}).encode())
+                    return json.loads(asker.recv(4096))["why"]
+
+            not_heard = "only the daemon and root are heard"
+            assert one.ask({"ask": "leave-safe-mode", "why": "a test"})["why"] != not_heard
+            assert said_to(0, 0) != not_heard
+            assert said_to(user.pw_uid, user.pw_gid) == not_heard, "another process of its user: an engine host"
+            assert said_to(user.pw_uid + 1, user.pw_gid) == not_heard, "somebody of its group"
+            for uid, gid in ((user.pw_uid + 1, user.pw_gid + 1), (user.pw_uid - 1, 1)):
+                with pytest.raises(PermissionError):
+                    said_to(uid, gid)
+        finally:
+            one.stop()
 
 
 def test_a_keeper_that_is_killed_takes_the_daemon_along(keeper):

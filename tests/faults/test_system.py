@@ -299,6 +299,41 @@ def test_a_system_is_not_given_up_while_a_models_trial_is_all_that_is_against_it
     assert board.status()["state"]["gave_up"]["code"] == "not-ready"
 
 
+def test_every_try_is_held_against_what_served_before_the_first_and_none_against_what_is_older(board):
+    """The daemon's directory does not outlive a reset, and the board is restarted for another try before the daemon has said anything."""
+    told, mark = board.root / "run/inferd/daemon/serves", board.keeper.folder / "system-trial"
+    serves = {"models": {"imu-motion": {"rung": "hailo"}}, "failed": ["/models/other"]}
+    told.write_text(json.dumps(serves))
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    told.unlink()
+
+    def held_against():
+        assert board.start("request") == "b"
+        watch = subprocess.Popen(board.command("watch"))
+        try:
+            until(mark.exists, "it is on trial")
+            return json.loads(mark.read_text())
+        finally:
+            watch.kill()
+            watch.wait()
+
+    for _ in range(2):
+        assert held_against() == serves
+        assert board.start("power") == "a"
+        board.ok("watch")
+        assert len(board.restarts()) == 1, "it is tried again"
+    assert board.start("request") == "b"
+    board.says("model x does not serve")
+    board.ok("watch", "--hold", "1", "--grace", "1")
+    assert board.start("request") == "a"
+    board.ok("watch")
+    # Nobody said what serves before this one.
+    board.ok("install", board.bundle(3))
+    board.ok("try")
+    assert held_against() == {"models": {}, "failed": []}
+
+
 def test_a_try_that_nobody_restarts_the_board_for_is_taken_back(board):
     board.ok("install", board.bundle(2))
     board.keeper.answers = {"answer": "refused", "why": "no"}

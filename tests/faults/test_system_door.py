@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from contract.wire import Wire, ask
 from faults.test_system import PART, PARTITIONS, Board, watched
-from helpers import until
+from helpers import somebody, until
 from office import Office
 from updates.rig import IDENTITY, put, slots
 
@@ -347,18 +347,6 @@ def test_only_root_and_the_daemon_itself_are_heard_at_the_door(board):
         assert said_to(user.pw_uid + 1, user.pw_gid) == "not-allowed", "somebody of its group"
         assert said_to(user.pw_uid + 1, user.pw_gid + 1) is None, "anybody"
         assert said_to(0, 0) == "status"
-
-
-@contextlib.contextmanager
-def somebody(uid, gid):
-    """Opens files and sockets as this user."""
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 def test_a_system_can_wait_for_somebody_who_says_when(board):

@@ -223,6 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn it_is_its_user_with_all_its_groups_and_no_privilege_can_come_back() {
+        // Only root can start somebody else.
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let user = Some(Identity { uid: 65_534, gid: 65_533, groups: vec![44, 12_345] });
+        let script = "grep -E '^(Uid|Gid|Groups|CapEff|CapBnd):' /proc/self/status";
+        let (_, said) = run(&Recipe { user, ..shell(script) });
+        let said: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+        let none = "0000000000000000";
+        assert_eq!(
+            said,
+            [
+                &["Uid:", "65534", "65534", "65534", "65534"][..],
+                &["Gid:", "65533", "65533", "65533", "65533"],
+                &["Groups:", "44", "12345"],
+                &["CapEff:", none],
+                &["CapBnd:", none],
+            ]
+        );
+    }
+
+    #[test]
     fn a_signal_and_lack_of_memory_are_named() {
         let (end, _) = run(&shell("kill -SEGV $$"));
         assert_eq!(end.sentence(), "was ended by signal 11 (SIGSEGV)");

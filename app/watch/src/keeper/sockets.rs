@@ -5,7 +5,8 @@
 
 use crate::ask::{Answer, Ask, MAX_MESSAGE};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
+    self, AddressFamily, Backlog, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    sockopt,
 };
 use nix::unistd::Pid;
 use std::collections::VecDeque;
@@ -177,6 +178,10 @@ impl Asks {
             if heard {
                 self.waiting.push_back(connection);
             } else {
+                // A question that nobody reads would end the connection before it has the answer.
+                let fd = connection.socket.as_raw_fd();
+                let _ = socket::shutdown(fd, Shutdown::Read);
+                let _ = socket::recv(fd, &mut [0; MAX_MESSAGE], MsgFlags::MSG_DONTWAIT);
                 connection.answer(&refuse("only the daemon and root are heard"));
             }
         }
