@@ -243,6 +243,47 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_planted_in_place_of_the_certificate_or_the_key_is_told_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), "self_signed = true");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let tls = dir.path().join("tls");
+        let own = load(&config, &Tls::default());
+        let print = |tls: &Tls| tls.identity.as_ref().map(|identity| identity.fingerprint);
+        for name in ["cert.pem", "key.pem"] {
+            let (file, kept) = (tls.join(name), elsewhere.path().join(name));
+            fs::rename(&file, &kept).unwrap();
+            for planted in ["link", "pipe", "directory"] {
+                match planted {
+                    "pipe" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+                    "link" => std::os::unix::fs::symlink(&kept, &file).unwrap(),
+                    _ => fs::create_dir(&file).unwrap(),
+                }
+                let (tell, told) = std::sync::mpsc::channel();
+                let (of, before) = (config.clone(), own.clone());
+                std::thread::spawn(move || tell.send((check(&of).is_err(), load(&of, &before))));
+                let wait = std::time::Duration::from_secs(300);
+                let (refused, now) =
+                    told.recv_timeout(wait).unwrap_or_else(|_| panic!("a {planted} is waited for"));
+                assert!(refused && now.error.is_some_and(|why| why.contains(name)), "a {planted}");
+                assert_eq!(
+                    now.identity.map(|identity| identity.fingerprint),
+                    print(&own),
+                    "what was there stays"
+                );
+                let _ = fs::remove_file(&file).or_else(|_| fs::remove_dir(&file));
+            }
+            fs::rename(&kept, &file).unwrap();
+        }
+        assert_eq!(print(&load(&config, &Tls::default())), print(&own));
+        // Where a link leads nowhere there is no certificate: the new one takes the link's place and nobody else's.
+        fs::remove_file(tls.join("cert.pem")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("new"), tls.join("cert.pem")).unwrap();
+        assert_eq!(load(&config, &Tls::default()).error, None);
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_setting() {
         let dir = tempfile::tempdir().unwrap();
         let why = |tls: &str| check(&config(dir.path(), tls)).unwrap_err().to_string();
