@@ -405,6 +405,7 @@ mod tests {
             boot: 7,
             reset: state::Reset { reason, sentence: String::new() },
             watchdog: None,
+            boot_status: None,
             starts: 1,
             unhealthy_boots: 0,
             safe_mode: None,

@@ -328,6 +328,7 @@ mod tests {
                 boot: 1,
                 reset,
                 watchdog: None,
+                boot_status: None,
                 starts: 1,
                 unhealthy_boots: 1,
                 safe_mode: None,

@@ -378,7 +378,7 @@ impl Desk {
             systems.blame(because("no-rootfs", &why))?;
             return self.restart(&why, None);
         }
-        let by_watchdog = keeper.watchdog.is_some_and(|watchdog| watchdog.boot_status & CARDRESET != 0);
+        let by_watchdog = keeper.boot_status.is_some_and(|status| status & CARDRESET != 0);
         let ended = match keeper.reset.reason {
             ResetReason::Power | ResetReason::Unknown => Ended::Power,
             ResetReason::Request if by_watchdog => Ended::Overdue,

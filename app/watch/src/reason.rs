@@ -4,14 +4,14 @@
 //! |---|---|
 //! | a dump of a kernel panic in pstore | `panic`; `oom` when the kernel panicked because it was out of memory |
 //! | the mark of an intended end | `request`, also when the watchdog had to finish what was asked for |
-//! | the watchdog's boot status, or the keeper's own note that it let go | `watchdog` |
+//! | the watchdog's boot status, or the keeper's own note that it let go, and no keeper came behind it in that boot | `watchdog` |
 //! | a directory that lasts, and none of these | `power` |
 //! | no such directory | `unknown` |
 //!
 //! Dumps are taken out of pstore, so that one is not counted twice: the end of each, [`MAX_TAIL`] bytes, is kept as a file, the last
 //! [`MAX_TAILS`] of them.
 
-use crate::history::{self, Kind, ResetReason};
+use crate::history::{self, Entry, Kind, ResetReason};
 use crate::loops::BootRecord;
 use crate::state::Reset;
 use crate::watchdog::CARDRESET;
@@ -143,7 +143,9 @@ pub fn look(places: &Places, boot_status: Option<u32>) -> Found {
     let dumps = take_dumps(places, number);
     let let_go = before.as_ref().zip(places.history()).and_then(|(last, path)| {
         let (entries, _) = history::read(&path);
-        entries.into_iter().rev().find(|e| e.boot == last.boot && e.kind == Kind::LetGo).map(|e| e.sentence)
+        // A keeper that came after it says that the board lived on: systemd ends one that has let go, and starts another.
+        let end = |entry: &Entry| entry.boot == last.boot && matches!(entry.kind, Kind::LetGo | Kind::Keeper);
+        entries.into_iter().rev().find(end).filter(|entry| entry.kind == Kind::LetGo).map(|e| e.sentence)
     });
     let evidence = Evidence { intent: intent.map(|intent| intent.why), let_go, boot_status, dumps, lasting };
     let (reset, words) = decide(&evidence);
@@ -410,6 +412,22 @@ mod tests {
         store(&places, &second);
         next_boot(&places, "three");
         assert_eq!(look(&places, None).reset.reason, ResetReason::Power);
+    }
+
+    #[test]
+    fn a_let_go_that_the_board_has_outlived_is_no_reason_of_a_later_reset() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        store(&places, &look(&places, None));
+        let history = History::open(places.history(), 1, Writer::start());
+        history.add(Event::new(Kind::LetGo, "the daemon hung"));
+        history.add(Event::new(Kind::Keeper, "started again"));
+        assert!(history.flush(Duration::from_secs(30)));
+        next_boot(&places, "two");
+        assert_eq!(look(&places, None).reset.reason, ResetReason::Power);
+        history.add(Event::new(Kind::LetGo, "it hung once more"));
+        assert!(history.flush(Duration::from_secs(30)));
+        assert_eq!(look(&places, None).reset.sentence, "it hung once more");
     }
 
     #[test]

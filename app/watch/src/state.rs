@@ -16,8 +16,11 @@ pub struct KeeperState {
     pub boot: u64,
     /// Why the board was started.
     pub reset: Reset,
-    /// The hardware watchdog; `None` where there is none.
+    /// The hardware watchdog; `None` where there is none, or it is systemd's.
     pub watchdog: Option<WatchdogState>,
+    /// What the hardware remembers of the last reset, also where it is systemd's (`WDIOC_GETBOOTSTATUS`).
+    #[serde(default)]
+    pub boot_status: Option<u32>,
     /// How often the daemon was started in this boot.
     pub starts: u64,
     /// Boots in a row, this one included, in which the daemon has not become healthy.

@@ -91,6 +91,14 @@ impl Before {
     }
 }
 
+/// What a watchdog remembers of the last reset, as `class` (`/sys/class/watchdog`) shows it: nobody needs to own the device for that. `None`
+/// where the kernel does not tell.
+#[must_use]
+pub fn boot_status(class: &Path, device: &Path) -> Option<u32> {
+    let text = fs::read_to_string(class.join(device.file_name()?).join("bootstatus")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// The watchdog that somebody has armed, as `class` (`/sys/class/watchdog`) shows it, where the `wanted` one is not there: nobody
 /// else would feed it, and it resets the board.
 #[must_use]
@@ -327,6 +335,16 @@ mod tests {
         let state = settle(&mut dog, DEVICE, wanted, before);
         assert!(dog.fed > 0, "it was never fed");
         state
+    }
+
+    #[test]
+    fn what_the_hardware_remembers_is_read_without_the_device() {
+        let class = tempfile::tempdir().unwrap();
+        fs::create_dir(class.path().join("watchdog0")).unwrap();
+        assert_eq!(boot_status(class.path(), Path::new(DEVICE)), None, "the kernel does not tell");
+        fs::write(class.path().join("watchdog0/bootstatus"), "32\n").unwrap();
+        assert_eq!(boot_status(class.path(), Path::new(DEVICE)), Some(CARDRESET));
+        assert_eq!(boot_status(class.path(), Path::new("/dev/watchdog1")), None);
     }
 
     #[test]

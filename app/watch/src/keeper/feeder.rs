@@ -4,7 +4,7 @@ use super::Settings;
 use crate::notify::Notifier;
 use crate::state::WatchdogState;
 use crate::watchdog::{self, Before, Device, Watchdog as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often a watchdog that cannot be opened is tried again.
@@ -26,6 +26,8 @@ pub(super) struct Feeder {
     device: Option<Device>,
     wanted: Option<(PathBuf, u32)>,
     pub(super) state: Option<WatchdogState>,
+    /// What the hardware remembers of the last reset, whoever has it.
+    pub(super) boot_status: Option<u32>,
     /// Why there is no watchdog, as long as there is none.
     pub(super) trouble: Option<String>,
     /// Why it could not be fed the last time.
@@ -44,6 +46,11 @@ impl Feeder {
             // One device has one owner: where systemd is, it has it.
             wanted: settings.device.clone().filter(|_| systemd.is_none()).map(|d| (d, settings.timeout_s)),
             state: None,
+            boot_status: settings
+                .device
+                .as_ref()
+                .filter(|_| systemd.is_some())
+                .and_then(|device| watchdog::boot_status(Path::new(watchdog::CLASS), device)),
             trouble: None,
             unfed: None,
             systemd,
@@ -71,6 +78,7 @@ impl Feeder {
                 self.every = watchdog::feed_every(state.accepted_s);
                 self.last = Some(Instant::now());
                 self.device = Some(device);
+                self.boot_status = Some(state.boot_status);
                 self.state = Some(state);
                 self.trouble = None;
                 true

@@ -158,7 +158,7 @@ fn folder(path: &Path, gid: Option<u32>) -> io::Result<()> {
 fn found(settings: &Settings, feeder: &mut Feeder, writer: &Arc<Writer>) -> (Found, History) {
     let gid = settings.user.as_ref().map(|user| user.gid);
     let places = places(settings);
-    let boot_status = feeder.state.as_ref().map(|state| state.boot_status);
+    let boot_status = feeder.boot_status;
     let (tell, told) = mpsc::channel();
     let of_looker = Arc::clone(writer);
     let looker = std::thread::Builder::new().name("evidence".into()).spawn(move || {
@@ -289,8 +289,7 @@ impl Keeper {
             let Reset { reason, sentence } = self.reset.clone();
             let name = reason.name();
             self.say(&format!("boot {}: {name}: {sentence}", self.record.boot));
-            let detail =
-                json!({"reason": reason, "boot_status": self.feeder.state.as_ref().map(|s| s.boot_status)});
+            let detail = json!({"reason": reason, "boot_status": self.feeder.boot_status});
             self.remember(history::Event::new(Kind::Boot, sentence).with(detail).saying(words));
             self.write_record();
         }
@@ -835,6 +834,7 @@ impl Keeper {
             boot: self.record.boot,
             reset: self.reset.clone(),
             watchdog: self.feeder.state.clone(),
+            boot_status: self.feeder.boot_status,
             starts: self.starts,
             unhealthy_boots: self.record.unhealthy_boots(),
             safe_mode: self.record.safe_mode.clone(),
