@@ -212,9 +212,9 @@ def test_the_firmware_wants_a_yes_and_shows_its_licence():
 def test_units_scripts_and_rules_are_the_overlays_and_there_is_no_second_one():
     assert not [path for path in (places.ROOT / "yocto").rglob("*") if path.suffix in (".service", ".rules")]
     text = "".join(path.read_text() for path in (LAYER / "recipes-inferd").rglob("*") if path.suffix in (".bb", ".inc"))
-    for folder in ("systemd/system", "systemd/system.conf.d", "udev/rules.d"):
+    for folder in ("systemd/system", "systemd/system.conf.d", "systemd/pstore.conf.d", "udev/rules.d"):
         for path in (places.OVERLAY / "usr/lib" / folder).iterdir():
-            assert path.name in text, path.name
+            assert (f"{folder}/{path.name}" if folder.endswith(".d") else path.name) in text, path
     assert "install -D -m 0755 ${S}/rootfs-overlay/usr/lib/systemd/system-shutdown/inferd " in text
     run = {line.removeprefix("ExecStart=") for path in (places.OVERLAY / "usr/lib/systemd/system").iterdir() for line in path.read_text().splitlines()}
     for script in (places.OVERLAY / "usr/libexec/inferd").iterdir():
