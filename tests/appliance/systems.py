@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import json
+import os
 import re
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -230,3 +232,41 @@ class Board(conftest.Booted):
                 self.root(f"{PROGRAM} try 2>&1", PATIENCE_S)
 
         return bring
+
+
+class Operator:
+    """Who pushes a system over the network, and waits until it is committed or not. The daemon, which is not root, passes it on."""
+
+    # The daemon has a system that it has staged tried by itself, unless the board was reset in that moment.
+    ABOUT_TO_BE_TRIED_S = 90
+
+    def __init__(self, machine, program, bundle):
+        self.command = [program, "--url", machine.url, "--timeout", "120", "push", bundle, "--wait", "committed"]
+        self.machine, self.process, self.staged_since = machine, None, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def __call__(self, state):
+        """Brings it: see `Board.brought`."""
+        if self.process and self.process.poll() is None:
+            if state["phase"] != "staged":
+                self.staged_since = None
+                return
+            self.staged_since = self.staged_since or time.monotonic()
+            if time.monotonic() - self.staged_since > self.ABOUT_TO_BE_TRIED_S:
+                self.machine.request("/api/v1/system/try", method="POST", headers={"X-API-Key": API_KEY})
+            return
+        environment = {**os.environ, "INFERD_API_KEY": API_KEY}
+        self.process = subprocess.Popen(self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.staged_since = None
+
+    def end(self):
+        """Its exit status and what it said at last."""
+        _, said = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, said

@@ -13,19 +13,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import debian
 import hosttools
-import image
 import layout as layouts
 import places
 import pytest
 import qemu
-from appliance import device, variants
+from appliance import device, systemd, variants
 from appliance.test_ota import EASY
 
-SUITE = "trixie"
-# Debian's static BusyBox, where it is the shell, takes its own mke2fs and its own sh, whatever PATH says.
-PACKAGES = ("systemd", "systemd-sysv", "busybox-static", "libnss-systemd", "e2fsprogs", "dash", "dropbear-bin")
 # On the boot partition: a key, and with it what the image's own configuration says.
 PROVISIONED = """\
 [ssh]
@@ -35,13 +30,7 @@ api_key = "{api_key}"
 [updates]
 allow_dev = true
 """
-SCRIPTS = ("boot", "network", "services", "sticks", "system", "door")
 ON_STICK = "hello from a stick\n"
-# What a boot needs nothing of, by path below the tree.
-LEFT_OUT = re.compile(
-    r"usr/(share/(doc|man|locale|i18n|zsh|bash-completion|lintian|pam|info)|lib/udev/hwdb\.d|include)(/|$)|"
-    r"usr/lib/[^/]+/(perl|gconv)(/|$)"
-)
 ASK = """#!/usr/bin/busybox sh
 # Prints between two marks what each command says.
 say() { echo "<<$1"; shift; "$@" 2>&1; echo; echo ">>"; }
@@ -143,72 +132,28 @@ echo >/data/keeper/asked
 busybox sync
 echo INFERD-ASKED
 """
-UNITS = {"ask.service": "[Unit]\nAfter=inferd.service inferd-network.service\n[Service]\nExecStart=/usr/libexec/ask\nIgnoreSIGPIPE=no\n"}
+UNITS = {"ask": "[Unit]\nAfter=inferd.service inferd-network.service\n[Service]\nExecStart=/usr/libexec/ask\nIgnoreSIGPIPE=no\n"}
 # The appliance's own, but that nothing arms the watchdog: it counts also while this machine is too busy to emulate.
 INIT = (places.BOARDS / "common/initramfs/init").read_text().replace(": >/dev/watchdog0 && armed=yes", "armed=yes")
 
 
 def root_filesystem(stage, daemon, board, keys, asks):
-    """Lays Debian's systemd, BusyBox, the daemon, its model and the overlay out as one root filesystem, which believes these keys. `asks` is a program that asks the
-    keeper."""
-    tree = debian.Archive(board.debian.architecture, [SUITE]).tree(PACKAGES, closure=True).path
-    skip = {str(path) for path in tree.rglob("*") if LEFT_OUT.match(path.relative_to(tree).as_posix())} | {str(path) for path in tree.glob(".*")}
-    shutil.copytree(tree, stage, symlinks=True, ignore=lambda folder, names: [name for name in names if f"{folder}/{name}" in skip])
-    for name in ("bin", "sbin", "lib", "lib64"):
-        if (stage / "usr" / name).exists() and not (stage / name).is_symlink():
-            (stage / name).symlink_to(f"usr/{name}")
-    for name in ("dev", "proc", "sys", "run", "tmp", "data", "boot", "root"):
-        (stage / name).mkdir(exist_ok=True)
-    for name in image.applets((stage / "usr/bin/busybox").read_bytes()):
-        if not any((stage / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
-            (stage / "usr/bin" / name).symlink_to("busybox")
-    for name in ("usr", "root"):
-        shutil.copytree(places.OVERLAY / name, stage / name, symlinks=True, dirs_exist_ok=True)
-    for name in ("etc/passwd", "etc/group", "etc/inferd/inferd.toml"):
-        (stage / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(places.ROOT / "rootfs-overlay" / name, stage / name)
+    """The root filesystem, which believes these keys. `asks` is a program that asks the keeper."""
+    settings = [("updates", "allow_dev", "true"), ("security", "api_key", f'"{keys.api_key}"')]
+    systemd.root_filesystem(stage, daemon, board, keys.root, settings, UNITS)
     with open(stage / "etc/group", "a", encoding="ascii") as groups:
         groups.write("video:x:44:inferd\n")  # as NVIDIA's rules for udev want it of whoever opens the GPU
-    image.furnish(stage, board, [places.DEFAULT_MODEL], "test")
-    shutil.copyfile(keys.root, stage / "etc/inferd/root.imr")
-    config = stage / "etc/inferd/inferd.toml"
-    config.write_text(image.with_setting(config.read_text(), "updates", "allow_dev", "true"))
-    config.write_text(image.with_setting(config.read_text(), "security", "api_key", f'"{keys.api_key}"'))
-    (stage / "etc/machine-id").write_text("00000000000000000000000000000001\n")
-    (stage / "etc/resolv.conf").symlink_to("/run/resolv.conf")
-    shutil.copyfile(daemon, stage / "usr/bin/inferd")
-    (stage / "usr/bin/inferd").chmod(0o755)
-    shutil.copyfile(asks, stage / "usr/bin/ask")
-    (stage / "usr/bin/ask").chmod(0o755)
-    (stage / "usr/libexec/ask").write_text(ASK)
-    (stage / "usr/libexec/ask").chmod(0o755)
-    units, wanted = stage / "usr/lib/systemd/system", stage / "etc/systemd/system/multi-user.target.wants"
-    wanted.mkdir(parents=True)
-    for name, text in UNITS.items():
-        (units / name).parent.mkdir(exist_ok=True)
-        (units / name).write_text(text)
-    (stage / "usr/lib/systemd/system.conf.d/inferd.conf").unlink()  # arms the watchdog, see above
-    for name in ("inferd", *(f"inferd-{script}" for script in SCRIPTS), "ask"):
-        (wanted / f"{name}.service").symlink_to(f"/usr/lib/systemd/system/{name}.service")
-    (stage / "etc/systemd/system-generators").mkdir()
-    (stage / "etc/systemd/system-generators/systemd-gpt-auto-generator").symlink_to("/dev/null")  # as the layer's recipe does
-    (wanted.parent / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
-    for name in ("getty-static.service", "getty.target", "systemd-update-done.service"):
-        (wanted.parent / name).symlink_to("/dev/null")
+    systemd.put(stage / "usr/bin/ask", asks.read_bytes())
+    systemd.put(stage / "usr/libexec/ask", ASK.encode())
+    (stage / "usr/lib/systemd/system.conf.d/inferd.conf").unlink()  # arms the watchdog, see below
 
 
-def put_on(disk, stage, folder, tools):
-    """Puts a root filesystem into an image, and empties its data partition."""
-    squashfs = folder / "rootfs.squashfs"
-    options = ["-noappend", "-no-progress", "-quiet", "-all-root", "-no-xattrs", "-comp", "zstd", "-Xcompression-level", "3"]
-    subprocess.run([tools.path("mksquashfs"), stage, squashfs, *options], check=True)
-    parts = {part.name: part for part in layouts.read_gpt(disk)[1]}
-    assert squashfs.stat().st_size <= parts["rootfs-a"].size
+def empty_data(disk):
+    """Empties the data partition of an image, as NVIDIA's tools leave it."""
+    part = next(part for part in layouts.read_gpt(disk)[1] if part.name == "data")
     with open(disk, "r+b") as file:
-        file.seek(parts["rootfs-a"].offset)
-        file.write(squashfs.read_bytes())
-        file.seek(parts["data"].offset)
-        file.write(bytes(parts["data"].size))
+        file.seek(part.offset)
+        file.write(bytes(part.size))
 
 
 class Ssh:
@@ -249,7 +194,8 @@ def asked(board, boot, daemon_for_board, production_image, dev_keys, bundle, wal
     folder, tools = tmp_path_factory.mktemp("systemd"), hosttools.Tools(hosttools.IMAGE)
     root_filesystem(folder / "root", daemon_for_board, board, dev_keys, device.compiled(Path(__file__).parent / "ask.rs", board, folder))
     disk = shutil.copyfile(production_image[0], folder / "systemd.img")
-    put_on(disk, folder / "root", folder, tools)
+    systemd.put_on(disk, systemd.squashed(folder / "root", folder / "rootfs.squashfs", tools))
+    empty_data(disk)
     ssh = Ssh(folder)
     device.put_on_boot_partition(disk, "inferd.toml", PROVISIONED.format(key=ssh.keys["given"], api_key=dev_keys.api_key), folder)
     stick = folder / "stick"
@@ -283,7 +229,7 @@ def shown(text):
 
 def test_every_script_has_run_and_none_was_started_again(asked):
     units = {unit["Id"]: unit for unit in map(shown, asked["scripts"].strip().split("\n\n"))}
-    assert set(units) == {f"inferd-{name}.service" for name in SCRIPTS}
+    assert set(units) == {f"inferd-{name}.service" for name in systemd.SCRIPTS}
     assert {unit["Result"] for unit in units.values()} == {"success"}, units
     for name in ("boot", "network", "sticks", "door"):
         assert units[f"inferd-{name}.service"]["ActiveState"] == "active"

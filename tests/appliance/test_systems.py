@@ -9,7 +9,6 @@ import http.client
 import os
 import random
 import re
-import subprocess
 import time
 from collections import Counter
 
@@ -86,44 +85,6 @@ def works(board, office, tmp_path_factory):
     return Works(board, office, tmp_path_factory.mktemp("works"))
 
 
-class Operator:
-    """Who pushes a system over the network, and waits until it is committed or not. The daemon, which is not root, passes it on."""
-
-    # The daemon has a system that it has staged tried by itself, unless the board was reset in that moment.
-    ABOUT_TO_BE_TRIED_S = 90
-
-    def __init__(self, machine, works, bundle):
-        self.command = [works.office.program, "--url", machine.url, "--timeout", "120", "push", bundle, "--wait", "committed"]
-        self.machine, self.process, self.staged_since = machine, None, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-    def __call__(self, state):
-        """Brings it: see `systems.Board.brought`."""
-        if self.process and self.process.poll() is None:
-            if state["phase"] != "staged":
-                self.staged_since = None
-                return
-            self.staged_since = self.staged_since or time.monotonic()
-            if time.monotonic() - self.staged_since > self.ABOUT_TO_BE_TRIED_S:
-                self.machine.request("/api/v1/system/try", method="POST", headers={"X-API-Key": API_KEY})
-            return
-        environment = {**os.environ, "INFERD_API_KEY": API_KEY}
-        self.process = subprocess.Popen(self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.staged_since = None
-
-    def end(self):
-        """Its exit status and what it said at last."""
-        _, said = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, said
-
-
 def test_a_system_that_is_not_signed_so_has_no_root_panics_or_does_not_serve_leaves_the_old_one(works, tmp_path):
     medium = tmp_path / "medium.img"
     media.copy_sparse(works.image, medium)
@@ -134,14 +95,14 @@ def test_a_system_that_is_not_signed_so_has_no_root_panics_or_does_not_serve_lea
     # What is done to it is done long before it could be committed.
     bundle = works.bundle(2, probation_s=1800)
 
-    with systems.Board(works.board, medium) as machine, Operator(machine, works, bundle) as operator:
+    with systems.Board(works.board, medium) as machine, systems.Operator(machine, works.office.program, bundle) as operator:
 
         def the_unsigned_one_is_refused():
             machine.until(lambda: machine.serves(WINDOW), "it serves")
             for file, code in ((foreign, "unknown-keys"), (works.bundle(9, key="models"), "wrong-role")):
                 status, said = systems.install(machine, file)
                 assert status == 1 and f"({code})" in said, said
-                with Operator(machine, works, file) as pushing:
+                with systems.Operator(machine, works.office.program, file) as pushing:
                     pushing({})
                     status, said = pushing.end()
                 assert status == 1 and machine.request("/api/v1/slots").json()["verdicts"][-1]["code"] == code, said
