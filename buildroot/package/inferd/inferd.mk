@@ -16,11 +16,6 @@ define INFERD_USERS
 	inferd 900 inferd 900 * - - - the inference daemon
 endef
 
-# Buildroot makes BusyBox setuid, for applets that nobody but root starts here. External trees come last, and so does this line.
-define INFERD_PERMISSIONS
-	/bin/busybox f 0755 0 0 - - - - -
-endef
-
 # At the end of every build, before overlays: another document, or none, takes no rebuild of the package.
 INFERD_ROOT = $(call qstrip,$(BR2_PACKAGE_INFERD_ROOT))
 define INFERD_TRUST
