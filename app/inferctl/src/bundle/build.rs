@@ -210,8 +210,8 @@ impl Build {
             Some(product) => product.clone(),
             None => name(SYSTEM_PRODUCT).map_err(Failure::Other)?,
         };
+        let uncompared = self.compared(product.as_str())?;
         let spec = if self.system.system {
-            self.compared(product.as_str())?;
             BundleSpec::system(product, self.version, self.targets.clone(), self.system.files())
         } else {
             BundleSpec {
@@ -239,6 +239,9 @@ impl Build {
             Ok(())
         })?;
         let Some(built) = built else { return Ok(()) };
+        if let Some(note) = uncompared {
+            eprintln!("inferctl: {note}");
+        }
         let keys: Vec<_> = signers.iter().map(|s| s.id()).collect();
         if json {
             show::json(&json!({
@@ -281,19 +284,14 @@ impl Build {
 }
 
 impl Build {
-    /// Whether the system calls itself as its bundle is to be called. What cannot be asked is told of, and packed.
-    fn compared(&self, product: &str) -> Result<(), Failure> {
-        let Some(path) = self.system.rootfs.as_deref().filter(|_| !self.unchecked) else { return Ok(()) };
+    /// Whether the system calls itself as its bundle is to be called. What cannot be asked is packed; the sentence that tells of that.
+    fn compared(&self, product: &str) -> Result<Option<String>, Failure> {
+        let Some(path) = self.system.rootfs.as_deref().filter(|_| !self.unchecked) else { return Ok(None) };
         match rootfs::image(path) {
-            Ok(image) => rootfs::compare(&image, product, self.version).map_err(|other| {
+            Ok(image) => rootfs::compare(&image, product, self.version).map(|()| None).map_err(|other| {
                 Failure::Other(format!("{}: {other}; --unchecked packs it all the same", path.display()))
             }),
-            // The builder of the bundle says which file is not there.
-            Err(rootfs::Unread::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(why) => {
-                eprintln!("inferctl: {}: which system it is was not compared: {why}", path.display());
-                Ok(())
-            }
+            Err(why) => Ok(Some(format!("{}: which system it is was not compared: {why}", path.display()))),
         }
     }
 }
