@@ -399,6 +399,16 @@ def test_a_system_that_came_back_is_a_reversal_with_its_reason_and_an_alert_unti
     until(lambda: not raised(), daemon)
 
 
+def goes_on_to_the_commit(board, daemon, trying):
+    """The board restarts with its new system, whose trial ends well, and who ordered that is told."""
+    assert daemon.stop() == 0
+    assert board.start("request") == "b"
+    board.serve().daemon('system = "stage"\n', port=daemon.port)
+    watched(board)
+    text, _ = trying.communicate(timeout=120)
+    assert trying.returncode == 0 and "the system is committed" in text, text
+
+
 def test_a_push_is_followed_across_the_restart_to_its_end(board, inferctl):
     daemon = board.serve().daemon()
 
@@ -447,12 +457,7 @@ def test_a_system_that_waits_is_tried_and_followed_when_somebody_says_so(board, 
     until(board.restarts, daemon)
     # It is said to whoever asked before the board goes down.
     assert trying.stdout.readline() == "inferd-os 2 (2) is tried\n"
-    assert daemon.stop() == 0
-    assert board.start("request") == "b"
-    board.serve().daemon('system = "stage"\n', port=daemon.port)
-    watched(board)
-    text, _ = trying.communicate(timeout=120)
-    assert trying.returncode == 0 and "the system is committed" in text, text
+    goes_on_to_the_commit(board, daemon, trying)
 
 
 class Losing:
@@ -494,12 +499,7 @@ def test_who_gets_no_answer_because_the_board_restarts_follows_the_trial_all_the
     assert "the device did not answer" in trying.stdout.readline()
     until(board.restarts, daemon)
     assert len(board.restarts()) == 1, "an order that was obeyed is not given again"
-    assert daemon.stop() == 0
-    assert board.start("request") == "b"
-    board.serve().daemon('system = "stage"\n', port=daemon.port)
-    watched(board)
-    text, _ = trying.communicate(timeout=120)
-    assert trying.returncode == 0 and "the system is committed" in text, text
+    goes_on_to_the_commit(board, daemon, trying)
 
 
 def test_who_waits_for_nothing_and_gets_no_answer_is_told_where_to_look(board, inferctl):
