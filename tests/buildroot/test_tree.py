@@ -182,7 +182,7 @@ def test_a_defconfig_uses_the_shared_overlay_a_read_only_root_and_files_that_the
 
 def test_the_kernel_has_what_keeps_its_last_words_limits_memory_and_tells_of_pressure():
     lines = set((tree.TREE / "linux/common.fragment").read_text().splitlines())
-    wanted = "PSTORE_CONSOLE PSTORE_PMSG PSTORE_RAM MEMCG CGROUP_PIDS PSI WATCHDOG SQUASHFS SQUASHFS_ZSTD EROFS_FS EXT4_FS SECCOMP_FILTER"
+    wanted = "MAGIC_SYSRQ PSTORE_CONSOLE PSTORE_PMSG PSTORE_RAM MEMCG CGROUP_PIDS PSI WATCHDOG SQUASHFS SQUASHFS_ZSTD EROFS_FS EXT4_FS SECCOMP_FILTER"
     assert {f"CONFIG_{symbol}=y" for symbol in wanted.split()} <= lines
 
 
