@@ -138,7 +138,8 @@ def test_after_a_kernel_panic_the_board_restarts_and_has_kept_what_the_kernel_sa
     assert any("Kernel panic" in line for line in entry["words"]), entry["words"]
     # Looked for there, not here: see history.
     unit.sh("grep -q 'sysrq triggered crash' /data/keeper/kernel-*")
-    assert unit.sh("ls /sys/fs/pstore") == "", "the same panic would be seen again"
+    # What a kernel with pstore's console said in its last run is no dump: the next run writes over it.
+    assert unit.sh("ls /sys/fs/pstore | sed /^console-/d") == "", "the same panic would be seen again"
 
 
 def test_a_restart_that_was_asked_for_is_told_from_all_others(unit):
