@@ -6,7 +6,7 @@
 use inferd_system::Image;
 use std::{
     fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
 };
 
@@ -15,7 +15,8 @@ const MAGIC: &[u8] = b"hsqs";
 const METADATA: u64 = 8192;
 /// The largest directory and file that are read.
 const MAX: u64 = 256 << 10;
-/// The largest block of data that there is.
+/// The smallest and the largest block of data that there is.
+const MIN_BLOCK: u64 = 4096;
 const MAX_BLOCK: u64 = 1 << 20;
 /// In place of the number of a fragment.
 const NO_FRAGMENT: u32 = u32::MAX;
@@ -85,8 +86,15 @@ pub fn compare(image: &Image, product: &str, version: u64) -> Result<(), OtherNa
 /// # Errors
 /// [`Unread`].
 pub fn image(path: &Path) -> Result<Image, Unread> {
-    let mut squashfs = Squashfs::open(File::open(path)?)?;
-    let text = squashfs.os_release()?;
+    read(File::open(path)?)
+}
+
+/// The same of anything that can be read like a file.
+///
+/// # Errors
+/// [`Unread`].
+pub fn read(file: impl Read + Seek) -> Result<Image, Unread> {
+    let text = Squashfs::open(file)?.os_release()?;
     Image::parse(&String::from_utf8_lossy(&text)).ok_or(Unread::Silent)
 }
 
@@ -126,8 +134,8 @@ enum Node {
     Link,
 }
 
-struct Squashfs {
-    file: File,
+struct Squashfs<F> {
+    file: F,
     packing: u16,
     block_size: u64,
     root: u64,
@@ -136,8 +144,8 @@ struct Squashfs {
     fragments: u64,
 }
 
-impl Squashfs {
-    fn open(mut file: File) -> Result<Self, Unread> {
+impl<F: Read + Seek> Squashfs<F> {
+    fn open(mut file: F) -> Result<Self, Unread> {
         let mut head = [0; 96];
         match file.read_exact(&mut head) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(Unread::Other),
@@ -150,9 +158,13 @@ impl Squashfs {
         if !matches!(packing, 1 | 6) {
             return Err(Unread::Packing(packing));
         }
+        let block_size = u64::from(u32_at(&head, 12)?);
+        if !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
+            return Err(broken("its blocks have a size that there is not"));
+        }
         Ok(Self {
             packing,
-            block_size: u64::from(u32_at(&head, 12)?),
+            block_size,
             root: u64_at(&head, 32)?,
             inodes: u64_at(&head, 64)?,
             directories: u64_at(&head, 72)?,
@@ -259,7 +271,7 @@ impl Squashfs {
             ),
             _ => (u64_at(&inode, 16)?, u64_at(&inode, 24)?, u32_at(&inode, 44)?, u32_at(&inode, 48)?),
         };
-        if size > MAX || self.block_size == 0 {
+        if size > MAX {
             return Err(broken("a directory or a file is too large"));
         }
         let fragment = (fragment != NO_FRAGMENT).then_some((fragment, u64::from(offset)));
@@ -300,7 +312,7 @@ impl Squashfs {
     ) -> Result<Vec<u8>, Unread> {
         /// A block that is stored as it is.
         const AS_IT_IS: u32 = 1 << 24;
-        let (mut out, mut start, most) = (Vec::new(), data, self.block_size.min(MAX_BLOCK));
+        let (mut out, mut start, most) = (Vec::new(), data, self.block_size);
         for size in blocks {
             let stored = u64::from(size & !AS_IT_IS);
             out.extend(self.block(start, stored, size & AS_IT_IS == 0, most)?);
@@ -333,6 +345,21 @@ impl Squashfs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_a_size_that_there_is_not_are_refused_before_anything_is_read() {
+        let head = |block_size: u32| {
+            let mut head = [0; 96];
+            head[..4].copy_from_slice(MAGIC);
+            head[12..16].copy_from_slice(&block_size.to_le_bytes());
+            (head[20], head[28]) = (6, 4);
+            Squashfs::open(io::Cursor::new(head)).map(drop)
+        };
+        for size in [0, 1, 4095, (1 << 20) + 1, u32::MAX] {
+            assert!(matches!(head(size), Err(Unread::Io(_))), "{size}");
+        }
+        assert!(head(1 << 17).is_ok());
+    }
 
     #[test]
     fn a_bundle_is_called_as_its_system_calls_itself() {
