@@ -24,7 +24,7 @@ mod inferd {
     pub mod config;
 }
 
-/// What the operator's tool reads before it flashes a card, for the same reason.
+/// What the operator's tool reads before it flashes a card or packs a system, for the same reason.
 #[path = "../../../app/inferctl/src"]
 mod inferctl {
     #[allow(dead_code)]
@@ -33,6 +33,9 @@ mod inferctl {
     #[allow(dead_code)]
     #[path = "minisign/form.rs"]
     pub mod form;
+    #[allow(dead_code)]
+    #[path = "bundle/rootfs.rs"]
+    pub mod rootfs;
 }
 
 use libfuzzer_sys::fuzz_target;

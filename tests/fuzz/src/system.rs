@@ -70,3 +70,10 @@ pub fn fat(data: &[u8]) {
         );
     }
 }
+
+/// A root filesystem before it is packed: what it says of itself is a product and a version, or nothing.
+pub fn squashfs(data: &[u8]) {
+    if let Ok(image) = crate::inferctl::rootfs::read(std::io::Cursor::new(data)) {
+        assert!(!image.product.is_empty() && !image.product.contains('\n'), "{image:?}");
+    }
+}

@@ -46,6 +46,7 @@ pub const ALL: &[Target] = &[
     ("autoboot", system::autoboot),
     ("fat", system::fat),
     ("bmap", flash::bmap),
+    ("squashfs", system::squashfs),
     ("mdns", announce::mdns),
     ("minisign", flash::minisign),
     ("beginning", bundle::beginning),
