@@ -15,6 +15,14 @@ from hil.updates import Updates
 DEFAULT_TARGET = Path(__file__).parent / "targets/qemu.yaml"
 
 
+def pytest_addoption(parser):
+    """What is written to the card of a rig before the tests."""
+    group = parser.getgroup("inferd rig")
+    group.addoption("--flash", action="store_true", help="write the image to the rig's card before the first test")
+    group.addoption("--image", type=Path, metavar="FILE", help="with --flash: this one instead of that of the target file")
+    group.addoption("--provision", type=Path, metavar="FILE", help="with --flash: the inferd.toml that is put on the card (rig.py keys)")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Without a target file it is QEMU."""
@@ -43,9 +51,20 @@ def dev_keys():
 
 
 @pytest.fixture(scope="session")
-def appliance(target, strategy, dev_keys):
-    """The appliance, in whatever state."""
+def appliance(target, strategy, dev_keys, pytestconfig):
+    """The appliance, in whatever state; with --flash on a card that was just written."""
+    flashed(pytestconfig, strategy)
     return Unit(target, strategy, dev_keys.api_key)
+
+
+def flashed(config, strategy):
+    """Has the card written if that was asked for."""
+    # Without this folder on the command line there are no such options.
+    flash, image, provision = (config.getoption(name, default=None) for name in ("flash", "image", "provision"))
+    if flash:
+        strategy.flash(image, provision)
+    elif image or provision:
+        raise pytest.UsageError("--image and --provision are for --flash")
 
 
 @pytest.fixture

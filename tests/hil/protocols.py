@@ -16,6 +16,11 @@ class ApplianceProtocol(abc.ABC):
         """`http://HOST:PORT` of its endpoint."""
         raise NotImplementedError
 
+    @abc.abstractmethod
+    def get_board(self):
+        """The folder of board/ that it is."""
+        raise NotImplementedError
+
     def restarted(self):
         """Told when the board has started again."""
 
@@ -46,10 +51,12 @@ class ApplianceAddress(Resource):
 
     Args:
         host (str): its name or address
+        board (str): the folder of board/ that it is
         port (int): of its HTTP endpoint
     """
 
     host = attr.ib(validator=attr.validators.instance_of(str))
+    board = attr.ib(validator=attr.validators.instance_of(str))
     port = attr.ib(default=9000, validator=attr.validators.instance_of(int))
 
 
@@ -63,3 +70,7 @@ class ApplianceDriver(Driver, ApplianceProtocol):
     def get_url(self):
         """Where its HTTP endpoint is."""
         return f"http://{self.address.host}:{self.address.port}"
+
+    def get_board(self):
+        """Which board it is."""
+        return self.address.board

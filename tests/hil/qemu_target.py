@@ -22,6 +22,7 @@ from labgrid.step import step
 from hil import updates
 from hil.protocols import ApplianceProtocol, MachineProtocol
 
+
 @target_factory.reg_resource
 @attr.s(eq=False)
 class QemuBoard(Resource):
@@ -56,7 +57,7 @@ class QemuBoardDriver(
 
     def on_activate(self):
         self.folder = tempfile.TemporaryDirectory(prefix="inferd-hil-")
-        board = boards.load(self.board.board or os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64"))
+        board = boards.load(self.get_board())
         medium = Path(self.folder.name) / "medium.img"
         if self.board.image:
             medium.write_bytes(Path(self.target.env.config.resolve_path(self.board.image)).read_bytes())
@@ -152,6 +153,10 @@ class QemuBoardDriver(
     def get_url(self):
         """Where its HTTP endpoint is."""
         return self.machine.url
+
+    def get_board(self):
+        """Which board QEMU plays."""
+        return self.board.board or os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64")
 
     def restarted(self):
         """The root shell of before is gone."""

@@ -25,9 +25,11 @@ class InferctlStorageDriver(USBStorageDriver):
     board = attr.ib(default="", validator=attr.validators.instance_of(str))
 
     @Driver.check_active
-    @step(args=["filename"])
-    def write_image(self, filename=None, **_):
-        """Writes an image to the card."""
+    @step(args=["filename", "provision"])
+    def write_image(self, filename=None, provision=None, **_):
+        """Writes an image to the card, and a configuration onto its boot partition."""
         self._wait_for_medium(None)
         command = [images.inferctl(), "flash", filename, self._get_devpath(None), "--yes"]
-        subprocess.run([*command, *(["--board", self.board] if self.board else [])], check=True)
+        command += ["--board", self.board] if self.board else []
+        command += ["--provision", provision] if provision else []
+        subprocess.run(command, check=True)

@@ -18,6 +18,7 @@ import http.client
 import re
 import threading
 import time
+from pathlib import Path
 
 import attr
 import pexpect
@@ -119,17 +120,26 @@ class InferdStrategy(Strategy):
         self._connect()
         self.status = status if isinstance(status, Status) else Status[status]
 
-    def flash(self):
-        """Writes the image to the card, through the SD multiplexer. Leaves it off."""
-        if not (self.mux and self.storage and self.image):
-            raise StrategyError("flashing needs an SD multiplexer, its storage driver and an image in the target file")
-        self._connect()
+    @step(args=["image", "provision"])
+    def flash(self, image=None, provision=None):
+        """Writes an image (default: that of the target file) to the card, through the SD multiplexer, and the configuration `provision`
+        onto it. Leaves the board off."""
+        if not (self.mux and self.storage):
+            raise StrategyError("flashing needs an SD multiplexer and its storage driver in the target file")
+        if not (image or self.image):
+            raise StrategyError("there is nothing to write: neither an image was named, nor has the target file one")
+        image = image or self.target.env.config.get_image_path(self.image)
+        # Before anything is switched.
+        if missing := [str(file) for file in (image, provision) if file and not Path(file).is_file()]:
+            raise StrategyError(f"there is no {' and no '.join(missing)}")
+        # Nobody listens to the board here, and nobody asks it: its console and its address may still be unknown.
+        self.target.activate(self.power)
         self.status = Status.unknown
         self.power.off()
         self.target.activate(self.mux)
         self.mux.set_mode("host")
         self.target.activate(self.storage)
-        self.storage.write_image(self.target.env.config.get_image_path(self.image))
+        self.storage.write_image(str(image), provision=str(provision) if provision else None)
         self.target.deactivate(self.storage)
         self.mux.set_mode("dut")
         self.status = Status.off

@@ -1,12 +1,21 @@
 """The rig itself, without hardware: target files that labgrid takes, and a strategy that switches in the right order."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import threading
+import tomllib
+import tty
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import attr
 import board as boards
+import devkeys
+import image
+import places
 import pytest
 import yaml
 from labgrid import Environment
@@ -16,12 +25,14 @@ from labgrid.exceptions import NoSupplierFoundError
 from labgrid.factory import target_factory
 from labgrid.protocol import PowerProtocol
 from labgrid.remote.exporter import exports
+from labgrid.strategy import StrategyError
 
-from hil import faults, soak, storage
+from hil import conftest, faults, rig, soak, storage
 from hil.unit import Load
 
 FOLDER = Path(__file__).parent
-TARGETS = sorted((FOLDER / "targets").glob("*.yaml"))
+# Those of the checkout: a lab's own are called rig-*.yaml, and git passes them over.
+TARGETS = sorted(file for file in (FOLDER / "targets").glob("*.yaml") if not file.stem.startswith("rig-"))
 SETTLED = {"trial": None, "install": None, "slots": [], "verdicts": []}
 
 
@@ -71,8 +82,8 @@ class NotingStorageDriver(USBStorageDriver):
     def on_deactivate(self):
         pass
 
-    def write_image(self, filename):
-        self.power.done.append(Path(filename).name)
+    def write_image(self, filename, provision=None):
+        self.power.done.append(Path(filename).name if provision is None else (Path(filename).name, Path(provision).name))
 
 
 @pytest.fixture
@@ -99,7 +110,7 @@ def simulated(tmp_path):
     page = {
         "targets": {
             "main": {
-                "resources": {"ApplianceAddress": {"host": "127.0.0.1", "port": server.server_port}},
+                "resources": {"ApplianceAddress": {"host": "127.0.0.1", "port": server.server_port, "board": "rpi4"}},
                 "drivers": {
                     "NotingPowerDriver": {}, FakeConsoleDriver.__name__: {}, "ApplianceDriver": {}, "NotingMuxDriver": {},
                     "NotingStorageDriver": {}, "InferdStrategy": {"image": "card", "boot_timeout": 20.0},
@@ -108,6 +119,7 @@ def simulated(tmp_path):
         },
         "images": {"card": str(tmp_path / "card.img")},
     }
+    (tmp_path / "card.img").write_bytes(b"an image")
     file = tmp_path / "simulated.yaml"
     file.write_text(yaml.safe_dump(page, sort_keys=False))
     target = Environment(str(file)).get_target()
@@ -149,7 +161,8 @@ def _resources(file):
 def test_a_board_has_a_switch_for_its_power_a_console_and_an_image_of_its_own_where_it_has_a_card(file):
     page = yaml.safe_load(file.read_text())
     drivers = {name: options for entry in page["targets"]["main"]["drivers"] for name, options in entry.items()}
-    assert boards.load(file.stem).summary and "SerialDriver" in drivers
+    (address,) = [entry["ApplianceAddress"] for entry in _resources(file) if "ApplianceAddress" in entry]
+    assert address["board"] == file.stem and boards.load(file.stem).summary and "SerialDriver" in drivers
     assert any(issubclass(target_factory.drivers[name], PowerProtocol) for name in drivers)
     card = drivers.get("InferctlStorageDriver")
     assert (card is None) == (boards.load(file.stem).backend == "uefi-nv")
@@ -183,6 +196,8 @@ def test_a_card_is_written_by_our_own_flasher_for_its_board_only(env, tmp_path, 
     driver = target.get_driver(FlashedDriver)
     driver.write_image("card.img")
     assert noted.read_text() == "flash card.img /dev/card --yes --board rpi4\n"
+    driver.write_image("card.img", provision="inferd.toml")
+    assert noted.read_text() == "flash card.img /dev/card --yes --board rpi4 --provision inferd.toml\n"
     target.cleanup()
 
 
@@ -231,6 +246,161 @@ def test_a_card_is_only_switched_while_the_board_has_no_power(env, simulated):
     assert power.done == ["off", "host", "card.img", "dut"]
     strategy.transition("booted")
     assert power.done[4:] == ["on"]
+
+
+def test_a_card_is_written_by_hand_and_before_the_suite_with_another_image_and_a_configuration(simulated, tmp_path, capsys):
+    strategy, power = simulated
+    other, configuration = tmp_path / "other.img", tmp_path / "inferd.toml"
+    with pytest.raises(StrategyError, match="there is no .*other.img and no .*inferd.toml"):
+        strategy.flash(other, configuration)
+    assert power.done == [], "nothing is switched for an image that is not there"
+    other.write_bytes(b"another")
+    configuration.write_text("")
+    rig.flash(tmp_path / "simulated.yaml")
+    assert "the card is written" in capsys.readouterr().out
+    asked = {"flash": True, "image": other, "provision": configuration}
+    options = type("Options", (), {"getoption": staticmethod(lambda name, default: asked.get(name, default))})
+    conftest.flashed(options, strategy)
+    assert power.done == ["off", "host", ("other.img", "inferd.toml"), "dut"]
+    asked["flash"] = False
+    with pytest.raises(pytest.UsageError):
+        conftest.flashed(options, strategy)
+    asked.clear()
+    conftest.flashed(options, strategy)
+    assert len(power.done) == 4
+
+
+@pytest.mark.parametrize("file", TARGETS, ids=lambda path: path.stem)
+def test_the_drivers_of_every_target_file_can_be_had_with_the_packages_of_the_tests(file, env):
+    with rig.opened(file) as target:
+        assert target.get_strategy()
+
+
+@pytest.mark.parametrize(
+    ("resource", "driver", "extra"),
+    [
+        ({"NetworkPowerPort": {"model": "poe_mib", "host": "switch", "index": 1}}, "NetworkPowerDriver", "snmp"),
+        ({"NetworkPowerPort": {"model": "tplink", "host": "socket", "index": 0}}, "NetworkPowerDriver", "kasa"),
+    ],
+)
+def test_a_driver_that_wants_another_package_says_which(resource, driver, extra, env, tmp_path, capsys):
+    page = yaml.safe_load((FOLDER / "targets/rpi4.yaml").read_text())
+    main = page["targets"]["main"]
+    main["resources"].append(resource)
+    main["drivers"] = [{driver: {}} if "ExternalPowerDriver" in entry else entry for entry in main["drivers"]]
+    page["imports"] = [str(FOLDER / "plugin.py")]
+    (tmp_path / "rig.yaml").write_text(yaml.safe_dump(page))
+    assert rig.check(tmp_path / "rig.yaml")
+    assert f"-m pip install 'labgrid[{extra}]==" in capsys.readouterr().out
+
+
+# What a rig's engineer writes over what is marked: (marked, filled in).
+SOCKET = "127.0.0.1:{port}"
+FILLED = {
+    "rpi4": [("-c private", "-c workshop"), ("switch-1.lan", "switch.test"), ("3.1.1 i", "3.1.7 i")],
+    "rpi5-hailo8": [("socket-1.lan", SOCKET)],
+    "jetson-orin-nano": [("socket-2.lan", SOCKET)],
+}
+SNMP = "-v2c -c workshop switch.test 1.3.6.1.2.1.105.1.1.1.3.1.7 i"
+SWITCHED = {
+    "rpi4": [f"{SNMP} 2", f"{SNMP} 1"],
+    "rpi5-hailo8": ["/rpc/Switch.Set?id=0&on=false", "/rpc/Switch.Set?id=0&on=true"],
+    "jetson-orin-nano": ["/cm?cmnd=Power%200", "/cm?cmnd=Power%201"],
+}
+
+
+@pytest.fixture
+def by_hand(tmp_path, monkeypatch, capfd):
+    """`rig.py` as an engineer runs it, and what the switches of all templates were told: sockets on the network, and `snmpset`."""
+    told = []
+
+    class Socket(BaseHTTPRequestHandler):
+        def do_GET(self):
+            told.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Socket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (programs := tmp_path / "programs").mkdir()
+    noted = tmp_path / "snmpset.said"
+    (programs / "snmpset").write_text(f'#!/bin/sh\necho "$*" >>"{noted}"\n')
+    (programs / "snmpset").chmod(0o755)
+
+    def run(board, command, *words, also=()):
+        text = (FOLDER / f"targets/{board}.yaml").read_text().replace("../plugin.py", str(FOLDER / "plugin.py"))
+        for marked, filled in [*FILLED[board], *also]:
+            assert marked in text, f"{board}.yaml has no {marked} any more"
+            text = text.replace(marked, filled.format(port=server.server_port))
+        (file := tmp_path / f"{board}.yaml").write_text(text.replace("FILL IN", ""))
+        capfd.readouterr()
+        return rig.main([command, str(file), *words]), capfd.readouterr().out
+
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    yield run, lambda: told or noted.read_text().splitlines()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("board", FILLED)
+def test_the_switch_of_every_template_is_told_what_its_maker_documents(board, by_hand):
+    run, told = by_hand
+    for what in ("off", "on"):
+        status, said = run(board, "power", what)
+        assert (status, said) == (0, f"power: {what}\n")
+    assert told() == SWITCHED[board]
+
+
+def test_the_console_of_a_template_shows_what_the_board_says(by_hand):
+    run, _ = by_hand
+    board, adapter = pty.openpty()
+    tty.setraw(adapter)
+    said = b"RPi: BOOTSYS release VERSION\r\nINFERD-UP inferd-a1b2c3 slot=a data=ext4\r\n"
+    # What was said before it is opened nobody hears.
+    for at in range(1, 5):
+        threading.Timer(at, lambda: os.write(board, said)).start()
+    status, shown = run("rpi4", "console", "--for", "5", also=[("/dev/serial/by-id/usb-ADAPTER", os.ttyname(adapter))])
+    assert status == 0 and "INFERD-UP inferd-a1b2c3 slot=a" in shown and "BOOTSYS" in shown, shown
+
+
+def test_a_rig_says_what_it_still_lacks(by_hand):
+    run, _ = by_hand
+    status, said = run("rpi4", "check")
+    lines = said.splitlines()
+    assert status == 1, said
+    for missing in ("the serial port /dev/serial/by-id/usb-ADAPTER is not there", "no USBSDWireDevice with", "calls sd-mux-ctrl, which is not"):
+        assert any(missing in line for line in lines), said
+    assert "snmpset" not in said and "to be filled in" not in said
+
+
+def test_what_is_still_to_be_filled_in_is_told_line_by_line():
+    file = FOLDER / "targets/rpi4.yaml"
+    marked = [number for number, line in enumerate(file.read_text().splitlines(), 1) if "FILL IN" in line]
+    line = [sys.executable, "-B", FOLDER / "rig.py", "check", file]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and len(marked) > 4, done.stderr
+    assert [int(said.split(":")[1]) for said in done.stdout.splitlines() if "to be filled in" in said] == marked
+
+
+def test_what_is_put_on_a_rigs_card_is_what_the_daemon_has_settings_for(monkeypatch, tmp_path, capsys):
+    folder = devkeys.DevKeys(tmp_path)
+    folder.api_key_file.write_text("0123456789abcdef\n")
+    monkeypatch.setattr(rig.devkeys, "ensure", lambda _: folder)
+    monkeypatch.setattr(rig.images, "inferctl", lambda: None)
+    rig.keys()
+    file = tmp_path / "inferd.toml"
+    assert str(file) in capsys.readouterr().out and file.stat().st_mode & 0o077 == 0
+    page = tomllib.loads(file.read_text())
+    assert page == {"security": {"api_key": "0123456789abcdef"}, "updates": {"allow_dev": True}}
+    text = (places.ROOT / "rootfs-overlay/etc/inferd/inferd.toml").read_text()
+    for section, settings in page.items():
+        for name in settings:
+            image.with_setting(text, section, name, "true")
 
 
 def test_a_board_that_does_not_come_up_is_unknown_and_gets_a_power_cycle(env, simulated):

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import board as boards
 from appliance import device
 from helpers import request
 from labgrid.exceptions import NoDriverFoundError
@@ -44,6 +45,11 @@ class Unit:
     def url(self):
         """Where its HTTP endpoint is."""
         return self.strategy.url
+
+    @property
+    def board(self):
+        """The facts about its board."""
+        return boards.load(self.strategy.appliance.get_board())
 
     def to(self, state):
         """Brings it into a state of the strategy."""
