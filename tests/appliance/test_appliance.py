@@ -1,5 +1,6 @@
 """The booted appliance, asked from outside as its users do, and looked into through the dev image's root shell."""
 
+import re
 import shutil
 import subprocess
 import time
@@ -207,6 +208,7 @@ def test_a_stick_with_a_fat_is_mounted_read_only_and_a_second_appliances_medium_
         assert machine.root("touch /run/inferd/usb/vdb/x")[0] != 0
         assert {machine.sh(f"readlink /run/inferd/slots/{letter}")[:8] for letter in "ab"} == {"/dev/vda"}
         assert machine.sh("mount | grep -c ext4") == "1"
+        assert re.search(r"two media have a system: rootfs-a of vda\d+ is used, not vdc\d+; take the other medium out", machine.console())
 
 
 def test_an_empty_slot_is_skipped_for_the_one_that_holds_a_root_filesystem(boot, production_image):
