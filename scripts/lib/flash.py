@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,18 @@ def cli():
             command += ["--api-key-file", key.name]
         say(f"==> {shlex.join(command)}")
         sys.stdout.flush()
-        return subprocess.run(command, check=False).returncode
+        return ended(command)
+
+
+def ended(command):
+    """The exit code of a program that Ctrl-C is for: it says how the card was left, and this waits for it."""
+    # A handler and not SIG_IGN, which the program would inherit. It is not killed when it is slow: below sudo that is nobody's but root's to do.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with subprocess.Popen(command) as running:
+            return running.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def found(options):

@@ -5,12 +5,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import tomllib
 
 import places
 import roots
 from flash.conftest import MIB, beginning, gpt_image
+from helpers import until
 
 
 def script(*arguments):
@@ -27,6 +29,23 @@ def test_the_image_that_is_named_is_written_where_it_is_the_boards(image, card):
     done = script("--board", "rpi4", "--image", image, card, "--file", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert beginning(card, 3 * MIB) == beginning(image, 3 * MIB)
+
+
+def test_ctrl_c_is_answered_with_what_became_of_the_card_and_its_exit_code(image, card):
+    image.with_name("x.img.json").write_text(json.dumps({"board": "rpi4"}))
+    # Long enough to be still written then.
+    for file in (image, card):
+        os.truncate(file, 2 << 30)
+    before = card.stat().st_mtime_ns
+    command = [places.ROOT / "scripts/flash", "--board", "rpi4", "--image", image, card, "--file", "--yes"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipe) as running:
+        # inferctl is built before, if need be.
+        until(lambda: card.stat().st_mtime_ns != before, "it writes", timeout=600)
+        # As a terminal does: everyone in the foreground is told.
+        os.killpg(running.pid, signal.SIGINT)
+        said = running.communicate()[0]
+    assert running.returncode == 4 and "incomplete: flash it again" in said and "Traceback" not in said, said
 
 
 def test_an_api_key_is_on_no_command_line_but_the_one_it_was_typed_on(card, tmp_path, tools):
