@@ -241,7 +241,7 @@ def test_every_script_has_run_and_none_was_started_again(asked):
 
 def test_an_empty_data_partition_gets_its_file_system_and_no_other_one(asked):
     assert "boot: the data partition is empty: making its file system" in asked["told"]
-    assert asked["data"].startswith("ext4\n") and " /data ext4 rw,nosuid,nodev,noexec,noatime" in asked["data"]
+    assert asked["data"].startswith("ext4\n") and " /data ext4 rw,nosuid,nodev,noexec,noatime,errors=remount-ro" in asked["data"]
     assert asked["partition"].strip().splitlines() == ["with something on it: refused, something stays", "begun before: made", "made: refused"]
 
 
