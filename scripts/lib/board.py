@@ -49,6 +49,7 @@ class Firmware:
 
     files: tuple  # that lie beside the kernel
     floor: str  # the oldest release that a system update may rely on, as a date; "" where none is known
+    files_floor: str = ""  # the oldest day of which those files may be
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def parse(text, origin):
         rust_target=page.take("rust-target", str),
         debian=_debian(page) if "debian" in raw else None,
         kernel=_kernel(page) if "kernel" in raw else None,
-        firmware=Firmware(page.words("firmware.files", default=[]), page.take("firmware.floor", str, "")),
+        firmware=Firmware(page.words("firmware.files", default=[]), page.take("firmware.floor", str, ""), page.take("firmware.files-floor", str, "")),
         backend=page.one_of("boot.backend", BACKENDS),
         cmdline=page.take("boot.cmdline", str),
         modules=tuple(name for name, _, _ in modules),

@@ -195,6 +195,7 @@ def pi_systems(board, layout, binaries, work, tools, epoch):
         shutil.copyfile(_made(binaries / name), stage / name)
     for name in board.firmware.files:
         shutil.copyfile(_made(binaries / "rpi-firmware" / name), stage / name)
+    rpi.check_firmware(board, stage)
     overlays = rpi.overlays_of((places.BOARDS / board.name / "config.txt").read_text())
     if overlays:
         (stage / "overlays").mkdir()

@@ -401,6 +401,8 @@ def copy_for_a_pi(board, packages, given, folder):
         shutil.copyfile(the_one(packages, f"usr/lib/linux-image-*/{name}.dtb"), folder / f"{Path(tree).name}.dtb")
     for name in board.firmware.files if given.path else ():
         shutil.copyfile(given.path / "usr/lib/raspi-firmware" / name, folder / name)
+    if given.path:
+        rpi.check_firmware(board, folder)
 
 
 def board_on_debian(board):

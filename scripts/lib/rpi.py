@@ -4,12 +4,16 @@
 to the chosen one. Numbers of partitions and their GUIDs come from board/common/layout.toml. None of it has met a board.
 """
 
+import datetime
 import re
 
 import places
 from steps import Failure
 
 SLOTS = ("a", "b")
+# A Pi 4's firmware is cut down where config.txt leaves the GPU less than this (MiB): other files, that have to lie there.
+CUT_DOWN_BELOW = 32
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 # What the firmware reads of autoboot.txt, and the sector of a card: choosing the other system is one write of one sector.
 AUTOBOOT_BYTES = 512
 
@@ -51,6 +55,38 @@ def system_files(board, layout, slot, *, initramfs=False, overlays=None):
 def overlays_of(config):
     """The device tree overlays that a config.txt names."""
     return re.findall(r"(?m)^dtoverlay=([\w-]+)", config)
+
+
+def firmware_of(config):
+    """What the boot loader of a Raspberry Pi 4 loads by a config.txt, before the kernel. (One that names `start_file` is not ours.)"""
+    memory = [int(amount) for amount in re.findall(r"(?m)^gpu_mem(?:_\d+)?=(\d+)", config)]
+    kind = "cd" if min(memory, default=CUT_DOWN_BELOW) < CUT_DOWN_BELOW else ""
+    return [f"start4{kind}.elf", f"fixup4{kind}.dat"]
+
+
+def built(start):
+    """The day a start4.elf was made, as it says itself."""
+    found = re.search(rb"VC_BUILD_ID_TIME: (%s) ([ \d]\d) (\d{4})" % "|".join(MONTHS).encode(), start)
+    if not found:
+        return None
+    return datetime.date(int(found[3]), MONTHS.index(found[1].decode()) + 1, int(found[2]))
+
+
+def check_firmware(board, folder):
+    """Refuses firmware in `folder` that the board's boot loader does not start: other files than config.txt asks for, or older ones than its page
+    allows. Where the board has all of it in its EEPROM there is nothing to see."""
+    if not board.firmware.files:
+        return
+    asked = firmware_of((places.BOARDS / board.name / "config.txt").read_text())
+    if set(asked) - set(board.firmware.files):
+        raise Failure(f"config.txt of {board.name} asks for {' and '.join(asked)}, and board.toml brings {' and '.join(board.firmware.files)}")
+    day = built((folder / asked[0]).read_bytes())
+    if day is None or str(day) < board.firmware.files_floor:
+        said = f"is of {day}" if day else "does not say when it was made"
+        raise Failure(
+            f"{folder / asked[0]} {said}: with the boot loader that {board.name} needs ({board.firmware.floor}) it has to be of {board.firmware.files_floor} or later; "
+            "a newer one is in boot/ of github.com/raspberrypi/firmware (stable)"
+        )
 
 
 def _slot(name):

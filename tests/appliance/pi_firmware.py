@@ -22,6 +22,7 @@ import cpio
 import hosttools
 import layout as layouts
 import modules
+import rpi
 from appliance import conftest
 
 AUTOBOOT_BYTES = 512
@@ -101,6 +102,9 @@ class Firmware:
             return self._file(parts, partition, name)
 
         config = settings(file("config.txt"), {"all"})
+        # What stands for a start4.elf that nobody has at hand is another file: `bootable`.
+        if self.bootable == ["start4.elf"] and not all(map(file, rpi.firmware_of(file("config.txt").decode()))):
+            return None
         # `initramfs FILE ADDRESS` is the one setting without an equals sign.
         initramfs = next((key.split()[1] for key in config if key.startswith("initramfs ")), "")
         return Start(

@@ -1,5 +1,7 @@
 """Boot files of the Raspberry Pis, as their firmware documents them. Needs no board, and proves nothing about one."""
 
+import dataclasses
+
 import board as boards
 import layout as layouts
 import places
@@ -98,6 +100,30 @@ def test_a_pi_has_a_floor_for_its_firmware_that_is_a_date(name):
     floor = boards.load(name).firmware.floor
     year, month, day = map(int, floor.split("-"))
     assert year >= 2022 and 1 <= month <= 12 and 1 <= day <= 31
+
+
+@pytest.mark.parametrize("name", PIS)
+def test_the_firmware_that_config_txt_asks_for_is_what_the_board_brings(name):
+    board = boards.load(name)
+    config = (places.BOARDS / name / "config.txt").read_text()
+    if board.firmware.files:
+        assert set(rpi.firmware_of(config)) <= set(board.firmware.files) and board.firmware.files_floor >= "2025-01-16"
+    # Less than 32 MiB for the GPU starts cut-down firmware (raspberrypi/linux#503, pftf/RPi4#58).
+    assert rpi.firmware_of(config + "gpu_mem=32\n") == rpi.firmware_of(config) == ["start4.elf", "fixup4.dat"]
+    for few in ("gpu_mem=16", "gpu_mem=31", "gpu_mem_1024=16"):
+        assert rpi.firmware_of(f"{config}{few}\n") == ["start4cd.elf", "fixup4cd.dat"]
+
+
+def test_firmware_says_when_it_was_made_and_other_files_than_config_txt_asks_for_are_refused(tmp_path):
+    assert str(rpi.built(b"..VC_BUILD_ID_TIME: 12:24:53\0VC_BUILD_ID_TIME: Feb  9 2026\0")) == "2026-02-09"
+    assert rpi.built(b"VC_BUILD_ID_TIME: 12:24:53") is None
+    board = boards.load("rpi4")
+    (tmp_path / "start4.elf").write_bytes(b"VC_BUILD_ID_TIME: Jan 16 2025")
+    rpi.check_firmware(board, tmp_path)
+    others = dataclasses.replace(board, firmware=dataclasses.replace(board.firmware, files=("start4x.elf", "fixup4x.dat")))
+    with pytest.raises(Failure, match="asks for start4.elf and fixup4.dat, and board.toml brings start4x.elf"):
+        rpi.check_firmware(others, tmp_path)
+    rpi.check_firmware(boards.load("rpi5-hailo8"), tmp_path / "nothing is there")
 
 
 def test_other_boards_get_no_files_of_a_pi():

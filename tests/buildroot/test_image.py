@@ -24,6 +24,8 @@ from steps import Failure
 PIS = [name for name in boards.names() if boards.load(name).backend == "rpi-tryboot"]
 
 
+# What a start4.elf says of itself.
+WORDS = b"\0VC_BUILD_ID_TIME: 18:28:41\0VC_BUILD_ID_TIME: Jan 16 2025\0"
 SQUASHFS = (b"hsqs" + bytes(92)).ljust(4096, b"-")
 
 
@@ -201,7 +203,7 @@ def made(board, folder):
     names += [f"rpi-firmware/{name}" for name in board.firmware.files] + ["rpi-firmware/overlays/ramoops-pi4.dtbo"]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+        (folder / name).write_bytes(name.encode() + (WORDS if name.endswith(".elf") else b""))
     (folder / "rootfs.squashfs").write_bytes(SQUASHFS)
     return folder
 
@@ -265,6 +267,14 @@ def test_an_overlay_that_config_txt_names_lies_beside_the_kernel(target, tools, 
     (images / "rpi-firmware/overlays/ramoops-pi4.dtbo").unlink()
     with pytest.raises(Failure, match="Buildroot has not made .*ramoops-pi4.dtbo"):
         builder.disk(board, target, images, tools, 1)
+
+
+@pytest.mark.parametrize(("said", "says"), [(b"VC_BUILD_ID_TIME: Nov 25 2024", "is of 2024-11-25.* of 2025-01-16 or later"), (b"none", "does not say when")])
+def test_firmware_that_the_boot_loader_does_not_start_from_is_refused(said, says, target, tools, tmp_path):
+    images = made(boards.load("rpi4"), tmp_path / "images")
+    (images / "rpi-firmware/start4.elf").write_bytes(said)
+    with pytest.raises(Failure, match=says):
+        builder.disk(boards.load("rpi4"), target, images, tools, 1)
 
 
 def test_the_same_inputs_give_the_same_disk(target, tools, tmp_path):

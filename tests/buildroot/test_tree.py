@@ -9,6 +9,7 @@ import kconfiglib
 import places
 import pytest
 import roots
+import rpi
 
 from buildroot import symbols, tree
 
@@ -48,7 +49,7 @@ def test_every_symbol_that_we_use_is_ours_or_that_buildroot_has_it(kconfig, rele
 def test_a_package_has_a_version_a_licence_and_its_text(package):
     prefix = tree.prefix(package)
     found = tree.evaluated([f"{prefix}_VERSION", f"{prefix}_LICENSE", f"{prefix}_LICENSE_FILES"])
-    assert re.fullmatch(r"\d+\.\d+\.\d+", found[f"{prefix}_VERSION"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+|[0-9a-f]{40}", found[f"{prefix}_VERSION"])
     assert found[f"{prefix}_LICENSE"] and found[f"{prefix}_LICENSE_FILES"]
 
 
@@ -163,6 +164,11 @@ def test_a_defconfig_builds_what_its_board_page_says(name):
         assert config["BR2_LINUX_KERNEL_INTREE_DTS_NAME"].split() == list(board.kernel.device_trees)
     assert archive in hashes(tree.TREE / "patches/linux/linux.hash")
     assert ("BR2_PACKAGE_HAILORT" in config) == ("hailo" in board.engines)
+    assert ("BR2_PACKAGE_INFERD_RPI_FIRMWARE" in config) == bool(board.firmware.files) and "BR2_PACKAGE_RPI_FIRMWARE" not in config
+    assert config["BR2_PACKAGE_BUSYBOX_CONFIG_FRAGMENT_FILES"] == "$(BR2_EXTERNAL_INFERD_PATH)/busybox/common.fragment"
+    fragments = {"qemu-aarch64": ["qemu"], "qemu-x86_64": ["qemu"], "rpi4": ["rpi"], "rpi5-hailo8": ["rpi", "rpi5-hailo8"]}[board.name]
+    wanted = [f"$(BR2_EXTERNAL_INFERD_PATH)/linux/{fragment}.fragment" for fragment in ["common", *fragments]]
+    assert config["BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"].split() == wanted
 
 
 def test_every_board_that_has_a_kernel_is_built():
@@ -184,6 +190,27 @@ def test_the_kernel_has_what_keeps_its_last_words_limits_memory_and_tells_of_pre
     lines = set((tree.TREE / "linux/common.fragment").read_text().splitlines())
     wanted = "MAGIC_SYSRQ PSTORE_CONSOLE PSTORE_PMSG PSTORE_RAM MEMCG CGROUP_PIDS PSI WATCHDOG SQUASHFS SQUASHFS_ZSTD EROFS_FS EXT4_FS SECCOMP_FILTER"
     assert {f"CONFIG_{symbol}=y" for symbol in wanted.split()} <= lines
+
+
+def test_a_pis_firmware_is_what_its_page_names_with_the_overlays_of_its_config():
+    board = boards.load("rpi4")
+    overlays = rpi.overlays_of((places.BOARDS / board.name / "config.txt").read_text())
+    files = tree.evaluated(["INFERD_RPI_FIRMWARE_FILES"])["INFERD_RPI_FIRMWARE_FILES"].split()
+    assert files == [*board.firmware.files, *(f"overlays/{name}.dtbo" for name in overlays)]
+
+
+def test_a_pis_modules_are_loaded_by_busybox_and_the_chip_has_one_driver():
+    lines = {name: (tree.TREE / f"linux/{name}.fragment").read_text().splitlines() for name in ("rpi", "rpi5-hailo8")}
+    assert "# CONFIG_MODULE_COMPRESS is not set" in lines["rpi"], "BusyBox and host-kmod read no .ko.xz"
+    assert "# CONFIG_MEDIA_PCI_HAILO is not set" in lines["rpi5-hailo8"], "of another release, and of the same name"
+
+
+def test_a_new_node_of_an_accelerator_or_a_serial_port_is_the_daemons_too():
+    rules = [line.split() for line in (places.OVERLAY / "etc/mdev.conf").read_text().splitlines() if not line.startswith("#")]
+    for device in ("hailo0", "hailo1", "ttyACM0", "ttyUSB12"):
+        first = next(rule for rule in rules if re.fullmatch(rule[0], device))
+        assert first[1:] == ["root:inferd", "0660"], device
+    assert next(rule for rule in rules if re.fullmatch(rule[0], "mmcblk0"))[1:] == ["root:root", "0660", "!"]
 
 
 @pytest.mark.parametrize("path", sorted(path for path in tree.TREE.rglob("*") if path.is_file()), ids=lambda path: path.name)
