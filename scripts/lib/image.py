@@ -34,7 +34,7 @@ import rust
 import sbom
 import targets
 import uboot
-from steps import Failure, main, run, say, step
+from steps import Failure, main, run, say, step, workroom
 
 SYSTEM_PRODUCT = "inferd-os"  # as `inferctl bundle build --system` calls it too
 MODELS_IN_IMAGE = "usr/share/inferd/models"
@@ -64,6 +64,8 @@ def source_date_epoch():
     """The time that every file in the image carries, in seconds since 1970."""
     chosen = os.environ.get("SOURCE_DATE_EPOCH")
     if chosen:
+        if not re.fullmatch(r"\d{1,10}", chosen):
+            raise Failure(f"SOURCE_DATE_EPOCH is {chosen!r}, not seconds since 1970")
         return int(chosen)
     try:
         return int(run(["git", "log", "-1", "--format=%ct"], cwd=places.ROOT).strip())
@@ -105,6 +107,11 @@ def facts_of(system):
 def assemble(recipe, output, parts=None):
     """Writes the image to `output` and the facts about it to `output`.json; returns those facts. What a system update consists of is
     put into the folder `parts`, where one is named."""
+    with workroom(output.with_name(output.name + ".work")) as work:
+        return _assemble(recipe, output, parts, work)
+
+
+def _assemble(recipe, output, parts, work):
     rust.check_static(recipe.inferd, recipe.board.rust_target)
     layout = layouts.load(recipe.board)
     with step("Unpacking the image tools, the kernel and BusyBox from Debian packages (nothing is installed)") as remark:
@@ -114,9 +121,6 @@ def assemble(recipe, output, parts=None):
         versions = packages.versions | given.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
         remark += [f"{name} {version}" for name, version in versions.items()]
     output.with_name(output.name + ".bmap").unlink(missing_ok=True)  # an older image's
-    work = output.with_name(output.name + ".work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     with step(f"Assembling {output.name} for {recipe.board.summary}{', with a root shell' if recipe.dev else ''}") as remark:
         files = {"rootfs": rootfs(recipe, packages.path, tools, work), "data": data(recipe.epoch, layout, tools, work)}
         lacks = missing(recipe.board, given)
@@ -149,7 +153,6 @@ def assemble(recipe, output, parts=None):
         "models": sorted(path.name for path in (work / "rootfs" / MODELS_IN_IMAGE).iterdir()),
     }
     output.with_name(output.name + ".json").write_text(json.dumps(facts, indent=2) + "\n")
-    shutil.rmtree(work)
     return facts
 
 

@@ -5,8 +5,10 @@ ends. A `Failure` is a sentence for the person at the keyboard; it never comes w
 """
 
 import contextlib
+import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -75,6 +77,33 @@ def run(command, *, show=False, env=None, drop=(), cwd=None, stdin=None):
     return output
 
 
+@contextlib.contextmanager
+def workroom(folder):
+    """A folder that is empty, this process's alone, and gone behind it; who comes second is told so."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder.mkdir(exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), folder.stat()):
+                break
+        except BlockingIOError as error:
+            os.close(held)
+            raise Failure(f"somebody else is at work in {folder}; wait, or give another file to write") from error
+        except FileNotFoundError:
+            pass
+        # It went with whoever had it before.
+        os.close(held)
+    try:
+        for left in folder.iterdir():  # of one that was killed
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
 def main(function):
     """Runs a script's main function: a `Failure` becomes one clear message and status 1, Ctrl-C status 130."""
     try:
@@ -90,4 +119,8 @@ def main(function):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, no permission, a path that leads nowhere
+        say()
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

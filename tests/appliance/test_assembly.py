@@ -1,6 +1,9 @@
 """The parts an image is made of: archives, layouts, board pages, kernel modules. Needs no image and no QEMU."""
 
+import fcntl
 import gzip
+import os
+import re
 import stat
 import struct
 import subprocess
@@ -16,6 +19,7 @@ import modules
 import places
 import pytest
 import rust
+import steps
 from steps import Failure
 
 BOARD_PAGE = (places.BOARDS / "qemu-aarch64/board.toml").read_text()
@@ -317,3 +321,45 @@ def test_a_static_pie_program_is_accepted(tmp_path):
 )
 def test_the_debian_archive_is_found_in_old_and_new_source_files(sources, mirror):
     assert debian.mirror_in(sources) == mirror
+
+
+def test_a_workroom_is_empty_and_one_persons_alone_and_gone_behind_her(tmp_path):
+    room = tmp_path / "new" / "image.work"
+    room.mkdir(parents=True)
+    (room / "of one that was killed").write_text("left")
+    with steps.workroom(room) as mine:
+        assert mine == room and not list(mine.iterdir())
+        (mine / "part").write_text("half")
+        with pytest.raises(Failure, match="somebody else is at work in .*image.work"), steps.workroom(room):
+            pass
+        assert (mine / "part").read_text() == "half", "who comes second touches nothing"
+    assert not room.exists()
+    with pytest.raises(RuntimeError), steps.workroom(room):
+        raise RuntimeError
+    assert not room.exists(), "a failure leaves nothing either"
+
+
+def test_who_waited_for_a_workroom_that_went_gets_a_new_one(tmp_path, monkeypatch):
+    room = tmp_path / "image.work"
+    lock, stale = fcntl.flock, []
+
+    def others_end_first(held, how):
+        """Whoever was there before removes it between the opening and the lock, once."""
+        if not stale:
+            stale.append(room.rmdir())
+        lock(held, how)
+
+    monkeypatch.setattr(fcntl, "flock", others_end_first)
+    with steps.workroom(room) as mine:
+        assert mine.is_dir() and stale
+
+
+@pytest.mark.parametrize(("variables", "options", "says"), [
+    ({"SOURCE_DATE_EPOCH": "yesterday"}, [], "SOURCE_DATE_EPOCH is 'yesterday', not seconds"),
+    ({}, ["-o", "/dev/null/image"], "error: .*'/dev/null'"),
+])
+def test_what_cannot_be_is_said_in_a_sentence(variables, options, says, tmp_path):
+    program = tmp_path / "inferd"
+    command = [places.ROOT / "scripts/image", "--board", "qemu-aarch64", "--minimal", "--inferd", program, *options]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and re.search(says, done.stderr) and "Traceback" not in done.stderr, done.stderr
