@@ -193,6 +193,8 @@ def test_the_kernel_leaves_the_memory_of_ramoops_alone(packages):
         pytest.skip(f"{board.name} has no memory for ramoops that is known to outlive a reset")
     words = dict(word.split("=") for word in board.module_parameters["ramoops"].split())
     begin, size = int(words["mem_address"], 16), int(words["mem_size"], 16)
+    # The kernel's console has a part of it; the rest, but two pages for what nobody writes, is for dumps.
+    assert 0 < int(words["console_size"], 16) <= size - int(words["record_size"], 16) - (2 << 12)
     kept = next(word for word in board.cmdline.split() if word.startswith("mem=")).removeprefix("mem=").removesuffix("M")
     ram = {"virt": 1 << 30, "q35": 0}[board.qemu.machine]  # where the machine has its memory
     assert ram + (int(kept) << 20) <= begin and begin + size <= ram + (board.qemu.memory_mib << 20)

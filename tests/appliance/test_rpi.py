@@ -152,6 +152,13 @@ def test_config_txt_names_an_initramfs_where_one_lies_and_no_overlay_that_does_n
     assert len(plain.splitlines()) - len(config(overlays=[]).splitlines()) == len(overlays)
 
 
+def test_of_the_memory_for_a_kernels_last_words_its_console_has_a_part_and_a_dump_has_room_beside_it():
+    line = next(line for line in (places.BOARDS / "rpi4/config.txt").read_text().splitlines() if line.startswith("dtoverlay=ramoops-pi4"))
+    options = dict(option.split("=") for option in line.split(",")[1:])
+    # The overlay's own: 64 KiB, dumps of 16 KiB, no console.
+    assert options.keys() == {"console-size"} and 0 < int(options["console-size"], 0) <= (64 - 16) << 10
+
+
 def test_a_slot_that_there_is_not_is_refused():
     board = boards.load("rpi4")
     with pytest.raises(Failure, match="'c' is no slot"):
