@@ -2,7 +2,8 @@
 
     root.key       signs root.imr, revocations and permits of this machine's dev images
     model-dev.key  signs bundles while a model is being worked on
-    root.imr       the trust that a dev image is born with: those two keys, one signature each
+    system.key     signs systems for this machine's dev images
+    root.imr       the trust that a dev image is born with: those three keys, one signature each
     api-key        lets `inferctl push` change a dev image from another machine than itself
 
 None of them is ever part of the checkout: who deletes the folder gets new ones, and images made before no longer accept
@@ -29,6 +30,11 @@ class DevKeys:
         return self.folder / "model-dev.key"
 
     @property
+    def system_key(self):
+        """Signs systems."""
+        return self.folder / "system.key"
+
+    @property
     def root(self):
         """The trust document for dev images."""
         return self.folder / "root.imr"
@@ -48,7 +54,7 @@ def ensure(inferctl):
     """The keys of this machine, made with `inferctl` when there are none."""
     keys = DevKeys(places.cache() / "dev")
     with places.locked(keys.folder):
-        if keys.root.is_file() and keys.api_key_file.is_file():
+        if all(file.is_file() for file in (keys.root, keys.api_key_file, keys.system_key)):
             return keys
         with step(f"Making this machine's developer keys in {keys.folder}"):
             make(keys, inferctl)
@@ -58,16 +64,17 @@ def ensure(inferctl):
 def make(keys, inferctl):
     """Fills the folder; the document that says it is complete comes last."""
     keys.folder.mkdir(mode=0o700, exist_ok=True)
-    for name in ("root", "model-dev"):
+    # One of before may not name all of them.
+    keys.root.unlink(missing_ok=True)
+    for name in ("root", "model-dev", "system"):
         if not (keys.folder / f"{name}.key").is_file():
             run([inferctl, "keygen", keys.folder / f"{name}.key"])
     if not keys.api_key_file.is_file():
         keys.api_key_file.touch(mode=0o600)
         keys.api_key_file.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
-    root, model = (keys.folder / f"{name}.pub" for name in ("root", "model-dev"))
-    keys.root.unlink(missing_ok=True)
+    root, model, system = (keys.folder / f"{name}.pub" for name in ("root", "model-dev", "system"))
     run(
         [inferctl, "root", "create", "-o", keys.root, "--key", keys.folder / "root.key"]
         + ["--role", f"root=1:{root}", "--role", f"revocation=1:{root}", "--role", f"model-release=1:{root}"]
-        + ["--role", f"model-dev=1:{model}"],
+        + ["--role", f"model-dev=1:{model}", "--role", f"system-release=1:{system}"],
     )
