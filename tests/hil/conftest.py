@@ -20,6 +20,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("inferd rig")
     group.addoption("--flash", action="store_true", help="write the image to the rig's card before the first test")
     group.addoption("--image", type=Path, metavar="FILE", help="with --flash: this one instead of that of the target file")
+    group.addoption("--compiled", type=Path, metavar="DIR", help="a model with a network for the board's accelerator, by `inferctl compile`")
     group.addoption("--provision", type=Path, metavar="FILE", help="with --flash: the inferd.toml that is put on the card (rig.py keys)")
 
 

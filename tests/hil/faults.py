@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from labgrid.protocol import ResetProtocol
 
-from hil.unit import PROCESSES, Unit
+from hil.unit import PROCESSES, Lacking, Unit
 
 # In the appliance's shell: the control group of the (first) engine host.
 HOST_GROUP = "$(ls -d /sys/fs/cgroup/inferd/host-* | head -n 1)"
@@ -39,6 +39,8 @@ class Fault:
     interrupts: bool = True
     # Needs hands on the machine: its network cable, its medium.
     hands: bool = False
+    # Ends with another bundle than it began with: `strategy.update`.
+    moves: bool = False
 
 
 def over_memory(unit):
@@ -131,6 +133,8 @@ def watchdog_test(what):
 
     def put_in(unit):
         answer = unit.post("/api/v1/watchdog/test", {"what": what})
+        if answer.status == 403 and b"images made with --dev" in answer.body:
+            raise Lacking("this image lets nobody try its watchdog: it is none of --dev")
         assert answer.status == 202, answer.body
 
     return put_in
@@ -159,6 +163,25 @@ def cut_power(unit):
     unit.to("cut").to("booted")
 
 
+def cut_update(unit):
+    """Mains off at a random instant of an update, and on; then the update goes on to its commit. Before that the old model serves as it
+    did, or the new one does."""
+    old, chance = unit.kept(), unit.chance
+    # Far enough from what it answers now.
+    unit.strategy.update = unit.updates.make(unit, chance.choice((-1, 1)) * chance.uniform(0.1, 1.0))
+    unit.strategy.until = "keys"
+    bundle = unit.strategy.update[1]
+    unit.to("updating")
+    time.sleep(chance.uniform(0, 1.2 * unit.update_s))
+    unit.to("cut").to("booted")
+    if unit.strategy.settled()["serving"]["bundle"] != bundle:
+        now = unit.kept()
+        assert now == old, f"the cut has changed what serves: {now}, not {old}"
+        unit.to("updating").to("booted")
+    unit.until(lambda: unit.slots()["serving"]["bundle"] == bundle, f"{bundle} serves")
+    unit.strategy.wait_ready()
+
+
 HOST_KILLED = Fault("host: SIGKILL", lambda unit: unit.signal("KILL", "host"))
 HOST_STOPPED = Fault("host: SIGSTOP", lambda unit: unit.signal("STOP", "host"))
 HOST_OVER_MEMORY = Fault("host: past its memory.max", over_memory)
@@ -174,6 +197,7 @@ KEEPER_STOPPED = Fault("keeper: SIGSTOP", lambda unit: unit.signal("STOP", "keep
 PANIC = Fault("kernel: panic", lambda unit: unit.try_shell("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"), reason="panic")
 RESET = Fault("reset button", press_reset, reason="power")
 POWER_CUT = Fault("power: cut", cut_power, reason="power")
+POWER_CUT_IN_UPDATE = Fault("power: cut in an update", cut_update, reason="power", moves=True)
 REBOOT = Fault("reboot: asked for", ask_for_reboot, reason="request")
 TEST_DAEMON = Fault("watchdog test: daemon", watchdog_test("daemon"), reason="watchdog")
 TEST_PANIC = Fault("watchdog test: panic", watchdog_test("panic"), reason="panic")
@@ -196,7 +220,7 @@ SILENT = Fault(f"network: {SILENT_CLIENTS} silent clients", silent_clients, hang
 
 ALL = [
     *(HOST_KILLED, HOST_STOPPED, HOST_OVER_MEMORY, HOST_PROCESSES, DAEMON_KILLED, DAEMON_STOPPED, DAEMON_STUCK, CRASH_LOOP),
-    *(KEEPER_KILLED, KEEPER_STOPPED, PANIC, RESET, POWER_CUT, REBOOT, UNPLUGGED, DISK_FULL, DISK_READ_ONLY, DISK_SLOW, CLOCK_BACK, CLOCK_FORTH, SILENT),
+    *(KEEPER_KILLED, KEEPER_STOPPED, PANIC, RESET, POWER_CUT, POWER_CUT_IN_UPDATE, REBOOT, UNPLUGGED, DISK_FULL, DISK_READ_ONLY, DISK_SLOW, CLOCK_BACK, CLOCK_FORTH, SILENT),
 ]
 # What needs no root shell, and so can be done to a board whose image has none on a port of its own.
-FROM_OUTSIDE = [POWER_CUT, REBOOT, TEST_DAEMON, TEST_PANIC, SILENT]
+FROM_OUTSIDE = [POWER_CUT, POWER_CUT_IN_UPDATE, REBOOT, TEST_DAEMON, TEST_PANIC, SILENT]

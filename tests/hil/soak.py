@@ -29,7 +29,7 @@ from labgrid.protocol import CommandProtocol  # noqa: E402
 
 from hil import faults  # noqa: E402
 from hil.protocols import MachineProtocol  # noqa: E402
-from hil.unit import Load, Unit  # noqa: E402
+from hil.unit import Lacking, Load, Unit  # noqa: E402
 from hil.updates import Updates  # noqa: E402
 
 HOUR, MIB = 3600.0, 1 << 20
@@ -97,7 +97,9 @@ class Soak:
         while time.monotonic() < end and not self.violations:
             self.rest(self.quiet + self.random.expovariate(1 / 15))
             waiting = waiting or self.random.sample(chosen, len(chosen))
-            self.suffer(waiting.pop(), expected)
+            self.suffer(fault := waiting.pop(), expected)
+            if fault.moves and not self.violations:
+                expected = self.unit.kept()
 
     def rest(self, seconds):
         """Nothing happens; memory and writes are looked at, where there is a root shell."""
@@ -133,6 +135,9 @@ class Soak:
             now = time.monotonic()
             unit.until(lambda: self.load.answered_since(now), "one answer after the other", 300)
             trouble = self.wrong(fault, boot, expected, begin)
+        except Lacking as lack:
+            print(f"{time.strftime('%H:%M:%S')}  {fault.name:28} not on this target: {lack}", flush=True)
+            return
         except Exception as error:  # noqa: BLE001  whatever went wrong is this run's finding
             trouble = f"{type(error).__name__}: {error}"
         gap, counts = self.load.gap(begin), self.load.counts(begin)
@@ -148,7 +153,11 @@ class Soak:
             return f"it was reset, and should not have been: {now}"
         if fault.reason is not None and (now["number"], now["reason"]) != (boot["number"] + 1, fault.reason):
             return f"one reset for {fault.reason} was due, it says {now}"
-        if (kept := self.unit.kept()) != expected:
+        kept = self.unit.kept()
+        if fault.moves:
+            if kept[1] != (due := self.unit.strategy.update[1]) or any(kept[2].get(name, 0) < floor for name, floor in expected[2].items()):
+                return f"{due} was due and no lower floor: {kept}, after {expected}"
+        elif kept != expected:
             return f"it answers, serves or remembers something else: {kept}, not {expected}"
         answers = self.load.counts(begin)
         if not fault.interrupts and set(answers) != {200}:
@@ -240,10 +249,13 @@ def main():
     try:
         unit.to("booted")
         with tempfile.TemporaryDirectory(prefix="inferd-soak-") as bundles:
-            Updates(keys, bundles).install(unit, 0.25)
-        with Load(unit.url, pause=0.5) as load:
-            soak = Soak(unit, load, seed, options.quiet, shell)
-            soak.run(chosen, options.hours)
+            unit.updates, began = Updates(keys, bundles), time.monotonic()
+            unit.updates.install(unit, 0.25)
+            unit.update_s = time.monotonic() - began
+            with Load(unit.url, pause=0.5) as load:
+                soak = Soak(unit, load, seed, options.quiet, shell)
+                unit.chance = soak.random
+                soak.run(chosen, options.hours)
         page = soak.report(seed, time.monotonic() - begin)
     finally:
         (folder / "console.log").write_text(strategy.console_text())

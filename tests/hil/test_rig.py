@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import tomllib
 import tty
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import attr
 import board as boards
@@ -27,8 +29,8 @@ from labgrid.protocol import PowerProtocol
 from labgrid.remote.exporter import exports
 from labgrid.strategy import StrategyError
 
-from hil import conftest, faults, rig, soak, storage
-from hil.unit import Load
+from hil import conftest, faults, rig, soak, storage, test_accelerator
+from hil.unit import Lacking, Load
 
 FOLDER = Path(__file__).parent
 # Those of the checkout: a lab's own are called rig-*.yaml, and git passes them over.
@@ -259,7 +261,7 @@ def test_a_card_is_written_by_hand_and_before_the_suite_with_another_image_and_a
     rig.flash(tmp_path / "simulated.yaml")
     assert "the card is written" in capsys.readouterr().out
     asked = {"flash": True, "image": other, "provision": configuration}
-    options = type("Options", (), {"getoption": staticmethod(lambda name, default: asked.get(name, default))})
+    options = SimpleNamespace(getoption=lambda name, default: asked.get(name, default))
     conftest.flashed(options, strategy)
     assert power.done == ["off", "host", ("other.img", "inferd.toml"), "dut"]
     asked["flash"] = False
@@ -401,6 +403,86 @@ def test_what_is_put_on_a_rigs_card_is_what_the_daemon_has_settings_for(monkeypa
     for section, settings in page.items():
         for name in settings:
             image.with_setting(text, section, name, "true")
+
+
+class Updated:
+    """A unit on which an update is pushed and cut: it says the answers, and notes the states. `serving`: the bundle after the cut."""
+
+    def __init__(self, serving, answer=0.5):
+        self.serving, self.answer, self.states = "old", 0.5, []
+        self.after_cut, self.update_s, self.chance = (serving, answer), 0.0, random.Random(1)
+        self.updates, self.strategy = self, SimpleNamespace(settled=self.slots, wait_ready=lambda: None)
+
+    def make(self, _, shift):
+        assert 0.1 <= abs(shift) <= 1.0
+        return "file", "new", "key"
+
+    def to(self, state):
+        if self.states and self.states[-1] == "updating" and state == "booted":
+            self.serving = "new"
+        self.states.append(state)
+        if state == "cut":
+            self.serving, self.answer = self.after_cut
+        return self
+
+    def kept(self):
+        return self.answer, self.serving, {"collar": 1}
+
+    def slots(self):
+        return {"serving": {"bundle": self.serving}}
+
+    def until(self, condition, what):
+        assert condition(), what
+
+
+def test_an_update_that_is_cut_goes_on_and_what_the_cut_changed_is_found():
+    cut = ["updating", "cut", "booted"]
+    for serving, states in (("new", cut), ("old", [*cut, "updating", "booted"])):
+        unit = Updated(serving)
+        faults.cut_update(unit)
+        assert unit.states == states and unit.kept()[1] == "new"
+    for unit in (Updated("old", answer=0.4), Updated("factory")):
+        with pytest.raises(AssertionError, match="the cut has changed what serves"):
+            faults.cut_update(unit)
+
+
+@pytest.mark.parametrize(
+    ("now", "fine"),
+    [((0.9, "new", {"collar": 2}), True), ((0.9, "old", {"collar": 2}), False), ((0.9, "new", {"collar": 0}), False), ((0.9, "new", {}), False)],
+)
+def test_after_a_cut_update_the_new_bundle_serves_and_no_floor_has_fallen(now, fine):
+    answered = SimpleNamespace(counts=lambda _: {200: 3, "none": 1})
+    boot, strategy = {"number": 8, "reason": "power"}, SimpleNamespace(update=("file", "new", "key"))
+    unit = SimpleNamespace(boot=lambda: boot, kept=lambda: now, strategy=strategy)
+    said = soak.Soak(unit, answered, 1, 0).wrong(faults.POWER_CUT_IN_UPDATE, {"number": 7}, (0.5, "old", {"collar": 1}), 0)
+    assert (said is None) == fine, said
+
+
+def test_a_fault_that_moves_nothing_must_leave_what_serves_as_it_was():
+    answered = SimpleNamespace(counts=lambda _: {200: 3})
+    unit = SimpleNamespace(boot=lambda: {"number": 8, "reason": "power"}, kept=lambda: (0.9, "new", {}))
+    assert "something else" in soak.Soak(unit, answered, 1, 0).wrong(faults.POWER_CUT, {"number": 7}, (0.5, "old", {}), 0)
+
+
+def test_an_image_that_lets_nobody_try_its_watchdog_is_told_from_a_broken_one():
+    def refusing(sentence):
+        return SimpleNamespace(post=lambda *_: SimpleNamespace(status=403, body=json.dumps({"reason": sentence}).encode()))
+
+    with pytest.raises(Lacking, match="none of --dev"):
+        faults.TEST_DAEMON.put_in(refusing("watchdog tests are for images made with --dev"))
+    with pytest.raises(AssertionError):
+        faults.TEST_DAEMON.put_in(refusing("there is no watchdog"))
+
+
+def test_an_accelerator_is_ready_only_when_all_of_it_is_and_a_fallback_is_not_taken_for_it():
+    ready = {"engine": "hailo", "version": "hailort 4.23.0", "providers": ["hailo8"], "problem": None, "absent": False}
+    assert test_accelerator.wrong(ready) is None
+    mixed = "libhailort is 4.23.0, the driver hailo_pci 4.21.0: install library, driver and firmware of one release, then restart the board"
+    assert test_accelerator.wrong(ready | {"mismatch": mixed}) == mixed
+    assert test_accelerator.wrong(ready | {"problem": "no driver of it is loaded", "providers": []}) == "no driver of it is loaded"
+    assert "does not say" in test_accelerator.wrong(ready | {"version": None})
+    page = {"models": [{"name": "a", "engine": {"rung": "hailo-hef"}}, {"name": "b", "engine": {"rung": "cpu"}}, {"name": "c", "engine": {"rung": None}}]}
+    assert [test_accelerator.served_by(page, name) for name in "abc"] == ["hailo", "cpu", ""]
 
 
 def test_a_board_that_does_not_come_up_is_unknown_and_gets_a_power_cycle(env, simulated):

@@ -40,6 +40,8 @@ class Unit:
 
     def __init__(self, target, strategy, api_key):
         self.target, self.strategy, self.api_key = target, strategy, api_key
+        # For faults that update it: what makes bundles, how long an update takes, and what draws instants.
+        self.updates = self.update_s = self.chance = None
 
     @property
     def url(self):
