@@ -46,7 +46,7 @@ do_install() {
 }
 
 FILES:${PN} = "${nonarch_libdir}/systemd ${libexecdir}/inferd ${datadir}/inferd ${sysconfdir} ${ROOT_HOME} /data"
-# The driver of a Raspberry Pi's radio; other kernels have no such package.
-RRECOMMENDS:${PN} = "kernel-module-brcmfmac kernel-module-brcmfmac-wcc"
+# Of a Raspberry Pi the drivers of its radio, and of what tells that its supply is too weak; other kernels have no such packages.
+RRECOMMENDS:${PN} = "kernel-module-brcmfmac kernel-module-brcmfmac-wcc kernel-module-raspberrypi-hwmon"
 RDEPENDS:${PN} = "busybox ${VIRTUAL-RUNTIME_inferd}"
 VIRTUAL-RUNTIME_inferd ??= "inferd-bin"
