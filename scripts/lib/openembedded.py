@@ -2,10 +2,11 @@
 
 Generated, and compared by tests/yocto: the list of crates (from Cargo.lock) and the partitions of each board as a wks (from
 board/common/layout.toml). Called by recipes: the FATs and the data partition, made by the code of every other builder, and the
-storage layout of a Jetson with our partitions in it.
+storage layouts of a Jetson with our partitions in them, and the judgement whether a Jetson's root filesystem has what keeps it starting.
 """
 
 import argparse
+import glob
 import json
 import os
 import shutil
@@ -32,6 +33,16 @@ MACHINES = {"qemu-aarch64": "qemuarm64", "rpi4": "raspberrypi4-64", "rpi5-hailo8
 TO_THE_END, SIZED = "0x808", "0x8"
 # The FAT for inferd.toml, as NVIDIA's tools are given it: in their folder, so that a file can be put on it before they write it.
 TEGRA_BOOT = "inferd-boot.vfat"
+# What a Jetson's root filesystem must have of other layers, each as a pattern with what there is without it. Nothing at run time would tell:
+# most of it comes by recommendations and by lists of the machine, which an image can leave out without a word.
+TEGRA_NEEDS = {
+    "usr/sbin/nvbootctrl": "nobody could tell the UEFI that a start went well: after three warm starts it gives a system up",
+    "etc/systemd/system/multi-user.target.wants/nv_update_verifier.service": "nobody would tell the UEFI that a start went well: after three warm starts it gives a system up",
+    "etc/udev/rules.d/99-tegra-devices.rules": "the daemon could not open the GPU",
+    "usr/lib/modules/*/**/nvgpu.ko*": "there is no GPU",
+    "usr/lib/modules/*/**/r816[89].ko*": "there is no Ethernet",
+    "usr/lib/modules/*/**/watchdog?tegra?t18x.ko*": "the watchdog would be the kernel's own, which may feed itself",
+}
 
 
 def laid_out():
@@ -120,6 +131,30 @@ def furnish(board, folder):
     (folder / "etc/os-release").unlink()
 
 
+def whole(board, root):
+    """Refuses the root filesystem of a Jetson that lacks what keeps it starting and reachable; of other boards it says nothing."""
+    if board.backend != "uefi-nv":
+        return
+    if lacking := [f"{what}: {why}" for what, why in TEGRA_NEEDS.items() if not glob.glob(what, root_dir=root, recursive=True)]:
+        raise Failure("\n  ".join(["the root filesystem lacks what packagegroup-machine-base brings:", *lacking]))
+
+
+def storage_layouts(board, written, paths):
+    """Puts our partitions into those of these storage layouts that have two systems; the one that is written to the medium must be one of them."""
+    if written not in [path.name for path in paths if path.exists()]:
+        raise Failure(f"there is no {written}, the storage layout that is written")
+    for path in paths:
+        if path.exists() and (path.name == written or _second_system(ET.fromstring(path.read_text())) is not None):
+            try:
+                path.write_text(with_our_partitions(path.read_text(), board))
+            except Failure as failure:
+                raise Failure(f"{path.name}: {failure}") from None
+
+
+def _second_system(layout):
+    return next((device for device in layout.iter("device") if device.find("partition[@name='APP_b']") is not None), None)
+
+
 def with_our_partitions(text, board):
     """A storage layout of NVIDIA's with boot, models-a, models-b and data behind the last system partition.
 
@@ -127,7 +162,7 @@ def with_our_partitions(text, board):
     its last ones are `secondary_gpt`. The redundant one has APP_b; one without is refused, and so is a second partition that wants the rest.
     """
     tree = ET.ElementTree(ET.fromstring(text, ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))))
-    device = next((device for device in tree.iter("device") if device.find("partition[@name='APP_b']") is not None), None)
+    device = _second_system(tree)
     if device is None:
         raise Failure("this storage layout has no APP_b: build with USE_REDUNDANT_FLASH_LAYOUT_DEFAULT = \"1\"")
     rows = list(device.findall("partition"))
@@ -199,12 +234,16 @@ def cli():
     command = verbs.add_parser("judge", help="called by a recipe: whether an image may hold a system of this product and version")
     command.add_argument("product")
     command.add_argument("version")
-    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "system": ("folder", "output"), "furnish": ("folder",), "tegra": ("xml",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
+    verbs_of_recipes = {"parts": ("deploy", "folder", "tools"), "system": ("folder", "output"), "furnish": ("folder",), "whole": ("root",), "map": ("disk",), "facts": ("disk", "recipe", "root")}
     for verb, given in verbs_of_recipes.items():
         command = verbs.add_parser(verb, help="called by recipes")
         command.add_argument("board", choices=sorted(MACHINES))
         for name in given:
             command.add_argument(name, type=str if name == "recipe" else Path)
+    command = verbs.add_parser("tegra", help="called by a recipe: our partitions in NVIDIA's storage layouts")
+    command.add_argument("board", choices=sorted(MACHINES))
+    command.add_argument("written")
+    command.add_argument("xml", type=Path, nargs="+")
     options = parser.parse_args()
     if options.verb == "generate":
         for path, text in generated().items():
@@ -227,8 +266,10 @@ def cli():
         beside(options.disk, ".bmap").write_text(release.bmap(options.disk))
     elif options.verb == "facts":
         beside(options.disk, ".json").write_text(json.dumps(facts(board, options.disk, options.recipe, options.root), indent=2) + "\n")
+    elif options.verb == "whole":
+        whole(board, options.root)
     else:
-        options.xml.write_text(with_our_partitions(options.xml.read_text(), board))
+        storage_layouts(board, options.written, options.xml)
     return 0
 
 

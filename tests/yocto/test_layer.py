@@ -334,6 +334,40 @@ def test_the_image_has_its_map_and_facts_from_there_and_a_jetson_its_engines_and
     assert {"e2fsprogs-mke2fs", "tensorrt-core", "tegra-libraries-cuda"} <= set(tegra.split()) and "onnxruntime" in tegra
 
 
+def test_a_jetsons_image_has_what_its_machine_names_and_is_refused_without_what_it_needs(tmp_path, monkeypatch):
+    text = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
+    (tegra,) = re.findall(r'^INFERD_BOARD_PACKAGES:tegra = "(.*)"$', text, re.MULTILINE)
+    # Of a Raspberry Pi this would be every module of its kernel, for which its slot is too small.
+    assert "packagegroup-machine-base" in tegra.split() and text.count("packagegroup-machine-base") == 1
+    (check,) = re.findall(r"(?ms)^inferd_is_whole\(\) \{\n(.*?)^\}", text)
+    assert check.split()[-3:] == ["whole", "${INFERD_BOARD}", "${IMAGE_ROOTFS}"]
+    assert '\nROOTFS_POSTPROCESS_COMMAND:append:tegra = " inferd_is_whole"\n' in text
+
+    def judged(board="jetson-orin-nano"):
+        monkeypatch.setattr("sys.argv", ["openembedded.py", "whole", board, str(tmp_path)])
+        return openembedded.cli()
+
+    for pattern in openembedded.TEGRA_NEEDS:
+        with pytest.raises(Failure, match=re.escape(f"  {pattern}: ")):
+            judged()
+        path = tmp_path / pattern.replace("**", "updates/drivers").replace("*", "").replace("[89]", "8").replace("?", "-").replace("modules//", "modules/6.8.12/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to("/what/only/the/board/has")
+    assert judged() == 0
+    (tmp_path / "usr/sbin/nvbootctrl").unlink()
+    assert judged("rpi4") == 0
+    with pytest.raises(Failure, match="lacks what packagegroup-machine-base brings:\n  usr/sbin/nvbootctrl: .*after three warm starts it gives a system up$"):
+        judged()
+
+
+def test_who_tells_a_jetsons_uefi_that_a_start_went_well_is_tried_again_and_waits_for_nothing_of_ours():
+    (path,) = LAYER.rglob("tegra-redundant-boot_%.bbappend")
+    said = [line for line in (path.parent / "tegra-redundant-boot/inferd.conf").read_text().splitlines() if "=" in line and not line.startswith("#")]
+    assert {"Restart=on-failure", "RestartSec=10", "StandardError=journal+console"} <= set(said)
+    assert not [line for line in said if line.split("=")[0] in ("After", "Requires", "BindsTo", "ExecCondition", "ExecStartPre", "ExecStart", "Type")]
+    assert "${D}${systemd_system_unitdir}/nv_update_verifier.service.d/inferd.conf\n" in path.read_text()
+
+
 def test_whom_an_image_believes_is_said_by_one_variable_and_an_image_that_believes_nobody_warns():
     recipe_of_it = recipe("inferd-appliance").read_text()
     assert 'roots.py "${INFERD_ROOT}" ${D}' in recipe_of_it and "'${INFERD_ROOT}:'" in re.search(r"(?m)^do_install\[file-checksums\] .*ROOT.*$", recipe_of_it)[0]
@@ -380,6 +414,51 @@ def test_a_jetson_has_a_fat_for_its_settings_and_nvidias_tools_are_given_it(tmp_
     text = (LAYER / "recipes-inferd/images/inferd-image.inc").read_text()
     (hook,) = re.findall(r"(?ms)^tegraflash_custom_pre:append:tegra \(\) \{\n(.*?)^\}", text)
     assert hook.split() == ["cp", "${INFERD_PARTS}/boot.vfat", f"./{openembedded.TEGRA_BOOT}"]
+
+
+BOOT_ONLY = re.sub('(?s)    <device type="sdcard".*</device>\n', "", STORAGE)
+NVME = STORAGE.replace('"sdcard"', '"nvme"')
+
+
+@pytest.mark.parametrize(("internal", "external", "written", "changed"), [
+    # jetson-orin-nano-devkit: its card is written, and NVIDIA's layout for an NVMe is there as well.
+    (STORAGE, NVME, "internal-flash.xml", {"internal-flash.xml", "external-flash.xml"}),
+    (STORAGE, None, "internal-flash.xml", {"internal-flash.xml"}),
+    # jetson-orin-nano-devkit-nvme: the internal one is the boot flash alone.
+    (BOOT_ONLY, NVME, "external-flash.xml", {"external-flash.xml"}),
+])
+def test_every_storage_layout_with_two_systems_gets_our_partitions(internal, external, written, changed, tmp_path, monkeypatch):
+    texts = {name: text for name, text in {"internal-flash.xml": internal, "external-flash.xml": external}.items() if text}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["openembedded.py", "tegra", "jetson-orin-nano", written, "internal-flash.xml", "external-flash.xml"])
+    assert openembedded.cli() == 0
+    for name, text in texts.items():
+        made = (tmp_path / name).read_text()
+        assert made == (openembedded.with_our_partitions(text, boards.load("jetson-orin-nano")) if name in changed else text), name
+    assert {path.name for path in tmp_path.iterdir()} == set(texts)
+
+
+@pytest.mark.parametrize(("internal", "external", "written", "says"), [
+    (STORAGE.replace("APP_b", "SPARE"), NVME, "internal-flash.xml", "internal-flash.xml: this storage layout has no APP_b"),
+    (STORAGE, NVME.replace("APP_b", "SPARE"), "external-flash.xml", "external-flash.xml: this storage layout has no APP_b"),
+    (STORAGE, None, "external-flash.xml", "there is no external-flash.xml"),
+])
+def test_a_medium_that_would_be_written_without_our_partitions_is_refused(internal, external, written, says, tmp_path):
+    paths = [tmp_path / "internal-flash.xml", tmp_path / "external-flash.xml"]
+    for path, text in zip(paths, (internal, external), strict=True):
+        if text:
+            path.write_text(text)
+    with pytest.raises(Failure, match=says):
+        openembedded.storage_layouts(boards.load("jetson-orin-nano"), written, paths)
+
+
+def test_the_recipe_of_storage_layouts_names_the_one_that_is_written_as_the_images_class_does():
+    (path,) = LAYER.rglob("tegra-storage-layout_%.bbappend")
+    assert "${@'external' if d.getVar('TNSPEC_BOOTDEV') != d.getVar('TNSPEC_BOOTDEV_DEFAULT') else 'internal'}-flash.xml" in path.read_text()
+    (task,) = re.findall(r"(?ms)^do_compile:append:inferd-os \(\) \{\n(.*?)^\}", path.read_text())
+    assert task.split()[-5:] == ["tegra", "${INFERD_BOARD}", "${INFERD_WRITTEN_LAYOUT}", "internal-flash.xml", "external-flash.xml"]
 
 
 @pytest.mark.parametrize(("text", "says"), [
