@@ -28,7 +28,12 @@ class Office:
 
     def system(self, output, board, version, parts, *options, key="system", probation_s=30):
         """A signed bundle of a system; `parts`: its files by their names (`rootfs`, `boot`, ...)."""
-        files = [word for name, file in parts.items() for word in (f"--{name}", file)]
-        command = ["--system", "--version", version, "--board", board, *files, "--probation-seconds", probation_s]
-        self.run("bundle", "build", *command, "--key", self.at(f"{key}.key"), "-o", output, *options)
+        self.run(*system_command(output, board, version, parts, self.at(f"{key}.key"), probation_s), *options)
         return output
+
+
+def system_command(output, board, version, parts, key, probation_s):
+    """What has inferctl build a signed bundle of a system."""
+    files = [word for name, file in parts.items() for word in (f"--{name}", file)]
+    command = ["--system", "--version", version, "--board", board, *files, "--probation-seconds", probation_s]
+    return ["bundle", "build", *command, "--key", key, "-o", output]

@@ -20,6 +20,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("inferd rig")
     group.addoption("--flash", action="store_true", help="write the image to the rig's card before the first test")
     group.addoption("--image", type=Path, metavar="FILE", help="with --flash: this one instead of that of the target file")
+    group.addoption("--parts", type=Path, metavar="DIR", help="what a system of the board's image consists of: `parts` beside a builder's image")
+    group.addoption("--system-cuts", type=int, default=2, metavar="N", help="power cuts of system updates (default: %(default)s)")
     group.addoption("--compiled", type=Path, metavar="DIR", help="a model with a network for the board's accelerator, by `inferctl compile`")
     group.addoption("--provision", type=Path, metavar="FILE", help="with --flash: the inferd.toml that is put on the card (rig.py keys)")
 

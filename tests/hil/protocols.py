@@ -21,6 +21,10 @@ class ApplianceProtocol(abc.ABC):
         """The folder of board/ that it is."""
         raise NotImplementedError
 
+    def get_parts(self):
+        """The folder with what a system of its image consists of; None where that is not known."""
+        return None
+
     def restarted(self):
         """Told when the board has started again."""
 

@@ -51,7 +51,7 @@ class QemuBoardDriver(
 
     def __attrs_post_init__(self):
         super().__attrs_post_init__()
-        self.machine = self.folder = None
+        self.machine = self.folder = self.parts = None
         self.read_up_to = 0
         self.expired = 0
 
@@ -64,7 +64,8 @@ class QemuBoardDriver(
         else:
             keys = devkeys.ensure(images.inferctl())
             model = variants.make(Path(self.folder.name) / "imu-motion", "1.0.0", deadline_ms=updates.DEADLINE_MS, engines=updates.ENGINES)
-            images.assemble(board, medium, (model,), dev=True, root=keys.root, api_key=keys.api_key)
+            self.parts = Path(self.folder.name) / "parts"
+            images.assemble(board, medium, (model,), dev=True, root=keys.root, api_key=keys.api_key, parts=self.parts)
         self.machine = qemu.Machine(board, medium, dev=True, keep_writes=True, restarts=True)
 
     def on_deactivate(self):
@@ -157,6 +158,10 @@ class QemuBoardDriver(
     def get_board(self):
         """Which board QEMU plays."""
         return self.board.board or os.environ.get("INFERD_TEST_BOARD", "qemu-aarch64")
+
+    def get_parts(self):
+        """Of the image that was assembled here."""
+        return self.parts
 
     def restarted(self):
         """The root shell of before is gone."""

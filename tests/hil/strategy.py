@@ -95,6 +95,8 @@ class InferdStrategy(Strategy):
         self.update = None
         # The gate that has passed when `updating` is reached.
         self.until = "keys"
+        # How long it last took from power to an answer.
+        self.boot_s = None
 
     @property
     def url(self):
@@ -209,10 +211,15 @@ class InferdStrategy(Strategy):
             self.settled()
         elif before in (Status.off, Status.cut):
             self.power.on()
-            self.came_back()
+            self._came_up()
         else:
             self.power.cycle()
-            self.came_back()
+            self._came_up()
+
+    def _came_up(self):
+        begin = time.monotonic()
+        self.came_back()
+        self.boot_s = time.monotonic() - begin
 
     def _begin_update(self, before):
         if self.update is None:

@@ -29,7 +29,7 @@ from labgrid.protocol import PowerProtocol
 from labgrid.remote.exporter import exports
 from labgrid.strategy import StrategyError
 
-from hil import conftest, faults, rig, soak, storage, test_accelerator
+from hil import conftest, faults, rig, soak, storage, systems, test_accelerator
 from hil.unit import Lacking, Load
 
 FOLDER = Path(__file__).parent
@@ -403,6 +403,71 @@ def test_what_is_put_on_a_rigs_card_is_what_the_daemon_has_settings_for(monkeypa
     for section, settings in page.items():
         for name in settings:
             image.with_setting(text, section, name, "true")
+
+
+class Told:
+    """A unit that says this of its systems."""
+
+    def __init__(self, *verdicts, refused=None, watchdog_resets=None):
+        self.verdicts, self.refused, self.expired = list(verdicts), refused, watchdog_resets
+        self.strategy = SimpleNamespace(console_text=lambda: "")
+
+    def until(self, condition, *_):
+        return condition()
+
+    def slots(self):
+        state = {"phase": "idle", "floors": {}, "tries": {}, "verdicts": [said | {"number": n} for n, said in enumerate(self.verdicts, 1)]}
+        return {"system": {"refused": self.refused, "state": state, "board": {"image": None}}}
+
+    def machine(self):
+        if self.expired is None:
+            raise Lacking("no hands on it")
+        return self
+
+    def watchdog_resets(self):
+        return self.expired
+
+
+def _said(outcome, code, interruptions=0):
+    return {"outcome": outcome, "code": code, "about": {"version": 3}, "tries": {"interruptions": interruptions, "failures": 0}}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cuts", "starved", "fine"),
+    [
+        (_said("committed", "committed"), 0, None, True),
+        (_said("interrupted", "trial-interrupted", 1), 1, None, True),
+        (_said("interrupted", "trial-interrupted", 2), 1, None, False),
+        (_said("interrupted", "watchdog-reset"), 1, None, False),
+        (_said("returned", "safe-mode"), 1, None, False),
+        (_said("interrupted", "watchdog-reset"), 1, 1, True),
+        (_said("interrupted", "watchdog-reset"), 1, 0, False),
+    ],
+)
+def test_only_what_the_rig_did_to_it_may_be_said_of_a_good_system(tmp_path, verdict, cuts, starved, fine):
+    (parts := tmp_path / "parts").mkdir()
+    for name in ("rootfs", "boot"):
+        (parts / name).write_bytes(bytes(8192))
+    unit = Told(watchdog_resets=None if starved is None else 5)
+    tried = systems.Systems(unit, None, parts, tmp_path)
+    tried.cuts, unit.expired = cuts, None if starved is None else 5 + starved
+    unit.verdicts.append(verdict)
+    if fine:
+        tried.judge(3)
+    else:
+        with pytest.raises(AssertionError, match="held against a system"):
+            tried.judge(3)
+    # Another version's are not this one's.
+    tried.seen = 0
+    tried.judge(4)
+
+
+def test_a_target_that_takes_no_system_says_why(tmp_path):
+    (parts := tmp_path / "parts").mkdir()
+    for name in ("rootfs", "boot"):
+        (parts / name).write_bytes(bytes(8192))
+    with pytest.raises(Lacking, match="takes no system: this kernel cannot"):
+        systems.Systems(Told(refused={"code": "boot-backend", "sentence": "this kernel cannot"}), None, parts, tmp_path)
 
 
 class Updated:
