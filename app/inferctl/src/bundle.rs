@@ -6,6 +6,7 @@
 mod build;
 mod diff;
 mod inspect;
+mod parts;
 mod rootfs;
 mod sign;
 mod verify;

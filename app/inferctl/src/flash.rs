@@ -21,12 +21,12 @@ use crate::{fail::Failure, files, meter::Meter, show};
 use disks::{Disk, Kernel, Seen, Use};
 use error::FlashError;
 use image::Image;
-use medium::{Medium, Target};
+use medium::Target;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 use settings::Settings;
 use std::{
-    fs::{self, Metadata},
+    fs,
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -117,6 +117,12 @@ impl From<FlashError> for Failed {
     }
 }
 
+/// What DEVICE names.
+enum Named {
+    File(PathBuf),
+    Disk(Disk),
+}
+
 /// What a write was.
 struct Done {
     device: PathBuf,
@@ -163,6 +169,7 @@ impl Flash {
         if let Some(config) = &config {
             provision::rehearse(self.config_path(), &image, config)?;
         }
+        self.look(&image)?;
         let mut meter = None;
         let checked = image.check(|now, total| {
             meter.get_or_insert_with(|| Meter::new("checking the image", 0, total, json)).at(now);
@@ -208,45 +215,72 @@ impl Flash {
         Ok(())
     }
 
+    /// What stands against the medium is said before an image of gigabytes is read. All of it is asked again before the first byte.
+    fn look(&self, image: &Image) -> Result<(), FlashError> {
+        let kernel = Kernel::default();
+        match &self.device {
+            Some(named) => self.named(image, &kernel, named).map(|_| ()),
+            None if Seen::now(&kernel).disks().iter().any(Disk::is_offered) => Ok(()),
+            None => Err(FlashError::NoMedium),
+        }
+    }
+
+    /// What DEVICE is, where nothing stands against writing to it.
+    fn named(&self, image: &Image, kernel: &Kernel, named: &Path) -> Result<Named, FlashError> {
+        let device = fs::canonicalize(named).map_err(|source| FlashError::Open {
+            device: named.to_owned(),
+            hint: if self.file && source.kind() == io::ErrorKind::NotFound {
+                " (make a file of a card's size first: truncate -s 8G FILE)"
+            } else {
+                ""
+            },
+            source,
+        })?;
+        let status = fs::metadata(&device).map_err(|source| FlashError::Open {
+            device: device.clone(),
+            source,
+            hint: "",
+        })?;
+        if status.is_file() && self.file {
+            image.differs_from(&device, &status)?;
+            if let Some(name) = Seen::now(kernel).showing(&status) {
+                let why = format!(
+                    "/dev/{name} shows it; `losetup -d /dev/{name}` ends that, or write to /dev/{name}"
+                );
+                return Err(FlashError::Refused { device, code: "in-use", why });
+            }
+            enough(image, &device, status.len())?;
+            return Ok(Named::File(device));
+        }
+        if !status.file_type().is_block_device() {
+            let why = "it is no disk (--file writes to a regular file)".to_owned();
+            return Err(FlashError::Refused { device, code: "not-a-disk", why });
+        }
+        let seen = Seen::now(kernel);
+        let disk = match seen.named(status.rdev()) {
+            Some((_, Some(whole))) => {
+                let why = format!("it is a partition; the whole disk is /dev/{whole}");
+                return Err(FlashError::Refused { device, code: "partition", why });
+            }
+            Some((name, None)) => seen.disk(&name),
+            None => None,
+        };
+        let Some(disk) = disk else {
+            let why = "the system does not know it as a disk".to_owned();
+            return Err(FlashError::Refused { device, code: "not-a-disk", why });
+        };
+        self.fits(image, kernel, &disk)?;
+        Ok(Named::Disk(disk))
+    }
+
     /// The one medium that may be written, opened.
     fn target(&self, image: &Image) -> Result<(PathBuf, Target), FlashError> {
         let kernel = Kernel::default();
         if let Some(named) = &self.device {
-            let device = fs::canonicalize(named).map_err(|source| FlashError::Open {
-                device: named.clone(),
-                hint: if self.file && source.kind() == io::ErrorKind::NotFound {
-                    " (make a file of a card's size first: truncate -s 8G FILE)"
-                } else {
-                    ""
-                },
-                source,
-            })?;
-            let status = fs::metadata(&device).map_err(|source| FlashError::Open {
-                device: device.clone(),
-                source,
-                hint: "",
-            })?;
-            if status.is_file() && self.file {
-                return self.regular(image, device, &status);
-            }
-            if !status.file_type().is_block_device() {
-                let why = "it is no disk (--file writes to a regular file)".to_owned();
-                return Err(FlashError::Refused { device, code: "not-a-disk", why });
-            }
-            let seen = Seen::now(&kernel);
-            let disk = match seen.named(status.rdev()) {
-                Some((_, Some(whole))) => {
-                    let why = format!("it is a partition; the whole disk is /dev/{whole}");
-                    return Err(FlashError::Refused { device, code: "partition", why });
-                }
-                Some((name, None)) => seen.disk(&name),
-                None => None,
+            return match self.named(image, &kernel, named)? {
+                Named::File(device) => self.regular(device),
+                Named::Disk(disk) => self.open(image, &kernel, &disk),
             };
-            let Some(disk) = disk else {
-                let why = "the system does not know it as a disk".to_owned();
-                return Err(FlashError::Refused { device, code: "not-a-disk", why });
-            };
-            return self.open(image, &kernel, &disk);
         }
         let mut offered: Vec<Disk> =
             Seen::now(&kernel).disks().into_iter().filter(Disk::is_offered).collect();
@@ -267,15 +301,8 @@ impl Flash {
         self.open(image, &kernel, &disk)
     }
 
-    fn regular(
-        &self,
-        image: &Image,
-        device: PathBuf,
-        status: &Metadata,
-    ) -> Result<(PathBuf, Target), FlashError> {
-        image.differs_from(&device, status)?;
+    fn regular(&self, device: PathBuf) -> Result<(PathBuf, Target), FlashError> {
         let target = Target::file(&device)?;
-        enough(image, &device, target.size())?;
         if !self.yes {
             confirm(&format!("Everything in the file {} is replaced.", device.display()), "yes")?;
         }
@@ -312,14 +339,18 @@ impl Flash {
         Ok(())
     }
 
-    fn open(&self, image: &Image, kernel: &Kernel, disk: &Disk) -> Result<(PathBuf, Target), FlashError> {
-        let device = disk.device.clone();
-        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    /// What stands against writing this image to this disk.
+    fn fits(&self, image: &Image, kernel: &Kernel, disk: &Disk) -> Result<(), FlashError> {
         self.refuse(disk)?;
-        if let Some(Ok(shown)) = Seen::now(kernel).backing(&name).map(fs::metadata) {
-            image.differs_from(&device, &shown)?;
+        if let Some(Ok(shown)) = Seen::now(kernel).backing(&disk.name()).map(fs::metadata) {
+            image.differs_from(&disk.device, &shown)?;
         }
-        enough(image, &device, disk.identity.size)?;
+        enough(image, &disk.device, disk.identity.size)
+    }
+
+    fn open(&self, image: &Image, kernel: &Kernel, disk: &Disk) -> Result<(PathBuf, Target), FlashError> {
+        let (device, name) = (disk.device.clone(), disk.name());
+        self.fits(image, kernel, disk)?;
         if !self.yes {
             show::line(&table(std::slice::from_ref(disk)));
             let lost = format!("Everything on {} is lost.", device.display());

@@ -1,6 +1,6 @@
 //! `inferctl bundle build`: a bundle of model directories, or of a system.
 
-use super::rootfs;
+use super::{parts, rootfs};
 use crate::{
     fail::Failure,
     files::{self, Unwritten},
@@ -287,6 +287,16 @@ impl Build {
     /// Whether the system calls itself as its bundle is to be called. What cannot be asked is packed; the sentence that tells of that.
     fn compared(&self, product: &str) -> Result<Option<String>, Failure> {
         let Some(path) = self.system.rootfs.as_deref().filter(|_| !self.unchecked) else { return Ok(None) };
+        let boots =
+            [(&self.system.boot, None), (&self.system.boot_a, Some('a')), (&self.system.boot_b, Some('b'))];
+        let misplaced = boots
+            .into_iter()
+            .filter_map(|(file, slot)| parts::boot(file.as_deref()?, slot).err())
+            .chain(parts::root(path).err())
+            .next();
+        if let Some(misplaced) = misplaced {
+            return Err(Failure::Other(format!("{misplaced}; --unchecked packs it all the same")));
+        }
         match rootfs::image(path) {
             Ok(image) => rootfs::compare(&image, product, self.version).map(|()| None).map_err(|other| {
                 Failure::Other(format!("{}: {other}; --unchecked packs it all the same", path.display()))

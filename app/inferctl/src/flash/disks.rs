@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs,
+    fs::{self, Metadata},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -72,6 +72,11 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// What the kernel calls it.
+    pub fn name(&self) -> String {
+        self.device.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Whether it is written to only when it was named, and then named again: neither a card nor what stands for one in tests.
     pub fn is_fixed(&self) -> bool {
         !self.removable && self.transport != "loop"
@@ -225,6 +230,15 @@ impl Seen {
     /// The file that a loop device shows.
     pub fn backing(&self, name: &str) -> Option<PathBuf> {
         self.behind(name, "loop/backing_file")
+    }
+
+    /// The loop device that shows a file.
+    pub fn showing(&self, file: &Metadata) -> Option<String> {
+        let loops = list(&self.kernel.sys.join("block")).into_iter().filter(|name| name.starts_with("loop"));
+        loops.into_iter().find(|name| {
+            let shown = self.backing(name).and_then(|path| fs::metadata(path).ok());
+            shown.is_some_and(|shown| (shown.dev(), shown.ino()) == (file.dev(), file.ino()))
+        })
     }
 
     fn behind(&self, name: &str, file: &str) -> Option<PathBuf> {

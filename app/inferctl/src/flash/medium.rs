@@ -1,7 +1,11 @@
 //! What is written to: a device opened past the page cache, or a file.
 
 use super::{disks::Identity, error::FlashError};
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise},
+    libc,
+};
 use std::{
     fs::{File, OpenOptions},
     io::{self, Seek as _, SeekFrom},
@@ -114,6 +118,19 @@ impl Target {
     pub fn file(path: &Path) -> Result<Self, FlashError> {
         let failed = |source| FlashError::Open { device: path.to_owned(), source, hint: "" };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+        // QEMU locks bytes of a medium in this way, and so does another flash. A file system that knows no locks has none.
+        let whole = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        if let Err(Errno::EAGAIN | Errno::EACCES) = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+            let why = "somebody is at work with it: an emulated board (scripts/run --card), or another flash"
+                .to_owned();
+            return Err(FlashError::Refused { device: path.to_owned(), code: "in-use", why });
+        }
         let size = file.metadata().map_err(failed)?.len();
         Ok(Self { file, size, direct: false, dirty: 0, buffer: Aligned::new() })
     }

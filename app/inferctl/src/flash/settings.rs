@@ -109,6 +109,11 @@ fn check(text: &str) -> Result<(), String> {
             if inferd_provision::SECTIONS.contains(&section) {
                 continue;
             }
+            if section == "security" {
+                for (place, why) in bad_keys(value) {
+                    problems.push(Problem::at(at(place), why));
+                }
+            }
             let Some(keys) = known.get(section) else {
                 let all = known.keys().copied().chain(inferd_provision::SECTIONS);
                 let hint = inferd_provision::nearest(section, all);
@@ -163,6 +168,31 @@ fn reference() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         }
     }
     known
+}
+
+/// API keys that no device takes, as an example's dots: the one mistake in values that would leave a device without its owner.
+fn bad_keys(section: &Spanned<DeValue<'_>>) -> Vec<(Range<usize>, String)> {
+    let texts = |value: &Spanned<DeValue<'_>>| match value.get_ref() {
+        DeValue::String(text) => vec![(value.span(), text.to_string())],
+        DeValue::Array(items) => {
+            items.iter().filter_map(|item| Some((item.span(), item.get_ref().as_str()?.to_owned()))).collect()
+        }
+        _ => Vec::new(),
+    };
+    let named = |name: &str| name == "api_key" || name.ends_with("_keys");
+    section
+        .get_ref()
+        .as_table()
+        .into_iter()
+        .flat_map(|table| table.iter())
+        .filter(|(name, _)| named(name.get_ref()))
+        .flat_map(|(_, value)| texts(value))
+        .filter(|(_, text)| !text.is_empty() && text != KEPT)
+        .filter_map(|(place, text)| {
+            let why = key::stored(&text).err()?;
+            Some((place, format!("{why}; `inferctl key new` draws one")))
+        })
+        .collect()
 }
 
 /// Where something is said to be kept.
@@ -234,6 +264,11 @@ mod tests {
                 "line 2: there is no setting tls.self_singed; did you mean self_signed?",
             ),
             ("[security]\nadmin_keys = [\"(kept)\"]\n", "line 2: (kept) is what a device keeps"),
+            (
+                "[security]\nadmin_keys = [\"...\"]\n",
+                "line 2: a key is 16 to 256 printable characters; `inferctl key new`",
+            ),
+            ("[security]\n\napi_key = \"short\"\n", "line 3: a key is"),
             ("[network.wifi]\nssid = \"x\"\npassphrase = \"(kept)\"\n", "line 3: (kept)"),
         ] {
             let said = check(text).unwrap_err();
