@@ -270,6 +270,17 @@ def test_a_daemon_that_is_not_ready_or_says_nothing_new_keeps_its_system_from_be
         board.ok("try")
 
 
+def test_a_daemon_that_falls_silent_before_its_time_is_over_keeps_its_system_from_being_committed(board):
+    board.ok("install", board.bundle(2))
+    board.ok("try")
+    board.start("request")
+    # Its last word: that counts for 10 s, and the time that it is to hold is shorter.
+    board.says()
+    board.ok("watch", "--hold", "4", "--grace", "2")
+    assert board.record()[0]["chosen"] == "a" and len(board.restarts()) == 1
+    assert board.status()["state"]["gave_up"]["code"] == "not-ready"
+
+
 def test_a_daemon_that_is_another_one_at_every_look_keeps_its_system_from_being_committed(board):
     board.ok("install", board.bundle(2))
     board.ok("try")

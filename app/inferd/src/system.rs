@@ -149,7 +149,7 @@ struct Held {
 }
 
 impl Held {
-    /// A look at it; `None` when it is not ready.
+    /// What it said at a moment; `None` when it is not ready.
     fn look(&mut self, now: Duration, who: Who, ready: bool) -> Option<Duration> {
         // Another one: it ended in between, however soon the next one was ready.
         if self.who.replace(who).is_some_and(|before| before != who) || !ready {
@@ -431,8 +431,11 @@ impl Desk {
             let who = (said.as_ref().map(|said| said.pid), keeper.map(|keeper| keeper.starts));
             let now = begin.elapsed();
             let over = patience.is_over(now, said.as_ref().is_some_and(waits_for_a_model));
-            let judged = ready::judge(said, history::uptime());
-            if held.look(now, who, judged.is_ok()).is_some_and(|held| held >= hold) {
+            // By when it said so, not by when that was read: its word counts for a while, and one that hangs has no time.
+            let uptime = history::uptime();
+            let at = said.as_ref().map_or(uptime, |said| uptime.min(Duration::from_millis(said.uptime_ms)));
+            let judged = ready::judge(said, uptime);
+            if held.look(at, who, judged.is_ok()).is_some_and(|held| held >= hold) {
                 systems.commit()?;
                 tell(format_args!("{} {} is committed", about.product, about.version));
                 let _ = fs::remove_file(self.cli.run.join(ready::TRIAL));
