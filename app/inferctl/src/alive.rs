@@ -77,7 +77,19 @@ struct Entry {
     uptime_ms: u64,
     kind: String,
     sentence: String,
+    detail: Value,
     words: Vec<String>,
+}
+
+impl Entry {
+    /// Whose the words are, where that is not what the entry is about.
+    fn whose(&self) -> Option<&'static str> {
+        match self.detail["words_of"].as_str()? {
+            "panic" => Some("around the panic"),
+            "console" => Some("the kernel's console before the reset, which need not name its cause"),
+            _ => None,
+        }
+    }
 }
 
 impl History {
@@ -116,11 +128,14 @@ impl History {
                 e.sentence.clone(),
             ]);
             if self.words {
-                let word = |w: &String| {
+                let row = |text: String| {
                     let empty = String::new;
-                    vec![empty(), empty(), empty(), empty(), format!("  | {w}")]
+                    vec![empty(), empty(), empty(), empty(), text]
                 };
-                rows.extend(e.words.iter().map(word));
+                rows.extend(
+                    e.whose().filter(|_| !e.words.is_empty()).map(|whose| row(format!("  {whose}:"))),
+                );
+                rows.extend(e.words.iter().map(|w| row(format!("  | {w}"))));
             }
         }
         show::table(&["boot", "after", "kept by", "what", "sentence"], &rows)
@@ -228,6 +243,16 @@ mod tests {
         let page = |words| History { limit: 20, kind: None, words }.page(&entries);
         assert!(page(false).contains("let-go    it hung"), "{}", page(false));
         assert!(!page(false).contains("bye") && page(true).contains("| bye"));
+        assert!(!page(true).contains("console"), "{}", page(true));
+        let boot = |of| json!([{"kind": "boot", "sentence": "it hung", "detail": {"words_of": of}, "words": ["bye"]}]);
+        let of = |of| {
+            History { limit: 1, kind: None, words: true }
+                .page(&serde_json::from_value::<Vec<_>>(boot(of)).unwrap())
+        };
+        assert!(
+            of("console").contains("the kernel's console before the reset")
+                && of("panic").contains("around the panic:")
+        );
         assert_eq!(
             History { limit: 1, kind: None, words: false }.page(&[]),
             "nothing has happened that is kept"

@@ -185,7 +185,7 @@ fn found(settings: &Settings, feeder: &mut Feeder, writer: &Arc<Writer>) -> (Fou
     let record = BootRecord::default();
     let history = History::open(None, record.boot, Arc::clone(writer));
     let reset = Reset { reason: ResetReason::Unknown, sentence };
-    (Found { record, reset, words: Vec::new(), again: false, lasting: false }, history)
+    (Found { record, reset, words: None, again: false, lasting: false }, history)
 }
 
 fn places(settings: &Settings) -> Places {
@@ -272,7 +272,7 @@ impl Keeper {
     }
 
     /// Tells why the board, or this keeper, was started.
-    fn begin(&mut self, again: bool, words: Vec<String>) {
+    fn begin(&mut self, again: bool, words: Option<reason::Words>) {
         if again {
             // What the keeper before knew of this boot is in the file that it left.
             let file = self.settings.run.join("state.json");
@@ -289,8 +289,12 @@ impl Keeper {
             let Reset { reason, sentence } = self.reset.clone();
             let name = reason.name();
             self.say(&format!("boot {}: {name}: {sentence}", self.record.boot));
-            let detail = json!({"reason": reason, "boot_status": self.feeder.boot_status});
-            self.remember(history::Event::new(Kind::Boot, sentence).with(detail).saying(words));
+            let mut detail = json!({"reason": reason, "boot_status": self.feeder.boot_status});
+            if let Some(words) = &words {
+                detail["words_of"] = json!(words.of);
+            }
+            let lines = words.map(|words| words.lines).unwrap_or_default();
+            self.remember(history::Event::new(Kind::Boot, sentence).with(detail).saying(lines));
             self.write_record();
         }
         let settings = self.settings.remarks.clone();
