@@ -242,6 +242,43 @@ def test_what_was_configured_and_cannot_be_had_shuts_the_doors_until_a_factory_r
     assert doors(folder) == [True, True]
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        '[security]\nopen_reads = false\nopen_inference = false\nadmin_keys = ["{key}"]\n[device]\nhostnme = "a"\n',
+        '[device\nhostname = "a"\n[security]\nopen_reads = false\nadmin_keys = ["{key}"]\n',
+        '[secruity]\nopen_reads = false\nadmin_keys = ["{key}"]\n',
+    ],
+)
+def test_a_first_file_that_shuts_doors_and_has_a_mistake_opens_none(device, file):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir()
+    key = inferd_key()
+    (card / "inferd.toml").write_text(file.format(key=key))
+    where = ["--card", card, "--data", folder / "data", "--run", folder / "run", "--keep-hostname"]
+    for _ in range(2):
+        said = inferd("provision", *where).stdout
+        assert "CLOSED: inferd.toml is refused" in said and doors(folder) == [False, False], said
+        report = (card / "inferd-report.txt").read_text()
+        assert "Mend inferd.toml, or take it off this partition for the defaults." in report and key not in report + said
+        assert (folder / "run/closed").exists()
+    # Mended it does as it says; taken away instead, there was nothing.
+    mended = f'[security]\nopen_reads = false\nadmin_keys = ["{key}"]\n'
+    (card / "inferd.toml").unlink()
+    (folder / "run/boot.toml").unlink()
+    inferd("provision", *where)
+    assert doors(folder) == [True, True] and not (folder / "run/closed").exists()
+    (card / "inferd.toml").write_text(mended)
+    inferd("provision", *where)
+    assert doors(folder) == [False, True] and key in (folder / "run/boot.toml").read_text()
+
+
+def inferd_key():
+    """A key as `inferctl key new` draws one."""
+    return os.urandom(24).hex()
+
+
 def test_a_folder_and_a_file_of_nearly_the_right_name_are_told_in_the_report(device):
     folder, _, _ = device
     card = folder / "card"

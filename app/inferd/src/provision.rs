@@ -212,9 +212,10 @@ fn provision(cli: &Cli) -> io::Result<()> {
     if let State::Unread(why) = &settled.state {
         println!("provision: /boot/{FILE} is not used: {why}");
     }
-    if let Some(why) = &settled.closed {
+    if let Some(closed) = &settled.closed {
         println!(
-            "provision: CLOSED: {why}; reading and inference need a key at this start, {REPORT} says more"
+            "provision: CLOSED: {}; reading and inference need a key at this start, {REPORT} says more",
+            closed.why
         );
     }
     for key in &settled.lost {
@@ -487,6 +488,10 @@ fn wpa(wifi: &Wifi) -> String {
 
 /// A file for root's eyes only, from its first byte on.
 fn secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match &settled.closed {
+        Some(closed) => fs::write(run.join("closed"), format!("{}\n", closed.why))?,
+        None => gone(&run.join("closed"))?,
+    }
     use std::io::Write as _;
     let _ = fs::remove_file(path);
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)

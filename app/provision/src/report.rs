@@ -3,7 +3,7 @@
 //! ASCII with CRLF, so that every editor shows it, and always as long as a multiple of [`UNIT`]: written over where it stands, it changes
 //! neither the FAT nor a directory.
 
-use crate::settle::{FILE, Settled, State};
+use crate::settle::{Closed, FILE, Settled, State};
 use std::fmt::Write as _;
 
 /// The file on the boot partition.
@@ -34,6 +34,8 @@ pub struct Device {
     pub port: u16,
     /// Why the daemon does not start with what was taken over, where that is known.
     pub unused: Option<String>,
+    /// The file that the daemon starts with in place of it, where there is one.
+    pub overruled: Option<String>,
 }
 
 /// What the report of an earlier start says of whether the device was ever given a configuration; `None`: nothing, or it did not know.
@@ -62,6 +64,9 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
         State::Unread(why) => line(&format!("{FILE} was NOT taken, it cannot be read: {why}.")),
         State::InUse { encoding } if device.unused.is_some() => {
             line(&format!("{FILE} was taken over, read as {encoding}, and is NOT in use."));
+        }
+        State::InUse { encoding } if device.overruled.is_some() => {
+            line(&format!("{FILE} was taken over, read as {encoding}. The daemon does NOT go by it."));
         }
         State::InUse { encoding } => line(&format!("{FILE} is in use. It was read as {encoding}.")),
         State::NotKept { encoding } => {
@@ -96,11 +101,27 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
         );
         line("inference need a key meanwhile.");
     }
-    if let Some(why) = &settled.closed {
-        line(&format!("CLOSED: {why}, and somebody may have shut doors there that are open by default."));
-        let or =
-            if device.id.is_some() { ", or an empty file called factory-reset for the defaults" } else { "" };
-        line(&format!("  Put an {FILE} with your keys here{or}."));
+    if let Some(by) = &device.overruled {
+        line(&format!(
+            "The daemon goes by {by} on the device, which somebody has written there, in place of what was taken"
+        ));
+        line("over from here: take that file away there, or have a factory reset do it.");
+    }
+    match &settled.closed {
+        Some(Closed { why, by_file: true }) => {
+            line(&format!("CLOSED: {why}."));
+            line(&format!("  Mend {FILE}, or take it off this partition for the defaults."));
+        }
+        Some(Closed { why, by_file: false }) => {
+            line(&format!("CLOSED: {why}, and somebody may have shut doors there that are open by default."));
+            let or = if device.id.is_some() {
+                ", or an empty file called factory-reset for the defaults"
+            } else {
+                ""
+            };
+            line(&format!("  Put an {FILE} with your keys here{or}."));
+        }
+        None => {}
     }
     for key in &settled.lost {
         let why = match settled.state {

@@ -10,8 +10,9 @@
 //!
 //! A device that was configured and cannot get at that (no data partition, a record that is gone or cannot be read) is
 //! [closed](Settled::closed) unless the card brings a file: it would come up with open doors that somebody had shut. That it was is
-//! told by its own report on the card, and by a refused file in which a secret is kept. A record of [`NOTHING`] says that nothing is
-//! configured, as a factory reset leaves it.
+//! told by its own report on the card, and by a refused file in which a secret is kept. So is a device that has nothing but a file which it
+//! cannot take, where that is [about its doors](about_doors) or cannot be read: whoever wrote it meant to shut them. A record of [`NOTHING`]
+//! says that nothing is configured, as a factory reset leaves it.
 
 use crate::decode::Text;
 use crate::file::{self, Provision};
@@ -29,6 +30,8 @@ pub const FILE: &str = "inferd.toml";
 pub const NOTHING: &[u8] = b"null\n";
 /// Names beside the file's that are told.
 const MOST_BESIDE: usize = 4;
+/// What a file says of who may do what. Settings that are secret belong to it, too.
+const DOORS: [&str; 5] = ["security", "tls", "listen", "open_reads", "open_inference"];
 
 /// The boot partition. What returns is on the medium.
 pub trait Card {
@@ -84,6 +87,15 @@ pub enum State {
     Refused(Vec<Problem>),
 }
 
+/// Why a device lets nobody else in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// What there is to say, without a full stop.
+    pub why: String,
+    /// Whether it is the file on the card and nothing else: without that the device has its defaults.
+    pub by_file: bool,
+}
+
 /// What the device goes by.
 #[derive(Clone, Debug)]
 pub struct Settled {
@@ -102,7 +114,7 @@ pub struct Settled {
     /// Whether this device was ever given a configuration, as far as it knows.
     pub configured: Option<bool>,
     /// Why what was configured, or may have been, cannot be had: the device lets nobody else in.
-    pub closed: Option<String>,
+    pub closed: Option<Closed>,
 }
 
 /// What is kept.
@@ -158,15 +170,26 @@ pub fn settle(
     };
     let unknown = doubt.is_some() && remembered.is_none();
     let go_on = |state, record: Option<Record>, notes| {
-        let closed = doubt.clone().filter(|_| record.is_none());
+        let closed = doubt.clone().filter(|_| record.is_none()).map(|why| Closed { why, by_file: false });
         let configured =
             if unknown && record.is_none() { None } else { Some(record.is_some() || closed.is_some()) };
         Settled { configured, closed, ..going_on(state, record, notes) }
     };
+    // Of a device that has nothing else to go by.
+    let closed_by_file = |mut settled: Settled, why: Option<String>| {
+        if let Some(why) = why.filter(|_| settled.text.is_none() && settled.closed.is_none()) {
+            settled.closed = Some(Closed { why, by_file: true });
+            settled.configured = None;
+        }
+        settled
+    };
     let found = card.map(|card| (card.read(FILE), card));
     let (bytes, card) = match found {
         Some((Ok(Some(bytes)), card)) => (bytes, card),
-        Some((Err(why), _)) => return go_on(State::Unread(why.to_string()), record, notes),
+        Some((Err(why), _)) => {
+            let closed = format!("{FILE} cannot be read");
+            return closed_by_file(go_on(State::Unread(why.to_string()), record, notes), Some(closed));
+        }
         Some((Ok(None), _)) | None => return go_on(State::Absent, record, notes),
     };
     if let Some(record) = record.as_ref().filter(|record| record.knows(&bytes)) {
@@ -177,12 +200,10 @@ pub fn settle(
     let taken = match take(&bytes, record.as_ref().map(|record| record.text.as_str()), keys, judge) {
         Ok(taken) => taken,
         Err(problems) => {
-            let mut settled = go_on(State::Refused(problems), record, notes);
-            if settled.text.is_none() && settled.closed.is_none() && keeps(&bytes, keys) {
-                settled.closed = Some("the data partition has none of what the file says is kept".to_owned());
-                settled.configured = None;
-            }
-            return settled;
+            let settled = go_on(State::Refused(problems), record, notes);
+            let none = || "the data partition has none of what the file says is kept".to_owned();
+            let why = keeps(&bytes, keys).then(none).or_else(|| about_doors(&bytes, keys));
+            return closed_by_file(settled, why);
         }
     };
     let encoding = taken.encoding.clone();
@@ -221,6 +242,24 @@ pub fn judged(
 fn keeps(bytes: &[u8], keys: &[&str]) -> bool {
     let text = Text::of(bytes).map(|written| written.text).unwrap_or_default();
     secrets::find(&text, keys).is_ok_and(|found| found.iter().any(|secret| secret.kept))
+}
+
+/// Where a file that is refused may be about who may do what: why. A word that is nearly one of [`DOORS`] counts, for the mistake may be there;
+/// what is commented out does not.
+fn about_doors(bytes: &[u8], keys: &[&str]) -> Option<String> {
+    let Some(written) = Text::of(bytes).ok().filter(|_| bytes.len() <= MAX_BYTES) else {
+        return Some(format!("nobody can say what {FILE} means to shut"));
+    };
+    let text = written.text.to_lowercase();
+    let secrets = keys.iter().filter_map(|key| key.rsplit('.').next());
+    let doors: Vec<&str> = DOORS.into_iter().chain(secrets).collect();
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let words = lines.flat_map(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_')));
+    let near = |word: &str, door: &str| {
+        word.contains(door) || strsim::damerau_levenshtein(word, door) <= door.len() / 4
+    };
+    let mut words = words.filter(|word| doors.iter().any(|door| near(word, door)));
+    words.next().map(|word| format!("{FILE} is refused, and says who may do what ({})", file::shown(word)))
 }
 
 fn kept(store: &mut Option<&mut dyn Store>) -> Before {

@@ -345,6 +345,61 @@ fn a_refused_file_whose_secrets_nobody_has_closes_the_device() {
     assert!(start(&mut device).closed.is_none());
 }
 
+/// Keys and shut doors, and one mistake anywhere: in a name, in the TOML, in the section's own name, in the encoding.
+#[test]
+fn a_first_file_that_means_to_shut_doors_and_is_refused_closes_the_device() {
+    let doors = |section: &str, before: &str| {
+        format!(
+            "{before}[{section}]\nopen_reads = false\nopen_inference = false\nadmin_keys = [\"{API_KEY}\"]\n"
+        )
+    };
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    let mut broken = doors("security", "").into_bytes();
+    broken.extend(b"\0\0\x01");
+    for file in [
+        doors("security", "[device]\nhostnme = \"a\"\n").into_bytes(),
+        doors("security", "[device\nhostname = \"a\"\n").into_bytes(),
+        utf16(&doors("security", "[device]\nhostnme = \"a\"\n")),
+        b"[secruity]\nreads = false\n[device]\nhostnme = 1\n".to_vec(),
+        doors("access", "[device]\nhostnme = 1\n").into_bytes(),
+        format!("api_kye = \"{API_KEY}\"\n[device]\nhostnme = 1\n").into_bytes(),
+        b"[TLS]\nself_signed = true\n[device]\nhostnme = 1\n".to_vec(),
+        b"[server]\nlisten = [\"127.0.0.1:9000\"]\nthreads = many\n".to_vec(),
+        broken,
+        vec![b' '; inferd_provision::MAX_BYTES + 1],
+    ] {
+        for kept in [None, Some(NOTHING.to_vec())] {
+            let mut device = Device { kept, ..with(&file) };
+            let what = String::from_utf8_lossy(&file[..file.len().min(200)]).into_owned();
+            let settled = start(&mut device);
+            assert!(matches!(settled.state, State::Refused(_)) && settled.text.is_none(), "{what}");
+            assert!(settled.closed.as_ref().is_some_and(|closed| closed.by_file), "{what}: {settled:?}");
+            let report = told(&device);
+            assert!(report.contains("The device runs CLOSED") && !report.contains(API_KEY), "{report}");
+            assert!(report.contains("Mend inferd.toml, or take it off this partition"), "{report}");
+            assert!(start(&mut device).closed.is_some(), "and so at the next start");
+            // What it offers works.
+            device.file = None;
+            assert!(start(&mut device).closed.is_none(), "{what}");
+        }
+    }
+    // One that cannot be read may say anything.
+    let mut device = Device { folder: true, ..Device::default() };
+    assert!(start(&mut device).closed.is_some());
+    assert!(told(&device).contains("CLOSED: inferd.toml cannot be read."), "{}", told(&device));
+    device.folder = false;
+    assert!(start(&mut device).closed.is_none());
+    // What is about something else shuts nothing, and neither does what is commented out.
+    let mut device = with("# [security]\n#open_reads = false\n[device]\nhostnme = \"a\"\n");
+    assert!(start(&mut device).closed.is_none());
+    // What was taken before stays as it was: with open doors, too.
+    let mut device = with("[device]\nhostname = \"a\"\n");
+    start(&mut device);
+    device.file = Some(doors("security", "[device]\nhostnme = \"a\"\n").into_bytes());
+    let settled = start(&mut device);
+    assert!(settled.closed.is_none() && settled.text.is_some());
+}
+
 #[test]
 fn a_device_that_was_never_configured_is_open_at_its_first_start_and_without_its_data_partition_too() {
     let mut device = Device::default();
