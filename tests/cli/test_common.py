@@ -102,7 +102,10 @@ def chosen(shell):
     lines = lines.replace("/etc/inferd/inferd.toml", f"{folder}/own.toml").replace("/data/inferd.toml", f"{folder}/data.toml")
 
     def choose(**files):
-        (folder / "refused").unlink(missing_ok=True)
+        for name in ("refused", "overruled", "closed", "log"):
+            (folder / name).unlink(missing_ok=True)
+        if "why_closed" in files:
+            (folder / "closed").write_text(files["why_closed"])
         for name in ("own", "closed", "boot", "data"):
             (folder / f"{name}.toml").unlink(missing_ok=True)
             if name in files:
@@ -126,8 +129,36 @@ def test_a_refused_configuration_that_says_who_may_what_opens_no_door(chosen):
     assert chosen(**start, boot="bad") == folder / "own.toml"
     for closing in ("[security]", "[tls]", "server.listen = 1"):
         assert chosen(**start, boot=f"bad\n{closing}") == folder / "closed.toml"
-    assert chosen(**start, boot="bad [security]", data="good") == folder / "data.toml"
+    assert chosen(**start, boot="bad [security]", data="good") == folder / "closed.toml"
     assert "is not used: problem: it is bad" in (folder / "log").read_text()
+
+
+def test_what_somebody_wrote_on_the_device_opens_no_door_of_a_closed_one_and_is_told_where_it_wins(chosen):
+    folder, start = chosen.folder, {"own": "", "closed": "# closed"}
+    log = lambda: (folder / "log").read_text() if (folder / "log").exists() else ""  # noqa: E731
+    # Closed: `boot.toml` is what `inferd provision` has left.
+    assert chosen(**start, boot="# closed", data="good", why_closed="the record is gone\n") == folder / "boot.toml"
+    assert f"boot: {folder}/data.toml is not used: the device is CLOSED" in log()
+    assert chosen(**start, data="good", provisioned=False) == folder / "closed.toml"
+    assert not (folder / "calls").exists() and not (folder / "overruled").exists()
+    # Open: the last one wins, and console and report say so.
+    assert chosen(**start, boot="good", data="good") == folder / "data.toml"
+    assert (folder / "overruled").read_text() == f"{folder}/data.toml\n"
+    assert f"the daemon starts with {folder}/data.toml, not with the inferd.toml of the boot partition" in log()
+    assert (folder / "calls").read_text().startswith("provision --report --name ")
+    # Nothing of the card is overruled where there is nothing of it, or the daemon does not take it anyway.
+    assert chosen(**start, data="good") == folder / "data.toml"
+    assert not (folder / "overruled").exists() and "not with the inferd.toml" not in log()
+
+
+def test_an_interface_that_is_not_there_is_looked_for_at_times(shell):
+    one = COMMON.with_name("network").read_text().partition("\none() {")[2].partition("\n}\n")[0]
+    stubs = f'sleep() {{ echo "waits $1" >>{shell.folder}/calls; }}\nip() {{ echo "$*" >>{shell.folder}/calls; }}\nudhcpc() {{ exit; }}\n'
+    lines = stubs + "one() {" + one.replace("exec udhcpc", "udhcpc").replace("/sys/class/net", f"{shell.folder}/net") + "\n}\n"
+    assert shell(f"{lines}one eth7 {shell.folder}/no\n") == ["waits 15"]
+    (shell.folder / "net/eth7").mkdir(parents=True)
+    (shell.folder / "calls").unlink()
+    assert shell(f"{lines}one eth7 {shell.folder}/no\n") == ["link set eth7 up"]
 
 
 def test_the_report_on_the_card_has_the_last_word_about_what_the_daemon_does_not_start_with(chosen):

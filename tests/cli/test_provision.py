@@ -279,6 +279,41 @@ def inferd_key():
     return os.urandom(24).hex()
 
 
+def test_without_a_data_partition_nobody_is_told_that_a_factory_reset_helps(device):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir()
+    (card / "factory-reset").touch()
+    done = inferd("provision", "--card", card, "--run", folder / "run", "--keep-hostname")
+    report = (card / "inferd-report.txt").read_text()
+    assert "NOTE: no factory reset: there is no data partition at this start" in report and "no factory reset" in done.stdout
+    assert "called factory-reset" not in report and "e2fsck" in report.partition("What to do next")[2]
+
+
+def test_an_interface_that_is_not_there_is_told(device):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir()
+    (card / "inferd.toml").write_text("[network.lan]\naddress = '10.1.2.3/24'\n")
+    said = provision(folder, "--card", card)
+    here = ", ".join(sorted(set(os.listdir("/sys/class/net")) - {"lo"})) or "none"
+    for told in (said, (card / "inferd-report.txt").read_text()):
+        assert f"[network.lan] waits for an interface of that name; at this start there were: {here}." in told, told
+
+
+def test_a_file_of_the_device_that_goes_before_the_card_s_is_told_in_the_report(device):
+    folder, _, _ = device
+    card = folder / "card"
+    card.mkdir()
+    (card / "inferd.toml").write_text("[tls]\nself_signed = true\n")
+    provision(folder, "--card", card)
+    (folder / "run/overruled").write_text("/data/inferd.toml\n")
+    provision(folder, "--card", card, "--report")
+    report = (card / "inferd-report.txt").read_text()
+    assert "inferd.toml was taken over, read as UTF-8. The daemon does NOT go by it." in report
+    assert "The daemon goes by /data/inferd.toml on the device" in report and "is in use" not in report
+
+
 def test_a_folder_and_a_file_of_nearly_the_right_name_are_told_in_the_report(device):
     folder, _, _ = device
     card = folder / "card"

@@ -13,6 +13,9 @@
 //! | `RUN/provisioned` | the scripts: names and servers as variables of a shell |
 //! | `RUN/net/NAME` | `network`: the fixed address of an interface; `wired` is the first one |
 //! | `RUN/refused` | itself, by the boot script: why the daemon does not start with `RUN/boot.toml` |
+//! | `RUN/overruled` | itself, by the boot script: the file that the daemon starts with in place of it |
+//! | `RUN/closed` | the boot script: that the device is closed, and no other configuration is to be taken |
+//! | `RUN/unforgotten` | itself: what a factory reset before could not forget |
 //! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
 
 use crate::config::{self, Arguments, Loaded};
@@ -24,7 +27,7 @@ use inferd_provision::report::{Device, REPORT, report};
 use inferd_provision::settle::{Card, FILE, NOTHING, Settled, State, Store, judged, settle};
 use inferd_provision::{MAX_BYTES, Problem, SECTIONS, secrets};
 use inferd_slots::{Found, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -41,11 +44,30 @@ use std::time::{Duration, Instant};
 const PROGRAMS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// Why the daemon does not start with what was taken over: the boot script has asked it.
 const REFUSED: &str = "refused";
+/// What the daemon starts with in its place, where there is another file: the boot script, too.
+const OVERRULED: &str = "overruled";
 /// An identity that is waited for longer is worth a line.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the daemon's user has for its certificate, and for forgetting. Entropy is there by then.
 const MAKING: Duration = Duration::from_secs(60);
-const FORGETTING: Duration = Duration::from_secs(90);
+/// Less than the watchdog waits for a start, so that what took longer is told.
+const FORGETTING: Duration = Duration::from_secs(40);
+/// How long files are overwritten before they are taken away, and the bytes of one write.
+const BLANKING: Duration = Duration::from_secs(20);
+const PIECE: usize = 1 << 16;
+/// Who asks for a factory reset leaves it here, below the data partition: `1` or [`EVERYTHING`], and behind it how often it was begun.
+const MARK: &str = "keeper/factory-reset";
+/// The same on the boot partition, for the boot script.
+const ASKS_FOR_RESET: [&str; 2] = ["factory-reset", "factory-reset.txt"];
+const EVERYTHING: &str = "everything";
+/// Starts that may begin the same reset.
+const BEGINNINGS: u32 = 3;
+/// Below RUN: what a factory reset could not forget, one sentence.
+const UNFORGOTTEN: &str = "unforgotten";
+/// What a reset of everything passes over: what it goes by, why the board restarts, that the file system is still to grow, folders that stay.
+const STAYS: [&str; 5] = [MARK, "keeper/intent", ".growing", "keeper", "lost+found"];
+/// What it overwrites first.
+const SECRET: [&str; 5] = ["provision", "inferd.toml", "identity", "inferd/tls", "inferd/trust"];
 /// What a factory reset leaves of the daemon's directory: the record of the slots, whose keys it believes, its own key.
 const OUTLIVES_RESET: [&str; 5] = ["state", "lock", "trust", "tls", "device-id"];
 
@@ -124,8 +146,12 @@ pub fn main() -> ExitCode {
 fn grow(disk: &Path, data: &Path) -> ExitCode {
     match inferd_provision::grow::grow(disk, data, "data") {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(length)) => {
-            println!("the data partition has grown to {} MiB, the end of the medium", length >> 20);
+        Ok(Some((partition, files))) => {
+            println!(
+                "the data partition has grown to {} MiB, the end of the medium, and its file system to {} MiB",
+                partition >> 20,
+                files >> 20
+            );
             ExitCode::SUCCESS
         }
         Err(why) => {
@@ -223,6 +249,7 @@ fn provision(cli: &Cli) -> io::Result<()> {
     }
     settled.notes.extend(missing(&settled.provision));
     for note in &settled.notes {
+    settled.notes.extend(unforgotten(cli));
         println!("provision: {note}");
     }
     let name = settled.provision.hostname.clone().unwrap_or_else(|| cli.name.clone());
@@ -293,6 +320,42 @@ fn missing(provision: &Provision) -> Vec<String> {
         notes.push("[time] is left out: this image has no ntpd.".to_owned());
     }
     notes
+    let there = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let there: BTreeSet<String> =
+        there.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    notes.extend(not_there(provision, &there));
+    notes
+}
+
+/// Interfaces that a file names and that were not there at this start.
+fn not_there(provision: &Provision, there: &BTreeSet<String>) -> Option<String> {
+    let names: Vec<String> = provision
+        .interfaces
+        .keys()
+        .filter(|name| !there.contains(*name))
+        .map(|name| format!("[network.{name}]"))
+        .collect();
+    let here: Vec<&str> = there.iter().map(String::as_str).filter(|name| *name != "lo").collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} waits for an interface of that name; at this start there were: {}. The first wired one is [network].",
+            names.join(", "),
+            if here.is_empty() { "none".to_owned() } else { here.join(", ") }
+        )
+    })
+}
+
+/// What a factory reset could not do.
+fn unforgotten(cli: &Cli) -> Vec<String> {
+    let mut notes: Vec<String> = fs::read_to_string(cli.run.join(UNFORGOTTEN)).into_iter().collect();
+    let asked = |card: &PathBuf| ASKS_FOR_RESET.iter().any(|name| card.join(name).is_file());
+    if cli.data.is_none() && cli.card.as_ref().is_some_and(asked) {
+        notes.push(
+            "no factory reset: there is no data partition at this start. One that is broken is mended on another machine (e2fsck), or with \
+             a medium flashed anew; a good inferd.toml here is used meanwhile."
+                .to_owned(),
+        );
+    }
 }
 
 /// The address for the report: this one, else the last one. It is kept only when it is another one.
@@ -327,6 +390,7 @@ fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
         port: config.server.listen.first().map_or(9000, std::net::SocketAddr::port),
         unused: fs::read_to_string(cli.run.join(REFUSED)).ok().map(|why| why.trim().to_owned()),
         ..Device::default()
+        overruled: fs::read_to_string(cli.run.join(OVERRULED)).ok().map(|by| by.trim().to_owned()),
     };
     if let Some(fixed) = settled.provision.wired.address {
         device.address = Some(fixed.ip.to_string());

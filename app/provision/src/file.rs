@@ -7,6 +7,8 @@ use toml::de::{DeTable, DeValue};
 
 /// The first wired interface, as the kernel calls it where there is one.
 const FIRST: &str = "eth0";
+/// What the scripts call it.
+const FIRST_IN_WORDS: &str = "wired";
 /// Sections that others have for what is `[network.wifi]` here.
 const WIRELESS: [&str; 4] = ["wifi", "wlan", "wireless", "wlan0"];
 /// Servers, keys and interfaces that a file may name of each.
@@ -250,6 +252,11 @@ impl Reader<'_> {
             };
             if name == "wifi" {
                 found.wifi = self.wifi(table, key.span().start);
+                continue;
+            }
+            if name == FIRST_IN_WORDS {
+                let says = format!("the first wired interface is [network], not [network.{name}].");
+                self.problem(key.span().start, says);
                 continue;
             }
             if !interface(name) {

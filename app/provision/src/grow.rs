@@ -58,11 +58,11 @@ impl From<nix::Error> for GrowError {
 }
 
 /// Grows the partition `name`, the last one of the block device `disk`, and the ext4 of it that is mounted at `mount`. Returns its new
-/// length in bytes; `None`: there was nothing to do.
+/// length in bytes, and that of the file system; `None`: there was nothing to do.
 ///
 /// # Errors
 /// [`GrowError`]; what was done before a failure is completed by the next call.
-pub fn grow(disk: &Path, mount: &Path, name: &str) -> Result<Option<u64>, GrowError> {
+pub fn grow(disk: &Path, mount: &Path, name: &str) -> Result<Option<(u64, u64)>, GrowError> {
     let mut medium = OpenOptions::new().read(true).write(true).open(disk)?;
     let length = medium.seek(SeekFrom::End(0))?;
     let look = |medium: &File| -> Result<_, GrowError> {
@@ -94,9 +94,10 @@ pub fn grow(disk: &Path, mount: &Path, name: &str) -> Result<Option<u64>, GrowEr
         None => partition_length(mount)?,
     };
     let block = nix::sys::statvfs::statvfs(mount)?.fragment_size();
-    resize_file_system(mount, partition.min(LARGEST) / block)?;
+    let blocks = partition.min(LARGEST) / block;
+    resize_file_system(mount, blocks)?;
     fs::remove_file(&mark)?;
-    Ok(Some(partition))
+    Ok(Some((partition, blocks * block)))
 }
 
 /// The medium as it is asked. The tests have one that lies.

@@ -163,7 +163,14 @@ pub fn report(device: &Device, settled: &Settled) -> Vec<u8> {
         crate::secrets::KEPT
     ));
     line("    device keeps: leave it, or write another one in its place.");
-    line("  - To forget everything that was configured put an empty file called factory-reset here.");
+    // Without a data partition there is nothing that a reset could change.
+    if device.id.is_some() {
+        line("  - To forget everything that was configured put an empty file called factory-reset here.");
+    } else {
+        line(
+            "  - The data partition cannot be used: have another machine look at it (e2fsck), or flash the medium anew.",
+        );
+    }
     let ascii: String =
         out.chars().map(|c| if c.is_ascii_graphic() || matches!(c, ' ' | '\n') { c } else { '?' }).collect();
     let mut bytes = ascii.replace('\n', "\r\n").into_bytes();

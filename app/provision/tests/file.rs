@@ -125,6 +125,9 @@ fn the_first_interface_is_spoken_of_once() {
     let once =
         "[network] is about the first wired interface, and so is [network.eth0]: say it in one of them.";
     assert_eq!(said(both), [format!("line 2: {once}")]);
+    // Under its name among the scripts it would take the place of the section's own settings.
+    let wired = both.replace("eth0", "wired");
+    assert_eq!(said(&wired), ["line 3: the first wired interface is [network], not [network.wired]."]);
     for good in [both.replace("eth0", "eth1"), both.replace("dns = [\"9.9.9.9\"]\n", "")] {
         assert!(parse(&good).is_ok(), "{good}");
     }
