@@ -9,6 +9,7 @@ import shutil
 import time
 
 import jsonschema
+import layout as layouts
 import places
 import pytest
 from appliance import device, variants
@@ -38,6 +39,15 @@ self_signed = true
 listen = ["0.0.0.0:9443"]
 """
 CONFIGURED = PROVISIONED + "[server]\ndocs_enabled = false\n"
+# With one mistake, as a first file may have it.
+CLOSING = """\
+[device]
+hostnme = "shop-3"
+[security]
+open_reads = false
+open_inference = false
+admin_keys = ["{api_key}"]
+"""
 # Emulation on a busy machine.
 PATIENCE_S = 240
 
@@ -202,3 +212,35 @@ def test_what_is_written_down_survives_a_power_cut_the_led_tells_and_a_factory_r
     told = unit.history("keeper")
     assert told[-len(evidence) :] == evidence
     assert any(entry["kind"] == "request" and "factory reset" in entry["sentence"] for entry in told[: -len(evidence)]), told
+
+    # As it is sold: nothing of it is left, in no file and in no block of the data partition. The next owner's card has a mistake.
+    medium = tmp_path / "medium.img"
+    left = {name: f"left-in-{name}-{time.monotonic_ns()}" for name in ("inferd.toml", "identity/ssh/dropbear", "inferd/capture/window", "keeper/system.json")}
+    for name, content in left.items():
+        machine.sh(f"mkdir -p $(dirname /data/{name}) && echo '# {content}' >/data/{name}")
+    left["the key of its certificate"] = machine.sh("cat /data/inferd/tls/key.pem").splitlines()[1].strip()
+    left["its identity"] = machine.sh("cat /data/identity/id")
+    machine.sh("echo everything >/data/keeper/factory-reset && sync")
+    machine.cut_power()
+    assert not [name for name, content in left.items() if content.encode() not in partition(medium, "data")], "they can be found"
+    device.put_on_boot_partition(medium, "inferd.toml", CLOSING.format(api_key=dev_keys.api_key), tmp_path)
+    machine.power_on()
+    machine.wait_ready(PATIENCE_S)
+    machine.wait_for_console("boot: factory reset: forgetting everything", 5)
+    machine.wait_for_console("provision: CLOSED: inferd.toml is refused", 5)
+    assert machine.request("/status").status in (401, 403), "the defaults are open, and its file meant to shut them"
+    assert machine.sh("cat /data/identity/id") != left["its identity"]
+    assert "safe mode" not in machine.sh("cat /data/keeper/history.jsonl")
+    assert not {"factory-reset", "system.json"} & set(machine.sh("ls /data/keeper").split())
+    machine.sh("sync")
+    machine.cut_power()
+    assert not [name for name, content in left.items() if content.encode() in partition(medium, "data")]
+    assert [partition(medium, f"models-{letter}")[:4096] for letter in "ab"] == [bytes(4096)] * 2
+
+
+def partition(medium, name):
+    """What a partition of a medium holds."""
+    part = next(part for part in layouts.read_gpt(medium)[1] if part.name == name)
+    with medium.open("rb") as file:
+        file.seek(part.offset)
+        return file.read(part.size)

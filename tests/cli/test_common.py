@@ -151,6 +151,53 @@ def test_what_somebody_wrote_on_the_device_opens_no_door_of_a_closed_one_and_is_
     assert not (folder / "overruled").exists() and "not with the inferd.toml" not in log()
 
 
+@pytest.fixture
+def asked(shell):
+    """The factory reset of `boot`, with files in place of the boot partition and the data partition; returns what `inferd` was called with.
+    What stands in the mark as it is called is written down, too."""
+    folder = shell.folder
+    for name in ("fat", "keeper"):
+        (folder / name).mkdir()
+    mark = folder / "keeper/factory-reset"
+    (folder / "bin/inferd").write_text(f'#!/bin/sh\ncp {mark} {folder}/seen\necho "$*" >>{folder}/calls\n')
+    lines = COMMON.with_name("boot").read_text().partition("# A factory reset by a file on the boot partition")[2]
+    lines = "#" + lines.partition("# What belongs to the daemon")[0]
+    lines = lines.replace("/data/keeper", f"{folder}/keeper").replace("/boot", f"{folder}/fat").replace("chown ", ": ")
+    stubs = "data=ext4; partition() { echo /dev/null; }; umount() { :; }; sync() { :; }; "
+
+    def start(*, takes_writes=True):
+        (folder / "seen").unlink(missing_ok=True)
+        shell(stubs + f"mount() {{ [ \"$1\" = -t ] || {'true' if takes_writes else 'false'}; }}\n" + lines)
+        return (folder / "seen").read_text().strip() if (folder / "seen").exists() else None
+
+    start.folder, start.mark = folder, mark
+    return start
+
+
+def test_a_factory_reset_by_a_file_is_obeyed_once_and_takes_nothing_from_one_that_waits(asked):
+    file = asked.folder / "fat/factory-reset"
+    assert asked() is None
+    file.touch()
+    assert asked() == "1" and not file.exists()
+    # The program takes the mark away; this one did not, as after a failure.
+    assert asked() == "1"
+    for waits, becomes in (("everything", "everything"), ("everything 3", "everything"), ("1 3", "1")):
+        asked.mark.write_text(f"{waits}\n")
+        file.touch()
+        assert asked() == becomes, "what was asked for stays, and is tried anew"
+    # Where the file cannot be taken away it is not obeyed, and what waits is not forgotten for that.
+    file.touch()
+    asked.mark.write_text("everything 2\n")
+    assert asked(takes_writes=False) == "everything 2"
+    asked.mark.unlink()
+    assert asked(takes_writes=False) is None and file.exists() and not asked.mark.exists()
+    assert "no factory reset: factory-reset cannot be taken off" in (asked.folder / "log").read_text()
+    # Nor is it taken away where it cannot be kept in mind.
+    (asked.folder / "keeper").rmdir()
+    assert asked() is None and file.exists()
+    assert "no factory reset: the data partition takes no writes" in (asked.folder / "log").read_text()
+
+
 def test_an_interface_that_is_not_there_is_looked_for_at_times(shell):
     one = COMMON.with_name("network").read_text().partition("\none() {")[2].partition("\n}\n")[0]
     stubs = f'sleep() {{ echo "waits $1" >>{shell.folder}/calls; }}\nip() {{ echo "$*" >>{shell.folder}/calls; }}\nudhcpc() {{ exit; }}\n'

@@ -279,6 +279,110 @@ def inferd_key():
     return os.urandom(24).hex()
 
 
+SECRETS = {
+    "provision/record": '{"text": "SECRET"}',
+    "inferd.toml": "# SECRET",
+    "identity/id": "SECRET",
+    "identity/ssh/dropbear": "SECRET" * 40_000,
+    "inferd/tls/key.pem": "SECRET",
+    "inferd/trust/1": "SECRET",
+    "inferd/capture/a.safetensors": "SECRET",
+    "keeper/history.jsonl": "SECRET",
+    "keeper/system.json": "SECRET",
+    "keeper/before.json": "SECRET",
+    "lost+found/#12": "SECRET",
+}
+
+
+@pytest.fixture
+def lived(device):
+    """A data partition with all that a device comes to have, two slots, and second names by which a test sees what becomes of the bytes."""
+    folder, _, _ = device
+    data, slots, names = folder / "data", folder / "slots", folder / "names"
+    slots.mkdir()
+    names.mkdir()
+    for letter in "ab":
+        (slots / letter).write_bytes(b"bundle" * 2000)
+    for number, (name, content) in enumerate(SECRETS.items()):
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        os.link(path, names / str(number))
+    for path in (data / "inferd").rglob("*"):
+        os.chown(path, OWNER, -1)
+    (data / ".growing").touch()
+    (data / "keeper/intent").write_text("why")
+    return folder, data, slots
+
+
+def forget(folder, slots):
+    """One start's part of a factory reset."""
+    (folder / "run").mkdir(exist_ok=True)
+    return inferd("provision", "--data", folder / "data", "--run", folder / "run", "--factory-reset", slots)
+
+
+def test_a_reset_of_everything_leaves_nothing_and_overwrites_what_it_takes_away(lived):
+    folder, data, slots = lived
+    victim = folder / "root/victim"
+    (data / "inferd/capture/link").symlink_to(victim)
+    (data / "inferd/folder").symlink_to(victim.parent)
+    os.mkfifo(data / "inferd/pipe")
+    (data / "keeper/factory-reset").write_text("everything\n")
+    done = forget(folder, slots)
+    assert done.returncode == 0 and "factory reset: forgetting everything" in done.stdout, done
+    left = {str(path.relative_to(data)) for path in data.rglob("*")}
+    assert left == {".growing", "keeper", "keeper/intent", "lost+found", "provision", "provision/record"}
+    assert (data / "provision/record").read_text() == "null\n", "that nothing is configured is known"
+    for number, (name, content) in enumerate(SECRETS.items()):
+        assert (folder / "names" / str(number)).read_bytes() == bytes(len(content)), name
+    for letter in "ab":
+        assert (slots / letter).read_bytes()[:4096] == bytes(4096)
+    assert untouched(victim)
+
+
+def test_a_reset_of_what_was_configured_overwrites_that_and_leaves_the_rest(lived):
+    folder, data, slots = lived
+    assert forget(folder, slots).returncode == 0
+    for number, (name, content) in enumerate(SECRETS.items()):
+        bytes_of = (folder / "names" / str(number)).read_bytes()
+        assert (bytes_of == bytes(len(content))) == (name in ("provision/record", "inferd.toml")), name
+    assert (data / "identity/id").exists() and (data / "keeper/history.jsonl").exists()
+
+
+def test_a_reset_that_fails_is_told_and_tried_again_at_three_starts_and_then_waits_for_a_new_order(lived):
+    folder, data, slots = lived
+    mark = data / "keeper/factory-reset"
+    card = folder / "card"
+    card.mkdir()
+    # What nobody can overwrite: a folder has its place.
+    (slots / "b").unlink()
+    (slots / "b").mkdir()
+    mark.write_text("everything\n")
+
+    def report():
+        inferd("provision", "--card", card, "--data", data, "--run", folder / "run", "--keep-hostname")
+        return (card / "inferd-report.txt").read_text()
+
+    for start, mark_left, told in (
+        (1, "everything 1\n", "The next start goes on with it."),
+        (2, "everything 2\n", "The next start goes on with it."),
+        (3, "everything 3\n", "NOT everything was forgotten: the model slot b"),
+        (4, "everything 3\n", "NOT everything was forgotten in 3 starts, and it is not tried again"),
+    ):
+        done = forget(folder, slots)
+        assert (done.returncode, mark.read_text()) == (1, mark_left), (start, done.stdout)
+        assert ("forgetting everything" in done.stdout) == (start < 4), done.stdout
+        assert told in done.stdout and told in report() and "NOTE: factory reset" in report(), report()
+        # What could be forgotten is.
+        assert not (data / "keeper/history.jsonl").exists() and (slots / "a").read_bytes()[:4096] == bytes(4096)
+    (slots / "b").rmdir()
+    (slots / "b").write_bytes(b"bundle")
+    mark.write_text("everything\n")
+    (folder / "run/unforgotten").unlink()
+    assert forget(folder, slots).returncode == 0 and not mark.exists()
+    assert "factory reset" not in report().partition("What to do next")[0]
+
+
 def test_without_a_data_partition_nobody_is_told_that_a_factory_reset_helps(device):
     folder, _, _ = device
     card = folder / "card"

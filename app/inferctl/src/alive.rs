@@ -33,7 +33,7 @@ pub struct FactoryReset {
     /// inferd.toml on the boot partition is taken again at the next start; a key that stands there as "(kept)" is forgotten
     #[arg(long, required = true)]
     yes: bool,
-    /// Forget those, too: floors and revocations, every model, the key of its certificate
+    /// Forget those, too: floors and revocations, of systems as well, every model, the key of its certificate, the history
     #[arg(long)]
     everything: bool,
     /// Why, for the device's history
@@ -181,7 +181,7 @@ impl FactoryReset {
         let (mut body, done) = (
             why(&self.why),
             match self.everything {
-                true => "it restarts and forgets everything, floors and revocations with it",
+                true => "it restarts and forgets everything, floors, revocations and its history with it",
                 false => {
                     "it restarts and forgets what was configured and installed; its committed model stays"
                 }

@@ -106,7 +106,8 @@ struct Cli {
     /// Instead: grow the data partition, the last one of this block device, to its end
     #[arg(long, requires = "data", value_name = "DEVICE")]
     grow: Option<PathBuf>,
-    /// Instead: forget what was configured and installed, but the identity, the keys of bundles and the committed model
+    /// Instead: the factory reset that a mark on the data partition asks for; without one, forget what was configured and installed, but the
+    /// identity, the keys of bundles and the committed model
     #[arg(long, requires = "data", value_name = "DIR WITH THE SLOTS")]
     factory_reset: Option<PathBuf>,
     /// Of a factory reset, what is done in the daemon's directory, as its owner
@@ -128,7 +129,7 @@ pub fn main() -> ExitCode {
         return check(file);
     }
     let outcome = match (&cli.factory_reset, &cli.data, cli.forget_in.as_deref(), &cli.certificate_in) {
-        (Some(slots), Some(data), _, _) => reset(slots, data),
+        (Some(slots), Some(data), _, _) => reset(slots, data, &cli.run),
         (_, _, Some([slots, own]), _) => forget(slots, own),
         (_, _, _, Some(own)) => certificate(own),
         _ => provision(&cli),
@@ -248,8 +249,8 @@ fn provision(cli: &Cli) -> io::Result<()> {
         println!("provision: {key} is not on this device; write it into {FILE} again");
     }
     settled.notes.extend(missing(&settled.provision));
-    for note in &settled.notes {
     settled.notes.extend(unforgotten(cli));
+    for note in &settled.notes {
         println!("provision: {note}");
     }
     let name = settled.provision.hostname.clone().unwrap_or_else(|| cli.name.clone());
@@ -319,7 +320,6 @@ fn missing(provision: &Provision) -> Vec<String> {
     if time && !has("ntpd") {
         notes.push("[time] is left out: this image has no ntpd.".to_owned());
     }
-    notes
     let there = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let there: BTreeSet<String> =
         there.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -356,6 +356,7 @@ fn unforgotten(cli: &Cli) -> Vec<String> {
                 .to_owned(),
         );
     }
+    notes
 }
 
 /// The address for the report: this one, else the last one. It is kept only when it is another one.
@@ -389,8 +390,8 @@ fn device(cli: &Cli, settled: &Settled, name: String) -> io::Result<Device> {
         tls: tls::wanted(&config),
         port: config.server.listen.first().map_or(9000, std::net::SocketAddr::port),
         unused: fs::read_to_string(cli.run.join(REFUSED)).ok().map(|why| why.trim().to_owned()),
-        ..Device::default()
         overruled: fs::read_to_string(cli.run.join(OVERRULED)).ok().map(|by| by.trim().to_owned()),
+        ..Device::default()
     };
     if let Some(fixed) = settled.provision.wired.address {
         device.address = Some(fixed.ip.to_string());
@@ -487,6 +488,10 @@ fn lay_out(run: &Path, data: Option<&Path>, settled: &Settled) -> io::Result<()>
     };
     let closed = closed(fs::read_to_string(config::DEFAULT_FILE).ok().as_deref().unwrap_or_default());
     leave("closed.toml", &closed)?;
+    match &settled.closed {
+        Some(closed) => fs::write(run.join("closed"), format!("{}\n", closed.why))?,
+        None => gone(&run.join("closed"))?,
+    }
     match &settled.text {
         Some(text) => leave("boot.toml", &without_own_secrets(text))?,
         None if settled.closed.is_some() => leave("boot.toml", &closed)?,
@@ -552,10 +557,6 @@ fn wpa(wifi: &Wifi) -> String {
 
 /// A file for root's eyes only, from its first byte on.
 fn secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match &settled.closed {
-        Some(closed) => fs::write(run.join("closed"), format!("{}\n", closed.why))?,
-        None => gone(&run.join("closed"))?,
-    }
     use std::io::Write as _;
     let _ = fs::remove_file(path);
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
@@ -661,9 +662,78 @@ fn blank(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
+/// What a mark in the keeper's directory asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wish {
+    everything: bool,
+    /// Starts that have begun it.
+    begun: u32,
+}
+
+impl Wish {
+    /// A word, and behind it how often it was begun. Whatever else stands there, a reset was asked for.
+    fn of(mark: &str) -> Self {
+        let mut words = mark.split_whitespace();
+        let everything = words.next() == Some(EVERYTHING);
+        Self { everything, begun: words.next().and_then(|word| word.parse().ok()).unwrap_or(0) }
+    }
+
+    fn mark(&self) -> String {
+        format!("{} {}\n", if self.everything { EVERYTHING } else { "1" }, self.begun)
+    }
+}
+
+/// A factory reset, as the mark asks for it; without one, that of what was configured. The mark goes when all is forgotten. A start that begins
+/// it is counted first, so that one which hangs, or ends the board, does not do so for ever: the last of them leaves the mark, which says so.
+fn reset(slots: &Path, data: &Path, run: &Path) -> io::Result<()> {
+    let mark = data.join(MARK);
+    let mut wish = match fs::read(&mark) {
+        Ok(mark) => Some(Wish::of(&String::from_utf8_lossy(&mark))),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => None,
+        Err(why) => return Err(why),
+    };
+    let tell = |sentence: String| {
+        let _ = fs::write(run.join(UNFORGOTTEN), &sentence);
+        Err::<(), _>(io::Error::other(sentence))
+    };
+    let outcome = match &mut wish {
+        Some(wish) if wish.begun >= BEGINNINGS => {
+            return tell(format!(
+                "factory reset: NOT everything was forgotten in {BEGINNINGS} starts, and it is not tried again: ask for it once more, or flash the medium anew."
+            ));
+        }
+        Some(wish) => {
+            wish.begun += 1;
+            inferd_slots::replace(&mark, wish.mark().as_bytes())
+                .and_then(|()| obey(wish.everything, slots, data))
+        }
+        None => obey(false, slots, data),
+    };
+    let done = outcome.and_then(|()| {
+        gone(&mark)?;
+        mark.parent().filter(|dir| dir.is_dir()).map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    });
+    match (done, wish) {
+        (Ok(()), _) => Ok(()),
+        (Err(why), Some(wish)) if wish.begun < BEGINNINGS => tell(format!(
+            "factory reset: NOT everything was forgotten: {why}. The next start goes on with it."
+        )),
+        (Err(why), _) => tell(format!("factory reset: NOT everything was forgotten: {why}.")),
+    }
+}
+
+fn obey(everything: bool, slots: &Path, data: &Path) -> io::Result<()> {
+    if everything {
+        println!("factory reset: forgetting everything");
+        return forget_everything(slots, data);
+    }
+    println!("factory reset: forgetting what was configured and installed");
+    forget_configured(slots, data)
+}
+
 /// Forgets what was configured and installed. What names the device, whose bundles it believes, how old a bundle may be and the committed
 /// model stay. Cut anywhere, it can be begun again.
-fn reset(slots: &Path, data: &Path) -> io::Result<()> {
+fn forget_configured(slots: &Path, data: &Path) -> io::Result<()> {
     let own = data.join("inferd");
     let mut failed = None;
     if own.is_dir() {
@@ -673,19 +743,114 @@ fn reset(slots: &Path, data: &Path) -> io::Result<()> {
             Err(why) => failed = Some(why),
         }
     }
-    // Passphrases and keys are in there.
-    match OpenOptions::new().write(true).open(data.join("provision/record")) {
-        Ok(record) => failed = blank(&record).err().or(failed),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-        Err(why) => failed = Some(why),
+    let mut blanking = Blanking::until(Instant::now() + BLANKING);
+    for path in ["inferd.toml", "provision"].map(|name| data.join(name)) {
+        // Passphrases and keys are in there.
+        failed = blanking.all(&path).err().or(failed);
+        failed = gone(&path).err().or(failed);
     }
-    for path in ["inferd.toml", "provision"] {
-        failed = gone(&data.join(path)).err().or(failed);
-    }
-    // That nothing is configured is known from now on: it is not lost.
+    nothing_is_configured(data, failed)
+}
+
+/// That nothing is configured is known from now on: it is not lost.
+fn nothing_is_configured(data: &Path, failed: Option<io::Error>) -> io::Result<()> {
     let told = InStore::in_dir(&data.join("provision")).and_then(|mut store| store.replace(NOTHING));
-    failed = told.err().or(failed);
-    failed.map_or(Ok(()), Err)
+    told.err().or(failed).map_or(Ok(()), Err)
+}
+
+/// Leaves nothing of what the device was: who it was, its keys, whom it believed, floors, both slots' bundles, its history. Cut anywhere, it can be
+/// begun again. Root does it in the daemon's directory, too: nobody else runs yet, and nothing that is no plain file or folder is followed.
+fn forget_everything(slots: &Path, data: &Path) -> io::Result<()> {
+    let mut failed = None;
+    let mut note = |outcome: io::Result<()>| failed = outcome.err().or(failed.take());
+    // Without their beginnings the slots hold no bundle. With them the daemon would take them for what a lost record had told of.
+    for letter in ["a", "b"] {
+        let emptied = OpenOptions::new().write(true).open(slots.join(letter)).and_then(|slot| {
+            slot.write_all_at(&[0; 4096], 0)?;
+            slot.sync_all()
+        });
+        note(match emptied {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => {
+                Err(io::Error::other(format!("the model slot {letter}: {why}")))
+            }
+            _ => Ok(()),
+        });
+    }
+    let entries = |dir: &Path| -> io::Result<Vec<PathBuf>> {
+        let stays = STAYS.map(|name| data.join(name));
+        Ok(fs::read_dir(dir)?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| !stays.contains(path))
+            .collect())
+    };
+    let mut all = entries(data)?;
+    for dir in ["keeper", "lost+found"] {
+        all.extend(entries(&data.join(dir)).unwrap_or_default());
+    }
+    // Secrets come first, should the time not do for captured windows. Their blocks are free afterwards, and can be read in the raw medium.
+    let mut blanking = Blanking::until(Instant::now() + BLANKING);
+    for name in SECRET {
+        note(blanking.all(&data.join(name)));
+    }
+    for path in &all {
+        note(blanking.all(path));
+    }
+    if blanking.left > 0 {
+        println!(
+            "factory reset: {} files are taken away without being overwritten: there are too many",
+            blanking.left
+        );
+    }
+    for path in &all {
+        note(gone(path));
+    }
+    nothing_is_configured(data, failed)
+}
+
+/// Overwrites what files hold. Copies that the flash itself keeps aside, and what a file held earlier elsewhere, are out of reach.
+struct Blanking {
+    end: Instant,
+    /// Files that had to be left.
+    left: u64,
+}
+
+impl Blanking {
+    fn until(end: Instant) -> Self {
+        Self { end, left: 0 }
+    }
+
+    /// A file, or every file of a folder. Nothing is followed or waited for.
+    fn all(&mut self, path: &Path) -> io::Result<()> {
+        let there = match fs::symlink_metadata(path) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+            there => there?,
+        };
+        if there.is_dir() {
+            let mut failed = None;
+            for entry in fs::read_dir(path)?.flatten() {
+                failed = self.all(&entry.path()).err().or(failed);
+            }
+            return failed.map_or(Ok(()), Err);
+        }
+        if !there.is_file() {
+            return Ok(());
+        }
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+        // Of a file with holes no more than it takes of the medium.
+        let length = file.metadata()?.len().min(there.blocks().saturating_mul(512));
+        let zeros = vec![0; PIECE];
+        let mut at = 0;
+        while at < length && Instant::now() < self.end {
+            let piece = usize::try_from(length - at).map_or(PIECE, |left| left.min(PIECE));
+            file.write_all_at(&zeros[..piece], at)?;
+            at += piece as u64;
+        }
+        self.left += u64::from(at < length);
+        // Before its blocks are free: afterwards nobody would write them.
+        file.sync_data()
+    }
 }
 
 /// What is forgotten in the daemon's directory.
@@ -743,6 +908,34 @@ fn only_the_committed(slots: &Path, own: &Path) -> Result<Option<char>, inferd_s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_is_told_with_those_that_are() {
+        let provision = file::parse("[network.eth0]\ndhcp = true\n[network.lan]\ndhcp = true\n").unwrap();
+        let there = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let told = not_there(&provision, &there(&["eth0", "lo", "wlan0"])).unwrap();
+        assert!(
+            told.starts_with("[network.lan] waits") && told.contains("there were: eth0, wlan0."),
+            "{told}"
+        );
+        assert!(not_there(&provision, &there(&["lo"])).unwrap().contains("[network.eth0], [network.lan]"));
+        assert_eq!(not_there(&provision, &there(&["eth0", "lan"])), None);
+    }
+
+    #[test]
+    fn a_mark_says_what_shall_be_forgotten_and_how_often_that_was_begun() {
+        for (mark, everything, begun) in [
+            ("", false, 0),
+            ("1\n", false, 0),
+            ("everything\n", true, 0),
+            ("everything 2\n", true, 2),
+            ("1 3", false, 3),
+        ] {
+            let wish = Wish::of(mark);
+            assert_eq!((wish.everything, wish.begun), (everything, begun), "{mark}");
+            assert_eq!(Wish::of(&wish.mark()), wish);
+        }
+    }
 
     #[test]
     fn what_is_closed_is_the_images_own_configuration_without_an_open_door() {
