@@ -9,7 +9,8 @@
 //! | [`thread`] | the one thread with the sockets |
 //!
 //! It announces and answers, and asks for nothing but its own names: **nothing that a stranger sends is kept**. What is held is of a size
-//! that the device's own records give; datagrams beyond [`thread::PER_SLICE`] in [`thread::SLICE`] are left to the kernel, which drops them.
+//! that the device's own records give; datagrams beyond [`thread::PER_SLICE`], or beyond [`thread::LOOKING`] spent with them, in one
+//! [`thread::SLICE`] are left to the kernel, which drops them.
 //!
 //! Sockets are bound to the group's address, not to all addresses: replies to questions that avahi or systemd-resolved asked on the same
 //! machine stay theirs, and nobody who cannot send to the group gets an answer. So questions that are sent to the device's own address are

@@ -18,6 +18,8 @@ use tracing::{debug, info, warn};
 
 /// Datagrams that are looked at in one [`SLICE`]; the kernel keeps what its buffer holds, and drops the rest.
 pub const PER_SLICE: u32 = 200;
+/// How long they are looked at in one [`SLICE`]: the rest of it is the announcements', whatever a datagram costs.
+pub const LOOKING: Duration = Duration::from_millis(20);
 /// See [`PER_SLICE`].
 pub const SLICE: Duration = Duration::from_millis(100);
 /// How often the interfaces are looked at.
@@ -133,6 +135,35 @@ struct Open {
     socket: UdpSocket,
 }
 
+/// What strangers have had of this part of a second.
+#[derive(Clone, Copy, Debug)]
+struct Slice {
+    began: Instant,
+    datagrams: u32,
+    looking: Duration,
+}
+
+impl Slice {
+    fn new(began: Instant) -> Self {
+        Self { began, datagrams: 0, looking: Duration::ZERO }
+    }
+
+    fn end(&self) -> Instant {
+        self.began + SLICE
+    }
+
+    /// Whether nothing more is looked at before its end.
+    fn is_full(&self) -> bool {
+        self.datagrams >= PER_SLICE || self.looking >= LOOKING
+    }
+
+    /// A datagram was looked at for so long.
+    fn count(&mut self, looking: Duration) {
+        self.datagrams += 1;
+        self.looking += looking;
+    }
+}
+
 struct Worker {
     shared: Arc<Shared>,
     seed: u64,
@@ -145,7 +176,7 @@ struct Worker {
     missing: Option<String>,
     /// What could not be sent last.
     unsent: BTreeMap<LinkId, String>,
-    slice: (Instant, u32),
+    slice: Slice,
     buffer: Vec<u8>,
     /// What is wrong, since when, and whether it was logged.
     wrong: Option<(String, Instant, bool)>,
@@ -166,7 +197,7 @@ impl Worker {
             look: now,
             missing: None,
             unsent: BTreeMap::new(),
-            slice: (now, 0),
+            slice: Slice::new(now),
             buffer: vec![0; MAX_MESSAGE + 1],
             wrong: None,
             said: None,
@@ -276,13 +307,13 @@ impl Worker {
 
     /// Until something is due, comes, or is wanted.
     fn wait(&mut self, now: Instant) {
-        if now >= self.slice.0 + SLICE {
-            self.slice = (now, 0);
+        if now >= self.slice.end() {
+            self.slice = Slice::new(now);
         }
-        let crowded = self.slice.1 >= PER_SLICE;
+        let crowded = self.slice.is_full();
         let due = self.responder.as_ref().and_then(Responder::next);
         let look = self.responder.as_ref().map(|_| self.look);
-        let pause = crowded.then_some(self.slice.0 + SLICE);
+        let pause = crowded.then_some(self.slice.end());
         let until = due.into_iter().chain(look).chain(pause).min();
         // A millisecond more than is left, since the rest is cut off.
         let left = until.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
@@ -307,20 +338,19 @@ impl Worker {
     }
 
     fn receive(&mut self, n: usize) {
-        while self.slice.1 < PER_SLICE {
+        while !self.slice.is_full() {
+            let began = Instant::now();
             let received = self.links[n].socket.recv_from(&mut self.buffer);
-            self.slice.1 += 1;
-            let (length, from) = match received {
-                Ok(received) => received,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                // What was said of an earlier datagram: the next one may be there.
-                Err(_) => continue,
-            };
-            if let Some(responder) = &mut self.responder {
+            if received.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+                return;
+            }
+            // What was said of an earlier datagram is no datagram: the next one may be there.
+            if let (Ok((length, from)), Some(responder)) = (received, &mut self.responder) {
                 let id = self.links[n].place.id;
-                let out = responder.receive(id, from, &self.buffer[..length], Instant::now());
+                let out = responder.receive(id, from, &self.buffer[..length], began);
                 self.send(&out);
             }
+            self.slice.count(began.elapsed());
         }
     }
 
@@ -427,4 +457,25 @@ fn open(place: &Place) -> io::Result<UdpSocket> {
         socket.set_multicast_ttl_v4(HOPS)?;
     }
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many datagrams are looked at in one slice where each takes this long.
+    fn looked_at(each: Duration) -> u32 {
+        let mut slice = Slice::new(Instant::now());
+        while !slice.is_full() {
+            slice.count(each);
+        }
+        slice.datagrams
+    }
+
+    #[test]
+    fn a_slice_is_full_by_datagrams_and_by_the_time_that_they_take() {
+        assert_eq!(looked_at(Duration::from_micros(1)), PER_SLICE);
+        assert_eq!(looked_at(Duration::from_millis(1)), 20);
+        assert_eq!(looked_at(SLICE), 1, "one is looked at whatever it takes, or none ever were");
+    }
 }

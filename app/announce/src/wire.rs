@@ -1,7 +1,8 @@
 //! Messages of the DNS (RFC 1035), as far as Multicast DNS needs them.
 //!
 //! Reading borrows the datagram and allocates nothing. Every pointer of a compressed name must lead to before the place where that part of
-//! the name began, so that no name is without an end; a message that says more than it holds ends where it ends.
+//! the name began, so that no name is without an end, and a name has [`MAX_HOPS`] of them at most, so that none is long to read; a message
+//! that says more than it holds ends where it ends.
 
 /// The longest message there is (RFC 6762, section 17), in bytes.
 pub const MAX_MESSAGE: usize = 9000;
@@ -9,6 +10,8 @@ pub const MAX_MESSAGE: usize = 9000;
 const MAX_NAME: usize = 255;
 /// Records and questions that are read of one message; ours has 12.
 const MAX_ITEMS: usize = 256;
+/// Pointers in one name. Whoever compresses a name needs one; 9000 bytes hold chains of thousands, which a question of six bytes leads into.
+const MAX_HOPS: u8 = 16;
 const HEADER: usize = 12;
 
 /// Types of records.
@@ -180,44 +183,8 @@ fn behind(bytes: &[u8], questions: u16) -> Option<usize> {
 
 impl<'a> Name<'a> {
     /// Its labels, the empty one at the end left out; `None` where it makes no sense.
-    fn labels(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
-        let (bytes, mut at, mut bound, mut length) = (self.bytes, self.at, self.at, 0);
-        let mut done = false;
-        std::iter::from_fn(move || {
-            if done {
-                return None;
-            }
-            let mut next = || loop {
-                match *bytes.get(at)? {
-                    0 => return Some(None),
-                    n if n < 64 => {
-                        let label = bytes.get(at + 1..at + 1 + usize::from(n))?;
-                        at += 1 + label.len();
-                        length += 1 + label.len();
-                        return (length < MAX_NAME).then_some(Some(label));
-                    }
-                    n if n >= 192 => {
-                        let to = usize::from(short(bytes, at)? & 0x3fff);
-                        if to < HEADER || to >= bound {
-                            return None;
-                        }
-                        (at, bound) = (to, to);
-                    }
-                    _ => return None,
-                }
-            };
-            match next() {
-                Some(Some(label)) => Some(Some(label)),
-                Some(None) => {
-                    done = true;
-                    None
-                }
-                None => {
-                    done = true;
-                    Some(None)
-                }
-            }
-        })
+    fn labels(&self) -> Labels<'a> {
+        Labels { bytes: self.bytes, at: self.at, bound: self.at, length: 0, hops: 0, done: false }
     }
 
     /// Where the message goes on behind it; `None` where it makes no sense.
@@ -249,6 +216,59 @@ impl<'a> Name<'a> {
     fn plain(&self) -> Option<Vec<u8>> {
         let labels: Option<Vec<&[u8]>> = self.labels().collect();
         Some(encode(&labels?))
+    }
+}
+
+/// The labels of a name, one after the other; `None` once, at the end, where it makes no sense.
+struct Labels<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// A pointer must lead to before here.
+    bound: usize,
+    /// Bytes of the name so far, with its lengths.
+    length: usize,
+    /// Pointers so far.
+    hops: u8,
+    done: bool,
+}
+
+impl<'a> Labels<'a> {
+    /// The next label, the empty one at the end too; `None` where it makes no sense.
+    fn step(&mut self) -> Option<&'a [u8]> {
+        loop {
+            #[cfg(test)]
+            tests::STEPS.set(tests::STEPS.get() + 1);
+            match *self.bytes.get(self.at)? {
+                n if n < 64 => {
+                    let label = self.bytes.get(self.at + 1..self.at + 1 + usize::from(n))?;
+                    self.at += 1 + label.len();
+                    self.length += 1 + label.len();
+                    return (self.length <= MAX_NAME).then_some(label);
+                }
+                n if n >= 192 => {
+                    let to = usize::from(short(self.bytes, self.at)? & 0x3fff);
+                    if to < HEADER || to >= self.bound || self.hops == MAX_HOPS {
+                        return None;
+                    }
+                    self.hops += 1;
+                    (self.at, self.bound) = (to, to);
+                }
+                _ => return None,
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = Option<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let label = self.step();
+        self.done = label.is_none_or(<[u8]>::is_empty);
+        (label != Some(&[])).then_some(label)
     }
 }
 
@@ -390,6 +410,12 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Labels and pointers that this thread has read.
+        pub(super) static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn named(text: &str) -> Vec<u8> {
         encode(&text.split('.').map(str::as_bytes).collect::<Vec<_>>())
@@ -445,6 +471,63 @@ mod tests {
         assert_eq!(at(&[0x40, 0]), None, "no kind of label");
         assert_eq!(at(&[9, b'a']), None, "beyond the end");
         assert_eq!(at(&[[63; 64].as_slice(); 5].concat()), None, "longer than a name may be");
+    }
+
+    /// A query for `name`, for names that nobody has with `pointers` pointers in them, each leading to the one before, and `asked` times for
+    /// what the last one leads to, `name` at the end.
+    fn chained(name: &[u8], pointers: usize, asked: u16) -> Vec<u8> {
+        let mut bytes = [&[0; HEADER][..], name, &[0, 1, 0, 1]].concat();
+        let pointer = |to: usize| (0xc000 | u16::try_from(to).unwrap()).to_be_bytes();
+        let (mut to, mut questions) = (HEADER, 1 + asked);
+        for begin in (0..pointers).step_by(31) {
+            let within = (pointers - begin).min(31);
+            bytes.push(u8::try_from(2 * within).unwrap());
+            for _ in 0..within {
+                let at = bytes.len();
+                bytes.extend(pointer(to));
+                to = at;
+            }
+            bytes.extend([0, 0, 1, 0, 1]);
+            questions += 1;
+        }
+        for _ in 0..asked {
+            bytes.extend(pointer(to));
+            bytes.extend([0, 1, 0, 1]);
+        }
+        bytes[4..6].copy_from_slice(&questions.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_name_has_sixteen_pointers_at_most() {
+        let name = named("bench.local");
+        // One more than the chain has leads into it.
+        let asked = |pointers| {
+            let bytes = chained(&name, pointers, 3);
+            Message::read(&bytes).unwrap().questions().filter(|q| q.name.is(&name)).count()
+        };
+        assert_eq!((asked(1), asked(15)), (4, 4));
+        assert_eq!(asked(16), 1, "what stands before the first that makes no sense");
+    }
+
+    #[test]
+    fn no_message_takes_more_steps_to_read_than_its_questions_have_labels_and_pointers() {
+        let steps_of = |bytes: &[u8]| {
+            assert!(bytes.len() <= MAX_MESSAGE);
+            let message = Message::read(bytes).unwrap();
+            STEPS.set(0);
+            let questions = message.questions().count();
+            assert_eq!(message.records().count(), 0);
+            (questions, STEPS.get())
+        };
+        // Each question is gone over twice, once for what stands behind them.
+        let most = 2 * MAX_ITEMS * (MAX_NAME / 2 + 1 + usize::from(MAX_HOPS));
+        let long = encode(&[b"a".as_slice(); 127]);
+        let (questions, steps) = steps_of(&chained(&long, 15, 254));
+        assert_eq!(questions, MAX_ITEMS, "the most that one may ask for is read");
+        assert!(steps > most / 2 && steps <= most, "{steps} of {most}");
+        let (questions, steps) = steps_of(&chained(&named("bench.local"), 3658, 134));
+        assert!(questions == 119 && steps < 1000, "a chain of thousands is left at its beginning: {steps}");
     }
 
     #[test]
