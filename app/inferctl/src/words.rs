@@ -175,6 +175,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("daemon-crashed", BAD_MODEL),
     ("kernel-panic", BAD_MODEL),
     ("watchdog-reset", BAD_MODEL),
+    (
+        "old-not-started",
+        "Push a system again: it is written over the one that does not start. Does that come back, change the medium",
+    ),
     ("interrupted-too-often", "Push it again where the power is steady"),
     ("displaced", "Push it again; change models by bundles only"),
     ("host-ended", BAD_MODEL),

@@ -120,7 +120,12 @@ fn tell(line: impl std::fmt::Display) {
 }
 
 fn because(code: &str, sentence: impl std::fmt::Display) -> Reason {
-    Reason { code: code.to_owned(), sentence: sentence.to_string() }
+    Reason::new(code, sentence)
+}
+
+/// What the keeper is told when a system is given up. It takes no more than [`ask::MAX_MESSAGE`], and the daemon's words may be in it.
+fn farewell(why: &Reason) -> String {
+    format!("the new system does not stay: {}", why.sentence)
 }
 
 /// Whether nothing but a model's trial is against a commit.
@@ -396,6 +401,10 @@ impl Desk {
             Start::Again(why) | Start::Returned(why) => {
                 tell(format_args!("the old system is back: {} ({})", why.sentence, why.code));
             }
+            // It is left running: it can be reached, and another one can be installed.
+            Start::Alone(why) => {
+                tell(format_args!("{}; install a system again ({})", why.sentence, why.code))
+            }
         }
         // Also when the power went before the board was restarted for the next try.
         match systems.state().phase {
@@ -453,10 +462,10 @@ impl Desk {
             }
             std::thread::sleep(LOOK);
         };
-        tell(format_args!("the new system does not stay: {}", why.sentence));
-        let told = why.sentence.clone();
+        let farewell = farewell(&why);
+        tell(&farewell);
         systems.give_up(why)?;
-        self.restart(&format!("the new system does not stay: {told}"), None)
+        self.restart(&farewell, None)
     }
 
     /// What the daemon says of itself.
@@ -475,6 +484,16 @@ mod tests {
 
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_keeper_takes_what_a_system_says_of_its_end_whatever_its_daemon_said() {
+        for words in ["model x does not serve; ", "\"", "\u{1}", "\n", "ä", "\u{2028}"] {
+            let why = because("not-ready", format!("it was not ready: {}", words.repeat(64 << 10)));
+            let order = Ask::Reboot { why: farewell(&why), argument: Some(Argument::Tryboot) };
+            let message = serde_json::to_vec(&order).unwrap();
+            assert!(message.len() <= ask::MAX_MESSAGE, "{words:?}: {} bytes", message.len());
+        }
     }
 
     #[test]

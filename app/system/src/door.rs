@@ -13,7 +13,7 @@
 
 use crate::Slot;
 use crate::board::View;
-use crate::state::{About, Reason, State};
+use crate::state::{About, MAX_SENTENCE, Reason, State};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -30,8 +30,6 @@ pub const SOCKET_VARIABLE: &str = "INFERD_SYSTEM";
 pub const MAX_ASK: u64 = 256;
 /// The longest answer, in bytes.
 pub const MAX_ANSWER: u64 = 256 << 10;
-/// The longest sentence of a reason in an answer, in bytes.
-const MAX_SENTENCE: usize = 1024;
 
 /// How long root may take to answer what needs no partition to be read, or to take the next bytes.
 const PATIENCE: Duration = Duration::from_secs(120);

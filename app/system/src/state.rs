@@ -8,6 +8,7 @@
 //! | `Trial` | the system that is tried is committed | `Idle`, the floor has risen |
 //! | `Trial` | it is not to blame for its end, and may be tried again | `Staged` |
 //! | `Trial` | it is to blame, or was interrupted too often | `Idle`, with a verdict |
+//! | `Trial` | it is to blame, and runs all the same: the old system cannot be started | `Idle`, with a verdict |
 //!
 //! Every arrow is one replaced file, made before what it announces: `Writing` before the slot changes, `Trial` before the boot loader
 //! is told. Only the boot loader's choice itself comes before its arrow (`Idle` after a commit), and is found at the next start.
@@ -24,6 +25,8 @@ pub const MAX_FAILURES: u32 = 2;
 const MAX_FLOORS: usize = 16;
 /// Verdicts that are kept.
 const MAX_VERDICTS: usize = 16;
+/// The longest sentence of a reason that is kept or told, in bytes: some are the daemon's words.
+pub(crate) const MAX_SENTENCE: usize = 1024;
 
 /// Which system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +99,23 @@ pub struct Reason {
     pub sentence: String,
 }
 
+impl Reason {
+    /// The sentence is cut to what is kept of it, and is one line: it goes into a record, the kernel's log, and what is asked of the keeper.
+    #[must_use]
+    pub fn new(code: &str, sentence: impl std::fmt::Display) -> Self {
+        Self { code: code.to_owned(), sentence: sentence.to_string() }.brief()
+    }
+
+    /// The same, cut.
+    #[must_use]
+    pub(crate) fn brief(self) -> Self {
+        let mut sentence: String =
+            self.sentence.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE));
+        Self { sentence, ..self }
+    }
+}
+
 /// What became of a system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -122,7 +142,8 @@ pub struct Verdict {
 pub enum Outcome {
     /// It stays.
     Committed,
-    /// The old one is back for good.
+    /// It was given up: the old one is back for good, or, where that cannot be started (`old-not-started`), is chosen all the same. That is no
+    /// kind of its own, since the old system's program reads this record too, should it start again one day.
     Returned,
     /// The old one is back, and the new one is tried again.
     Interrupted,
@@ -158,6 +179,9 @@ pub enum Start {
     Again(Reason),
     /// The old system is back, and stays.
     Returned(Reason),
+    /// The system that gave itself up was started again, not to be tried: the old one cannot be. It runs on, since one more restart would end here
+    /// again.
+    Alone(Reason),
 }
 
 /// All that is kept.
@@ -197,13 +221,24 @@ impl State {
             return if now.on_trial && now.runs != now.chosen { Start::Unasked } else { Start::Nothing };
         };
         if now.runs == *slot {
-            // Chosen for good, whoever chose it: a commit whose record did not come to the medium.
-            return if now.chosen == *slot { Start::Committed } else { Start::Watch };
+            return match gave_up {
+                // Chosen for good, whoever chose it: a commit whose record did not come to the medium.
+                _ if now.chosen == *slot => Start::Committed,
+                Some(why) if !now.on_trial => {
+                    let old = now.chosen;
+                    let sentence = format!(
+                        "system {old} cannot be started any more, so system {slot} runs on though it gave itself up: {} ({})",
+                        why.sentence, why.code
+                    );
+                    Start::Alone(Reason::new("old-not-started", sentence))
+                }
+                _ => Start::Watch,
+            };
         }
         if let Some(reason) = gave_up {
             return Start::Returned(reason.clone());
         }
-        let reason = |code: &str, sentence: &str| Reason { code: code.into(), sentence: sentence.into() };
+        let reason = |code: &str, sentence: &str| Reason::new(code, sentence);
         let interrupted = |sentence: &str| {
             if tries.interruptions < MAX_INTERRUPTIONS {
                 Start::Again(reason("trial-interrupted", sentence))
@@ -245,7 +280,7 @@ impl State {
         }
     }
 
-    /// The state after a start that came back: what is tried again is staged, what is not is forgotten. `None` when nothing came back.
+    /// The state after a start that ended a trial: what is tried again is staged, what is not is forgotten. `None` when none was ended.
     #[must_use]
     pub fn after(&self, start: &Start, boot: u64) -> Option<Self> {
         let Phase::Trial { slot, about, tries, .. } = &self.phase else { return None };
@@ -254,7 +289,7 @@ impl State {
             Start::Nothing | Start::Watch | Start::Unasked => return None,
             Start::Committed => return Some(self.committed(boot)),
             Start::Again(reason) => (Outcome::Interrupted, reason),
-            Start::Returned(reason) => (Outcome::Returned, reason),
+            Start::Returned(reason) | Start::Alone(reason) => (Outcome::Returned, reason),
         };
         match reason.code.as_str() {
             "kernel-panic" | "watchdog-reset" => tries.failures += 1,
@@ -292,6 +327,7 @@ impl State {
         tries: Tries,
     ) -> Self {
         let number = self.verdicts.last().map_or(1, |last| last.number + 1);
+        let reason = reason.brief();
         self.verdicts.push(Verdict { number, outcome, about: about.clone(), slot, reason, boot, tries });
         let too_many = self.verdicts.len().saturating_sub(MAX_VERDICTS);
         self.verdicts.drain(..too_many);
@@ -346,6 +382,84 @@ mod tests {
         assert_eq!((after.phase.clone(), after.floor("os")), (Phase::Idle, 7));
         assert_eq!(after.verdicts.last().unwrap().outcome, Outcome::Committed);
         assert_eq!(after.after(&Start::Committed, 13), None, "once");
+    }
+
+    #[test]
+    fn a_system_that_gave_itself_up_and_is_started_all_the_same_runs_on_and_is_not_watched_again() {
+        let why = Reason::new("not-ready", "the model x does not serve");
+        let given_up = trial(Tries::default(), Some(why));
+        // As a boot loader starts it that cannot load the old one.
+        let fallen = Now { runs: Slot::B, on_trial: false, chosen: Slot::A };
+        for ended in [Ended::Power, Ended::Request, Ended::Overdue, Ended::Panic, Ended::Watchdog] {
+            let start = given_up.at_start(fallen, ended, 12);
+            let Start::Alone(told) = &start else { panic!("{ended:?}: {start:?}") };
+            assert_eq!(told.code, "old-not-started");
+            assert!(told.sentence.ends_with("the model x does not serve (not-ready)"), "{}", told.sentence);
+            let after = given_up.after(&start, 12).unwrap();
+            let last = after.verdicts.last().unwrap();
+            assert_eq!((&after.phase, last.outcome, &last.reason), (&Phase::Idle, Outcome::Returned, told));
+            assert_eq!(after.floor("os"), 6, "it is not committed");
+            assert_eq!(after.at_start(fallen, Ended::Request, 13), Start::Nothing, "and said once");
+        }
+        let untold = trial(Tries::default(), None);
+        assert_eq!(untold.at_start(fallen, Ended::Power, 12), Start::Watch, "it may be as good as any");
+    }
+
+    /// No way from any state through any starts asks for more restarts than there are tries.
+    #[test]
+    fn whatever_starts_and_however_it_ended_a_trial_comes_to_an_end() {
+        let ends = [Ended::Power, Ended::Request, Ended::Overdue, Ended::Panic, Ended::Watchdog];
+        for gave_up in [None, Some(Reason::new("not-ready", "x"))] {
+            for (runs, on_trial) in [(Slot::A, false), (Slot::B, false), (Slot::B, true)] {
+                for (first, then) in ends.into_iter().flat_map(|a| ends.map(|b| (a, b))) {
+                    let mut state = trial(Tries::default(), gave_up.clone());
+                    let (mut boot, mut restarts) = (11, 0);
+                    loop {
+                        let ended = if restarts == 0 { first } else { then };
+                        let start = state.at_start(Now { runs, on_trial, chosen: Slot::A }, ended, boot);
+                        if start == Start::Watch {
+                            if on_trial {
+                                // The restart starts the old system: the others of these.
+                                break;
+                            }
+                            // It does not become ready.
+                            let Phase::Trial { gave_up, .. } = &mut state.phase else { panic!() };
+                            *gave_up = Some(Reason::new("not-ready", "x"));
+                        } else if let Some(next) = state.after(&start, boot) {
+                            state = next;
+                        }
+                        let again = match state.phase.clone() {
+                            // Armed again.
+                            Phase::Staged { slot, about, tries } => {
+                                state.phase = Phase::Trial { slot, about, tries, boot, gave_up: None };
+                                true
+                            }
+                            _ => start == Start::Watch,
+                        };
+                        if !again {
+                            break;
+                        }
+                        (boot, restarts) = (boot + 1, restarts + 1);
+                        assert!(
+                            restarts <= MAX_INTERRUPTIONS + MAX_FAILURES,
+                            "{runs} {on_trial} {first:?} {then:?}: {state:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_reason_is_one_line_of_a_kibibyte_at_most_wherever_it_comes_from() {
+        let long = Reason { code: "not-ready".into(), sentence: "ä\n".repeat(30_000) };
+        let brief = Reason::new("not-ready", &long.sentence);
+        assert!(brief.sentence.len() <= MAX_SENTENCE && brief.sentence.len() > MAX_SENTENCE - 4);
+        assert!(!brief.sentence.contains('\n'));
+        // A state that an older program kept whole.
+        let start = trial(Tries::default(), Some(long.clone())).at_start(BACK, Ended::Request, 12);
+        let after = trial(Tries::default(), Some(long)).after(&start, 12).unwrap();
+        assert_eq!(after.verdicts.last().unwrap().reason, brief);
     }
 
     #[test]

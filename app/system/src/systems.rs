@@ -19,7 +19,7 @@ use std::path::PathBuf;
 const STATE: &str = "system.json";
 /// The beginning of the bundle that lies in a slot: what its digests are signed by.
 const PREFIX: &str = "system.prefix";
-/// The most of the state that is read.
+/// The longest file that is read here, in bytes; no longer state is written. One with all that it may hold has an eighth of that.
 const MAX_STATE: u64 = 1 << 20;
 /// The seconds that a bundle may ask a new system to be ready for: fewer prove nothing, and while it is on trial nothing else is installed.
 const LEAST_HOLD: u32 = 30;
@@ -50,10 +50,15 @@ impl Keep for Folder {
     fn load(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
         match std::fs::File::open(self.0.join(name)) {
-            Ok(file) => file.take(MAX_STATE).read_to_end(&mut bytes)?,
+            Ok(file) => file.take(MAX_STATE + 1).read_to_end(&mut bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        // Half of it would be nothing that anybody could read.
+        if bytes.len() as u64 > MAX_STATE {
+            let why = format!("{name} has more than {MAX_STATE} bytes: it is no file of inferd's");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         Ok(Some(bytes))
     }
 
@@ -85,7 +90,7 @@ pub struct Systems<M> {
 }
 
 fn reason(code: &str, sentence: impl Display) -> Reason {
-    Reason { code: code.to_owned(), sentence: sentence.to_string() }
+    Reason::new(code, sentence)
 }
 
 impl From<TakeError> for Reason {
@@ -138,6 +143,13 @@ impl<M: Medium> Systems<M> {
 
     fn set(&mut self, state: State) -> Result<(), Reason> {
         let bytes = serde_json::to_vec(&state).map_err(|e| reason("medium-failed", e))?;
+        if bytes.len() as u64 > MAX_STATE {
+            let why = format!(
+                "what is known of the systems has {} bytes, {MAX_STATE} at most are kept",
+                bytes.len()
+            );
+            return Err(reason("medium-failed", why));
+        }
         let kept = self.keep.save(STATE, &bytes);
         kept.map_err(|e| {
             reason("medium-failed", format!("what is known of the systems cannot be kept: {e}"))
@@ -380,7 +392,7 @@ impl<M: Medium> Systems<M> {
     pub fn blame(&mut self, why: Reason) -> Result<(), Reason> {
         let mut state = self.state.clone();
         let Phase::Trial { gave_up, .. } = &mut state.phase else { return Ok(()) };
-        *gave_up = Some(why);
+        *gave_up = Some(why.brief());
         self.set(state)
     }
 

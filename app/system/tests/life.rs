@@ -12,8 +12,8 @@ use inferd_system::state::{
     About, Ended, MAX_FAILURES, MAX_INTERRUPTIONS, Outcome, Phase, Reason, Start, State,
 };
 use inferd_system::{
-    Backend, BootError, Facts, Image, Keep, Now, Parts, Refused, Restart, SECTOR, Sectors, Slot, Systems,
-    Uboot,
+    Backend, BootError, Facts, Folder, Image, Keep, Now, Parts, Refused, Restart, SECTOR, Sectors, Slot,
+    Systems, Uboot,
 };
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng as _, SeedableRng as _};
@@ -330,7 +330,7 @@ fn update(world: &World, version: u64, mut ended: Ended) -> Result<(), Reason> {
                 systems.commit()?;
                 continue;
             }
-            Start::Returned(why) => panic!("{why:?}"),
+            Start::Returned(why) | Start::Alone(why) => panic!("{why:?}"),
             Start::Unasked => panic!("a try that nobody watches"),
             Start::Nothing | Start::Committed | Start::Again(_) => {}
         }
@@ -765,6 +765,83 @@ fn a_system_that_comes_back_says_why_and_is_tried_as_often_as_its_end_allows() {
     let why = || Reason { code: "not-ready".into(), sentence: "model x does not serve".into() };
     let (verdicts, tries) = tried(Ended::Request, |systems| systems.give_up(why()).unwrap());
     assert_eq!((verdicts, tries), (vec![told(Outcome::Returned, "not-ready")], 1));
+}
+
+#[test]
+fn a_system_that_gave_itself_up_runs_on_where_the_old_one_cannot_be_started() {
+    let (world, trust) = (staged(), trust());
+    world.systems("inferd.slot=a").unwrap().arm(Some(&trust)).unwrap();
+    let mut new = world.systems(&world.starts().unwrap()).unwrap();
+    assert_eq!(new.start(Ended::Request).unwrap(), Start::Watch);
+    // Meanwhile the FAT of the old one rots.
+    new.give_up(Reason::new("not-ready", "model x does not serve")).unwrap();
+    // U-Boot starts what is chosen, cannot load it, and starts the other one, which is no try.
+    let falls_back = || {
+        assert_eq!(world.starts().unwrap(), "inferd.slot=a");
+        world.systems("inferd.slot=b").unwrap()
+    };
+    let mut fallen = falls_back();
+    let start = fallen.start(Ended::Request).unwrap();
+    assert!(matches!(&start, Start::Alone(why) if why.code == "old-not-started"), "{start:?}");
+    let last = fallen.state().verdicts.last().unwrap();
+    assert_eq!((last.outcome, last.reason.code.as_str()), (Outcome::Returned, "old-not-started"));
+    assert_eq!(fallen.state().floor("os"), 0);
+    for _ in 0..3 {
+        assert_eq!(falls_back().start(Ended::Request).unwrap(), Start::Nothing);
+    }
+    // The next one is written over what cannot be started.
+    let mut fallen = falls_back();
+    fallen.install(&mut bundle(3).as_slice(), &facts(&trust)).unwrap();
+    assert!(matches!(fallen.state().phase, Phase::Staged { slot: Slot::A, .. }));
+    fallen.arm(Some(&trust)).unwrap();
+    let mut new = world.systems(&world.starts().unwrap()).unwrap();
+    assert_eq!(new.start(Ended::Request).unwrap(), Start::Watch);
+    new.commit().unwrap();
+    assert_eq!((new.state().floor("os"), world.starts().unwrap().as_str()), (3, "inferd.slot=a"));
+}
+
+#[test]
+fn what_a_daemon_says_of_itself_never_makes_the_record_too_long_to_be_read() {
+    let (world, trust) = (World::new(), trust());
+    // As much as root reads of it; every character of it becomes two in JSON, or six.
+    for words in ["\"", "\u{1}"] {
+        let why = || Reason { code: "not-ready".into(), sentence: words.repeat(64 << 10) };
+        for _ in 0..20 {
+            let mut old = world.systems("inferd.slot=a").unwrap();
+            old.install(&mut bundle(2).as_slice(), &facts(&trust)).unwrap();
+            old.arm(Some(&trust)).unwrap();
+            let mut new = world.systems(&world.starts().unwrap()).unwrap();
+            new.give_up(why()).unwrap();
+            let mut old = world.systems(&world.starts().unwrap()).unwrap();
+            assert!(matches!(old.start(Ended::Request).unwrap(), Start::Returned(_)));
+        }
+        let bytes = world.with(|w| w.files["system.json"].len());
+        assert!(bytes < 128 << 10, "{bytes} bytes");
+        assert_eq!(world.systems("inferd.slot=a").unwrap().state().verdicts.len(), 16);
+    }
+}
+
+#[test]
+fn a_record_that_would_be_too_long_is_not_written_and_one_that_is_is_told() {
+    let (world, trust) = (staged(), trust());
+    let mut state = world.systems("inferd.slot=a").unwrap().state().clone();
+    state.floors.insert("p".repeat(1 << 20), 1);
+    world.with(|w| w.files.insert("system.json".into(), serde_json::to_vec(&state).unwrap()));
+    let before = world.with(|w| w.files.clone());
+    let why = world.systems("inferd.slot=a").unwrap().arm(Some(&trust)).unwrap_err();
+    assert!(why.code == "medium-failed" && why.sentence.contains("1048576 at most"), "{why:?}");
+    assert!(before == world.with(|w| w.files.clone()), "the old one stays");
+
+    let folder = tempfile::tempdir().unwrap();
+    let keep = Folder(folder.path().to_owned());
+    let mut text = serde_json::to_vec(&State::default()).unwrap();
+    text.resize(1 << 20, b' ');
+    std::fs::write(folder.path().join("system.json"), &text).unwrap();
+    assert_eq!(State::kept(&keep), Ok(State::default()), "as long as one may be");
+    text.push(b' ');
+    std::fs::write(folder.path().join("system.json"), &text).unwrap();
+    let why = State::kept(&keep).unwrap_err();
+    assert!(why.code == "state-lost" && why.sentence.contains("more than 1048576 bytes"), "{why:?}");
 }
 
 /// A device with version 2 in slot b, up to `Staged`.
