@@ -49,6 +49,8 @@ pub enum Kind {
     BreakerOpen,
     /// The data directory cannot be written: 1.
     StorageFailing,
+    /// The file system of the data directory is damaged: the errors that were found in it.
+    DiskErrors,
     /// An actuator is in its safe pose because something failed: 1.
     ActuatorFailing,
     /// A model answers as it was shipped although somebody calibrated it: 1.
@@ -63,7 +65,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Cpu,
         Self::Memory,
         Self::MemoryPressure,
@@ -77,6 +79,7 @@ impl Kind {
         Self::PoolEfficiency,
         Self::BreakerOpen,
         Self::StorageFailing,
+        Self::DiskErrors,
         Self::ActuatorFailing,
         Self::CalibrationFailing,
         Self::EngineMismatch,
@@ -101,6 +104,7 @@ impl Kind {
             Self::PoolEfficiency => "pool_efficiency",
             Self::BreakerOpen => "breaker_open",
             Self::StorageFailing => "storage_failing",
+            Self::DiskErrors => "disk_errors",
             Self::ActuatorFailing => "actuator_failing",
             Self::CalibrationFailing => "calibration_failing",
             Self::EngineMismatch => "engine_mismatch",
@@ -161,6 +165,11 @@ impl Kind {
             }
             Self::BreakerOpen => format!("the circuit breaker{of} is open"),
             Self::StorageFailing => format!("the data directory{of} cannot be written"),
+            Self::DiskErrors => {
+                format!(
+                    "the file system{of} is damaged ({value:.0} errors): fetch from it what matters, then check it with e2fsck on another machine, or write the image to another medium"
+                )
+            }
             Self::ActuatorFailing => {
                 format!("an actuator fails safe: {}", about.unwrap_or("nobody knows why"))
             }

@@ -133,6 +133,11 @@ fn machine(out: &mut Writer<'_, '_>, s: &Sample) -> fmt::Result {
                 disk.map(|d| yes(d.read_only)),
             ),
             (
+                "inferd_disk_errors",
+                "Errors that were found in the file system of the data partition since it was last checked",
+                disk.and_then(|d| d.errors).map(float),
+            ),
+            (
                 "inferd_pool_efficiency_ratio",
                 "Requests of the last interval that found a free slot; absent when there were few",
                 s.pool_efficiency,

@@ -159,6 +159,7 @@ impl Thresholds {
             Rule { below: true, ..level(Kind::PoolEfficiency, self.pool_efficiency, None) },
             flag(Kind::BreakerOpen),
             flag(Kind::StorageFailing),
+            flag(Kind::DiskErrors),
             flag(Kind::ActuatorFailing),
             flag(Kind::CalibrationFailing),
             flag(Kind::EngineMismatch),

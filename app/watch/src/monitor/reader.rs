@@ -91,6 +91,8 @@ pub struct Disk {
     pub inodes_percent: Option<f64>,
     /// It can only be read.
     pub read_only: bool,
+    /// Errors that its kernel has found in it since it was last checked, also before this start; `None` where it is no ext4.
+    pub errors: Option<u32>,
 }
 
 /// One temperature sensor.
@@ -153,6 +155,7 @@ pub struct Reader {
     accelerators: Vec<Arc<dyn Accelerator>>,
     throttled: Option<PathBuf>,
     low_voltage: Option<PathBuf>,
+    disk_errors: Option<PathBuf>,
     wear: Wear,
     started: Instant,
     before: Option<CpuTimes>,
@@ -176,6 +179,7 @@ impl Reader {
         Self {
             throttled: find_throttled(&roots),
             low_voltage: find_low_voltage(&roots),
+            disk_errors: find_disk_errors(&roots, &settings.data),
             data: settings.data.clone(),
             keep_record: settings.keep_record,
             patience: Patience::default(),
@@ -287,8 +291,11 @@ impl Reader {
 
     fn jobs(&self) -> Vec<Job<Seen>> {
         let mut jobs = Vec::new();
-        let data = self.data.clone();
-        jobs.push(Job::new("disk", move || Seen::Disk(disk(&data))));
+        let (data, errors) = (self.data.clone(), self.disk_errors.clone());
+        jobs.push(Job::new("disk", move || {
+            let errors = || files::read(errors.as_deref()?)?.trim().parse().ok();
+            Seen::Disk(disk(&data).map(|disk| Disk { errors: errors(), ..disk }))
+        }));
         let source = self.wear.source();
         jobs.push(Job::new("written", move || Seen::Written(source.read())));
         let thermal = self.roots.sys.join("class/thermal");
@@ -369,6 +376,11 @@ impl Reader {
             ),
             of(Kind::StorageFailing, failing.map(flag), Some(self.data.display().to_string())),
             of(
+                Kind::DiskErrors,
+                disk.and_then(|d| d.errors).map(f64::from),
+                Some(self.data.display().to_string()),
+            ),
+            of(
                 Kind::ActuatorFailing,
                 self.actuator.as_ref().map(|failing| flag(failing.is_some())),
                 self.actuator.clone().flatten(),
@@ -413,7 +425,17 @@ fn disk(data: &Path) -> Option<Disk> {
         percent: parse::percent(used, usable),
         inodes_percent: (inodes > 0).then(|| parse::percent(inodes.saturating_sub(free_inodes), inodes)),
         read_only: s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY),
+        errors: None,
     })
+}
+
+/// Where ext4 counts the errors of the file system that holds this directory: `fs/ext4/mmcblk0p6/errors_count`. Others have no such file.
+fn find_disk_errors(roots: &Roots, data: &Path) -> Option<PathBuf> {
+    let mounts = files::read(&roots.proc.join("self/mountinfo"))?;
+    let (major, minor) = parse::mount_of(&mounts, data.to_str()?)?.device;
+    let told = files::read(&roots.sys.join(format!("dev/block/{major}:{minor}/uevent")))?;
+    let node = told.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(roots.sys.join("fs/ext4").join(node).join("errors_count"))
 }
 
 fn temperature(name: &str, zone: &Path) -> Option<Temperature> {

@@ -243,6 +243,26 @@ fn breakers_storage_actuators_calibrations_engines_and_systems_are_told_by_other
 }
 
 #[test]
+fn errors_of_the_data_partitions_file_system_are_an_alarm_from_the_first_on() {
+    let board = Board::new();
+    let data = board.data().display().to_string();
+    board.write("proc/self/mountinfo", &format!("30 22 179:6 / {data} rw - ext4 /dev/mmcblk0p6 rw\n"));
+    board.write("sys/dev/block/179:6/uevent", "MAJOR=179\nDEVNAME=mmcblk0p6\nPARTNAME=data\n");
+    let errors = |work: &Work| work.view.sample.as_ref().unwrap().disk.as_ref().unwrap().errors;
+    let mut work = board.work(&board.settings());
+    work.round(When::default(), Instant::now());
+    assert_eq!((errors(&work), work.view.active.len()), (None, 0), "it is no ext4");
+    board.write("sys/fs/ext4/mmcblk0p6/errors_count", "0\n");
+    work.round(When::default(), Instant::now());
+    assert_eq!((errors(&work), work.view.active.len()), (Some(0), 0));
+    board.write("sys/fs/ext4/mmcblk0p6/errors_count", "3\n");
+    work.round(When::default(), Instant::now());
+    let [alert] = &work.view.active[..] else { panic!("{:?}", work.view.active) };
+    assert_eq!((alert.alert, alert.severity, alert.value), (Kind::DiskErrors, Severity::Critical, 3.0));
+    assert!(alert.sentence.contains(&data) && alert.sentence.contains("e2fsck"), "{}", alert.sentence);
+}
+
+#[test]
 fn a_reading_that_panics_is_counted_and_the_next_one_is_done() {
     let board = Board::new();
     let mut work = board.work(&board.settings());
