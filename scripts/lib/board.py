@@ -29,6 +29,8 @@ class Debian:
     device_trees: tuple  # its names of those in kernel.device-trees, in their order; none: the same
     firmware: str  # the package of firmware.files, and its suite
     firmware_suite: str
+    programs: tuple  # PACKAGE/PROGRAM each: what the root filesystem has beside BusyBox, for what inferd.toml may ask for
+    radio_firmware: str  # the package of radio.firmware
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class Firmware:
     files: tuple  # that lie beside the kernel
     floor: str  # the oldest release that a system update may rely on, as a date; "" where none is known
     files_floor: str = ""  # the oldest day of which those files may be
+
+
+@dataclass(frozen=True)
+class Radio:
+    """What Wi-Fi takes, for who puts it into a root filesystem: it is loaded only where a network is asked for."""
+
+    modules: tuple  # of Debian's kernel
+    firmware: tuple  # files below /lib/firmware
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class Board:
     debian: Debian | None
     kernel: Kernel | None
     firmware: Firmware
+    radio: Radio
     backend: str
     cmdline: str
     modules: tuple
@@ -152,6 +163,7 @@ def parse(text, origin):
         debian=_debian(page) if "debian" in raw else None,
         kernel=_kernel(page) if "kernel" in raw else None,
         firmware=Firmware(page.words("firmware.files", default=[]), page.take("firmware.floor", str, ""), page.take("firmware.files-floor", str, "")),
+        radio=Radio(page.words("radio.modules", default=[]), page.words("radio.firmware", default=[])),
         backend=page.one_of("boot.backend", BACKENDS),
         cmdline=page.take("boot.cmdline", str),
         modules=tuple(name for name, _, _ in modules),
@@ -175,6 +187,10 @@ def parse(text, origin):
         raise Failure(f"{origin}: 'boot.cmdline' does not name the console {board.console!r} of 'console.device'")
     if board.debian and not board.dev_shell:
         raise Failure(f"{origin}: 'console.dev-shell' is missing; an image made with --dev has a root shell there")
+    if board.debian and bool(board.radio.firmware) != bool(board.debian.radio_firmware):
+        raise Failure(f"{origin}: 'radio.firmware' and 'debian.radio-firmware', the package of it, belong together")
+    if strange := [entry for entry in board.debian.programs if entry.count("/") != 1] if board.debian else []:
+        raise Failure(f"{origin}: 'debian.programs' has {strange[0]!r}, not PACKAGE/PROGRAM")
     return board
 
 
@@ -186,6 +202,8 @@ def _debian(page):
         device_trees=page.words("debian.device-trees", default=[]),
         firmware=page.take("debian.firmware", str, ""),
         firmware_suite=page.take("debian.firmware-suite", str, ""),
+        programs=page.words("debian.programs", default=[]),
+        radio_firmware=page.take("debian.radio-firmware", str, ""),
     )
 
 

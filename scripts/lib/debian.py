@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import places
@@ -65,10 +65,11 @@ class Absent(Failure):
 
 @dataclass(frozen=True)
 class Tree:
-    """Unpacked packages: where they lie, and which versions they are."""
+    """Unpacked packages: where they lie, which versions they are, and of which package each file is where that was asked for."""
 
     path: Path
     versions: dict
+    files: dict = field(default_factory=dict)
 
 
 class Archive:
@@ -80,14 +81,15 @@ class Archive:
         name = "-".join(self.architectures + self.suites + [part for part in self.components if part != "main"])
         self.base = places.cache() / "debian" / name
 
-    def tree(self, packages, *, closure=False, follow=(), only=None, refresh=False):
+    def tree(self, packages, *, closure=False, follow=(), only=None, named=False, refresh=False):
         """Unpacks `packages`, and says which versions they are.
 
         With `closure` everything they depend on comes along. `follow` names metapackages (a kernel flavour): the packages of one
         version that each leads to are unpacked instead, of the last suite that has it. With `only`, a tar wildcard, just those paths are unpacked.
+        With `named` it also says of which package each file is.
         """
         packages = list(packages)
-        key = json.dumps([packages, closure, list(follow), only], sort_keys=True)
+        key = json.dumps([packages, closure, list(follow), only] + (["named"] if named else []), sort_keys=True)
         name = re.sub(r"[^a-z0-9.+-]", "_", packages[0]) + "-" + hashlib.sha256(key.encode()).hexdigest()[:10]
         tree = self.base / name
         stamp = tree / ".versions.json"
@@ -96,7 +98,7 @@ class Archive:
                 self._update()
                 real = [part for name in packages for part in (self._versioned(name) if name in follow else [name])]
                 self._unpack(self._closure(real) if closure else real, tree, only)
-            return Tree(tree, json.loads(stamp.read_text()))
+            return Tree(tree, json.loads(stamp.read_text()), json.loads((tree / ".files.json").read_text()) if named else {})
 
     def madison(self, package):
         """Every version of a package that the suites hold, newest first."""
@@ -161,11 +163,12 @@ class Archive:
         fresh = tree.with_name(tree.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        versions = {}
+        versions, files = {}, {}
         for deb in sorted(downloads.glob("*.deb")):
             fields = run(["dpkg-deb", "--showformat=${Package} ${Version}", "--show", deb]).split()
             versions[fields[0]] = fields[1]
-            _extract(deb, fresh, only)
+            files |= dict.fromkeys(_extract(deb, fresh, only), fields[0])
+        (fresh / ".files.json").write_text(json.dumps(files, sort_keys=True))
         (fresh / ".versions.json").write_text(json.dumps(versions, indent=1, sort_keys=True))
         shutil.rmtree(tree, ignore_errors=True)
         fresh.rename(tree)
@@ -173,10 +176,11 @@ class Archive:
 
 
 def _extract(deb, folder, only):
-    """Unpacks one package as whoever we are: owners are not kept."""
+    """Unpacks one package as whoever we are: owners are not kept. The paths of its files."""
     wanted = ["--wildcards", only] if only else []
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as archive:
-        run(["tar", "x", "-C", folder, "--no-same-owner", *wanted], stdin=archive.stdout)
+        listing = run(["tar", "xv", "-C", folder, "--no-same-owner", *wanted], stdin=archive.stdout)
         archive.stdout.close()
     if archive.returncode != 0:
         raise Failure(f"cannot unpack {deb.name}: dpkg-deb ended with status {archive.returncode}")
+    return [line.removeprefix("./") for line in listing.splitlines() if not line.endswith("/")]

@@ -70,10 +70,7 @@ class Engines:
         libraries.mkdir(parents=True, exist_ok=True)
         for name, file in needed.libraries.items():
             shutil.copy(file, libraries / name)
-        loader = root / needed.loader.lstrip("/")
-        if not loader.parent.exists():
-            loader.parent.symlink_to("usr/lib")
-        loader.symlink_to(f"{libraries.name}/{loader.name}")
+        glibc.put_loader(root, self.glibc)
         (root / LICENSES).mkdir(parents=True)
         for notice in self.onnxruntime.notices:
             shutil.copy(notice, root / LICENSES)

@@ -50,31 +50,40 @@ class Together:
     libraries: dict
 
 
-def together(programs, glibc):
-    """Follows what `programs` (a program, and the libraries it opens by itself) need through glibc's folder to the end.
+def together(programs, glibc, beside=()):
+    """Follows what `programs` (programs, and the libraries they open by themselves) need through glibc's folder, and the folders `beside` it, to the end.
 
     Refuses what would not start on the board: another processor's file, another loader, a library that is missing, a version of
     a symbol that the library beside it does not have.
     """
     given = [_for_board(elf.read(program), glibc) for program in programs]
-    beside = {file.soname: file for file in given if file.soname}
+    own = {file.soname: file for file in given if file.soname}
     found, queue, read = {}, list(given), list(given)
     loader = Path(LOADERS[glibc.architecture]).name
     while queue:
         file = queue.pop()
         for name in (*file.needed, loader):
-            if name in found or name in beside:
+            if name in found or name in own:
                 continue
-            at = glibc.folder / name
-            if not at.exists():
+            at = next((folder / name for folder in (glibc.folder, *beside) if (folder / name).exists()), None)
+            if at is None:
                 raise Failure(f"{file.path.name} needs {name}, which is not in {', '.join(glibc.versions)}")
             found[name] = _for_board(elf.read(at.resolve()), glibc)
             queue.append(found[name])
             read.append(found[name])
-    has = {**beside, **found}
+    has = {**own, **found}
     for file in read:
         _find_versions(file, has, glibc)
     return Together(LOADERS[glibc.architecture], {name: Path(file.path) for name, file in sorted(found.items())})
+
+
+def put_loader(root, glibc):
+    """The loader's name in a root filesystem that has the libraries where Debian has them."""
+    loader = root / LOADERS[glibc.architecture].lstrip("/")
+    if not loader.parent.exists():
+        loader.parent.symlink_to("usr/lib")
+    if not loader.is_symlink():
+        loader.symlink_to(f"{glibc.folder.name}/{loader.name}")
 
 
 def _for_board(file, glibc):

@@ -27,6 +27,7 @@ import hosttools
 import layout as layouts
 import modules
 import places
+import programs
 import release
 import roots
 import rpi
@@ -51,6 +52,7 @@ class Recipe:
     inferd: Path
     models: list
     vendors: engines.Engines | None = None  # those of vendors; without them only the built-in one serves
+    carried: programs.Programs | None = None  # those of Debian that inferd.toml may ask for
     dev: bool = False
     root: Path | None = None  # the root document it is born with; without one it accepts no bundle
     api_key: str | None = None  # dev images only: lets other machines than the appliance change it
@@ -119,11 +121,13 @@ def _assemble(recipe, output, parts, work):
         packages = packages_of(recipe.board, recipe.refresh)
         given = firmware(recipe.board, recipe.refresh)
         versions = packages.versions | given.versions | (recipe.vendors.glibc.versions if recipe.vendors else {})
+        lacks = missing(recipe.board, given) + (recipe.carried.missing() if recipe.carried else [])
         remark += [f"{name} {version}" for name, version in versions.items()]
     output.with_name(output.name + ".bmap").unlink(missing_ok=True)  # an older image's
     with step(f"Assembling {output.name} for {recipe.board.summary}{', with a root shell' if recipe.dev else ''}") as remark:
-        files = {"rootfs": rootfs(recipe, packages.path, tools, work), "data": data(recipe.epoch, layout, tools, work)}
-        lacks = missing(recipe.board, given)
+        root, more = rootfs(recipe, packages.path, tools, work)
+        versions |= more
+        files = {"rootfs": root, "data": data(recipe.epoch, layout, tools, work)}
         systems, files["boot"] = boot(recipe, packages.path, given, lacks, layout, tools, work)
         if systems:
             files["system"] = systems[layout.named("system").name]
@@ -212,7 +216,7 @@ def put_parts(rootfs, systems, board, folder):
 
 
 def rootfs(recipe, packages, tools, work):
-    """The read-only root: overlay, BusyBox, daemon, engines, models, as squashfs."""
+    """The read-only root: overlay, BusyBox, daemon, engines, programs, models, as squashfs. And which packages of Debian are in it beside BusyBox."""
     stage = work / "rootfs"
     for folder in FOLDERS:
         (stage / folder).mkdir(parents=True, exist_ok=True)
@@ -223,9 +227,10 @@ def rootfs(recipe, packages, tools, work):
     shutil.copy(recipe.inferd, stage / "usr/bin/inferd")
     if recipe.vendors:
         recipe.vendors.install(stage)
+    versions = recipe.carried.install(stage, packages) if recipe.carried else {}
     tell(recipe, stage)
     readable(stage)
-    return squashed(stage, recipe.epoch, tools, work / "rootfs.squashfs")
+    return squashed(stage, recipe.epoch, tools, work / "rootfs.squashfs"), versions
 
 
 def tell(recipe, stage):
@@ -505,7 +510,7 @@ def digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-MINIMAL = "without the engines of vendors and the C library they need: only the built-in engine serves"
+MINIMAL = "without the engines of vendors, Debian's programs for Wi-Fi, SSH and the time, and the C library they need: only the built-in engine serves"
 
 
 def arguments():
@@ -562,10 +567,11 @@ def cli():
     root, api_key = trusted(options.root, options.dev)
     inferd = options.inferd or built_daemon(board)
     vendors = None if options.minimal else engines.prepare(board.architecture_in_rust, options.refresh)
+    carried = None if options.minimal else programs.prepare(board, options.refresh)
     models = ([] if options.no_default_model else [*places.SHIPPED_MODELS]) + options.model
     output = (options.output or default_output(board, dev=options.dev, minimal=options.minimal)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(board, inferd, models, vendors, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh, system=holds)
+    recipe = Recipe(board, inferd, models, vendors, carried, dev=options.dev, root=root, api_key=api_key, refresh=options.refresh, system=holds)
     facts = assemble(recipe, output, options.parts)
     say(f"\n{output}\nsha256 {facts['sha256']}\nserves {', '.join(facts['models'])}; facts in {output.name}.json")
     if options.release:

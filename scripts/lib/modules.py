@@ -1,4 +1,4 @@
-"""Kernel modules: what must be loaded, in which order, read from the modules' own `.modinfo` (no depmod needed)."""
+"""Kernel modules: what must be loaded, in which order, and by which names, read from the modules' own `.modinfo` (no depmod needed)."""
 
 import lzma
 import struct
@@ -39,6 +39,22 @@ class Modules:
             visit(name, "board.toml")
         return order
 
+    def install(self, root, names, loaded=()):
+        """Puts modules, but for what was loaded before with `loaded`, into a root filesystem, with the lists by which BusyBox's modprobe finds them
+        and what they depend on: by their names, and by those that the kernel and devices have for them."""
+        before = {name for name, _ in self.load_order(loaded)}
+        order = [(name, content) for name, content in self.load_order(names) if name not in before]
+        folder = root / "usr/lib/modules" / self.release
+        folder.mkdir(parents=True)
+        dependencies, aliases = [], []
+        for name, content in order:
+            (folder / f"{name}.ko").write_bytes(content)
+            needs = [need for need, _ in reversed(self.load_order([name])) if need != name and need not in before]
+            dependencies.append(" ".join([f"{name}.ko:", *(f"{need}.ko" for need in needs)]))
+            aliases += [f"alias {alias} {name}" for alias in _info(content, "alias")]
+        (folder / "modules.dep").write_text("".join(f"{line}\n" for line in dependencies))
+        (folder / "modules.alias").write_text("".join(f"{line}\n" for line in aliases))
+
 
 def _plain(path):
     return path.name.split(".ko")[0].replace("-", "_")
@@ -55,11 +71,13 @@ def _content(path):
 
 def _depends(content):
     """The `depends=` line of a module's .modinfo section."""
-    info = _section(content, b".modinfo")
-    for entry in info.split(b"\0"):
-        if entry.startswith(b"depends="):
-            return [name.decode() for name in entry[8:].split(b",") if name]
-    return []
+    return [name for line in _info(content, "depends") for name in line.split(",") if name]
+
+
+def _info(content, key):
+    """The values of a key in a module's .modinfo section."""
+    entries = _section(content, b".modinfo").decode("utf-8", "replace").split("\0")
+    return [entry.removeprefix(f"{key}=") for entry in entries if entry.startswith(f"{key}=")]
 
 
 def _section(elf, wanted):

@@ -24,6 +24,7 @@ import devkeys
 import engines
 import image
 import places
+import programs
 import qemu
 import rust
 import targets
@@ -95,12 +96,13 @@ def appliance(options, port, models, started):
     with beside_inferctl() as wait_for_inferctl:
         inferd = image.built_daemon(board)
         vendors = None if options.minimal else engines.prepare(board.architecture_in_rust)
+        carried = None if options.minimal else programs.prepare(board)
         inferctl = wait_for_inferctl()
     dev = options.root is None
     root, api_key = image.trusted(options.root, dev, inferctl)
     output = image.default_output(board, dev=dev, minimal=options.minimal)
     output.parent.mkdir(parents=True, exist_ok=True)
-    image.assemble(image.Recipe(board, inferd, models, vendors, dev=dev, root=root, api_key=api_key), output)
+    image.assemble(image.Recipe(board, inferd, models, vendors, carried, dev=dev, root=root, api_key=api_key), output)
     kvm = options.kvm and probe_kvm(board, output)
     serial = output.with_suffix(".console.log")
     # One that stays comes back after a reset, as a board does, on what it has written.

@@ -4,6 +4,7 @@ import engines
 import glibc
 import image
 import places
+import programs
 import rust
 from appliance import given
 
@@ -38,5 +39,6 @@ def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, minimal
         recipe = image.Recipe(board, inferd, list(models), epoch=EPOCH, build_id=BUILD_ID, **options)
         return given.adapted(finished, recipe, output, minimal, parts)
     engines_of_vendors = None if minimal else options.pop("vendors", None) or vendors(board)
-    recipe = image.Recipe(board, inferd or daemon(board), list(models), engines_of_vendors, epoch=EPOCH, build_id=BUILD_ID, **options)
+    carried = None if minimal else programs.prepare(board)
+    recipe = image.Recipe(board, inferd or daemon(board), list(models), engines_of_vendors, carried, epoch=EPOCH, build_id=BUILD_ID, **options)
     return image.assemble(recipe, output, parts)

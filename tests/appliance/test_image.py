@@ -13,6 +13,7 @@ import hosttools
 import layout as layouts
 import targets
 import places
+import programs
 import pytest
 import qemu
 import rust
@@ -102,10 +103,12 @@ def test_nobody_can_log_in_on_a_production_image(root):
         # Beginning with * or !, no password is the right one; x stands for the one in the shadow.
         password = shadow.get(name, "") if password == "x" else password
         assert password[:1] in ("*", "!"), name
+    # An SSH server may be there: only `services` starts it, where the boot partition has a key.
     remote = {"sshd", "dropbear", "telnetd", "rlogind", "rshd", "tftpd", "ftpd"}
     started = [path for path in (root / "etc/init.d").rglob("*") if path.is_file()] + [root / "etc/inittab"]
+    started += [path for path in (root / "usr/libexec/inferd").iterdir() if path.name != "services"]
     for path in root.rglob("*"):
-        assert path.name not in remote or path.is_symlink(), f"{path.relative_to(root)} lets somebody in"
+        assert path.name not in remote - {"sshd", "dropbear"} or path.is_symlink(), f"{path.relative_to(root)} lets somebody in"
     for path in started:
         words = set(re.findall(r"[a-z]+", re.sub(r"(?m)^\s*#.*", "", path.read_text(errors="replace"))))
         assert not words & (remote | {"getty"}), path
@@ -136,10 +139,20 @@ def test_the_engines_in_the_image_are_whole(root, board, production_image):
     assert (folder / "libonnxruntime.so").readlink() == Path(library.name), "the engine looks for this name"
     needed = glibc.together([host, library], libraries)
     there = root / f"usr/lib/{board.architecture_in_rust}-linux-gnu"
-    assert {file.name: file.read_bytes() for file in there.iterdir()} == {name: file.read_bytes() for name, file in needed.libraries.items()}
+    wanted = needed.libraries | programs.prepare(board).needed()[1]
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == {name: file.read_bytes() for name, file in wanted.items()}
     loader = root / needed.loader.lstrip("/")
     assert loader.resolve() == there / loader.name
     assert {file.name for file in (root / engines.LICENSES).iterdir()} == {"LICENSE", "ThirdPartyNotices.txt"}
+
+
+def test_the_programs_that_inferd_toml_may_ask_for_are_in_the_image_with_their_licences_and_are_told(root, board, production_image):
+    given.skip_for_another_builder("which programs of Debian scripts/image takes")
+    assert board.debian.programs
+    for entry in board.debian.programs:
+        package, name = entry.split("/")
+        assert (root / "usr/bin" / name).stat().st_mode & 0o111 and not (root / "usr/bin" / name).is_symlink(), "the package's, not an applet"
+        assert (root / "usr/share/licenses" / package / "copyright").stat().st_size > 500 and package in production_image[1]["packages"]
 
 
 def test_the_models_in_the_image_are_whole(root, production_image):
