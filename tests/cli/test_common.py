@@ -240,3 +240,60 @@ def test_the_leds_of_a_board_become_the_daemons_and_a_board_without_any_is_no_mi
     (shell.folder / "leds/ACT/brightness").touch()
     led = shell.folder / "leds/ACT"
     assert shell(lines) == [f"inferd {led}/brightness {led}/trigger"]
+
+
+@pytest.fixture
+def radio(shell):
+    """`network` with a wpa_supplicant in place of the real one, which says these lines each time it is started, and is given the configuration with
+    WPA3; what it then has said, and what it has called."""
+    folder = shell.folder
+    (folder / "wpa.conf").write_text('sae_pwe=2\nnetwork={\n    key_mgmt=WPA-PSK SAE\n    psk="a SAE"\n}\n')
+    head, mark, _ = COMMON.with_name("network").read_text().partition("\nkeep() {")
+    assert mark
+    asked = f'if [ $# = 2 ]; then echo "address $*" >>{folder}/calls; exit; fi\n'
+    script = folder / "network"
+    script.write_text(head.replace("/usr/libexec/inferd/common", str(folder / "common")) + f"\npartition() {{ return 1; }}\ninterface() {{ echo lo; }}\n{asked}wireless\nwait\n")
+    (folder / "bin/ip").write_text("#!/bin/sh\n")
+    for file in (script, folder / "bin/ip"):
+        file.chmod(0o755)
+
+    def run(*events, fails=""):
+        said = "".join(f"echo '{event}'\n" for event in events)
+        supplicant = folder / "bin/wpa_supplicant"
+        supplicant.write_text(f'#!/bin/sh\ncp "$4" {folder}/given\n{fails}\n{said}')
+        supplicant.chmod(0o755)
+        shell(f"{script}")
+        log, calls = folder / "log", folder / "calls"
+        return log.read_text().splitlines() if log.exists() else [], calls.read_text().splitlines() if calls.exists() else []
+
+    run.folder = folder
+    return run
+
+
+REFUSED = 'lo: CTRL-EVENT-SSID-TEMP-DISABLED id=0 ssid="x" auth_failures=1 duration=10 reason=WRONG_KEY'
+JOINED = "lo: CTRL-EVENT-CONNECTED - Connection to 02:00:00:00:01:00 completed"
+
+
+def test_why_a_wireless_network_is_not_joined_is_told_when_it_changes_and_no_address_is_asked_for_before(radio):
+    log, calls = radio("Successfully initialized wpa_supplicant")
+    assert (log, calls) == ([], []), "a search takes its time"
+    log, calls = radio(*[REFUSED] * 9)
+    assert [line.partition("lo: ")[2].split(";")[0] for line in log] == ["the wireless network does not take the passphrase"]
+    assert [line.split()[-1] for line in calls] == ["--report"] and "passphrase" in (radio.folder / "wifi").read_text()
+    log, calls = radio(JOINED, JOINED)
+    assert log[1].endswith("lo: is in the wireless network") and not (radio.folder / "wifi").exists()
+    assert sorted(line.split()[0] for line in calls) == ["address"] + ["provision"] * 2
+
+
+def test_of_a_wireless_network_that_comes_and_goes_the_report_hears_four_times_in_a_start_at_most_and_each_time_how_it_ended(radio):
+    log, calls = radio(*[JOINED, "lo: CTRL-EVENT-DISCONNECTED bssid=02:00:00:00:01:00 reason=3"] * 9)
+    assert len(log) == 18, "the console is told each time"
+    assert len([line for line in calls if line.startswith("provision")]) == 8
+
+
+def test_a_wpa_supplicant_without_wpa3_is_given_what_it_understands_the_next_time(radio):
+    refuses = "! grep -q 'sae_pwe\\|SAE$' \"$4\" || { echo 'Failed to read or parse configuration x'; exit 255; }"
+    radio(JOINED, fails=refuses)
+    log, _ = radio(JOINED, fails=refuses)
+    assert (radio.folder / "given").read_text() == 'network={\n    key_mgmt=WPA-PSK\n    psk="a SAE"\n}\n'
+    assert (radio.folder / "wpa.plain").stat().st_mode & 0o77 == 0 and log[-1].endswith("is in the wireless network")

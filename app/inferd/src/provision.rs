@@ -17,6 +17,7 @@
 //! | `RUN/closed` | the boot script: that the device is closed, and no other configuration is to be taken |
 //! | `RUN/unforgotten` | itself: what a factory reset before could not forget |
 //! | `RUN/wpa.conf`, `RUN/ssh/authorized_keys` | wpa_supplicant, the SSH server |
+//! | `RUN/wifi` | itself, by `network`: why the wireless network is not joined, for the report |
 
 use crate::config::{self, Arguments, Loaded};
 use crate::{owner, tls};
@@ -248,7 +249,10 @@ fn provision(cli: &Cli) -> io::Result<()> {
     for key in &settled.lost {
         println!("provision: {key} is not on this device; write it into {FILE} again");
     }
-    settled.notes.extend(missing(&settled.provision));
+    let has = |name: &str| PROGRAMS.iter().any(|dir| Path::new(dir).join(name).exists());
+    settled.notes.extend(missing(&settled.provision, has));
+    let wifi = fs::read_to_string(cli.run.join("wifi")).unwrap_or_default();
+    settled.notes.extend(wifi.lines().take(1).map(|why| format!("[network.wifi]: {why}")));
     settled.notes.extend(unforgotten(cli));
     for note in &settled.notes {
         println!("provision: {note}");
@@ -304,8 +308,7 @@ fn judge(text: &str) -> Vec<Problem> {
 }
 
 /// What a file asks for and this image does not have.
-fn missing(provision: &Provision) -> Vec<String> {
-    let has = |name: &str| PROGRAMS.iter().any(|dir| Path::new(dir).join(name).exists());
+fn missing(provision: &Provision, has: impl Fn(&str) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
     if provision.wifi.is_some() && !has("wpa_supplicant") {
         notes.push("[network.wifi] is left out: this image has no wpa_supplicant.".to_owned());
@@ -317,8 +320,8 @@ fn missing(provision: &Provision) -> Vec<String> {
     if ssh && !has("dropbear") && !has("sshd") {
         notes.push("[ssh] is left out: this image has no SSH server.".to_owned());
     }
-    if time && !has("ntpd") {
-        notes.push("[time] is left out: this image has no ntpd.".to_owned());
+    if time && !has("chronyd") && !has("ntpd") {
+        notes.push("[time] is left out: this image has neither chronyd nor ntpd.".to_owned());
     }
     let there = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let there: BTreeSet<String> =
@@ -540,19 +543,20 @@ fn words(interface: &Interface) -> String {
     format!("ADDRESS='{address}'\nGATEWAY='{gateway}'\nDNS='{}'\n", dns.join(" "))
 }
 
-/// The configuration of wpa_supplicant. A name in hex needs no quotes, whatever its letters are.
+/// The configuration of wpa_supplicant. A name in hex needs no quotes, whatever its letters are. With a passphrase the device speaks WPA2 and WPA3
+/// (SAE, by either way to its element); one that is a key already is WPA2's.
 fn wpa(wifi: &Wifi) -> String {
     let country = wifi.country.as_ref().map(|country| format!("country={country}\n")).unwrap_or_default();
     let ssid = wifi.ssid.bytes().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     });
-    let key = match &wifi.passphrase {
-        None => "key_mgmt=NONE".to_owned(),
-        Some(key) if key.len() == 64 => format!("psk={key}"),
-        Some(key) => format!("psk=\"{key}\""),
+    let (ways, key) = match &wifi.passphrase {
+        None => ("", "key_mgmt=NONE".to_owned()),
+        Some(key) if key.len() == 64 => ("", format!("psk={key}")),
+        Some(key) => ("sae_pwe=2\n", format!("key_mgmt=WPA-PSK SAE\n    ieee80211w=1\n    psk=\"{key}\"")),
     };
-    format!("{country}network={{\n    ssid={ssid}\n    scan_ssid=1\n    {key}\n}}\n")
+    format!("{country}{ways}network={{\n    ssid={ssid}\n    scan_ssid=1\n    {key}\n}}\n")
 }
 
 /// A file for root's eyes only, from its first byte on.
@@ -935,6 +939,50 @@ mod tests {
             assert_eq!((wish.everything, wish.begun), (everything, begun), "{mark}");
             assert_eq!(Wish::of(&wish.mark()), wish);
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_in_the_image_is_said_and_one_of_two_programs_is_enough() {
+        let asks = |text: &str| file::parse(text).unwrap();
+        let provision = asks("[network.wifi]\nssid = \"lab\"\n[time]\nservers = [\"10.0.0.1\"]\n");
+        let said =
+            |there: &'static [&'static str]| missing(&provision, |name| there.contains(&name)).join(" ");
+        assert!(said(&[]).contains("no wpa_supplicant") && said(&[]).contains("neither chronyd nor ntpd"));
+        assert_eq!(said(&["wpa_supplicant", "ntpd"]), "");
+        assert_eq!(said(&["wpa_supplicant", "chronyd"]), "");
+        assert!(missing(&asks(""), |_| false).is_empty());
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEr5tGbDaP8bH7YQmHqzcTgRYqMrxcKGr5jC3M3cQq8x me@desk";
+        let ssh = asks(&format!("[ssh]\nauthorized_keys = [\"{key}\"]\n"));
+        assert!(missing(&ssh, |_| false)[0].contains("no SSH server"));
+        assert!(
+            missing(&ssh, |name| name == "sshd").is_empty()
+                && missing(&ssh, |name| name == "dropbear").is_empty()
+        );
+    }
+
+    #[test]
+    fn a_passphrase_is_for_both_kinds_of_network_a_key_for_one_and_an_open_one_has_neither() {
+        let wifi = |lines: &str| {
+            let text = format!("[network.wifi]\nssid = \"La \\\"b\\\" #1\"\n{lines}");
+            wpa(&file::parse(&text).unwrap().wifi.unwrap())
+        };
+        let name = "4c6120226222202331";
+        assert_eq!(
+            wifi(""),
+            format!("network={{\n    ssid={name}\n    scan_ssid=1\n    key_mgmt=NONE\n}}\n")
+        );
+        let both = wifi("passphrase = 'a \"b\" # c\\ '\ncountry = \"DE\"\n");
+        assert!(both.starts_with("country=DE\nsae_pwe=2\nnetwork={\n"), "{both}");
+        assert!(
+            both.contains("\n    key_mgmt=WPA-PSK SAE\n    ieee80211w=1\n    psk=\"a \"b\" # c\\ \"\n"),
+            "{both}"
+        );
+        let key = "0123456789abcdef".repeat(4);
+        let one = wifi(&format!("passphrase = \"{key}\"\n"));
+        assert!(
+            one.contains(&format!("\n    psk={key}\n")) && !one.contains("SAE") && !one.contains("sae"),
+            "{one}"
+        );
     }
 
     #[test]
