@@ -10,6 +10,7 @@ import time
 import hosttools
 import layout as layouts
 import pytest
+from appliance import given
 
 PATIENCE_S = 240
 # How much larger than its image the medium is, in bytes.
@@ -118,7 +119,7 @@ def test_a_card_from_a_laptop_is_taken_over_and_reported_and_a_bad_one_and_a_res
     assert machine.sh("ip -4 addr show dev eth0 | grep -c 'inet 10.0.2.15/24'") == "1"
     assert "default via 10.0.2.2 dev eth0" in machine.sh("ip route")
     assert machine.sh("cat /etc/resolv.conf") == "nameserver 10.0.2.3"
-    assert machine.root("pidof udhcpc dropbear sshd wpa_supplicant")[0] != 0, "none of them was asked for, or is there"
+    assert machine.root("pidof udhcpc chronyd ntpd wpa_supplicant")[0] != 0, "none of them was asked for, or there is no radio"
     assert machine.sh("tr '\\0' '\\n' </proc/$(cat /run/inferd/keeper/pid)/environ | grep ^TZ=").startswith("TZ=CET-1CEST")
     # Whoever has the key may change the device; it is root's and the daemon's here, and only root's on the data partition.
     assert machine.request("/api/v1/captures", headers={"X-API-Key": API_KEY}).status == 200
@@ -144,9 +145,12 @@ def test_a_card_from_a_laptop_is_taken_over_and_reported_and_a_bad_one_and_a_res
     assert "inferd.toml is in use. It was read as Latin-1 (Windows-1252)." in lines
     assert (said(lines, "Name"), said(lines, "Identity"), said(lines, "Last address")) == ("door-7", identity, "10.0.2.15")
     assert said(lines, "Certificate").replace(":", "").lower() == fingerprint.replace(":", "").lower()
-    for part in ("wpa_supplicant", "SSH server"):
-        assert any(line.startswith("NOTE:") and part in line for line in lines), lines
-        assert part in console
+    notes = [line for line in lines if line.startswith("NOTE:")]
+    if given.image():
+        # Another builder's may lack something, which is said then.
+        assert all(note.removeprefix("NOTE: ") in console for note in notes)
+    else:
+        assert not notes, "what it asks for is in the image"
     scrubbed = card.read("inferd.toml")
     assert scrubbed.decode("latin-1").splitlines()[0] == "# Werkstatt, Tür 7" and scrubbed.count(b'"(kept)"') == 2
     raw = card.raw()
