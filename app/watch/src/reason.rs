@@ -320,7 +320,7 @@ fn console_of(bytes: &[u8], cut: bool) -> Console {
 fn is_newest(console: &Console, last: Option<&BootRecord>) -> bool {
     let said = console.text.rsplit_once(BOOT_LINE).and_then(|(_, rest)| rest.split_once(':'));
     let boot = said.and_then(|(number, _)| number.parse::<u64>().ok());
-    !boot.zip(last).is_some_and(|(boot, last)| boot < last.boot)
+    boot.zip(last).is_none_or(|(boot, last)| boot >= last.boot)
 }
 
 /// Reads the dumps, keeps their ends in the keeper's directory, and takes them out of pstore.

@@ -119,6 +119,8 @@ impl Target {
         let failed = |source| FlashError::Open { device: path.to_owned(), source, hint: "" };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         // QEMU locks bytes of a medium in this way, and so does another flash. A file system that knows no locks has none.
+        #[allow(clippy::cast_possible_truncation)]
+        // small numbers, which the structure has shorter than the call
         let whole = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
