@@ -1,7 +1,6 @@
 """From a checkout to a card: the operator's tool built, the board's image found or made, its block map beside it, and `inferctl flash`."""
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -114,7 +113,7 @@ def found(options):
 def facts_of(file):
     """What the JSON beside an image says of it; nothing where there is none."""
     beside = file.with_name(f"{file.name.removesuffix('.zst')}.json")
-    return json.loads(beside.read_text()) if beside.is_file() else {}
+    return release.facts_of(beside) if beside.is_file() else {}
 
 
 def warn(file, *, asks):
@@ -126,7 +125,7 @@ def warn(file, *, asks):
         say("    a dev image, with a root shell and the developer's API key: never ship it")
     if facts.get("startable", True):
         return
-    say(f"    the board does not start from it as it is: it lacks {facts['missing'][0]}")
+    say(f"    the board does not start from it as it is: it lacks {' and '.join(facts.get('missing', ())) or 'something'}")
     if not asks or input("Write it all the same? Type yes: ").strip() != "yes":
         raise Failure("it was not written; `inferctl flash` writes it without a question about that")
 

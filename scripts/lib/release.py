@@ -30,17 +30,31 @@ KINDS = (".img.zst", ".img.bmap", ".img.json", ".img.cdx.json")
 DEV = "an image with --dev has a root shell and the developer's API key: it is not released"
 
 
+def facts_of(beside):
+    """What the JSON beside an image says of it."""
+    try:
+        facts = json.loads(beside.read_text())
+    except ValueError as error:
+        raise Failure(f"{beside} is no JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise Failure(f"{beside} does not say what an image is")
+    return facts
+
+
 def make(image, folder, key=None, inferctl=None, name=None, sbom=None):
     """Puts a release of `image` into `folder`, signed where there is a `key`; returns the files of this image. It is called as the image is, or
     `name`; `sbom` is its bill of materials."""
     name = name or image.name.removesuffix(".img")
     if image.name == name:
         raise Failure(f"{image.name} must end in .img to be released")
-    stated = json.loads(image.with_name(image.name + ".json").read_text())
+    beside = image.with_name(image.name + ".json")
+    stated = facts_of(beside)
+    if unsaid := {"dev", "startable", "missing"} - set(stated):
+        raise Failure(f"{beside} does not say what a release is judged by: {', '.join(sorted(unsaid))}")
     if stated["dev"]:
         raise Failure(DEV)
     if not stated["startable"]:
-        raise Failure(f"{image.name} does not start as it is and is not released: it lacks {stated['missing'][0]}")
+        raise Failure(f"{image.name} does not start as it is and is not released: it lacks {' and '.join(stated['missing'])}")
     folder.mkdir(parents=True, exist_ok=True)
     others = checked(folder, [name + kind for kind in KINDS], key, inferctl)
     with step(f"Making {folder.name}/{name}.img.zst and what belongs to it") as remark:
@@ -194,7 +208,7 @@ def of_another_builder(image, folder, key, name, inferctl):
     if not image.is_file() or not beside.is_file():
         raise Failure(f"{image if not image.is_file() else beside} is not there: Buildroot's images are NAME.img, OpenEmbedded's NAME.wic, each with its JSON")
     with open(image, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != json.loads(beside.read_text())["sha256"]:
+        if hashlib.file_digest(file, "sha256").hexdigest() != facts_of(beside).get("sha256"):
             raise Failure(f"{image} is not the image that {beside.name} tells of")
     return make(image, folder, key, inferctl, name)
 

@@ -143,6 +143,8 @@ def test_a_wireless_network_an_ssh_server_and_the_time_are_as_the_boot_partition
     at = newest(machine, r"INFERD-NET wlan0 192\.168\.77\.5\d", at)
     address = machine.sh("ip -4 addr show wlan0 | sed -n 's/.*inet \\([0-9.]*\\).*/\\1/p'")
     assert '"' in point.sh(f"wget -q -O - http://{address}:9000/healthz"), "the daemon answers there"
+    ways = dict(re.findall(r"default via (\S+) dev \S+ .*metric (\d+)", machine.sh("ip route")))
+    assert int(ways["10.0.2.2"]) < int(ways[ROUTER]), "both ways lead out, the wired one first"
     assert "country DE" in machine.sh("/run/brought/iw reg get")
     seen("joined")
 

@@ -261,6 +261,15 @@ def test_what_is_nothing_to_ship_is_not_released(released, scratch, facts, says)
     assert not (scratch / "out").exists()
 
 
+@pytest.mark.parametrize(("text", "says"), [("{bad", "is no JSON"), ("[]", "does not say what an image is"), ('{"dev": false, "startable": true}', "judged by: missing")])
+def test_a_damaged_word_about_an_image_is_said(scratch, text, says):
+    (scratch / "a.img").write_text("content of a")
+    (scratch / "a.img.json").write_text(text)
+    with pytest.raises(Failure, match=says):
+        release.make(scratch / "a.img", scratch / "out")
+    assert not (scratch / "out").exists()
+
+
 @pytest.mark.parametrize("key", ["release", None])
 def test_one_list_is_of_every_release_in_the_folder(released, inferctl, scratch, key):
     released("a", key)
