@@ -259,8 +259,10 @@ def radio(shell):
 
     def run(*events, fails=""):
         said = "".join(f"echo '{event}'\n" for event in events)
+        # It stays until an address was asked for: whoever asks ends with it.
+        asked = f"n=0; until grep -q '^address' {folder}/calls || [ $n = 100 ]; do sleep 0.1; n=$((n + 1)); done\n" if JOINED in events else ""
         supplicant = folder / "bin/wpa_supplicant"
-        supplicant.write_text(f'#!/bin/sh\ncp "$4" {folder}/given\n{fails}\n{said}')
+        supplicant.write_text(f'#!/bin/sh\ncp "$4" {folder}/given\n{fails}\n{said}{asked}')
         supplicant.chmod(0o755)
         shell(f"{script}")
         log, calls = folder / "log", folder / "calls"
