@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import places
-from steps import Failure, run
+from steps import Failure, run, say
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SOURCES = Path("/etc/apt")
@@ -173,6 +173,18 @@ class Archive:
         shutil.rmtree(tree, ignore_errors=True)
         fresh.rename(tree)
         shutil.rmtree(downloads)
+
+
+def not_free(architecture, suite, package, refresh=False):
+    """A package that is not free as Debian means it, unpacked; nothing where none is named, or the archive at hand leaves it out."""
+    none = Tree(None, {})
+    if not package:
+        return none
+    try:
+        return Archive(architecture, [suite], ("main", "non-free-firmware")).tree([package], refresh=refresh)
+    except Absent:
+        say(f"    this Debian archive does not have {package}")
+        return none
 
 
 def _extract(deb, folder, only):

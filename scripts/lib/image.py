@@ -169,16 +169,7 @@ def packages_of(board, refresh=False):
 
 def firmware(board, refresh=False):
     """What starts before the kernel and lies beside it, unpacked; nothing where the board has none or the archive at hand has it not."""
-    none = debian.Tree(None, {})
-    if not board.debian.firmware:
-        return none
-    # Not free as Debian means it: a mirror may leave it out.
-    archive = debian.Archive(board.debian.architecture, [board.debian.firmware_suite], ("main", "non-free-firmware"))
-    try:
-        return archive.tree([board.debian.firmware], refresh=refresh)
-    except debian.Absent:
-        say(f"    this Debian archive does not have {board.debian.firmware}")
-        return none
+    return debian.not_free(board.debian.architecture, board.debian.firmware_suite, board.debian.firmware, refresh)
 
 
 def board_lacks_firmware(board, given):

@@ -12,7 +12,7 @@ import debian
 import elf
 import glibc
 import modules
-from steps import Failure, say
+from steps import Failure
 
 LICENSES = "usr/share/licenses"
 FIRMWARE = "usr/lib/firmware"
@@ -102,18 +102,8 @@ def prepare(board, refresh=False):
     archive = debian.Archive(board.debian.architecture, [board.debian.suite])
     none = debian.Tree(None, {})
     tree = archive.tree(packages, closure=True, named=True, refresh=refresh) if packages else none
-    return Programs(board, tree, glibc.Glibc(board.architecture_in_rust, refresh=refresh), _firmware(board, refresh) or none)
-
-
-def _firmware(board, refresh):
-    if not board.radio.firmware:
-        return None
-    archive = debian.Archive(board.debian.architecture, [board.debian.suite], ("main", "non-free-firmware"))
-    try:
-        return archive.tree([board.debian.radio_firmware], refresh=refresh)
-    except debian.Absent:
-        say(f"    this Debian archive does not have {board.debian.radio_firmware}")
-        return None
+    radio = debian.not_free(board.debian.architecture, board.debian.suite, board.debian.radio_firmware if board.radio.firmware else "", refresh)
+    return Programs(board, tree, glibc.Glibc(board.architecture_in_rust, refresh=refresh), radio)
 
 
 def _license(tree, package, root):
