@@ -102,7 +102,7 @@ def changed(tree, recipe, minimal, tools, file):
         shutil.copy(recipe.inferd, tree / "usr/bin/inferd")
     if minimal:
         shutil.rmtree(tree / engines.FOLDER, ignore_errors=True)
-    return images.squashed(tree, recipe.epoch, tools, file)
+    return images.squashed(tree, recipe, tools, file)
 
 
 def squashfs(medium, part):

@@ -9,6 +9,8 @@ import rust
 from appliance import given
 
 EPOCH, BUILD_ID = 1_760_000_000, "test"
+# A dozen images, each for a few boots: a second of a core for each and not half a minute.
+SQUEEZE = 6
 
 
 def daemon(board):
@@ -34,6 +36,7 @@ def vendors(board):
 def assemble(board, output, models=(places.DEFAULT_MODEL,), inferd=None, minimal=False, parts=None, **options):
     """Writes an image to `output`, with this daemon; returns the facts about it. `options` are those of image.Recipe. Where an image of
     another builder is tested, it is that one (given.py)."""
+    options.setdefault("squeeze", SQUEEZE)
     if finished := given.image():
         options.pop("vendors", None)
         recipe = image.Recipe(board, inferd, list(models), epoch=EPOCH, build_id=BUILD_ID, **options)
