@@ -14,6 +14,8 @@ from office import Office
 
 # The tests' own ONNX Runtime sends nothing to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# What scripts/lib/rust.py builds, and scripts that tests start, is what other tests have built.
+os.environ["INFERD_BELOW_TESTS"] = "1"
 
 
 RUN_AGAIN = set()

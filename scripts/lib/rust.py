@@ -1,5 +1,6 @@
 """The project's own programs, built with cargo."""
 
+import functools
 import os
 import shutil
 import sys
@@ -33,11 +34,26 @@ def build(package, rust_target, *, profile="release", flags=()):
     return places.target() / rust_target / profile / package
 
 
+# What tests run for this machine. Cargo settles features once for all that one call asks for: with the whole workspace, and with examples,
+# whose dependencies are those of tests, it takes what `cargo test --workspace` compiles. A call for each would compile most crates anew.
+FOR_TESTS = ("--workspace", *("--bin", "inferctl"), *("--bin", "inferd-engine-host"), *("--example", "judge"), *("--example", "engine_check"))
+
+
+@functools.cache
+def build_for_tests():
+    """Builds the programs that tests run on this machine; returns the folder with them, whose `examples` has the examples."""
+    ensure_toolchain()
+    run(["cargo", "build", "--locked", *FOR_TESTS], cwd=places.ROOT)
+    return places.target() / "debug"
+
+
 def build_for_host(package, *, release=False):
     """Builds a program for this machine, unoptimised unless asked: a tool is quick to build then, and its speed does not matter.
 
-    Cargo's output is kept back, so that this can run beside another build.
+    Cargo's output is kept back, so that this can run beside another build. Below a test (tests/conftest.py says so) it is that of the tests.
     """
+    if not release and os.environ.get("INFERD_BELOW_TESTS"):
+        return build_for_tests() / package
     ensure_toolchain()
     run(["cargo", "build", "--locked", *(["--release"] if release else []), "-p", package], cwd=places.ROOT)
     return places.target() / ("release" if release else "debug") / package
@@ -55,7 +71,10 @@ def check_static(program, rust_target):
 
 
 def cli():
-    """Used by scripts/test: `rust.py PROGRAM TARGET` refuses a program that is not static."""
+    """Used by scripts/test: `rust.py PROGRAM TARGET` refuses a program that is not static, `--for-tests` builds what tests run."""
+    if sys.argv[1:] == ["--for-tests"]:
+        say(f"what tests run is in {build_for_tests()}")
+        return 0
     program, rust_target = sys.argv[1:]
     check_static(Path(program), rust_target)
     say(f"{program} is static")

@@ -11,6 +11,7 @@ import cbor2
 import nacl.signing
 import places
 import pytest
+import rust
 
 # A module beside a test is not found by name: the tests are imported by path.
 _spec = importlib.util.spec_from_file_location("bundle_reader", Path(__file__).parent / "reader.py")
@@ -34,10 +35,7 @@ def code(call, *arguments):
 @pytest.fixture(scope="module")
 def device(tmp_path_factory):
     """`device(bundles)`: the crate's verdicts."""
-    subprocess.run(
-        ["cargo", "build", "--locked", "--quiet", "-p", "inferd-bundle", "--example", "judge"], cwd=places.ROOT, check=True
-    )
-    program = places.target() / "debug/examples/judge"
+    program = rust.build_for_tests() / "examples/judge"
 
     def judge(bundles):
         folder = tmp_path_factory.mktemp("bundles")

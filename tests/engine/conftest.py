@@ -3,17 +3,15 @@
 import json
 import subprocess
 
-import places
 import pytest
+import rust
 
 
 @pytest.fixture(scope="session")
 def check():
     """`check(directories)` loads each on the built-in engine and runs its golden vectors: a verdict and why, by
     directory name."""
-    build = ["cargo", "build", "--locked", "--quiet", "-p", "inferd-engine", "--example", "engine_check"]
-    subprocess.run(build, cwd=places.ROOT, check=True)
-    program = places.target() / "debug/examples/engine_check"
+    program = rust.build_for_tests() / "examples/engine_check"
 
     def run(directories):
         output = subprocess.run([program, *map(str, directories)], capture_output=True, text=True, check=True).stdout

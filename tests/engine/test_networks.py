@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import places
 import pytest
+import rust
 from engine.families import EMG, Builder, hybrid, snn, spiking_tcn, tcn
 from engine.networks import network, save
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
@@ -174,10 +175,8 @@ def test_a_really_trained_encoder_is_imported_and_agrees(tmp_path):
     network_file, config = SHARED / "imu_tcn_encoder.onnx", SHARED / "imu_tcn_encoder.config.json"
     if not network_file.is_file():
         pytest.skip(f"{network_file} is not here; it is no part of the project")
-    build_tool = ["cargo", "build", "--locked", "--quiet", "-p", "inferctl"]
-    subprocess.run(build_tool, cwd=places.ROOT, check=True)
     command = [
-        places.target() / "debug/inferctl", "model", "import", "--json", network_file, "--config", config,
+        rust.build_for_tests() / "inferctl", "model", "import", "--json", network_file, "--config", config,
         "--name", "imu-tcn", "--python", sys.executable, "-o", tmp_path / "imu",
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -1,12 +1,11 @@
 """The program with the engines of vendors, and the real ONNX Runtime of the wheel that the tests have anyway."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import places
 import pytest
+import rust
 
 from engines import chip as double
 from engines import doubles
@@ -16,9 +15,7 @@ from engines.load import Right, ask
 @pytest.fixture(scope="session")
 def engine_host():
     """Where inferd-engine-host is, built once for the run."""
-    build = ["cargo", "build", "--locked", "--quiet", "-p", "inferd-engine-host"]
-    subprocess.run(build, cwd=places.ROOT, check=True)
-    return places.target() / "debug/inferd-engine-host"
+    return rust.build_for_tests() / "inferd-engine-host"
 
 
 @pytest.fixture(scope="session")
