@@ -1,6 +1,7 @@
 """From a checkout to a card: the operator's tool built, the board's image found or made, its block map beside it, and `inferctl flash`."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -48,8 +49,10 @@ def cli():
     listing = "--list" in rest
     if not listing and not options.board:
         raise Failure("which board? --board " + " | ".join(boards.names()))
-    with step("Building inferctl (the first build takes some minutes)"):
-        inferctl = rust.build_for_host("inferctl")
+    # What --json prints is for a program.
+    with contextlib.redirect_stdout(sys.stderr) if "--json" in rest else contextlib.nullcontext():
+        with step("Building inferctl (the first build takes some minutes)"):
+            inferctl = rust.build_for_host("inferctl")
     if listing:
         return subprocess.run([inferctl, "flash", *rest], check=False).returncode
     file = found(options)

@@ -224,9 +224,11 @@ impl Reader<'_> {
         for (key, value) in keys {
             match &**key.get_ref() {
                 "hostname" => {
-                    let allowed = "1 to 63 letters, digits and hyphens, no hyphen first or last";
-                    found.hostname =
-                        self.text("device.hostname", value, allowed, |s| label(s).then(|| s.to_owned()));
+                    let allowed =
+                        "1 to 63 letters, digits and hyphens, no hyphen first or last, and not localhost";
+                    found.hostname = self.text("device.hostname", value, allowed, |s| {
+                        (label(s) && !s.eq_ignore_ascii_case("localhost")).then(|| s.to_owned())
+                    });
                 }
                 "timezone" => {
                     let allowed =
@@ -423,7 +425,10 @@ impl Fixed {
             "gateway" => {
                 self.gateway = r.text(&key, value, "an IPv4 address", |s| s.parse().ok()).map(|ip| (ip, at));
             }
-            "dns" => self.dns = r.list(&key, value, "IPv4 addresses", |s| s.parse().ok()),
+            "dns" => {
+                let allowed = "IPv4 addresses of other machines";
+                self.dns = r.list(&key, value, allowed, |s| s.parse().ok().filter(one_device));
+            }
             _ => return false,
         }
         true
@@ -454,12 +459,7 @@ impl Fixed {
         if bits.is_some_and(|bits| self.prefix.is_some_and(|other| other != bits)) {
             r.problem(at, format!("{section}.address and {section}.prefix disagree."));
         }
-        if ip.is_unspecified()
-            || ip.is_loopback()
-            || ip.is_multicast()
-            || ip.is_broadcast()
-            || ip.octets()[0] >= 240
-        {
+        if !one_device(&ip) {
             r.problem(at, format!("{section}.address {ip} is no address of one device."));
         }
         let mask = u32::MAX << (32 - u32::from(prefix));
@@ -504,6 +504,11 @@ pub fn shown(text: &str) -> String {
     if text.chars().count() > SHOWN { format!("{short}...") } else { short }
 }
 
+/// Whether it can be the address of one device in a network.
+fn one_device(ip: &Ipv4Addr) -> bool {
+    !(ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.octets()[0] >= 240)
+}
+
 /// The bits of a network mask such as 255.255.255.0.
 fn netmask(text: &str) -> Option<u8> {
     let mask = u32::from(text.parse::<Ipv4Addr>().ok()?);
@@ -527,9 +532,10 @@ fn host(s: &str) -> bool {
     s.len() <= 253 && s.split('.').all(label)
 }
 
-/// A name that the kernel gives interfaces, and that a shell takes for one word.
+/// A name that the kernel gives interfaces, and that a shell takes for one word. `lo` leads to no network.
 fn interface(s: &str) -> bool {
-    (1..=15).contains(&s.len())
+    s != "lo"
+        && (1..=15).contains(&s.len())
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && s.starts_with(|c: char| c.is_ascii_alphabetic())
 }
@@ -548,12 +554,71 @@ fn timezone(s: &str) -> Option<String> {
     if let Some((_, rule)) = place {
         return Some(rule.to_owned());
     }
-    let rule = (4..=64).contains(&s.len())
-        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"<>+-,./:".contains(&b))
-        && (s.starts_with('<') || s.bytes().take_while(u8::is_ascii_alphabetic).count() >= 3)
-        && s.bytes().any(|b| b.is_ascii_digit())
-        && (!s.contains('/') || s.contains(','));
-    if s == "UTC" { Some("UTC0".to_owned()) } else { rule.then(|| s.to_owned()) }
+    if s == "UTC" {
+        Some("UTC0".to_owned())
+    } else {
+        (s.len() <= 64 && rule(s).is_some()).then(|| s.to_owned())
+    }
+}
+
+/// A rule for `TZ` as POSIX writes it: `std offset [dst [offset] [, start [/ time], end [/ time]]]`.
+fn rule(s: &str) -> Option<()> {
+    let rest = offset(zone(s)?, 24)?;
+    if rest.is_empty() {
+        return Some(());
+    }
+    let rest = zone(rest)?;
+    let rest = if rest.starts_with(',') || rest.is_empty() { rest } else { offset(rest, 24)? };
+    if rest.is_empty() {
+        return Some(());
+    }
+    day(day(rest)?)?.is_empty().then_some(())
+}
+
+/// What is behind the name of a zone: three letters and more, or anything of letters, digits and signs between < and >.
+fn zone(s: &str) -> Option<&str> {
+    if let Some(quoted) = s.strip_prefix('<') {
+        let (name, rest) = quoted.split_once('>')?;
+        let good = name.len() >= 3 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-".contains(&b));
+        return good.then_some(rest);
+    }
+    let letters = s.bytes().take_while(u8::is_ascii_alphabetic).count();
+    (letters >= 3).then(|| &s[letters..])
+}
+
+/// What is behind `[+-]hh[:mm[:ss]]`, of at most so many hours.
+fn offset(s: &str, hours: u16) -> Option<&str> {
+    let mut rest = number(s.strip_prefix(['+', '-']).unwrap_or(s), 0, hours)?;
+    for _ in 0..2 {
+        let Some(more) = rest.strip_prefix(':') else { break };
+        rest = number(more, 0, 59)?;
+    }
+    Some(rest)
+}
+
+/// What is behind `,Mm.w.d`, `,Jn` or `,n`, with or without a time of at most 167 hours (RFC 9636).
+fn day(s: &str) -> Option<&str> {
+    let s = s.strip_prefix(',')?;
+    let rest = if let Some(s) = s.strip_prefix('M') {
+        let week = number(s, 1, 12)?.strip_prefix('.')?;
+        let weekday = number(week, 1, 5)?.strip_prefix('.')?;
+        number(weekday, 0, 6)?
+    } else if let Some(s) = s.strip_prefix('J') {
+        number(s, 1, 365)?
+    } else {
+        number(s, 0, 365)?
+    };
+    match rest.strip_prefix('/') {
+        Some(time) => offset(time, 167),
+        None => Some(rest),
+    }
+}
+
+/// What is behind a number of one to three digits between two others.
+fn number(s: &str, least: u16, most: u16) -> Option<&str> {
+    let digits = s.bytes().take_while(u8::is_ascii_digit).count();
+    let value = s.get(..digits).filter(|_| (1..=3).contains(&digits))?.parse().ok()?;
+    (least..=most).contains(&value).then(|| &s[digits..])
 }
 
 /// A public key in one line; its blob must be of the kind that stands before it, and whole (RFC 4253, 6.6: fields with their lengths).

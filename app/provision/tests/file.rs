@@ -48,13 +48,13 @@ fn every_mistake_is_told_with_its_line_and_key_at_once() {
              gateway = \"192.168.8.1\"\ndns = [\"9.9.9.9\",\n \"nine\"]\n[time]\nservers = [\"a b\"]\n[ssh]\nauthorized_keys = [\"ssh-rsa AAAA\"]"
         ),
         [
-            "line 2: device.hostname is \"door_7\"; allowed is 1 to 63 letters, digits and hyphens, no hyphen first or last.",
+            "line 2: device.hostname is \"door_7\"; allowed is 1 to 63 letters, digits and hyphens, no hyphen first or last, and not localhost.",
             "line 3: device.timezone is \"Europa/Berlin\"; allowed is a place such as Europe/Berlin, or a rule for TZ such as \
              CET-1CEST,M3.5.0,M10.5.0/3.",
             "line 5: network.address 192.168.7.0/24 is the network itself, no address of one device.",
             "line 6: there is no setting network.gatway; did you mean gateway?",
             "line 7: network.gateway 192.168.8.1 is not in the network of 192.168.7.0/24.",
-            "line 9: network.dns is \"nine\"; allowed is IPv4 addresses.",
+            "line 9: network.dns is \"nine\"; allowed is IPv4 addresses of other machines.",
             "line 11: time.servers is \"a b\"; allowed is a host name or an address.",
             "line 13: ssh.authorized_keys is \"ssh-rsa AAAA\"; allowed is a public key as it stands in id_ed25519.pub, without options \
              before it.",
@@ -77,10 +77,56 @@ fn every_mistake_is_told_with_its_line_and_key_at_once() {
         ("[ssh]\nauthorized_keys = [\"command=\\\"reboot\\\" ssh-rsa AAAA\"]", "without options"),
         ("[device]\nhostname = \"$(reboot)\"", "letters, digits and hyphens"),
         ("[device]\ntimezone = \"x;reboot\"", "a place such as"),
+        ("[device]\nhostname = \"localhost\"", "not localhost"),
+        ("[network.lo]", "no name of an interface"),
+        ("[network]\ndns = [\"0.0.0.0\"]", "other machines"),
+        ("[network]\ndns = [\"127.0.0.53\"]", "other machines"),
         ("[time]\nservers = [\"-q\"]", "a host name or an address"),
     ] {
         let said = said(text);
         assert!(said.len() == 1 && said[0].contains(word), "{text}: {said:?}");
+    }
+}
+
+#[test]
+fn a_time_zone_is_a_place_or_a_whole_rule() {
+    for line in include_str!("../src/zones.txt").lines() {
+        let (place, rule) = line.split_once(' ').unwrap();
+        for said in [place, rule] {
+            let file = parse(&format!("[device]\ntimezone = \"{said}\"")).unwrap();
+            assert_eq!(file.timezone.as_deref(), Some(rule), "{said}");
+        }
+    }
+    for rule in [
+        "UTC0",
+        "AAA5BBB",
+        "EST+5EDT4,M3.2.0,M11.1.0/2:30:15",
+        "<-0330>3:30<-0230>,M3.2.0/-1,M11.1.0/167",
+        "AEST-10AEDT,J91,300/3",
+    ] {
+        let file = parse(&format!("[device]\ntimezone = \"{rule}\"")).unwrap();
+        assert_eq!(file.timezone.as_deref(), Some(rule));
+    }
+    for rule in [
+        "M13",
+        "ABC",
+        "CE-1",
+        "CET-25",
+        "CET-1:60",
+        "<C>-1",
+        "<CET-1",
+        "CET-1CEST,M3.5.0",
+        "CET-1CEST,M13.5.0,M10.5.0",
+        "CET-1CEST,M3.6.0,M10.5.0",
+        "CET-1CEST,M3.5.7,M10.5.0",
+        "CET-1CEST,J0,J365",
+        "CET-1CEST,366,0",
+        "CET-1CEST,M3.5.0,M10.5.0/168",
+        "CET-1CEST,M3.5.0,M10.5.0,",
+        "CET-1,M3.5.0,M10.5.0",
+    ] {
+        let said = said(&format!("[device]\ntimezone = \"{rule}\""));
+        assert!(said.len() == 1 && said[0].contains("a rule for TZ"), "{rule}: {said:?}");
     }
 }
 
