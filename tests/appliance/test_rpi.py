@@ -114,12 +114,16 @@ def test_the_firmware_that_config_txt_asks_for_is_what_the_board_brings(name):
         assert rpi.firmware_of(f"{config}{few}\n") == ["start4cd.elf", "fixup4cd.dat"]
 
 
-def test_firmware_says_when_it_was_made_and_other_files_than_config_txt_asks_for_are_refused(tmp_path):
+def test_firmware_says_when_it_was_made_and_older_or_other_files_than_the_board_needs_are_refused(tmp_path):
     assert str(rpi.built(b"..VC_BUILD_ID_TIME: 12:24:53\0VC_BUILD_ID_TIME: Feb  9 2026\0")) == "2026-02-09"
     assert rpi.built(b"VC_BUILD_ID_TIME: 12:24:53") is None
     board = boards.load("rpi4")
     (tmp_path / "start4.elf").write_bytes(b"VC_BUILD_ID_TIME: Jan 16 2025")
     rpi.check_firmware(board, tmp_path)
+    for says, word in ((b"VC_BUILD_ID_TIME: Jan 15 2025", "is of 2025-01-15"), (b"VC_BUILD_ID_TIME: 12:24:53", "does not say when it was made")):
+        (tmp_path / "start4.elf").write_bytes(says)
+        with pytest.raises(Failure, match=f"start4.elf {word}: .* it has to be of 2025-01-16 or later"):
+            rpi.check_firmware(board, tmp_path)
     others = dataclasses.replace(board, firmware=dataclasses.replace(board.firmware, files=("start4x.elf", "fixup4x.dat")))
     with pytest.raises(Failure, match="asks for start4.elf and fixup4.dat, and board.toml brings start4x.elf"):
         rpi.check_firmware(others, tmp_path)
