@@ -13,7 +13,6 @@ from pathlib import Path
 
 import board as boards
 import devkeys
-import image
 import places
 import pytest
 import qemu
@@ -53,7 +52,7 @@ def make_image(board, tmp_path_factory):
 @pytest.fixture(scope="session")
 def production_image(make_image):
     """The image as it ships, and the facts about it."""
-    return make_image("production.img", squeeze=image.Recipe.squeeze)
+    return make_image("production.img", squeeze=images.SHIPPED)
 
 
 @pytest.fixture(scope="session")

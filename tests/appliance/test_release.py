@@ -30,7 +30,7 @@ def made(board, inferctl, tmp_path_factory):
     given.skip_for_another_builder("what scripts/image --release makes, byte for byte")
     folder = tmp_path_factory.mktemp("release")
     image = tmp_path_factory.mktemp("image") / "x.img"
-    facts = images.assemble(board, image, minimal=True, system=("inferd-os", 5))
+    facts = images.assemble(board, image, minimal=True, system=("inferd-os", 5), squeeze=images.SHIPPED)
     key = folder / "release.key"
     subprocess.run([inferctl, "keygen", key], check=True, capture_output=True)
     release.make(image, folder, key, inferctl, sbom=sbom.make(facts, board))
