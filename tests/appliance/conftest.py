@@ -4,11 +4,15 @@ The board is `$INFERD_TEST_BOARD` (default qemu-aarch64). The image that is boot
 look inside; everything else in it is the production image's.
 """
 
+import base64
+import binascii
 import contextlib
 import functools
+import gzip
 import http.server
 import os
 import threading
+import zlib
 from pathlib import Path
 
 import board as boards
@@ -120,6 +124,17 @@ class Booted(qemu.Machine):
         status, output = self.root(command, timeout)
         assert status == 0, f"`{command}` ended with status {status} in the appliance: {output}"
         return output.strip()
+
+    def read(self, path, tries=3):
+        """A text file of the appliance. Packed, so that it is noticed, and read again, when the console that the shell is on lost
+        some of it, as it does with what this machine is too busy to take in time."""
+        for left in reversed(range(tries)):
+            packed = self.sh(f"gzip -c {path} | base64")
+            try:
+                return gzip.decompress(base64.b64decode(packed)).decode()
+            except (binascii.Error, EOFError, OSError, zlib.error) as error:
+                if not left:
+                    raise AssertionError(f"{path} did not come whole: {packed!r}") from error
 
     def bring(self, source, folder):
         """Compiles a program for the appliance and brings it there (images made with --dev); returns where it lies."""

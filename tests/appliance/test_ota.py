@@ -405,7 +405,7 @@ def test_a_reset_by_the_watchdog_during_a_trial_takes_the_bundle_back(boot, pati
         unit.machine, unit.factory = machine, first_number(machine.infer(walk))
         old, bundle = start_trial(unit, workshop, models, walk, 1)
         boot_id = machine.sh("cat /proc/sys/kernel/random/boot_id")
-        number = json.loads(machine.sh("cat /run/inferd/keeper/state.json"))["boot"]
+        number = json.loads(machine.read("/run/inferd/keeper/state.json"))["boot"]
         # Nobody feeds it any more: the hardware restarts the machine.
         machine.sh("kill -STOP $(cat /run/inferd/keeper/pid)")
         machine.forget_shell()

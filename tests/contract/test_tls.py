@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -12,7 +13,7 @@ import pytest
 import qemu
 import tritonclient.http
 from contract.wire import window
-from helpers import inferd_program, until
+from helpers import freeze, inferd_program, until
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -205,6 +206,23 @@ def test_what_is_no_handshake_costs_nothing(secure):
     count = next(line for line in failed.splitlines() if line.startswith("inferd_tls_handshakes_failed_total"))
     assert int(float(count.split()[1])) == 5
     assert device.ask("GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+def test_a_change_that_was_asked_for_whole_is_made_though_its_client_has_left(secure, farewell):
+    device = secure()
+    wire, pid = device.connect(), device.daemon.process.pid
+    freeze(pid)
+    try:
+        wire.sendall(b'PUT /api/v1/logging HTTP/1.1\r\nHost: a\r\nContent-Length: 17\r\n\r\n{"level":"debug"}')
+        if farewell:
+            wire.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                wire.unwrap()
+        wire.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: json.loads(device.ask("GET", "/api/v1/logging")[1])["level"] == "debug", device.daemon)
 
 
 def test_three_hundred_silent_handshakes_keep_nobody_out(secure):

@@ -216,6 +216,43 @@ def test_the_work_of_a_client_that_left_is_dropped(native, walk, patient):
     assert ask(daemon, "POST", "/infer", body).status == 200
 
 
+def leaves_at_once(daemon, sending):
+    """The request and the end of its connection are there before the daemon looks."""
+    pid = daemon.process.pid
+    freeze(pid)
+    try:
+        sending()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def level(daemon):
+    return ask(daemon, "GET", "/api/v1/logging").json()["level"]
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+def test_a_change_that_was_asked_for_whole_is_made_and_leaves_its_line_though_nobody_waits(native, leave):
+    daemon = native()
+    name = ask(daemon, "GET", "/contract").json()["model"]
+    wires = [Wire(daemon) for _ in range(3)]
+
+    def send():
+        wires[0].request("PUT", "/api/v1/logging", '{"level":"debug"}', [("X-Request-ID", "left-1")])
+        wires[1].request("POST", f"/v2/repository/models/{name}/unload", headers=[("X-Request-ID", "left-2")])
+        # Half of a change is none.
+        wires[2].send('PUT /api/v1/logging HTTP/1.1\r\nHost: a\r\nX-Request-ID: left-3\r\nContent-Length: 90\r\n\r\n{"level":"trace"}')
+        for wire in wires:
+            getattr(wire, leave)()
+
+    leaves_at_once(daemon, send)
+    until(lambda: all(f"left-{n}" in daemon.log_text() for n in (1, 2)), "both are made and told")
+    lines = [line for line in daemon.log_text().splitlines() if "audit" in line and "left-" in line]
+    assert all("status=200" in line for line in lines if "left-3" not in line), lines
+    assert level(daemon) == "debug"
+    assert ask(daemon, "GET", f"/v2/models/{name}/ready").status != 200
+    until(lambda: daemon.request("/status").json()["connections"] == 1, "they are gone", timeout=5)
+
+
 def test_requests_in_flight_end_before_the_daemon_does(native, walk):
     daemon = native()
     body = json.dumps(walk).encode()

@@ -362,6 +362,9 @@ async fn answer_as(
         }
         _ => None,
     };
+    // What comes as an upload ends with its client, and goes on from there.
+    let whole = !matches!(early, Ok((Target { route: Route::Push, .. }, _)));
+    connection.looked_at(change.is_some() && whole);
     let mut reply = match early {
         Err((mut reply, _)) => {
             if unread {

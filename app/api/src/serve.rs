@@ -117,6 +117,12 @@ pub(crate) struct Connection {
     in_head: AtomicBool,
     /// The last reply is a body that comes piece by piece.
     streams: AtomicBool,
+    /// What answers has looked at the request in progress.
+    looked: AtomicBool,
+    /// The request in progress changes the device.
+    changes: AtomicBool,
+    /// That the client hung up was kept back once since then.
+    kept_back: AtomicBool,
     /// What goes on here after a 101.
     session: Mutex<Option<Box<Session>>>,
     /// The client does not take what is written.
@@ -138,6 +144,9 @@ impl Connection {
             body_bytes: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             streams: AtomicBool::new(false),
+            looked: AtomicBool::new(false),
+            changes: AtomicBool::new(false),
+            kept_back: AtomicBool::new(false),
             session: Mutex::default(),
             blocked: Arc::default(),
             close: Notify::new(),
@@ -193,6 +202,47 @@ impl Connection {
         self.streams.store(false, Relaxed);
         self.body_bytes.store(0, Relaxed);
         self.body_since.store(self.now(), Relaxed);
+        for flag in [&self.looked, &self.changes, &self.kept_back] {
+            flag.store(false, Relaxed);
+        }
+    }
+
+    /// What answers has the request, and says whether it changes the device.
+    pub(crate) fn looked_at(&self, changes: bool) {
+        self.looked.store(true, Relaxed);
+        self.changes.store(changes, Relaxed);
+    }
+
+    /// Whether it is kept from hyper that the client hung up, which would drop what answers: a change that was asked for whole is
+    /// made, and leaves its line, though nobody waits for it. An end that came together with the request is seen before the
+    /// request, or its body, is; so it is kept back until they are.
+    fn keeps_back(&self, cx: &Context<'_>) -> bool {
+        let answering = self.idle_since.load(Relaxed) == NEVER;
+        if !answering {
+            return false;
+        }
+        let looked = self.looked.load(Relaxed);
+        if looked && !self.changes.load(Relaxed) {
+            return false;
+        }
+        if looked && self.body_since.load(Relaxed) == NEVER {
+            // See `go_on`.
+            self.kept_back.store(true, Relaxed);
+            return true;
+        }
+        if looked && self.kept_back.swap(true, Relaxed) {
+            return false;
+        }
+        cx.waker().wake_by_ref();
+        true
+    }
+
+    /// There is a reply: from now on hyper is told what was kept back, for which it reads once more.
+    fn go_on(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.kept_back.swap(false, Relaxed) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(())
     }
 
     /// The reply is a 101: this speaks from then on.
@@ -426,6 +476,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                     Outgoing::Whole(_) => connection.wait_for_request(app.config.idle_time),
                     Outgoing::Stream(_) => connection.stream(app.config.idle_time),
                 }
+                std::future::poll_fn(|cx| connection.go_on(cx)).await;
                 Ok::<_, Infallible>(reply)
             }
         });
@@ -557,12 +608,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut *self.stream).poll_read(cx, buf))?;
+        let read = ready!(Pin::new(&mut *self.stream).poll_read(cx, buf));
         let n = buf.filled().len() - before;
         if n > 0 {
             self.connection.received(n, self.head);
+        } else if self.connection.keeps_back(cx) {
+            return Poll::Pending;
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(read)
     }
 }
 
