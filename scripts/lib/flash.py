@@ -1,7 +1,6 @@
 """From a checkout to a card: the operator's tool built, the board's image found or made, its block map beside it, and `inferctl flash`."""
 
 import argparse
-import contextlib
 import os
 import shlex
 import shutil
@@ -49,12 +48,14 @@ def cli():
     listing = "--list" in rest
     if not listing and not options.board:
         raise Failure("which board? --board " + " | ".join(boards.names()))
-    # What --json prints is for a program.
-    with contextlib.redirect_stdout(sys.stderr) if "--json" in rest else contextlib.nullcontext():
-        with step("Building inferctl (the first build takes some minutes)"):
-            inferctl = rust.build_for_host("inferctl")
+    # What --json prints is for a program: only inferctl's answer goes there, and what this and others say goes to standard error.
+    answers = os.dup(1)
+    if "--json" in rest:
+        os.dup2(2, 1)
+    with step("Building inferctl (the first build takes some minutes)"):
+        inferctl = rust.build_for_host("inferctl")
     if listing:
-        return subprocess.run([inferctl, "flash", *rest], check=False).returncode
+        return ended([inferctl, "flash", *rest], answers)
     file = found(options)
     say(f"    {file}")
     warn(file, asks="--yes" not in rest and sys.stdin.isatty())
@@ -68,15 +69,15 @@ def cli():
             command += ["--api-key-file", key.name]
         say(f"==> {shlex.join(command)}")
         sys.stdout.flush()
-        return ended(command)
+        return ended(command, answers)
 
 
-def ended(command):
-    """The exit code of a program that Ctrl-C is for: it says how the card was left, and this waits for it."""
+def ended(command, answers):
+    """The exit code of a program that Ctrl-C is for: it says how the card was left, and this waits for it. `answers`: where its output goes."""
     # A handler and not SIG_IGN, which the program would inherit. It is not killed when it is slow: below sudo that is nobody's but root's to do.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        with subprocess.Popen(command) as running:
+        with subprocess.Popen(command, stdout=answers) as running:
             return running.wait()
     finally:
         signal.signal(signal.SIGINT, before)

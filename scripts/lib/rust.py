@@ -36,14 +36,17 @@ def build(package, rust_target, *, profile="release", flags=()):
 
 # What tests run for this machine. Cargo settles features once for all that one call asks for: with the whole workspace, and with examples,
 # whose dependencies are those of tests, it takes what `cargo test --workspace` compiles. A call for each would compile most crates anew.
-FOR_TESTS = ("--workspace", *("--bin", "inferctl"), *("--bin", "inferd-engine-host"), *("--example", "judge"), *("--example", "engine_check"))
+TOOLS = ("inferctl", "inferd-engine-host")
+FOR_TESTS = ("--workspace", *(word for tool in TOOLS for word in ("--bin", tool)), *("--example", "judge"), *("--example", "engine_check"))
 
 
 @functools.cache
 def build_for_tests():
     """Builds the programs that tests run on this machine; returns the folder with them, whose `examples` has the examples."""
-    ensure_toolchain()
-    run(["cargo", "build", "--locked", *FOR_TESTS], cwd=places.ROOT)
+    # scripts/test has built them: cargo would wait for whoever compiles beside it, to find that nothing is left to do.
+    if not os.environ.get("INFERD_TOOLS_ARE_BUILT"):
+        ensure_toolchain()
+        run(["cargo", "build", "--locked", *FOR_TESTS], cwd=places.ROOT)
     return places.target() / "debug"
 
 
@@ -52,7 +55,7 @@ def build_for_host(package, *, release=False):
 
     Cargo's output is kept back, so that this can run beside another build. Below a test (tests/conftest.py says so) it is that of the tests.
     """
-    if not release and os.environ.get("INFERD_BELOW_TESTS"):
+    if not release and package in TOOLS and os.environ.get("INFERD_BELOW_TESTS"):
         return build_for_tests() / package
     ensure_toolchain()
     run(["cargo", "build", "--locked", *(["--release"] if release else []), "-p", package], cwd=places.ROOT)

@@ -126,12 +126,14 @@ class Booted(qemu.Machine):
         return output.strip()
 
     def read(self, path, tries=3):
-        """A text file of the appliance. Packed, so that it is noticed, and read again, when the console that the shell is on lost
+        """A text file of the appliance that is not empty. Packed, so that it is noticed, and read again, when the console that the shell is on lost
         some of it, as it does with what this machine is too busy to take in time."""
         for left in reversed(range(tries)):
-            packed = self.sh(f"gzip -c {path} | base64")
+            packed = self.sh(f"test -r {path} && gzip -c {path} | base64")
             try:
-                return gzip.decompress(base64.b64decode(packed)).decode()
+                if text := gzip.decompress(base64.b64decode("".join(packed.split()), validate=True)).decode():
+                    return text
+                raise EOFError("nothing came")
             except (binascii.Error, EOFError, OSError, zlib.error) as error:
                 if not left:
                     raise AssertionError(f"{path} did not come whole: {packed!r}") from error

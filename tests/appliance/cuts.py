@@ -156,7 +156,7 @@ class Rig:
     def cycle(self, number):
         """Power on, judge what the last cut left, go on to a random instant of an update, cut."""
         rng = random.Random(f"{self.bench.seed}/{self.number}/{number}")
-        # A short campaign misses none of them by chance.
+        # Each is aimed at once before chance decides; what is hit is another matter.
         phase = list(PHASES)[number] if number < len(PHASES) else rng.choices(list(PHASES), PHASES.values())[0]
         with self.power_on() as machine:
             if phase == "boot" and number:

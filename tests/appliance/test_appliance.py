@@ -66,9 +66,9 @@ def test_its_metrics_are_read_by_prometheus_own_parser_and_count_inferences(appl
 
 
 def test_the_console_says_where_it_is_and_in_which_state(appliance):
-    up = appliance.wait_for_console(r"INFERD-UP (inferd-[0-9a-f]{6}) slot=a data=ext4 config=/etc/inferd/inferd\.toml", 5)
+    up = appliance.wait_for_console(r"INFERD-UP (inferd-[0-9a-f]{6}) slot=a data=ext4 config=/etc/inferd/inferd\.toml", 60)
     assert appliance.sh("hostname") == up[1]
-    appliance.wait_for_console(r"INFERD-NET eth0 10\.0\.2\.15", 5)
+    appliance.wait_for_console(r"INFERD-NET eth0 10\.0\.2\.15", 60)
 
 
 def test_the_root_filesystem_cannot_be_written(appliance):
@@ -150,7 +150,7 @@ def test_a_broken_configuration_on_the_boot_partition_is_named_and_left_aside(bo
     put_on_boot_partition(medium, "inferd.toml", "[server]\nthreads = 'many'\n", tmp_path)
     with boot(medium, dev=True) as machine:
         assert "config=/etc/inferd/inferd.toml" in machine.console()
-        machine.wait_for_console(r"/boot/inferd\.toml is not used: line 2: server\.threads", 5)
+        machine.wait_for_console(r"/boot/inferd\.toml is not used: line 2: server\.threads", 60)
         assert len(machine.infer(walk)["latent"]) == 64
 
 
@@ -164,12 +164,12 @@ def test_without_a_data_partition_it_still_answers_and_says_so(boot, dev_image, 
         file.write(bytes(1 << 20))
     with boot(medium, dev=True) as machine:
         assert "data=volatile" in machine.console()
-        machine.wait_for_console("the data partition cannot be mounted", 5)
+        machine.wait_for_console("the data partition cannot be mounted", 60)
         # Without records that last, the slots are left alone.
-        machine.wait_for_console("model slots are left alone", 5)
+        machine.wait_for_console("model slots are left alone", 60)
         assert machine.sh("ls /run/inferd/slots") == ""
         # Nobody knows whether somebody had shut its doors: health is told, everything else to whoever has a key that is in the image.
-        machine.wait_for_console("provision: CLOSED: there is no data partition at this start", 5)
+        machine.wait_for_console("provision: CLOSED: there is no data partition at this start", 60)
         assert machine.request("/healthz").status == 200
         assert [machine.request(path).status for path in ("/status", "/commit-ready")] == [401, 401]
         assert machine.request("/infer", walk).status == 401

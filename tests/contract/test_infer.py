@@ -222,8 +222,8 @@ def test_a_large_body_is_parsed_beside_the_network_not_on_it(daemon):
         assert refused(large.result())[1] == "Value error, Expected 100 timesteps, got 400000"
 
 
-def test_overload_is_told_with_the_time_to_come_back(native, walk):
-    daemon = native(config="[inference]\nmax_queue_size = 1\n[hosts]\nworkers = 1\n")
+def test_overload_is_told_with_the_time_to_come_back(native, walk, patient):
+    daemon = native(models=[patient], config="[inference]\nmax_queue_size = 1\n[hosts]\nworkers = 1\n")
     body = json.dumps(walk)
 
     def client(_):

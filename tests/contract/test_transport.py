@@ -216,41 +216,47 @@ def test_the_work_of_a_client_that_left_is_dropped(native, walk, patient):
     assert ask(daemon, "POST", "/infer", body).status == 200
 
 
-def leaves_at_once(daemon, sending):
-    """The request and the end of its connection are there before the daemon looks."""
-    pid = daemon.process.pid
-    freeze(pid)
+def sent_and_left(daemon, leave, *requests):
+    """Each on a connection of its own; they and the ends of their connections are there before the daemon looks."""
+    wires = [Wire(daemon) for _ in requests]
+    freeze(daemon.process.pid)
     try:
-        sending()
+        for wire, request in zip(wires, requests, strict=True):
+            wire.request(*request) if isinstance(request, tuple) else wire.send(request)
+            getattr(wire, leave)()
     finally:
-        os.kill(pid, signal.SIGCONT)
+        os.kill(daemon.process.pid, signal.SIGCONT)
 
 
-def level(daemon):
-    return ask(daemon, "GET", "/api/v1/logging").json()["level"]
+def audited(daemon, number):
+    """The lines about the change whose request id ends so."""
+    return [line for line in daemon.log_text().splitlines() if " audit: " in line and f"request_id=left-{number}" in line]
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
 def test_a_change_that_was_asked_for_whole_is_made_and_leaves_its_line_though_nobody_waits(native, leave):
     daemon = native()
     name = ask(daemon, "GET", "/contract").json()["model"]
-    wires = [Wire(daemon) for _ in range(3)]
-
-    def send():
-        wires[0].request("PUT", "/api/v1/logging", '{"level":"debug"}', [("X-Request-ID", "left-1")])
-        wires[1].request("POST", f"/v2/repository/models/{name}/unload", headers=[("X-Request-ID", "left-2")])
-        # Half of a change is none.
-        wires[2].send('PUT /api/v1/logging HTTP/1.1\r\nHost: a\r\nX-Request-ID: left-3\r\nContent-Length: 90\r\n\r\n{"level":"trace"}')
-        for wire in wires:
-            getattr(wire, leave)()
-
-    leaves_at_once(daemon, send)
-    until(lambda: all(f"left-{n}" in daemon.log_text() for n in (1, 2)), "both are made and told")
-    lines = [line for line in daemon.log_text().splitlines() if "audit" in line and "left-" in line]
-    assert all("status=200" in line for line in lines if "left-3" not in line), lines
-    assert level(daemon) == "debug"
+    level = ("PUT", "/api/v1/logging", '{"level":"debug"}', [("X-Request-ID", "left-1")])
+    unload = ("POST", f"/v2/repository/models/{name}/unload", "", [("X-Request-ID", "left-2")])
+    sent_and_left(daemon, leave, level, unload)
+    until(lambda: audited(daemon, 1) and audited(daemon, 2), "both leave their line")
+    for number in (1, 2):
+        [line] = audited(daemon, number)
+        assert "status=200" in line, line
+    assert ask(daemon, "GET", "/api/v1/logging").json()["level"] == "debug"
     assert ask(daemon, "GET", f"/v2/models/{name}/ready").status != 200
-    until(lambda: daemon.request("/status").json()["connections"] == 1, "they are gone", timeout=5)
+    # Half of a change is none.
+    half = 'PUT /api/v1/logging HTTP/1.1\r\nHost: a\r\nX-Request-ID: left-3\r\nContent-Length: 90\r\n\r\n{"level":"trace"}'
+    sent_and_left(daemon, leave, half)
+    until(lambda: audited(daemon, 3), "it is refused")
+    assert "status=400" in audited(daemon, 3)[0] and ask(daemon, "GET", "/api/v1/logging").json()["level"] == "debug"
+    # What is for who waits for it is dropped.
+    sent_and_left(daemon, leave, ("POST", f"/v2/repository/models/{name}/load", "", [("X-Request-ID", "left-4")]))
+    until(lambda: audited(daemon, 4), "it is loaded again")
+    sent_and_left(daemon, leave, ("POST", "/benchmark?num_iterations=10000", "", [("X-Request-ID", "left-5")]))
+    until(lambda: daemon.request("/status").json()["connections"] == 1, "they are gone")
+    assert not audited(daemon, 5), "a benchmark for nobody went on to its end"
 
 
 def test_requests_in_flight_end_before_the_daemon_does(native, walk):

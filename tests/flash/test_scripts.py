@@ -31,10 +31,14 @@ def test_the_image_that_is_named_is_written_where_it_is_the_boards(image, card):
     assert beginning(card, 3 * MIB) == beginning(image, 3 * MIB)
 
 
-def test_what_json_prints_is_for_a_program():
-    done = subprocess.run([places.ROOT / "scripts/flash", "--list", "--json"], capture_output=True, text=True)
+def test_what_json_prints_is_for_a_program(image, card):
+    done = script("--list", "--json")
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), (dict, list)) and "Building inferctl" in done.stderr
+    image.with_name("x.img.json").write_text(json.dumps({"board": "rpi4", "dev": True}))
+    done = script("--board", "rpi4", "--image", image, card, "--file", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["written_bytes"] and "a dev image" in done.stderr and "==> " in done.stderr
 
 
 def test_ctrl_c_is_answered_with_what_became_of_the_card_and_its_exit_code(image, card):

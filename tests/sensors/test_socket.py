@@ -109,12 +109,14 @@ def test_a_websocket_and_a_stream_of_events_share_the_places_and_the_counters(de
     with contextlib.ExitStack() as stack:
         for _ in range(63):
             stack.callback(Events(device).close)
-        with opened(device, "fps=20&duration_seconds=1") as last:
+        with opened(device, "fps=20&duration_seconds=60"):
             assert clients(device) == 64
             assert ask(device, "POST", "/infer/stream").status == 503
             with opened(device) as refused:
                 [told], closed = messages(refused)
             assert (told["error"], told["status"], closed[0]) == ("listeners", 503, 1013) and told["retry_after_ms"] == 5000
+        helpers.until(lambda: clients(device) == 63, "a place is free")
+        with opened(device, "fps=20&duration_seconds=1") as last:
             (*frames, _), closed = messages(last)
             assert frames and closed[0] == 1000
     helpers.until(lambda: clients(device) == 0, "all have left")

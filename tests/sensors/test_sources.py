@@ -4,6 +4,7 @@ import json
 import os
 import random
 import struct
+import time
 
 import helpers
 import numpy
@@ -78,7 +79,15 @@ def test_a_sensor_that_stops_is_stale_and_no_window_is_recognised_twice(arm, sen
     told = state(arm, "stale")
     assert "nothing comes" in told["reason"]
     assert ask(arm, "POST", "/infer").status == 503
-    assert source(arm)["predictions"] == told["predictions"] and source(arm)["silent_s"] > told["silent_s"]
+
+    # The last window may still be with the engine.
+    def rests():
+        before = source(arm)["predictions"]
+        time.sleep(0.5)
+        return source(arm)["predictions"] == before
+
+    helpers.until(rests, arm, timeout=10)
+    assert source(arm)["silent_s"] > told["silent_s"]
     with sensor.lock:
         sensor.sending = True
     state(arm, "live")
@@ -90,7 +99,8 @@ def test_what_a_sensor_lost_is_counted_and_no_window_lies_across_it(arm, sensor)
     with sensor.lock:
         sensor.skip = 7
     helpers.until(lambda: source(arm)["missing"] >= 70, "the missing samples are counted")
-    assert source(arm)["gaps"] >= 1 and source(arm)["state"] == "live"
+    assert source(arm)["gaps"] >= 1
+    state(arm, "live")
 
 
 def test_a_sensor_of_other_channels_does_not_fit(arm, sensor):

@@ -207,10 +207,13 @@ def test_64_clients_that_do_not_read_hold_up_nobody_and_a_65th_is_told_to_wait(d
     with contextlib.ExitStack() as stack:
         for _ in range(63):
             stack.callback(Events(device, {"fps": 120}).close)
-        reader = Events(device, {"fps": 20, "duration_seconds": 1.5})
+        place = Events(device, {"fps": 20, "duration_seconds": 60})
         answer = ask(device, "POST", "/infer/stream")
         assert answer.status == 503 and answer.headers["retry-after"], answer
         check(device.request("/openapi.json").json(), "/infer/stream", "POST", answer)
+        place.close()
+        helpers.until(lambda: clients(device) == 63, "a place is free")
+        reader = Events(device, {"fps": 20, "duration_seconds": 1.5})
         *frames, last = reader.predictions()
         assert last["status"] == "completed" and last["total_frames"] == len(frames) > 1
         assert [frame["frame"] for frame in frames] == list(range(len(frames))), "none was missed"

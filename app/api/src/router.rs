@@ -362,9 +362,8 @@ async fn answer_as(
         }
         _ => None,
     };
-    // What comes as an upload ends with its client, and goes on from there.
-    let whole = !matches!(early, Ok((Target { route: Route::Push, .. }, _)));
-    connection.looked_at(change.is_some() && whole);
+    connection
+        .looked_at(matches!(&early, Ok((target, _)) if change.is_some() && outlives_its_client(*target)));
     let mut reply = match early {
         Err((mut reply, _)) => {
             if unread {
@@ -378,7 +377,7 @@ async fn answer_as(
             connection.body_done();
             let upload = Upload::new(body, &app.config, app.ending.subscribe());
             // Boxed: every other request would carry its size.
-            let (mut reply, unread) = Box::pin(updates::push(app, &req, upload)).await;
+            let (mut reply, unread) = Box::pin(updates::push(app, &req, upload, connection)).await;
             if unread {
                 reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -641,6 +640,12 @@ fn reads(req: &Req) -> bool {
 /// Whether this request changes the device: what shows what people did needs an admin and changes nothing.
 fn changes(target: Target, req: &Req) -> bool {
     target.need.changes() && !reads(req)
+}
+
+/// Whether this change is made though its client hangs up. An upload that is cut is gone on with by its client, and is such a change from
+/// its end on only; a quick benchmark is for who waits for it.
+fn outlives_its_client(target: Target) -> bool {
+    !matches!(target.route, Route::Push | Route::QuickBenchmark)
 }
 
 /// Whether a client gets this however often it asks: probes, metrics and the page that explains the rest. A fleet that cannot

@@ -5,6 +5,9 @@
 //! sends is read and dropped for a moment, because closing a socket with unread input makes the kernel send a reset, which
 //! may destroy the refusal before the client has read it.
 //!
+//! A client that hangs up ends its request, but a change that came whole is made, and leaves its line: what answers it is not dropped
+//! with its connection. Work that must not end in the middle for any other reason either is in a task of its own.
+//!
 //! A TLS handshake holds a place like any connection, has the time of a request's head, and gives way like an idle one.
 
 use crate::http::Outgoing;
@@ -119,9 +122,9 @@ pub(crate) struct Connection {
     streams: AtomicBool,
     /// What answers has looked at the request in progress.
     looked: AtomicBool,
-    /// The request in progress changes the device.
+    /// The request in progress is a change that is made though its client hangs up.
     changes: AtomicBool,
-    /// That the client hung up was kept back once since then.
+    /// That the client of this request hung up has been kept back.
     kept_back: AtomicBool,
     /// What goes on here after a 101.
     session: Mutex<Option<Box<Session>>>,
@@ -207,7 +210,7 @@ impl Connection {
         }
     }
 
-    /// What answers has the request, and says whether it changes the device.
+    /// What answers has the request, and says whether it is a change that is made though its client hangs up.
     pub(crate) fn looked_at(&self, changes: bool) {
         self.looked.store(true, Relaxed);
         self.changes.store(changes, Relaxed);

@@ -19,6 +19,7 @@ use crate::body::{BodyError, Upload};
 use crate::http::Stream;
 use crate::records::carried;
 use crate::router::told;
+use crate::serve::Connection;
 use crate::{App, Reply, Req, health, limits};
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -188,7 +189,7 @@ macro_rules! desk {
 // ------------------------------------------------------------------------------------------------------------- pushed
 
 /// Takes a bundle in. The second value says that the body was not read to its end.
-pub(crate) async fn push(app: &App, req: &Req, mut upload: Upload) -> (Reply, bool) {
+pub(crate) async fn push(app: &App, req: &Req, mut upload: Upload, connection: &Connection) -> (Reply, bool) {
     let (mut transfer, desk) = match admit(app, req, &upload).await {
         Ok(admitted) => admitted,
         Err(reply) => return (reply, upload.announced() != Some(0)),
@@ -209,6 +210,7 @@ pub(crate) async fn push(app: &App, req: &Req, mut upload: Upload) -> (Reply, bo
             }
         }
     }
+    connection.looked_at(true);
     let reply = match transfer.finish().await {
         Ok(accepted) => settled(app, desk, &accepted).await,
         Err(e) => ended(desk, &e).await,

@@ -866,7 +866,8 @@ async fn every_rung_has_its_own_network_breaker_and_tolerance() {
     assert!(f.reason.contains("golden"), "{}", f.reason);
     let breakers = served.breakers();
     let states: Vec<_> = breakers.iter().map(|b| (b.engine, b.state)).collect();
-    assert_eq!(states[0], (rung("ort"), BreakerState::Open));
+    // Open, or half open where its pause is over.
+    assert_eq!((states[0].0, states[0].1 == BreakerState::Closed), (rung("ort"), false));
     assert_eq!(states[1..], [(rung("ort-loose"), BreakerState::Closed), (rung("cpu"), BreakerState::Closed)]);
     assert_eq!((breakers[0].opened_total > 0, breakers[1].opened_total), (true, 0));
     bench.tell("ok");
