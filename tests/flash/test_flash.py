@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import hashlib
 import json
 import lzma
 import os
@@ -111,6 +112,35 @@ def test_a_damaged_image_is_refused(flash, image, card, zstd, damage):
     code, said = flash(file, card, "--file", "--yes")
     assert (code, said["code"], said["touched"]) == (1, damage, touched)
     assert card.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.img.sha256", "garbage\n"),
+        ("x.img.sha256", f"{'0' * 64}  other.img\n"),
+        ("SHA256SUMS", "00  x.img\n"),
+        ("x.img.json", '{"sha256":"00"}'),
+        ("x.img.json", '{"board":'),
+    ],
+)
+def test_what_lies_beside_an_image_and_says_nothing_of_it_is_not_taken_for_nothing(flash, image, card, name, text):
+    before = card.read_bytes()
+    image.with_name(name).write_text(text)
+    code, said = flash(image, card, "--file", "--yes")
+    assert (code, said["code"], said["touched"]) == (1, "checksum", False) and name in said["error"], said
+    assert card.read_bytes() == before
+    # As `sha256sum ./x.img` writes it.
+    image.with_name(name).unlink()
+    image.with_name("x.img.sha256").write_text(f"{hashlib.sha256(image.read_bytes()).hexdigest()}  ./x.img\n")
+    code, said = flash(image, card, "--file", "--yes")
+    assert code == 0 and said["checksum"] == "x.img.sha256", said
+
+
+def test_a_file_of_keys_that_holds_something_else_is_not_shown(flash, image, card, tmp_path):
+    (other := tmp_path / "inferd.toml").write_text('[security]\nadmin_keys = ["0123456789abcdef"]\n')
+    code, said = flash(image, card, "--file", "--yes", "--ssh-key", other)
+    assert (code, said["touched"]) == (1, False) and "inferd.toml" in said["error"] and "0123456789abcdef" not in said["error"], said
 
 
 def test_an_image_that_is_not_what_its_map_says_leaves_a_card_that_is_said_to_be_unusable(flash, image, card):

@@ -1,10 +1,10 @@
 //! Key files, and files that are written whole or not at all.
 
 use crate::fail::Failure;
-use inferd_bundle::{PublicKey, SigningKey};
+use inferd_bundle::{PublicKey, SigningKey, keys::SECRET};
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -109,7 +109,6 @@ fn key_text(path: &Path) -> Result<String, Failure> {
 /// # Errors
 /// [`Failure`].
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
-    use std::io::Read as _;
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
     match read {
@@ -136,8 +135,12 @@ fn unwritable(path: &Path, error: &io::Error) -> Failure {
 /// [`Failure`].
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let written = opened.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    written.map_err(|e| unwritable(path, &e))
+    let mut file = opened.map_err(|e| unwritable(path, &e))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| {
+        // Half of it would be in the way of the next try.
+        let _ = std::fs::remove_file(path);
+        unwritable(path, &e)
+    })
 }
 
 /// Writes a file, in place of an older one if there is one and `force` allows it.
@@ -145,7 +148,7 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`].
 pub fn write(path: &Path, bytes: &[u8], force: bool) -> Result<(), Failure> {
-    if force { replace(path, |file| Ok(file.write_all(bytes)?)) } else { write_new(path, bytes, 0o644) }
+    if force { replace(path, b"", |file| Ok(file.write_all(bytes)?)) } else { write_new(path, bytes, 0o644) }
 }
 
 /// Why a file was not written: the file system's reason, or that of what makes the content.
@@ -162,14 +165,31 @@ impl From<io::Error> for Unwritten {
     }
 }
 
-/// Puts a file in place whole: what was there stays until the new one is complete and on the medium.
+/// Puts a file in place whole: what was there stays until the new one is complete and on the medium. What is there already must begin
+/// like `kind`, where it says how such a file begins, and is never a secret key: a name that was mixed up costs nothing.
 ///
 /// # Errors
 /// [`Failure`]; nothing was changed then.
 pub fn replace(
     path: &Path,
+    kind: &[u8],
     content: impl FnOnce(&mut io::BufWriter<File>) -> Result<(), Unwritten>,
 ) -> Result<(), Failure> {
+    let mut beginning = Vec::new();
+    if path.is_file() {
+        let long = kind.len().max(SECRET.len()) as u64;
+        let read = File::open(path).and_then(|there| there.take(long).read_to_end(&mut beginning));
+        read.map_err(|e| unwritable(path, &e))?;
+    }
+    if beginning.starts_with(SECRET.as_bytes()) {
+        return Err(Failure::Other(format!("{} is a secret key: it is not written over", path.display())));
+    }
+    if !(beginning.is_empty() || beginning.starts_with(kind)) {
+        let path = path.display();
+        return Err(Failure::Other(format!(
+            "{path} is there already, and is something else: name another file"
+        )));
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);

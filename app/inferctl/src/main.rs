@@ -229,7 +229,7 @@ fn end(outcome: Result<(), Failure>) -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             if !text.is_empty() {
-                eprintln!("inferctl: {text}");
+                eprintln!("inferctl: {}", show::harmless(&text));
             }
             failure.exit_code()
         }

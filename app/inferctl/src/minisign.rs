@@ -55,7 +55,9 @@ impl Sign {
         let text = form::signed(&key, &blake2b(&self.file)?, &comment);
         let output = beside(&self.file);
         let put = |path: &Path, text: &str| {
-            files::replace(path, |out| out.write_all(text.as_bytes()).map_err(Unwritten::Io))
+            files::replace(path, b"untrusted comment:", |out| {
+                out.write_all(text.as_bytes()).map_err(Unwritten::Io)
+            })
         };
         put(&output, &text)?;
         if let Some(path) = &self.write_pub {

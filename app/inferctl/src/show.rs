@@ -15,6 +15,23 @@ pub fn line(text: &str) {
     }
 }
 
+/// A text that may hold what a downloaded file says, for a terminal: what would steer it, or turn the text around, is written out.
+#[must_use]
+pub fn harmless(text: &str) -> String {
+    let steers = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().fold(String::new(), |mut out, c| {
+        if steers(c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
 /// Prints a value as JSON, indented.
 pub fn json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
@@ -85,6 +102,12 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_steer_a_terminal_is_written_out() {
+        let text = "evil \u{1b}[31m\u{202e}gpj\r\u{7f}\u{9b}2J, \tfür\nall";
+        assert_eq!(harmless(text), "evil \\u{1b}[31m\\u{202e}gpj\\u{d}\\u{7f}\\u{9b}2J, \tfür\nall");
+    }
 
     #[test]
     fn times_are_shown_in_the_unit_that_reads_best() {

@@ -123,6 +123,29 @@ fn a_secret_key_is_its_owners_alone_and_is_never_overwritten() {
 }
 
 #[test]
+fn what_is_written_takes_the_place_of_its_own_kind_only_and_never_that_of_a_secret_key() {
+    let folder = Folder::new("places");
+    folder.simple_root();
+    folder.keygen(&["safe"]);
+    folder.build("imu-motion", 1, "--key k.key", "a.imb");
+    let left = |file: &str| std::fs::read(folder.0.join(file)).expect("read");
+    let before = ["safe.key", "root.imr", "a.imb"].map(left);
+    let build =
+        format!("bundle build --model {} --product p --version 1 --key k.key", model_dir("imu-motion"));
+    let root =
+        "root create --role root=1:k.pub --role model-release=1:k.pub --role revocation=1:k.pub --key k.key";
+    folder.no(&format!("{build} -o safe.key"), &["safe.key", "secret key"]);
+    folder.no("bundle sign a.imb --key k.key -o safe.key", &["safe.key", "secret key"]);
+    folder.no("sign a.imb --key k.key --write-pub safe.key", &["safe.key", "secret key"]);
+    folder.no(&format!("{root} --force -o safe.key"), &["safe.key", "secret key"]);
+    folder.no(&format!("{build} -o root.imr"), &["root.imr", "something else"]);
+    folder.no("bundle sign a.imb --key k.key -o root.imr", &["root.imr", "something else"]);
+    assert_eq!(before, ["safe.key", "root.imr", "a.imb"].map(left));
+    folder.ok(&format!("{build} --label other -o a.imb"));
+    assert_ne!(before[2], left("a.imb"), "a bundle gives way to a bundle");
+}
+
+#[test]
 fn two_of_three_keys_on_three_machines_make_rotate_and_revoke() {
     let office = Folder::new("ceremony");
     let (anna, ben, safe) = (office.machine("anna"), office.machine("ben"), office.machine("safe"));

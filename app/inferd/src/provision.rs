@@ -76,7 +76,9 @@ const OUTLIVES_RESET: [&str; 5] = ["state", "lock", "trust", "tls", "device-id"]
 #[derive(Debug, Parser)]
 #[command(
     name = "inferd provision",
+    bin_name = "inferd provision",
     version,
+    arg_required_else_help = true,
     after_help = "Exit codes: 0 done, 1 something failed and was said, 2 wrong arguments, or a file that --check finds something wrong with."
 )]
 struct Cli {

@@ -172,6 +172,7 @@ impl Reader<'_> {
             && kind == "network"
             && (["ssid", "passphrase", "psk", "password", "essid", "country"].contains(&lower.as_str()));
         let hint = match exact.or_else(|| word(kind)).or_else(|| word("network")) {
+            Some(word) if word == name => format!("; it is written once, as [{section}.{word}]."),
             Some(word) => format!("; did you mean {word}?"),
             None if wireless => "; a wireless network is [network.wifi] with ssid and passphrase.".to_owned(),
             None => nearest(name, known.iter().copied()),
@@ -190,7 +191,7 @@ impl Reader<'_> {
         let found = value.get_ref().as_str().and_then(read);
         if found.is_none() {
             let was = match value.get_ref().as_str() {
-                Some(text) => format!("{:?}", shown(text)),
+                Some(text) => format!("\"{}\"", shown(text)),
                 None => format!("a TOML {}", value.get_ref().type_str()),
             };
             self.problem(value.span().start, format!("{key} is {was}; allowed is {allowed}."));
@@ -622,7 +623,8 @@ fn number(s: &str, least: u16, most: u16) -> Option<&str> {
 }
 
 /// A public key in one line; its blob must be of the kind that stands before it, and whole (RFC 4253, 6.6: fields with their lengths).
-fn ssh_key(s: &str) -> Option<String> {
+#[must_use]
+pub fn ssh_key(s: &str) -> Option<String> {
     let line = s.trim();
     let mut words = line.splitn(3, ' ');
     let (kind, blob) = (words.next()?, words.next()?);

@@ -9,7 +9,7 @@ use crate::{
     show,
 };
 use inferd_bundle::{
-    BOOT, BOOTS, Kind, Policy, ProbationPolicy, ROOTFS, Role, ShadowPolicy, SigningKey,
+    BOOT, BOOTS, Kind, MAGIC, Policy, ProbationPolicy, ROOTFS, Role, ShadowPolicy, SigningKey,
     build::{BuildError, BundleSpec, Content, FileSource, ModelSource, build},
 };
 use inferd_model::ModelName;
@@ -231,7 +231,7 @@ impl Build {
             ..spec
         };
         let mut built = None;
-        files::replace(&self.output, |out| {
+        files::replace(&self.output, &MAGIC, |out| {
             built = Some(build(&spec, &signers, out).map_err(|e| match e {
                 BuildError::Write(e) => Unwritten::Io(e),
                 other => Unwritten::Content(other.into()),

@@ -8,7 +8,7 @@ use crate::{
     show,
 };
 use inferd_bundle::{
-    SigningKey,
+    MAGIC, SigningKey,
     build::{BuildError, resign},
 };
 use serde_json::json;
@@ -35,7 +35,7 @@ impl Sign {
         open(&self.file)?;
         let mut input = File::open(&self.file).map_err(|e| unreadable(&self.file, &e))?;
         let output = self.output.as_ref().unwrap_or(&self.file);
-        files::replace(output, |out| {
+        files::replace(output, &MAGIC, |out| {
             resign(&mut input, &signers, out).map_err(|e| match e {
                 BuildError::Write(e) => Unwritten::Io(e),
                 other => Unwritten::Content(other.into()),

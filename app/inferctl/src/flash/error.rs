@@ -25,6 +25,9 @@ pub enum FlashError {
     /// The image is not the one that its checksum is of.
     #[error("{path} is not what {by} says it is: it was damaged or changed; download it again")]
     Checksum { path: PathBuf, by: String },
+    /// What lies beside the image to say what it is says nothing.
+    #[error("{path} cannot be used: {why}; download it again, or take it away")]
+    Beside { path: PathBuf, why: String },
     /// The image became another one while it was written.
     #[error("{path} changed while it was written; flash the card again with an image that nobody changes")]
     Changed { path: PathBuf },
@@ -35,7 +38,9 @@ pub enum FlashError {
     #[error("{path} is an image for {has}, not for {wants}")]
     Board { path: PathBuf, has: String, wants: String },
     /// Which board's image it is, nobody says.
-    #[error("whether {path} is an image for {wants} nobody says: NAME.img.json is not beside it")]
+    #[error(
+        "whether {path} is an image for {wants} nobody says: there is no JSON beside it that names a board"
+    )]
     NoBoard { path: PathBuf, wants: String },
     /// Nothing there to write to.
     #[error(
@@ -64,10 +69,7 @@ pub enum FlashError {
     #[error("{device} is counterfeit or broken: {why}; it cannot be used, take another card")]
     Counterfeit { device: PathBuf, why: String },
     /// It went away.
-    #[error(
-        "{device} failed at byte {at} while {doing} ({source}): it was pulled out, or is broken. Put it back and \
-         flash it again; when it fails at another place, try another reader, at the same place, take another card"
-    )]
+    #[error("{device} failed at byte {at} while {doing} ({source}): {}", to_do(source))]
     Medium { device: PathBuf, at: u64, doing: &'static str, source: io::Error },
     /// What was read back differs.
     #[error(
@@ -83,6 +85,16 @@ pub enum FlashError {
     Provision { path: PathBuf, why: String },
 }
 
+fn to_do(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull => "the file system it is on is full: make room there and flash it again",
+        _ => {
+            "it was pulled out, or is broken. Put it back and flash it again; when it fails at another place, try another reader, at the \
+             same place, take another card"
+        }
+    }
+}
+
 impl FlashError {
     /// For programs: does not change.
     pub fn code(&self) -> &'static str {
@@ -91,7 +103,7 @@ impl FlashError {
             Self::Packed { .. } => "not-zstd",
             Self::NoImage { .. } => "not-an-image",
             Self::Bmap { .. } | Self::Differ { .. } => "bmap",
-            Self::Checksum { .. } => "checksum",
+            Self::Checksum { .. } | Self::Beside { .. } => "checksum",
             Self::Changed { .. } => "image-changed",
             Self::Signature { .. } => "signature",
             Self::Board { .. } | Self::NoBoard { .. } => "wrong-board",

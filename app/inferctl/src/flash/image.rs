@@ -116,11 +116,19 @@ impl Image {
         if size == 0 {
             return Err(unreadable(io::Error::other("it is empty")));
         }
-        let facts = release.file(&with(&unpacked_name(path), ".json"), MAX_TEXT)?;
-        let facts: Option<Value> = facts.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if expected.sum.is_none() && !packed {
-            let stated = facts.as_ref().and_then(|facts| facts.get("sha256")).and_then(Value::as_str);
-            expected.sum = stated.and_then(hex).map(|sum| ("its .json".into(), sum));
+        let json = with(&unpacked_name(path), ".json");
+        let useless = |why: String| FlashError::Beside { path: json.clone(), why };
+        let facts = release.file(&json, MAX_TEXT)?;
+        let facts: Option<Value> = facts
+            .map(|bytes| serde_json::from_slice(&bytes).map_err(|e| useless(format!("it is no JSON: {e}"))))
+            .transpose()?;
+        if expected.sum.is_none()
+            && !packed
+            && let Some(stated) = facts.as_ref().and_then(|facts| facts.get("sha256"))
+        {
+            let sum = stated.as_str().and_then(hex);
+            let sum = sum.ok_or_else(|| useless("its sha256 is none: 64 hex digits".into()))?;
+            expected.sum = Some(("its .json".into(), sum));
         }
         let (bmap, map) = bmap.unzip();
         Ok(Self { path: path.to_owned(), file, packed, size, bmap, map, facts, expected, sum: None })
@@ -268,7 +276,7 @@ impl Stream<'_> {
                 file.read_exact(buffer).map_err(|source| FlashError::Read { path: path.clone(), source })
             }
             From::Packed(unpack, at) => {
-                let broken = |why: io::Error| FlashError::Packed { path: path.clone(), why: why.to_string() };
+                let broken = |why: io::Error| FlashError::Packed { path: path.clone(), why: in_words(&why) };
                 let skipped = io::copy(&mut unpack.take(offset - *at), &mut io::sink()).map_err(broken)?;
                 if *at + skipped != offset {
                     return Err(broken(io::Error::other("it ends early")));
@@ -290,7 +298,7 @@ impl Stream<'_> {
             From::Raw(file) => file,
             From::Packed(mut unpack, at) => {
                 let broken = |why: String| FlashError::Packed { path: image.path.clone(), why };
-                let rest = io::copy(&mut unpack, &mut io::sink()).map_err(|e| broken(e.to_string()))?;
+                let rest = io::copy(&mut unpack, &mut io::sink()).map_err(|e| broken(in_words(&e)))?;
                 if at + rest != image.size {
                     return Err(broken(format!("it holds {} bytes, not {}", at + rest, image.size)));
                 }
@@ -381,7 +389,13 @@ impl<R: Read> Read for Unpack<R> {
 /// How long a packed image is, by unpacking it once.
 fn unpacked_size(path: &Path, file: &File) -> Result<u64, FlashError> {
     io::copy(&mut Unpack::new(Reader { file, at: 0, sha256: None }), &mut io::sink())
-        .map_err(|e| FlashError::Packed { path: path.to_owned(), why: e.to_string() })
+        .map_err(|e| FlashError::Packed { path: path.to_owned(), why: in_words(&e) })
+}
+
+/// What the unpacker has against it; of an end in the middle it has only its own types to show.
+fn in_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    if text.contains("UnexpectedEof") { "it ends too early".into() } else { text }
 }
 
 /// `x.img` of `x.img.zst`.

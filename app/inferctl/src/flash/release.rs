@@ -93,7 +93,12 @@ impl Release {
     /// [`FlashError::Signature`] where a key asks for a signature and there is none.
     pub fn expects(&self, file: &Path) -> Result<Expected, FlashError> {
         let name = file.file_name().unwrap_or_default();
+        let useless = |list: &Path| FlashError::Beside {
+            path: list.to_owned(),
+            why: format!("it has no SHA-256 of {}", name.display()),
+        };
         let listed = self.list.as_ref().and_then(|list| sum_of(list, name));
+        let listed = listed.map(|sum| sum.ok_or_else(|| useless(&file.with_file_name(LIST)))).transpose()?;
         let signature = self.own_signature(file)?;
         if self.key.is_some() && signature.is_none() && !(self.signed && listed.is_some()) {
             let why = if self.signed {
@@ -108,7 +113,8 @@ impl Release {
         if sum.is_none() && own.is_file() {
             let text = read(&own, MAX_TEXT)?;
             let by = own.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            sum = sum_of(&String::from_utf8_lossy(&text), name).map(|sum| (by, sum));
+            let said = sum_of(&String::from_utf8_lossy(&text), name).flatten();
+            sum = Some((by, said.ok_or_else(|| useless(&own))?));
         }
         Ok(Expected { file: file.to_owned(), sum, signature })
     }
@@ -161,11 +167,12 @@ pub fn with(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// The checksum of a file in a list as sha256sum writes it.
-fn sum_of(list: &str, name: &OsStr) -> Option<[u8; 32]> {
+fn sum_of(list: &str, name: &OsStr) -> Option<Option<[u8; 32]>> {
     list.lines().find_map(|line| {
         let (sum, file) = line.split_once(' ')?;
         let file = file.strip_prefix(['*', ' ']).unwrap_or(file);
-        (OsStr::new(file) == name).then(|| hex(sum))?
+        let file = file.strip_prefix("./").unwrap_or(file);
+        (OsStr::new(file) == name).then(|| hex(sum))
     })
 }
 
@@ -188,8 +195,10 @@ mod tests {
     fn checksums_are_found_as_sha256sum_writes_them() {
         let sum = "ab".repeat(32);
         let list = format!("{}  other.img\n{sum} *x y.img\n{sum}  z.img\n", "cd".repeat(32));
-        assert_eq!(sum_of(&list, OsStr::new("x y.img")), Some([0xab; 32]));
-        assert_eq!(sum_of(&list, OsStr::new("z.img")), Some([0xab; 32]));
+        assert_eq!(sum_of(&list, OsStr::new("x y.img")), Some(Some([0xab; 32])));
+        assert_eq!(sum_of(&list, OsStr::new("z.img")), Some(Some([0xab; 32])));
+        assert_eq!(sum_of(&format!("{sum}  ./z.img"), OsStr::new("z.img")), Some(Some([0xab; 32])));
+        assert_eq!(sum_of("abab  z.img", OsStr::new("z.img")), Some(None), "named, and no sum");
         assert_eq!(sum_of(&list, OsStr::new("y.img")), None);
     }
 }

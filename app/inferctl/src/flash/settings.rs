@@ -72,7 +72,16 @@ impl Settings<'_> {
                 ));
             }
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-            keys.extend(lines.map(|line| Value::from(line.to_owned())));
+            for line in lines {
+                // Not shown: who names a wrong file may have named one with secrets.
+                if inferd_provision::file::ssh_key(line).is_none() {
+                    return Err(format!(
+                        "{} holds something else than public keys of SSH: name a .pub, as ssh-keygen makes it",
+                        file.display()
+                    ));
+                }
+                keys.push(Value::from(line.to_owned()));
+            }
         }
         if !self.ssh_keys.is_empty() {
             given.push(("ssh", "authorized_keys", keys.into()));
