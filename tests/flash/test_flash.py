@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import hashlib
 import json
 import lzma
 import os

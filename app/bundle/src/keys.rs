@@ -11,7 +11,6 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 
 /// How a secret key's line begins.
-/// How the text of a secret key begins.
 pub const SECRET: &str = "inferd-secret-key";
 /// How a public key's line begins.
 const PUBLIC: &str = "inferd-public-key";

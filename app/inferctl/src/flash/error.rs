@@ -85,6 +85,7 @@ pub enum FlashError {
     Provision { path: PathBuf, why: String },
 }
 
+/// What to do about a medium that failed. A file of a card's size fails by itself and with its file system.
 fn to_do(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull => "the file system it is on is full: make room there and flash it again",

@@ -166,7 +166,8 @@ pub fn with(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The checksum of a file in a list as sha256sum writes it.
+/// The checksum of a file in a list as sha256sum writes it: `None` where the list does not name it, `Some(None)` where it does and what
+/// stands there is no checksum.
 fn sum_of(list: &str, name: &OsStr) -> Option<Option<[u8; 32]>> {
     list.lines().find_map(|line| {
         let (sum, file) = line.split_once(' ')?;
