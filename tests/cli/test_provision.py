@@ -175,6 +175,13 @@ def test_on_a_laptop_a_card_s_file_is_judged_as_the_device_will(tmp_path, encodi
     ]
 
 
+def test_without_arguments_it_is_no_start_of_a_board(device):
+    # As nobody, who may not get at the program in its place: one that began all the same would set the name of this machine.
+    program = shutil.copy(inferd_program(), device[0])
+    done = subprocess.run([program, "provision"], user=OWNER, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "Usage: inferd provision" in done.stderr, done
+
+
 def test_a_file_that_the_device_would_refuse_is_refused_with_its_lines_and_nothing_is_waited_for(tmp_path):
     file = tmp_path / "inferd.toml.txt"
     file.write_bytes('[device]\r\nhostnme = "x"\r\n[server]\r\ndocs_enabled = "perhaps"\r\n[tls]\r\ncert = "/a"\r\n'.encode("utf-16"))

@@ -90,6 +90,19 @@ def test_what_came_whole_and_is_no_bundle_is_not_asked_for_again(device):
     assert not told.get("retry") and "again" not in told["detail"] and "27 bytes" in told["detail"], told
 
 
+def test_an_upload_that_came_whole_leaves_its_line_though_its_client_has_left(device, office):
+    daemon = device()
+    # On trial for as long as nobody asks anything.
+    data = office.bundle(3, "--shadow-requests", "100000").read_bytes()
+    with Wire(daemon) as wire:
+        put(wire, len(data), headers=[("X-Request-ID", "left-upload")]).send(data)
+        until(lambda: any(v["gate"] == "golden" and v["outcome"] == "pass" for v in slots(daemon)["verdicts"]), "it is on trial")
+    until(lambda: daemon.request("/status").json()["connections"] <= 2, "the client has left")
+    assert ask(daemon, "POST", "/api/v1/rollback", '{"reason":"nobody waits"}').status == 200
+    line = until(lambda: [line for line in daemon.log_text().splitlines() if " audit: " in line and "left-upload" in line], "it left its line")
+    assert "method=PUT" in line[0] and '"/api/v1/bundle"' in line[0], line
+
+
 def test_an_upload_that_was_cut_goes_on_where_it_ended(device, office):
     daemon = device()
     data = office.made[1].read_bytes()

@@ -123,6 +123,15 @@ fn a_secret_key_is_its_owners_alone_and_is_never_overwritten() {
 }
 
 #[test]
+fn a_key_that_does_not_fit_leaves_nothing_in_the_way_of_the_next_try() {
+    let folder = Folder::new("full");
+    let full = format!("trap '' XFSZ; ulimit -f 0; exec {} keygen a.key", env!("CARGO_BIN_EXE_inferctl"));
+    let output = Command::new("sh").args(["-c", &full]).current_dir(&folder.0).output().expect("sh");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    folder.keygen(&["a"]);
+}
+
+#[test]
 fn what_is_written_takes_the_place_of_its_own_kind_only_and_never_that_of_a_secret_key() {
     let folder = Folder::new("places");
     folder.simple_root();
