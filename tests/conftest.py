@@ -21,14 +21,32 @@ os.environ["INFERD_BELOW_TESTS"] = "1"
 RUN_AGAIN = set()
 
 
+def note(file, nodeid):
+    """For scripts/test, which names these files."""
+    if file in os.environ:
+        with open(os.environ[file], "a") as notes:
+            notes.write(f"{nodeid}\n")
+
+
 def pytest_runtest_logreport(report):
-    """Shows what failed and is about to run again, and notes when it passes then: for the last lines of scripts/test."""
+    """Shows what failed and is about to run again, and notes what passes then and what does not."""
     if report.outcome == "rerun":
         RUN_AGAIN.add(report.nodeid)
         print(f"\n--- once more, for it failed: {report.nodeid}\n{report.longreprtext}")
-    elif report.when == "call" and report.passed and report.nodeid in RUN_AGAIN and "UNSTEADY" in os.environ:
-        with open(os.environ["UNSTEADY"], "a") as unsteady:
-            unsteady.write(f"{report.nodeid}\n")
+    elif report.failed:
+        note("FAILED_TWICE", report.nodeid)
+    elif report.when == "call" and report.passed and report.nodeid in RUN_AGAIN:
+        note("UNSTEADY", report.nodeid)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With ONLY_TESTS, a file of their names, no others run."""
+    if "ONLY_TESTS" not in os.environ:
+        return
+    with open(os.environ["ONLY_TESTS"]) as names:
+        chosen = set(names.read().splitlines())
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+    items[:] = [item for item in items if item.nodeid in chosen]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 import hosttools
 import pytest
 from appliance import device, variants
-from helpers import request
+from helpers import request, until
 
 # An emulated board is slow and its pace uneven: what a bundle may cost in time is not what these tests are about.
 EASY = {"probation_seconds": 5, "probation_max_p99_ratio": 1000}
@@ -191,7 +191,8 @@ def test_a_bundle_pushed_with_curl_passes_every_gate_and_replaces_the_model_unde
         status, page = unit.curl(file)
         assert status in (200, 201, 202), page
         assert watch.wait(lambda: watch.has("commit", bundle), 180), watch.verdicts
-    after = served(unit, walk)
+        after = served(unit, walk)
+        until(lambda: after in load.answers, "an answer of the new model under load")
     gates = [verdict["gate"] for verdict in watch.verdicts if verdict["bundle"] == bundle]
     assert [gate for gate in gates if gate in GATES] == GATES, gates
     assert {verdict["outcome"] for verdict in watch.verdicts} == {"pass"}
@@ -425,9 +426,11 @@ def test_a_slow_medium_costs_an_update_time_and_no_request(boot, patient_image, 
         with Load(unit.url, walk, clients=1) as load:
             unit.push(file)
             assert watch.wait(lambda: watch.has("commit", bundle), 240), watch.verdicts
+            after = served(unit, walk)
+            until(lambda: after in load.answers, "an answer of the new model under load")
         at = {verdict["gate"]: verdict["uptime_ms"] for verdict in watch.verdicts}
         assert at["install"] - at["disk"] > 6000, "the medium was not slow"
-        assert not load.failures and load.answers == {unit.factory, served(unit, walk)}
+        assert not load.failures and load.answers == {unit.factory, after}
 
 
 @pytest.mark.parametrize("clock", ["1970-01-01T00:00:00", "2106-02-07T06:28:00"])

@@ -449,7 +449,7 @@ def test_a_trust_document_that_is_none(device):
 
 def test_a_swap_under_load_fails_no_request(device, office):
     daemon = device()
-    stop = threading.Event()
+    stop, seen = threading.Event(), set()
 
     def client():
         versions, failures = [], []
@@ -459,20 +459,22 @@ def test_a_swap_under_load_fails_no_request(device, office):
                 failures.append(answer.body)
             else:
                 versions.append(answer.json()["model_version"])
+                seen.add(versions[-1])
         return versions, failures
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         clients = [pool.submit(client) for _ in range(4)]
         try:
+            until(lambda: "1" in seen, "an answer of the factory's model")
             for n in (1, 2, 3):
                 status, told = curl(daemon, office.made[n])
                 assert status == 200, told
                 committed(daemon, n)
+                until(lambda version=f"1.0.{n}": version in seen, f"an answer of version {n}")
         finally:
             stop.set()
         results = [c.result() for c in clients]
     assert [f for _, failures in results for f in failures] == []
-    seen = {version for versions, _ in results for version in versions}
     assert seen == {"1", "1.0.1", "1.0.2", "1.0.3"}
     for versions, _ in results:
         assert versions == sorted(versions), "nobody sees an older model after a newer one"
